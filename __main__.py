@@ -1,0 +1,5 @@
+"""`python -m tsconvert` is `tsconvert`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The checkpoint: what it is, how it is read and written, and how SwiGLU becomes dReLU."""

@@ -1,0 +1,205 @@
+"""What a model is: its shape and its arithmetic, read from a Hugging Face config.json and checked before anything else."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import TsconvertError
+
+# model_type in config.json -> (family, activation where hidden_act does not say it)
+DENSE_TYPES = {"llama": "llama", "mistral": "mistral", "mixtral": "mixtral"}
+SPARSE_TYPES = {
+    "turbosparse_llama": "llama",
+    "turbosparse_mistral": "mistral",
+    "turbosparse_mixtral": "mixtral",
+    "bamboo": "mistral",  # TurboSparse-Mistral and Bamboo-base as their authors released them
+}
+ACTIVATIONS = ("swiglu", "drelu", "reglu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The shape and the arithmetic of a model, whatever file it is in."""
+
+    family: str
+    """`llama`, `mistral` or `mixtral`."""
+    activation: str
+    """The FFN's: `swiglu` silu(gate)*up, `drelu` relu(gate)*relu(up), `reglu` relu(gate)*up."""
+    layers: int
+    width: int
+    """D, the model width."""
+    neurons: int
+    """F, the neurons of one FFN (of one expert)."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    """Rows of the embedding; may be more than the tokenizer has tokens."""
+    context: int
+    """Tokens."""
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None = None
+    """The config's rope parameters where they are not the default ones."""
+    sliding_window: int | None = None
+    """Tokens, or None for full attention."""
+    tied: bool = False
+    """The output head is the embedding."""
+    experts: int = 0
+    """E, 0 for a dense FFN."""
+    experts_per_token: int = 0
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise TsconvertError(f"activation is {self.activation!r}: it must be one of {', '.join(ACTIVATIONS)}")
+        for name in ("layers", "width", "neurons", "heads", "kv_heads", "head_dim", "vocab", "context"):
+            if not getattr(self, name) >= 1:
+                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.heads % self.kv_heads:
+            raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
+
+    @property
+    def sparse(self) -> bool:
+        """The FFN's activations are exactly zero for most neurons."""
+        return self.activation != "swiglu"
+
+    @property
+    def ffns(self) -> int:
+        """FFNs in one layer: the experts, or one."""
+        return max(1, self.experts)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole model, predictors not counted."""
+        attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        ffn = 3 * self.width * self.neurons * self.ffns + self.width * self.experts
+        head = self.vocab * self.width * (1 if self.tied else 2)
+        return self.layers * (attention + ffn + 2 * self.width) + head + self.width
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a checkpoint folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise TsconvertError(f"{folder}: no config.json; give a Hugging Face checkpoint folder or a hub id")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
+    if not isinstance(config, dict):
+        raise TsconvertError(f"{path}: not a JSON object; download it again")
+    return config
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec of the checkpoint in ``folder``.
+
+    Raises:
+        TsconvertError: config.json is missing, is no Llama, Mistral or Mixtral, or asks for arithmetic that the
+            conversion does not cover; the message names the field and its value.
+    """
+    return spec_of(read_config(folder), folder / "config.json")
+
+
+def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
+    """The spec that a config.json's content describes. ``where`` is named in errors."""
+    family = _family(config, where)
+    activation = _activation(config, where)
+    _refuse(config, where)
+    width, heads = _whole(config, where, "hidden_size"), _whole(config, where, "num_attention_heads")
+    rope_theta, rope_scaling = _rope(config, where)
+    moe = family == "mixtral"
+    try:
+        return ModelSpec(
+            family=family,
+            activation=activation,
+            layers=_whole(config, where, "num_hidden_layers"),
+            width=width,
+            neurons=_whole(config, where, "intermediate_size"),
+            heads=heads,
+            kv_heads=_whole(config, where, "num_key_value_heads", heads),
+            head_dim=_whole(config, where, "head_dim", width // heads),
+            vocab=_whole(config, where, "vocab_size"),
+            context=_whole(config, where, "max_position_embeddings", 2048),
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            sliding_window=_window(config, family),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            experts=_whole(config, where, "num_local_experts", 8) if moe else 0,
+            experts_per_token=_whole(config, where, "num_experts_per_tok", 2) if moe else 0,
+            bos=_token(config.get("bos_token_id")),
+            eos=_tokens(config.get("eos_token_id")),
+        )
+    except TsconvertError as error:
+        raise TsconvertError(f"{where}: {error}") from None
+
+
+def _family(config: Mapping[str, Any], where: Path) -> str:
+    kind = config.get("model_type")
+    known = DENSE_TYPES | SPARSE_TYPES
+    if kind not in known:
+        names = ", ".join(known)
+        raise TsconvertError(f"{where}: model_type is {kind!r}; tsconvert converts {names}, so choose one of those")
+    return known[kind]
+
+
+def _activation(config: Mapping[str, Any], where: Path) -> str:
+    if config["model_type"] in SPARSE_TYPES:
+        return str(config.get("ffn_activation", "drelu"))
+    act = config.get("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise TsconvertError(
+            f"{where}: hidden_act is {act!r}; tsconvert replaces SwiGLU, so the model must have hidden_act 'silu'"
+        )
+    return "swiglu"
+
+
+def _refuse(config: Mapping[str, Any], where: Path) -> None:
+    for field in ("attention_bias", "mlp_bias"):
+        if config.get(field):
+            raise TsconvertError(f"{where}: {field} is true; tsconvert covers models without biases")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        raise TsconvertError(f"{where}: the weights are quantized ({method}); convert the unquantized checkpoint")
+
+
+def _rope(config: Mapping[str, Any], where: Path) -> tuple[float, Mapping[str, Any] | None]:
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        raise TsconvertError(f"{where}: rope_parameters is no object; download the file again")
+    theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return float(theta), None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise TsconvertError(f"{where}: rope_type is {kind!r}; tsconvert covers default, linear, llama3 and yarn")
+    return float(theta), {**parameters, "rope_type": kind}
+
+
+def _window(config: Mapping[str, Any], family: str) -> int | None:
+    window = config.get("sliding_window")
+    return int(window) if window and family != "llama" else None
+
+
+def _whole(config: Mapping[str, Any], where: Path, field: str, default: int | None = None) -> int:
+    value = config.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TsconvertError(f"{where}: {field} is {value!r}; it must be a whole number of at least 1")
+    return value
+
+
+def _token(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _tokens(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(token for token in values if isinstance(token, int))

@@ -1,0 +1,184 @@
+"""Writing: one file or one checkpoint folder at a time, never half of one under its final name.
+
+A checkpoint's header is known before its weights are, so shards are laid out first and tensors written where they
+belong, in any order and from any layer; that is what lets a sweep resume.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import DTYPE_BYTES, INDEX, TensorInfo
+from .errors import TsconvertError
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that gets its name only when it is whole: `NAME.partial`, fsync, rename."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """``content`` as an indented JSON file, whole or not at all."""
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def refuse_existing(out: Path) -> None:
+    """Outputs are never overwritten: what is there may have cost days."""
+    if out.exists():
+        raise TsconvertError(f"{out}: exists already; choose another --out or remove it first")
+
+
+def check_disk(out: Path, need_bytes: int) -> None:
+    """Stop before work starts when the disk that holds ``out`` lacks the room."""
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise TsconvertError(f"{out}: needs {need_bytes:,} bytes and {folder} has {free:,} free; make room or choose another --out")
+
+
+@contextmanager
+def atomic_folder(out: Path, *, resume: bool = False) -> Iterator[Path]:
+    """A folder that gets its name only when all in it is written.
+
+    Yields:
+        `OUT.partial`, emptied unless ``resume``. It stays after an error, for `--resume`.
+    """
+    refuse_existing(out)
+    partial = out.with_name(out.name + PARTIAL)
+    if partial.exists() and not resume:
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    for path in partial.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    partial.rename(out)
+    _sync_folder(out.parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTensor:
+    """A tensor that a checkpoint is going to hold."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * DTYPE_BYTES[self.dtype]
+
+
+class CheckpointWriter:
+    """Safetensors shards of a plan, laid out at once and filled in any order.
+
+    Args:
+        folder: where they go; an `atomic_folder`'s partial one.
+        plan: every tensor, in the order of the files.
+        max_shard_bytes: a shard is closed before it would grow past this; one tensor may be larger.
+
+    Example:
+        >>> writer = CheckpointWriter(folder, [PlannedTensor(name="w", dtype="F32", shape=(2,))])
+        >>> writer.write("w", np.zeros(2, np.float32).view(np.uint8))
+        >>> writer.close()
+    """
+
+    def __init__(self, folder: Path, plan: Sequence[PlannedTensor], max_shard_bytes: int = 5_000_000_000) -> None:
+        self.folder = folder
+        self._slots: dict[str, TensorInfo] = {}
+        self._open: dict[Path, BinaryIO] = {}
+        shards = _split(plan, max_shard_bytes)
+        for i, shard in enumerate(shards):
+            name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+            self._lay_out(folder / name, shard)
+        if len(shards) > 1:
+            weight_map = {name: slot.file.name for name, slot in self._slots.items()}
+            total = sum(tensor.size_bytes for tensor in plan)
+            write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def write(self, name: str, raw: npt.NDArray[np.uint8]) -> None:
+        """Put the tensor's bytes in their place."""
+        slot = self._slots[name]
+        if raw.nbytes != slot.size_bytes:
+            raise ValueError(f"{name}: {raw.nbytes} bytes for a slot of {slot.size_bytes}")
+        stream = self._open[slot.file]
+        stream.seek(slot.start)
+        stream.write(memoryview(raw).cast("B"))
+
+    def flush(self) -> None:
+        """All that was written so far is on the disk when this returns."""
+        for stream in self._open.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def close(self) -> None:
+        """Flush and close the shards."""
+        self.flush()
+        for stream in self._open.values():
+            stream.close()
+
+    def _lay_out(self, file: Path, shard: Sequence[PlannedTensor]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for tensor in shard:
+            end = offset + tensor.size_bytes
+            header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        base = 8 + len(text)
+        for tensor in shard:
+            start = header[tensor.name]["data_offsets"][0]
+            slot = TensorInfo(tensor.name, file, tensor.dtype, tensor.shape, base + start, tensor.size_bytes)
+            self._slots[tensor.name] = slot
+        stream = file.open("r+b" if file.exists() else "w+b")
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(base + offset)
+        self._open[file] = stream
+
+
+def plan_like(infos: Sequence[TensorInfo], dtype: str | None = None) -> list[PlannedTensor]:
+    """The plan that holds the same tensors, in ``dtype`` if given."""
+    plan = [PlannedTensor(name=info.name, dtype=info.dtype, shape=info.shape) for info in infos]
+    return [replace(tensor, dtype=dtype) for tensor in plan] if dtype else plan
+
+
+def _split(plan: Sequence[PlannedTensor], max_shard_bytes: int) -> list[list[PlannedTensor]]:
+    shards: list[list[PlannedTensor]] = [[]]
+    size = 0
+    for tensor in plan:
+        if shards[-1] and size + tensor.size_bytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.size_bytes
+    return shards
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

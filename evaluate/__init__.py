@@ -1,0 +1,1 @@
+"""Knowing what a conversion did: perplexity, checks, reports, and the demo."""

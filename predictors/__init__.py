@@ -1,0 +1,1 @@
+"""What fires in a sparse model, and small networks that foresee it."""

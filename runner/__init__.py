@@ -1,0 +1,1 @@
+"""The sparse engine: GGUF files run on the CPU, dense, exact or predicted."""
