@@ -1,0 +1,207 @@
+"""Text for calibration and recovery: files, folders and data sets, as packed rows of tokens in a fixed, seeded order."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import TsconvertError
+
+_PIECE_BYTES = 16_384
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One `--data` argument."""
+
+    path: str
+    """A text, .jsonl or .parquet file, a folder of them, or the name of a `datasets` data set."""
+    weight: float = 1.0
+    """Its share of the tokens, relative to the other sources'."""
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a checkpoint folder; no code of the folder's is run.
+
+    Raises:
+        TsconvertError: there is none, or it cannot be read.
+    """
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    if (folder / "tokenizer.json").is_file():
+        kind = PreTrainedTokenizerFast
+    elif (folder / "tokenizer.model").is_file():
+        kind = LlamaTokenizer
+    else:
+        raise TsconvertError(f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there")
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise TsconvertError(f"{folder}: the tokenizer cannot be read ({error}); copy the model's own there") from error
+    tokenizer.model_max_length = 10**30  # rows are cut to the context later: no warning about long texts
+    return tokenizer
+
+
+def parse_source(argument: str) -> Source:
+    """`web.txt=0.75` as a Source.
+
+    Raises:
+        TsconvertError: the weight is no positive number.
+    """
+    path, equals, weight = argument.rpartition("=")
+    if not equals:
+        return Source(path=argument)
+    try:
+        share = float(weight)
+    except ValueError:
+        return Source(path=argument)
+    if not 0 < share < float("inf"):
+        raise TsconvertError(f"--data {argument}: the weight must be a number above 0")
+    return Source(path=path, weight=share)
+
+
+def token_rows(
+    tokenizer: Any, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """``tokens`` tokens drawn from the sources by weight, packed into rows of ``context``.
+
+    Text files are cut into pieces of about 16 KB at line or word ends; pieces and records are drawn in a seeded random
+    order, so that a few tokens of a large corpus are still spread over all of it.
+
+    Args:
+        tokenizer: a transformers tokenizer; its own special tokens begin each piece.
+
+    Returns:
+        [N, context], N at least 1.
+
+    Raises:
+        TsconvertError: a source is missing, unreadable, or has too little text.
+    """
+    rng = random.Random(seed)  # noqa: S311
+    total_weight = sum(source.weight for source in sources)
+    rows: list[npt.NDArray[np.int64]] = []
+    for source in sources:
+        share = max(context, round(tokens * source.weight / total_weight))
+        rows.append(_source_rows(tokenizer, source, share, context, rng))
+    packed = np.concatenate(rows)
+    return packed[np.random.default_rng(seed).permutation(len(packed))]
+
+
+def ordered_rows(tokenizer: Any, path: str, *, tokens: int | None, context: int) -> npt.NDArray[np.int64]:
+    """The text at ``path`` from its beginning, in order, as rows [N, context]: for perplexity."""
+    stream: list[int] = []
+    for text in _texts(Source(path=path), None):
+        stream += tokenizer(text).input_ids
+        if tokens is not None and len(stream) >= tokens:
+            break
+    count = min(len(stream), tokens or len(stream)) // context
+    if not count:
+        raise TsconvertError(f"{path}: {len(stream)} tokens, which is not one row of {context}; give more text")
+    return np.asarray(stream[: count * context], np.int64).reshape(count, context)
+
+
+def _source_rows(
+    tokenizer: Any, source: Source, tokens: int, context: int, rng: random.Random
+) -> npt.NDArray[np.int64]:
+    stream: list[int] = []
+    need = -(-tokens // context) * context
+    for text in _texts(source, rng):
+        stream += tokenizer(text).input_ids
+        if len(stream) >= need:
+            break
+    if len(stream) < context:
+        raise TsconvertError(f"--data {source.path}: {len(stream)} tokens, which is not one row of {context}; give more text")
+    usable = min(len(stream), need) // context * context
+    return np.asarray(stream[:usable], np.int64).reshape(-1, context)
+
+
+def _texts(source: Source, rng: random.Random | None) -> Iterator[str]:
+    """The source's pieces of text, shuffled by ``rng``, in their own order without."""
+    path = Path(source.path)
+    if not path.exists():
+        yield from _dataset_texts(source.path)
+        return
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    pieces = [piece for file in files for piece in _pieces(file, whole=rng is None)]
+    if rng is not None:
+        rng.shuffle(pieces)
+    for file, start, end in pieces:
+        yield _read_piece(file, start, end)
+
+
+def _pieces(file: Path, *, whole: bool) -> list[tuple[Path, int, int]]:
+    """Byte ranges of a file that are texts of their own."""
+    size = file.stat().st_size
+    if file.suffix == ".parquet":
+        return [(file, row, row + 1) for row in range(_parquet(file).num_row_groups)]
+    if file.suffix == ".jsonl":
+        return _line_ranges(file)
+    if file.suffix not in TEXT_SUFFIXES or not size:
+        return []
+    if whole:
+        return [(file, 0, size)]
+    return [(file, start, min(start + _PIECE_BYTES, size)) for start in range(0, size, _PIECE_BYTES)]
+
+
+def _line_ranges(file: Path) -> list[tuple[Path, int, int]]:
+    ranges, start = [], 0
+    with file.open("rb") as stream:
+        for line in stream:
+            if line.strip():
+                ranges.append((file, start, start + len(line)))
+            start += len(line)
+    return ranges
+
+
+def _read_piece(file: Path, start: int, end: int) -> str:
+    if file.suffix == ".parquet":
+        return "\n".join(map(str, _parquet(file).read_row_group(start, columns=["text"])["text"].to_pylist()))
+    with file.open("rb") as stream:
+        stream.seek(max(0, start - 1))
+        raw = stream.read(end - max(0, start - 1))
+    if file.suffix == ".jsonl":
+        return _record_text(file, raw[1 if start else 0 :])
+    if start:  # begin after the first space or line end, where the piece before stopped
+        cut = next((i for i, byte in enumerate(raw) if byte in b" \n"), 0)
+        raw = raw[cut + 1 :]
+    try:
+        return raw.decode("utf-8", "ignore" if start or end < file.stat().st_size else "strict")
+    except UnicodeDecodeError as error:
+        raise TsconvertError(f"{file}: not UTF-8 text (byte {error.start}); give text, .jsonl or .parquet") from None
+
+
+def _record_text(file: Path, raw: bytes) -> str:
+    try:
+        record = json.loads(raw)
+        return str(record["text"])
+    except (ValueError, KeyError, TypeError):
+        raise TsconvertError(f"{file}: a line is no JSON object with a field 'text'; fix it or leave the file out") from None
+
+
+def _parquet(file: Path) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise TsconvertError(f"{file}: reading parquet needs pyarrow; pip install 'tsconvert[data]'") from None
+    return pyarrow.parquet.ParquetFile(file)
+
+
+def _dataset_texts(name: str) -> Iterator[str]:
+    try:
+        import datasets
+    except ImportError:
+        raise TsconvertError(
+            f"--data {name}: no such file or folder (a data set of the hub needs: pip install 'tsconvert[data]')"
+        ) from None
+    try:
+        records = datasets.load_dataset(name, split="train", streaming=True)
+    except Exception as error:
+        raise TsconvertError(f"--data {name}: no such file or folder, nor a data set ({type(error).__name__})") from error
+    for record in records:
+        yield str(record["text"])

@@ -1,0 +1,79 @@
+"""SwiGLU becomes dReLU: the configuration that says so, and the sign alignment that makes it a better start."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint
+from .writer import write_json
+
+_CLASSES = {"llama": "TurboSparseLlama", "mistral": "TurboSparseMistral", "mixtral": "TurboSparseMixtral"}
+_MODELING = "modeling_turbosparse"
+# What makes a checkpoint usable beside its weights: tokenizer, chat template, generation defaults.
+_COMPANIONS = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tekken.json",
+)  # fmt: skip
+
+
+def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = None) -> dict[str, Any]:
+    """The config.json of the sparse model that ``checkpoint`` becomes."""
+    config = copy.deepcopy(checkpoint.config)
+    name = _CLASSES[checkpoint.spec.family]
+    config |= {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": f"turbosparse_{checkpoint.spec.family}",
+        "auto_map": {
+            "AutoConfig": f"{_MODELING}.{name}Config",
+            "AutoModelForCausalLM": f"{_MODELING}.{name}ForCausalLM",
+        },
+        "ffn_activation": activation,
+        "hidden_act": "relu",
+    }
+    if dtype:
+        config.pop("torch_dtype", None)
+        config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
+    return config
+
+
+def write_companions(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> None:
+    """Everything of the sparse checkpoint but its weights: config, modelling code, tokenizer."""
+    write_json(folder / "config.json", config)
+    shutil.copyfile(Path(__file__).with_name(f"{_MODELING}.py"), folder / f"{_MODELING}.py")
+    for name in _COMPANIONS:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+
+
+@torch.no_grad()
+def alignment_signs(
+    x_TD: torch.Tensor, gate_FD: torch.Tensor, up_FD: torch.Tensor, block_tokens: int = 4096
+) -> tuple[torch.Tensor, float, float]:
+    """The sign of each neuron that keeps the larger part of its SwiGLU energy under dReLU.
+
+    SwiGLU does not change when row j of up and column j of down are both negated; dReLU does, because it keeps only
+    u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0.
+
+    Args:
+        x_TD: the FFN's inputs, after the norm.
+        gate_FD, up_FD: its weights.
+
+    Returns:
+        signs [F] of +1 or -1 in the weights' dtype; the share of the energy on u > 0 before; the same after.
+    """
+    positive_F = torch.zeros(gate_FD.shape[0], dtype=torch.float64)
+    total_F = torch.zeros_like(positive_F)
+    for block_TD in x_TD.split(block_tokens):
+        gate_TF = torch.nn.functional.linear(block_TD, gate_FD)
+        up_TF = torch.nn.functional.linear(block_TD, up_FD)
+        energy_TF = (torch.nn.functional.silu(gate_TF) * up_TF).square() * (gate_TF > 0)
+        total_F += energy_TF.sum(0).double().cpu()
+        positive_F += (energy_TF * (up_TF > 0)).sum(0).double().cpu()
+    flip_F = positive_F * 2 < total_F
+    whole = max(float(total_F.sum()), 1e-300)
+    kept_F = torch.where(flip_F, total_F - positive_F, positive_F)
+    signs_F = torch.where(flip_F, -1.0, 1.0).to(up_FD)
+    return signs_F, float(positive_F.sum()) / whole, float(kept_F.sum()) / whole

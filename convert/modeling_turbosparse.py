@@ -1,0 +1,141 @@
+"""Llama, Mistral and Mixtral with a sparse FFN: dReLU, relu(gate) * relu(up), or ReGLU, relu(gate) * up.
+
+TurboSparse (arXiv 2406.05955). This file is saved with every converted checkpoint and stands alone, so that
+``AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`` needs transformers and nothing else.
+"""
+
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+
+# Shape suffixes: T tokens, D model width, F neurons, E experts, K experts per token.
+
+
+class TurboSparseLlamaConfig(LlamaConfig):
+    """Llama with a sparse FFN."""
+
+    model_type = "turbosparse_llama"
+    ffn_activation: str = "drelu"
+
+
+class TurboSparseMistralConfig(MistralConfig):
+    """Mistral with a sparse FFN."""
+
+    model_type = "turbosparse_mistral"
+    ffn_activation: str = "drelu"
+
+
+class TurboSparseMixtralConfig(MixtralConfig):
+    """Mixtral with sparse experts."""
+
+    model_type = "turbosparse_mixtral"
+    ffn_activation: str = "drelu"
+
+
+def activate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str) -> torch.Tensor:
+    """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up."""
+    if activation == "drelu":
+        return nn.functional.relu(gate_TF) * nn.functional.relu(up_TF)
+    return nn.functional.relu(gate_TF) * up_TF
+
+
+class SparseFFN(nn.Module):
+    """down(activate(gate(x), up(x))), without biases."""
+
+    def __init__(self, width: int, neurons: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_proj = nn.Linear(width, neurons, bias=False)
+        self.up_proj = nn.Linear(width, neurons, bias=False)
+        self.down_proj = nn.Linear(neurons, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [..., D]."""
+        return self.down_proj(activate(self.gate_proj(x), self.up_proj(x), self.activation))
+
+
+class SparseExperts(nn.Module):
+    """Mixtral's experts with the sparse activation; parameters as transformers' MixtralExperts holds them."""
+
+    def __init__(self, experts: int, width: int, neurons: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * neurons, width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, neurons))
+
+    def forward(self, x_TD: torch.Tensor, choice_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
+        """The weighted sum [T, D] of what the chosen experts make of ``x_TD``."""
+        out_TD = torch.zeros_like(x_TD)
+        for expert in choice_TK.unique().tolist():
+            token, slot = torch.where(choice_TK == expert)
+            gate_TF, up_TF = nn.functional.linear(x_TD[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            y_TD = nn.functional.linear(activate(gate_TF, up_TF, self.activation), self.down_proj[expert])
+            y_TD = y_TD * weight_TK[token, slot, None]
+            out_TD = out_TD.index_add(0, token, y_TD.to(out_TD.dtype))
+        return out_TD
+
+
+def sparsify(layer: nn.Module, config: LlamaConfig | MistralConfig | MixtralConfig) -> None:
+    """Put the sparse FFN in the place of a transformers decoder layer's own."""
+    width, neurons, activation = config.hidden_size, config.intermediate_size, config.ffn_activation
+    if hasattr(layer.mlp, "experts"):
+        layer.mlp.experts = SparseExperts(config.num_local_experts, width, neurons, activation)
+    else:
+        layer.mlp = SparseFFN(width, neurons, activation)
+
+
+class TurboSparseLlamaForCausalLM(LlamaForCausalLM):
+    """Llama with a sparse FFN and a language-modelling head."""
+
+    config_class = TurboSparseLlamaConfig
+
+    def __init__(self, config: TurboSparseLlamaConfig) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            sparsify(layer, config)
+        self.post_init()
+
+
+class TurboSparseMistralForCausalLM(MistralForCausalLM):
+    """Mistral with a sparse FFN and a language-modelling head."""
+
+    config_class = TurboSparseMistralConfig
+
+    def __init__(self, config: TurboSparseMistralConfig) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            sparsify(layer, config)
+        self.post_init()
+
+
+class TurboSparseMixtralForCausalLM(MixtralForCausalLM):
+    """Mixtral with sparse experts and a language-modelling head."""
+
+    config_class = TurboSparseMixtralConfig
+
+    def __init__(self, config: TurboSparseMixtralConfig) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            sparsify(layer, config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SparseExperts):
+            for weight in (module.gate_up_proj, module.down_proj):
+                nn.init.normal_(weight, std=self.config.initializer_range)
+
+
+# On disk Mixtral keeps one tensor per expert and matrix; transformers fuses them while loading.
+register_checkpoint_conversion_mapping(
+    TurboSparseMixtralConfig.model_type, get_checkpoint_conversion_mapping("mixtral"), overwrite=True
+)

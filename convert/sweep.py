@@ -1,0 +1,136 @@
+"""The layer sweep: all calibration tokens through the model, one decoder layer at a time.
+
+Memory is one layer's weights plus the hidden states, whatever the model's size. Who wants to see activations is a
+visitor; local recovery drives two streams of its own.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from .checkpoint import Checkpoint
+from .layers import Layer, Stack, read_tensor
+from .names import Place
+from .progress import progress
+
+BATCH_TOKENS = 8192
+_IN_MEMORY_BYTES = 2**31
+
+
+class Stream:
+    """The hidden states of all calibration tokens, on their way through one model.
+
+    Args:
+        checkpoint: the model.
+        rows_NS: token ids.
+        device: where layers compute; the hidden states stay in memory, or in a mapped temporary file above 2 GiB.
+        activation: the FFN's, where it is to differ from the checkpoint's.
+        scratch: folder for that temporary file.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        rows_NS: torch.Tensor,
+        device: str | torch.device = "cpu",
+        *,
+        activation: str | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        self.checkpoint, self.rows_NS, self.device = checkpoint, rows_NS, torch.device(device)
+        self.stack = Stack(checkpoint, self.device, activation)
+        self.hidden_NSD = _hidden_buffer((*rows_NS.shape, checkpoint.spec.width), scratch)
+        for part in self.batches():
+            self.hidden_NSD[part] = self.stack.embed(rows_NS[part])
+
+    @property
+    def context(self) -> int:
+        """Tokens a sequence."""
+        return int(self.rows_NS.shape[1])
+
+    def batches(self) -> Iterator[slice]:
+        """Slices over sequences of about BATCH_TOKENS tokens."""
+        step = max(1, BATCH_TOKENS // self.context)
+        for start in range(0, self.rows_NS.shape[0], step):
+            yield slice(start, start + step)
+
+    def layer(self, index: int) -> Layer:
+        """Layer ``index`` with its weights."""
+        return self.stack.build(index, self.context)
+
+    @torch.no_grad()
+    def attend(self, layer: Layer, context_NSC: torch.Tensor | None = None) -> None:
+        """Push the hidden states through the attention half.
+
+        Args:
+            context_NSC: filled with what the output projection was given, if wanted.
+        """
+        for part in self.batches():
+            residual_NSD, kept_NSC = layer.attend(self.hidden_NSD[part].to(self.device))
+            self.hidden_NSD[part] = residual_NSD.cpu()
+            if context_NSC is not None:
+                context_NSC[part] = kept_NSC.cpu()
+
+    @torch.no_grad()
+    def inputs(self, layer: Layer) -> Iterator[torch.Tensor]:
+        """After `attend`: the FFN's normed inputs, batch by batch, each [T, D]."""
+        for part in self.batches():
+            yield layer.norm(self.hidden_NSD[part].to(self.device)).flatten(0, 1)
+
+    @torch.no_grad()
+    def feed_forward(self, layer: Layer) -> None:
+        """Push the hidden states through the FFN half."""
+        for part in self.batches():
+            residual_NSD = self.hidden_NSD[part].to(self.device)
+            out_TD = layer.ffn(layer.norm(residual_NSD).flatten(0, 1))
+            self.hidden_NSD[part] = (residual_NSD + out_TD.view_as(residual_NSD)).cpu()
+
+    @torch.no_grad()
+    def cross_entropy(self, sequences: slice) -> float:
+        """After the last layer: mean next-token loss, in nats, over ``sequences``."""
+        checkpoint = self.checkpoint
+        norm_D = read_tensor(checkpoint, Place("output_norm"))
+        head_VD = read_tensor(checkpoint, Place("token_embd" if checkpoint.spec.tied else "output"))
+        total, count = 0.0, 0
+        for hidden_SD, row_S in zip(self.hidden_NSD[sequences], self.rows_NS[sequences], strict=True):
+            x_SD = torch.nn.functional.rms_norm(hidden_SD, norm_D.shape, norm_D, checkpoint.spec.norm_eps)
+            logits_SV = x_SD[:-1] @ head_VD.T
+            total += float(torch.nn.functional.cross_entropy(logits_SV, row_S[1:], reduction="sum"))
+            count += len(row_S) - 1
+        return total / count
+
+
+class Visitor(Protocol):
+    """What looks at a model's activations during a sweep."""
+
+    def visit(self, layer: Layer, stream: Stream) -> str:
+        """Called with the stream between the two halves of ``layer``: `stream.inputs(layer)` gives the FFN's inputs.
+
+        Returns:
+            A few words for the progress line.
+        """
+
+
+def sweep(checkpoint: Checkpoint, rows_NS: torch.Tensor, visitors: Sequence[Visitor], device: str = "cpu") -> Stream:
+    """Push ``rows_NS`` through every layer of ``checkpoint`` and let each visitor look at each layer."""
+    stream = Stream(checkpoint, rows_NS, device)
+    with progress("layers", checkpoint.spec.layers) as step:
+        for index in range(checkpoint.spec.layers):
+            layer = stream.layer(index)
+            stream.attend(layer)
+            said = [visitor.visit(layer, stream) for visitor in visitors]
+            stream.feed_forward(layer)
+            step(", ".join(words for words in said if words))
+    return stream
+
+
+def _hidden_buffer(shape: tuple[int, ...], scratch: Path | None) -> torch.Tensor:
+    size_bytes = int(np.prod(shape, dtype=np.int64)) * 4
+    if size_bytes <= _IN_MEMORY_BYTES:
+        return torch.empty(shape)
+    with tempfile.NamedTemporaryFile(dir=scratch, prefix="tsconvert-hidden-") as file:
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
