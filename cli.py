@@ -11,6 +11,23 @@ import click
 from . import __version__
 from .convert.errors import TsconvertError
 
+
+class Count(click.ParamType):
+    """A number with an optional K, M, G or B."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; what is none is a usage error."""
+        from .convert.units import parse_count
+
+        try:
+            return value if isinstance(value, int) else parse_count(value)
+        except TsconvertError as error:
+            self.fail(str(error), param, ctx)
+
+
+COUNT = Count()
 OUT_FOLDER = click.Path(file_okay=False, path_type=Path)
 OUT_FILE = click.Path(dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
@@ -19,7 +36,8 @@ PATH = click.Path(path_type=Path)
 class Chain(click.Group):
     """Commands in the order of the chain, errors as one sentence, and the exit codes that scripts count on."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Not sorted: the chain has an order."""
         return list(self.commands)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +71,9 @@ class Chain(click.Group):
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every command has."""
     command = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else.")(
+        command
+    )
 
 
 def emit(result: Any, as_json: bool) -> None:
@@ -75,6 +95,64 @@ def main() -> None:
     MODEL is a Hugging Face folder, a hub id, or an embedded model: tiny-mistral, tiny-mixtral.
     `tsconvert demo` runs the whole chain.
     """
+
+
+@main.command()
+@click.argument("model")
+@click.option("--out", type=OUT_FOLDER, required=True, help="Folder of the sparse checkpoint; must not exist.")
+@click.option("--activation", type=click.Choice(["drelu", "reglu"]), default="drelu", show_default=True)
+@click.option(
+    "--recover",
+    type=click.Choice(["none", "local", "full"]),
+    default="local",
+    show_default=True,
+    help="local: train each layer towards the dense one.",
+)
+@click.option("--data", multiple=True, help="Text, .jsonl, .parquet, a folder, or a data set; =WEIGHT. Repeatable.")
+@click.option("--tokens", type=COUNT, default="64K", show_default=True, help="Calibration tokens.")
+@click.option("--context", type=COUNT, default=512, show_default=True, help="Tokens a sequence.")
+@click.option("--steps", type=COUNT, default=150, show_default=True, help="Training steps a layer.")
+@click.option("--batch-tokens", type=COUNT, default=2048, show_default=True, help="Tokens a step.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option(
+    "--attention/--no-attention", default=True, show_default=True, help="Train the attention's output as well."
+)
+@click.option("--target-sparsity", type=float, help="Share of neurons to be silent, such as 0.9.")
+@click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
+@click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
+@click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Of the output; default: as it is.")
+@click.option("--max-shard-size", type=COUNT, default="5G", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run into the same --out.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+@common
+def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_shard_size: int, **options: Any) -> None:
+    """Replace SwiGLU by dReLU, relu(gate) * relu(up), and recover the model.
+
+    With --recover none --no-align the weights are copied as they are and no text is needed.
+    """
+    if recover == "full":
+        raise TsconvertError(
+            "--recover full is not built yet: this version lacks the continual training stage; use local"
+        )
+    from .convert.corpora import parse_source
+    from .convert.recovery import LocalRecovery
+    from .convert.relufy import RelufyConfig
+    from .convert.relufy import relufy as run_relufy
+
+    training = LocalRecovery(
+        steps=options.pop("steps"),
+        batch_tokens=options.pop("batch_tokens"),
+        learning_rate=options.pop("learning_rate"),
+        train_attention=options.pop("attention"),
+        target_sparsity=options.pop("target_sparsity"),
+    )
+    sources = tuple(parse_source(argument) for argument in data)
+    config = RelufyConfig(
+        model=model, recover=recover, data=sources, training=training, max_shard_bytes=max_shard_size, **options
+    )
+    emit(run_relufy(config), as_json)
 
 
 def _missing(name: str, stage: str, help_text: str) -> None:

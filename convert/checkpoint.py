@@ -117,7 +117,8 @@ class Checkpoint:
         for place in names.model_places(self.spec):
             if place not in found:
                 raise TsconvertError(
-                    f"{self.folder}: tensor {names.hf_name(place)} is missing; the checkpoint is incomplete, download it again"
+                    f"{self.folder}: tensor {names.hf_name(place)} is missing; the checkpoint is incomplete,"
+                    " download it again"
                 )
             self._check(found[place], names.shape_of(self.spec, place))
         if unknown:
@@ -132,8 +133,8 @@ class Checkpoint:
     def _check(self, info: TensorInfo, shape: tuple[int, ...]) -> None:
         if info.shape != shape:
             raise TsconvertError(
-                f"{info.file}: tensor {info.name} has shape {list(info.shape)} where config.json makes it {list(shape)};"
-                " config and weights belong to different models"
+                f"{info.file}: tensor {info.name} has shape {list(info.shape)} where config.json makes it"
+                f" {list(shape)}; config and weights belong to different models"
             )
 
 
@@ -159,13 +160,19 @@ def find_model(model: str | Path) -> Path:
         raise TsconvertError(f"{model}: a file; give the folder that holds config.json")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
         embedded = ", ".join(models.NAMES)
-        raise TsconvertError(f"{model}: no such folder; give a checkpoint folder, a hub id (name/model) or one of {embedded}")
+        raise TsconvertError(
+            f"{model}: no such folder; give a checkpoint folder, a hub id (name/model) or one of {embedded}"
+        )
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        return Path(
+            huggingface_hub.snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.model"])
+        )
     except Exception as error:
-        raise TsconvertError(f"{model}: no such folder, and the hub gave no such model ({type(error).__name__})") from error
+        raise TsconvertError(
+            f"{model}: no such folder, and the hub gave no such model ({type(error).__name__})"
+        ) from error
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -175,7 +182,9 @@ def shard_files(folder: Path) -> list[Path]:
     if not index.is_file():
         if single.is_file():
             return [single]
-        raise TsconvertError(f"{folder}: no model.safetensors and no {INDEX}; convert .bin weights to safetensors first")
+        raise TsconvertError(
+            f"{folder}: no model.safetensors and no {INDEX}; convert .bin weights to safetensors first"
+        )
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -207,7 +216,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     for info in infos.values():
         if info.start + info.size_bytes > size:
             missing = info.start + info.size_bytes - size
-            raise TsconvertError(f"{file}: cut off, tensor {info.name} lacks {missing} bytes at the end; download it again")
+            raise TsconvertError(
+                f"{file}: cut off, tensor {info.name} lacks {missing} bytes at the end; download it again"
+            )
     return infos
 
 
@@ -262,7 +273,9 @@ def _fused_places(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
         return {}
     shape = names.shape_of(spec, Place(roles[0], layer, 0))
     if info.shape != (spec.experts, shape[0] * len(roles), shape[1]):
-        raise TsconvertError(f"{info.file}: tensor {info.name} has shape {list(info.shape)}; the config makes it another")
+        raise TsconvertError(
+            f"{info.file}: tensor {info.name} has shape {list(info.shape)}; the config makes it another"
+        )
     part = info.size_bytes // (spec.experts * len(roles))
     slots = [(expert, role) for expert in range(spec.experts) for role in roles]
     return {

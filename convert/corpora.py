@@ -1,4 +1,4 @@
-"""Text for calibration and recovery: files, folders and data sets, as packed rows of tokens in a fixed, seeded order."""
+"""Text for calibration and recovery: files, folders and data sets, as packed rows of tokens in a seeded order."""
 
 import json
 import random
@@ -83,7 +83,7 @@ def token_rows(
     Raises:
         TsconvertError: a source is missing, unreadable, or has too little text.
     """
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     total_weight = sum(source.weight for source in sources)
     rows: list[npt.NDArray[np.int64]] = []
     for source in sources:
@@ -116,7 +116,9 @@ def _source_rows(
         if len(stream) >= need:
             break
     if len(stream) < context:
-        raise TsconvertError(f"--data {source.path}: {len(stream)} tokens, which is not one row of {context}; give more text")
+        raise TsconvertError(
+            f"--data {source.path}: {len(stream)} tokens, which is not one row of {context}; give more text"
+        )
     usable = min(len(stream), need) // context * context
     return np.asarray(stream[:usable], np.int64).reshape(-1, context)
 
@@ -181,7 +183,9 @@ def _record_text(file: Path, raw: bytes) -> str:
         record = json.loads(raw)
         return str(record["text"])
     except (ValueError, KeyError, TypeError):
-        raise TsconvertError(f"{file}: a line is no JSON object with a field 'text'; fix it or leave the file out") from None
+        raise TsconvertError(
+            f"{file}: a line is no JSON object with a field 'text'; fix it or leave the file out"
+        ) from None
 
 
 def _parquet(file: Path) -> Any:
@@ -202,6 +206,8 @@ def _dataset_texts(name: str) -> Iterator[str]:
     try:
         records = datasets.load_dataset(name, split="train", streaming=True)
     except Exception as error:
-        raise TsconvertError(f"--data {name}: no such file or folder, nor a data set ({type(error).__name__})") from error
+        raise TsconvertError(
+            f"--data {name}: no such file or folder, nor a data set ({type(error).__name__})"
+        ) from error
     for record in records:
         yield str(record["text"])

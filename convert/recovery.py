@@ -85,7 +85,9 @@ def recover_layer(layer: Layer, data: LayerData, how: LocalRecovery, generator: 
         batch = torch.randint(data.train_tokens, (how.batch_tokens,), generator=generator)
         loss, fired = _loss(layer, data, batch, penalty, how)
         if not bool(loss.isfinite()):
-            raise TsconvertError(f"layer {layer.index}: the loss is {loss.item()} at step {step}; lower the learning rate")
+            raise TsconvertError(
+                f"layer {layer.index}: the loss is {loss.item()} at step {step}; lower the learning rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -101,7 +103,9 @@ def recover_layer(layer: Layer, data: LayerData, how: LocalRecovery, generator: 
 def judge_layer(layer: Layer, data: LayerData) -> LayerResult:
     """What `recover_layer` reports, for a layer that stays as it is."""
     error, density = _judge(layer, data)
-    return LayerResult(error_before=error, error_after=error, density=density, expert_tokens=_expert_tokens(layer, data))
+    return LayerResult(
+        error_before=error, error_after=error, density=density, expert_tokens=_expert_tokens(layer, data)
+    )
 
 
 class _Penalty:
@@ -128,7 +132,9 @@ class _Penalty:
         self.start = fired if self.start is None else self.start
         ramp = min(1.0, step / (0.6 * self.steps))
         wanted = self.start * (self.goal / self.start) ** ramp if self.start > self.goal else self.goal
-        self.weight = min(1e3, max(1e-5, self.weight * math.exp(2 * max(-0.5, min(0.5, math.log(self.density / wanted))))))
+        self.weight = min(
+            1e3, max(1e-5, self.weight * math.exp(2 * max(-0.5, min(0.5, math.log(self.density / wanted)))))
+        )
 
 
 def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:

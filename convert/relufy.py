@@ -53,7 +53,11 @@ class RelufyConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("activation", ("drelu", "reglu")), ("recover", ("none", "local")), ("dtype", (None, "F32", "F16", "BF16"))):
+        for name, choices in (
+            ("activation", ("drelu", "reglu")),
+            ("recover", ("none", "local")),
+            ("dtype", (None, "F32", "F16", "BF16")),
+        ):
             if getattr(self, name) not in choices:
                 raise TsconvertError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}")
 
@@ -77,6 +81,7 @@ class RelufyReport:
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
         return asdict(self) | {"out": str(self.out)}
 
     def __str__(self) -> str:
@@ -95,7 +100,7 @@ class RelufyReport:
         if self.layers:
             density = sum(layer.density for layer in self.layers) / len(self.layers)
             lines.append(f"density: {density:.1%} of the neurons fire, on average over layers")
-        return "\n".join(lines + [f"{self.elapsed_s:.0f} s"])
+        return "\n".join([*lines, f"{self.elapsed_s:.0f} s"])
 
 
 def relufy(config: RelufyConfig) -> RelufyReport:
@@ -112,7 +117,8 @@ def relufy(config: RelufyConfig) -> RelufyReport:
     source = open_checkpoint(config.model)
     if source.spec.sparse and config.teacher is None:
         raise TsconvertError(
-            f"{config.model}: is {source.spec.activation} already, nothing is left to do; --teacher DENSE recovers it further"
+            f"{config.model}: is {source.spec.activation} already, nothing is left to do;"
+            " --teacher DENSE recovers it further"
         )
     plan = plan_like([source.info(place) for place in source.places], config.dtype)
     plan = [_renamed(tensor, place) for tensor, place in zip(plan, source.places, strict=True)]
@@ -211,8 +217,8 @@ def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> Non
         raise TsconvertError(f"{config.teacher}: is {theirs.activation}; the teacher must be the dense SwiGLU model")
     if (ours.layers, ours.width, ours.vocab) != (theirs.layers, theirs.width, theirs.vocab):
         raise TsconvertError(
-            f"{config.teacher}: {theirs.layers} layers of width {theirs.width}, where {config.model} has {ours.layers} of"
-            f" {ours.width}; local recovery needs a teacher of the same shape"
+            f"{config.teacher}: {theirs.layers} layers of width {theirs.width}, where {config.model} has"
+            f" {ours.layers} of {ours.width}; local recovery needs a teacher of the same shape"
         )
 
 
@@ -224,7 +230,9 @@ def _rows(source: Checkpoint, config: RelufyConfig) -> torch.Tensor:
     context = min(config.context, source.spec.context)
     rows = token_rows(load_tokenizer(source.folder), sources, tokens=config.tokens, context=context, seed=config.seed)
     if len(rows) < 2:
-        raise TsconvertError(f"--tokens {config.tokens}: {len(rows)} sequence of {context} tokens; ask for at least two")
+        raise TsconvertError(
+            f"--tokens {config.tokens}: {len(rows)} sequence of {context} tokens; ask for at least two"
+        )
     return torch.from_numpy(rows)
 
 
@@ -284,7 +292,9 @@ class _Journal:
         head = {"asked": asked, "source": source.fingerprint}
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         if lines and lines[0] != head:
-            raise TsconvertError(f"{path.parent}: was begun with other settings or another model; remove it or repeat those")
+            raise TsconvertError(
+                f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
+            )
         self.entries: dict[int, Any] = {line["layer"]: line for line in lines[1:]}
         if not lines:
             path.write_text(json.dumps(head) + "\n")
@@ -299,7 +309,12 @@ class _Journal:
 
 def _provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:
     settings = asdict(config) | {"out": str(config.out)}
-    return {"format": "tsconvert relufy", "format_version": FORMAT_VERSION, "settings": settings, "report": report.to_json()}
+    return {
+        "format": "tsconvert relufy",
+        "format_version": FORMAT_VERSION,
+        "settings": settings,
+        "report": report.to_json(),
+    }
 
 
 def _mean(values: list[float]) -> float:

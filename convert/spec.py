@@ -1,4 +1,4 @@
-"""What a model is: its shape and its arithmetic, read from a Hugging Face config.json and checked before anything else."""
+"""What a model is: its shape and its arithmetic, read from a Hugging Face config.json and checked first."""
 
 import json
 from collections.abc import Mapping

@@ -54,7 +54,9 @@ def check_disk(out: Path, need_bytes: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
-        raise TsconvertError(f"{out}: needs {need_bytes:,} bytes and {folder} has {free:,} free; make room or choose another --out")
+        raise TsconvertError(
+            f"{out}: needs {need_bytes:,} bytes and {folder} has {free:,} free; make room or choose another --out"
+        )
 
 
 @contextmanager
@@ -87,6 +89,7 @@ class PlannedTensor:
 
     @property
     def size_bytes(self) -> int:
+        """Of its data."""
         return int(np.prod(self.shape, dtype=np.int64)) * DTYPE_BYTES[self.dtype]
 
 

@@ -24,7 +24,9 @@ def main() -> None:
     chosen = random.Random(0).sample(train, TRAIN_DOCUMENTS)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "train.txt").write_text("\n\n".join(chosen) + "\n", encoding="utf-8")
-    (options.out / "heldout.txt").write_text("\n\n".join(t[:HELD_OUT_CHARACTERS] for t in held_out) + "\n", encoding="utf-8")
+    (options.out / "heldout.txt").write_text(
+        "\n\n".join(t[:HELD_OUT_CHARACTERS] for t in held_out) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

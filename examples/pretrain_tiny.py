@@ -79,7 +79,9 @@ def train_tokenizer(documents: list[str], out: Path) -> LlamaTokenizer:
         minloglevel=2,
     )
     (out / "tokenizer.vocab").unlink()
-    tokenizer = LlamaTokenizer.from_pretrained(out, add_bos_token=True, model_max_length=SHAPE["max_position_embeddings"])
+    tokenizer = LlamaTokenizer.from_pretrained(
+        out, add_bos_token=True, model_max_length=SHAPE["max_position_embeddings"]
+    )
     tokenizer.save_pretrained(out)
     return tokenizer
 
@@ -88,7 +90,7 @@ def pack(tokenizer: LlamaTokenizer, documents: list[str]) -> torch.Tensor:
     """All documents as one stream, each between <s> and </s>, cut into rows: [N, CONTEXT] int64."""
     stream: list[int] = []
     for text in documents:
-        stream += tokenizer(text).input_ids + [tokenizer.eos_token_id]
+        stream += [*tokenizer(text).input_ids, tokenizer.eos_token_id]
     rows = len(stream) // CONTEXT
     return torch.tensor(stream[: rows * CONTEXT]).view(rows, CONTEXT)
 
@@ -138,7 +140,7 @@ def train(model: PreTrainedModel, tokens: torch.Tensor, steps: int, learning_rat
 
 
 def grow(dense: MistralForCausalLM, noise: float = 0.02) -> MixtralForCausalLM:
-    """The Mixtral whose experts all hold the dense FFN. ``noise`` (share of each weight's deviation) tells them apart."""
+    """The Mixtral whose experts all hold the dense FFN, told apart by ``noise`` (a share of the weights' deviation)."""
     config = MixtralConfig(
         **SHAPE, hidden_act="silu", sliding_window=None, num_local_experts=EXPERTS,
         num_experts_per_tok=EXPERTS_PER_TOKEN, output_router_logits=True, router_aux_loss_coef=0.01,

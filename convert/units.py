@@ -1,0 +1,27 @@
+"""Numbers as people write them: 5G of disk, 64K tokens, 2B tokens."""
+
+import re
+
+from .errors import TsconvertError
+
+_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+
+
+def parse_count(text: str) -> int:
+    """`64K`, `1.5M`, `2B` or `5GB` as a whole number; K is a thousand.
+
+    Raises:
+        TsconvertError: it is no such number.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGBT]?)B?", text.strip().upper())
+    if not match:
+        raise TsconvertError(f"{text!r} is no number; write it like 4096, 64K, 1.5M or 5G")
+    return round(float(match[1]) * _FACTORS[match[2]])
+
+
+def size_text(size_bytes: float) -> str:
+    """A size for people: `14.5 GB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:,.1f} {unit}"
+    return f"{size_bytes:.0f} bytes"
