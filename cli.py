@@ -12,7 +12,7 @@ from . import __version__
 from .convert.errors import TsconvertError
 
 
-class Count(click.ParamType):
+class Count(click.ParamType):  # type: ignore[type-arg]
     """A number with an optional K, M, G or B."""
 
     name = "number"

@@ -100,7 +100,7 @@ class Checkpoint:
     def _digest(self, place: Place) -> bytes:
         info = self._infos[place]
         head = f"{place} {info.dtype} {info.shape} ".encode()
-        return hashlib.sha256(head + hashlib.sha256(self.raw(place)).digest()).digest()
+        return hashlib.sha256(head + hashlib.sha256(self.raw(place).data).digest()).digest()
 
     def _find(self) -> dict[Place, TensorInfo]:
         found: dict[Place, TensorInfo] = {}

@@ -49,9 +49,10 @@ class Layer:
     """A decoder layer in float32: its attention half and its FFN half, apart."""
 
     index: int
-    module: nn.Module
+    module: Any
+    """transformers' decoder layer."""
     activation: str
-    rotary: nn.Module
+    rotary: Any
     mask: torch.Tensor | None
     experts: int
 
@@ -80,7 +81,8 @@ class Layer:
 
     def norm(self, residual_TD: torch.Tensor) -> torch.Tensor:
         """The FFN's input."""
-        return self.module.post_attention_layernorm(residual_TD)
+        normed_TD: torch.Tensor = self.module.post_attention_layernorm(residual_TD)
+        return normed_TD
 
     def ffn(self, x_TD: torch.Tensor) -> torch.Tensor:
         """What the FFN (the experts, weighted) makes of its normed input [T, D]."""
@@ -174,7 +176,7 @@ class Stack:
         table = self.checkpoint.array(Place("token_embd"))
         return torch.from_numpy(table[ids.numpy()])[inverse_NS]
 
-    def _fill_experts(self, experts: nn.Module, index: int) -> None:
+    def _fill_experts(self, experts: Any, index: int) -> None:
         spec = self.checkpoint.spec
         gate_up = torch.empty(spec.experts, 2 * spec.neurons, spec.width, device=self.device)
         down = torch.empty(spec.experts, spec.width, spec.neurons, device=self.device)

@@ -59,7 +59,8 @@ class SparseFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
-        return self.down_proj(activate(self.gate_proj(x), self.up_proj(x), self.activation))
+        out: torch.Tensor = self.down_proj(activate(self.gate_proj(x), self.up_proj(x), self.activation))
+        return out
 
 
 class SparseExperts(nn.Module):

@@ -127,7 +127,7 @@ class CheckpointWriter:
             raise ValueError(f"{name}: {raw.nbytes} bytes for a slot of {slot.size_bytes}")
         stream = self._open[slot.file]
         stream.seek(slot.start)
-        stream.write(memoryview(raw).cast("B"))
+        stream.write(raw.reshape(-1).data)
 
     def flush(self) -> None:
         """All that was written so far is on the disk when this returns."""

@@ -104,11 +104,15 @@ def load_predictors(folder: Path, model_fingerprint: str | None = None) -> Predi
         tensors = load_file(folder / WEIGHTS)
         version, made_for, thresholds = config["format_version"], config["model_fingerprint"], config["thresholds"]
     except FileNotFoundError as error:
-        raise TsconvertError(f"{folder}: no predictor folder ({Path(error.filename or path).name} is missing)") from None
+        raise TsconvertError(
+            f"{folder}: no predictor folder ({Path(error.filename or path).name} is missing)"
+        ) from None
     except Exception as error:
         raise TsconvertError(f"{folder}: not a predictor folder that can be read ({error})") from None
     if version != FORMAT_VERSION:
-        raise TsconvertError(f"{path}: format version {version}, this tsconvert reads {FORMAT_VERSION}; train them again")
+        raise TsconvertError(
+            f"{path}: format version {version}, this tsconvert reads {FORMAT_VERSION}; train them again"
+        )
     if model_fingerprint is not None and made_for != model_fingerprint:
         raise TsconvertError(
             f"{folder}: these predictors were trained for another model (fingerprint {made_for[:12]}, this one is"

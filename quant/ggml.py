@@ -148,7 +148,9 @@ def row_bytes(type_name: str, columns: int) -> int:
     """
     block = block_type(type_name)
     if columns % block.weights:
-        raise TsconvertError(f"{type_name} stores {block.weights} weights together, rows of {columns} do not fit; use F16")
+        raise TsconvertError(
+            f"{type_name} stores {block.weights} weights together, rows of {columns} do not fit; use F16"
+        )
     return columns // block.weights * block.size_bytes
 
 
@@ -220,7 +222,9 @@ def dequantize(raw: npt.NDArray[np.uint8], type_name: str, shape: Sequence[int])
     count = int(np.prod(shape, dtype=np.int64))
     size = count // shape[-1] * row_bytes(type_name, shape[-1]) if count else 0
     if raw.nbytes != size:
-        raise TsconvertError(f"{type_name} of shape {list(shape)} is {size} bytes, not {raw.nbytes}; the file is damaged")
+        raise TsconvertError(
+            f"{type_name} of shape {list(shape)} is {size} bytes, not {raw.nbytes}; the file is damaged"
+        )
     raw = np.ascontiguousarray(raw).reshape(-1)
     if type_name == "F32":
         return np.frombuffer(raw.tobytes(), np.float32).reshape(shape).copy()

@@ -105,7 +105,9 @@ class GgufFile:
     def _alignment(self) -> int:
         value = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(value, int) or value < 8 or value & (value - 1):
-            raise TsconvertError(f"{self.path}: general.alignment is {value!r}, no power of two from 8 up; write the file again")
+            raise TsconvertError(
+                f"{self.path}: general.alignment is {value!r}, no power of two from 8 up; write the file again"
+            )
         return value
 
     def _tensor(self, name: str, type_name: str, shape: tuple[int, ...], offset: int) -> GgufTensor:
@@ -151,7 +153,9 @@ def _header(reader: "_Reader") -> tuple[str, int, int, int]:
         raise TsconvertError(f"{reader.path}: begins with {magic!r}, not with GGUF or PWRI; give a GGUF file")
     version = reader.number("I", "the version")
     if version not in _VERSIONS:
-        kind = "big-endian" if int.from_bytes(version.to_bytes(4, "big"), "little") in _VERSIONS else f"version {version}"
+        kind = (
+            "big-endian" if int.from_bytes(version.to_bytes(4, "big"), "little") in _VERSIONS else f"version {version}"
+        )
         raise TsconvertError(f"{reader.path}: GGUF of {kind}; tsconvert reads little-endian versions 2 and 3")
     tensor_count, key_count = reader.number("Q", "the tensor count"), reader.number("Q", "the key count")
     # a tensor takes at least 8 + 4 + 8 + 4 + 8 bytes of header, a key 8 + 4 + 1
@@ -173,7 +177,9 @@ def _tensor_info(reader: "_Reader", magic: str) -> tuple[str, str, tuple[int, ..
     if magic == POWERINFER:
         known |= _POWERINFER_IDS
     if type_id not in known:
-        raise TsconvertError(f"{reader.path}: tensor {name} has type id {type_id}, which tsconvert does not know; requantize it")
+        raise TsconvertError(
+            f"{reader.path}: tensor {name} has type id {type_id}, which tsconvert does not know; requantize it"
+        )
     return name, known[type_id], tuple(reversed(ne)), offset
 
 
