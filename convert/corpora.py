@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import models
+from .checkpoint import Checkpoint
 from .errors import TsconvertError
+from .progress import note
 
 _PIECE_BYTES = 16_384
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text", "")
@@ -64,6 +67,31 @@ def parse_source(argument: str) -> Source:
     if not 0 < share < float("inf"):
         raise TsconvertError(f"--data {argument}: the weight must be a number above 0")
     return Source(path=path, weight=share)
+
+
+def calibration_rows(
+    checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """The rows [N, S] that a stage looks at: `token_rows` with the checkpoint's tokenizer.
+
+    Args:
+        sources: empty takes the embedded text, and says so.
+        context: tokens a row, S; cut to the model's own context.
+
+    Returns:
+        N of at least 2, so that one row can be kept back.
+
+    Raises:
+        TsconvertError: as `token_rows`, or fewer than two rows.
+    """
+    if not sources:
+        note("no --data: taking the embedded English text (State of the Union addresses, Moby-Dick)")
+        sources = (Source(path=str(models.text("train.txt"))),)
+    context = min(context, checkpoint.spec.context)
+    rows = token_rows(load_tokenizer(checkpoint.folder), sources, tokens=tokens, context=context, seed=seed)
+    if len(rows) < 2:
+        raise TsconvertError(f"--tokens {tokens}: {len(rows)} sequence of {context} tokens; ask for at least two")
+    return rows
 
 
 def token_rows(

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from .. import models
 from .checkpoint import Checkpoint, from_float32, open_checkpoint, read_header, shard_files, to_float32
-from .corpora import Source, load_tokenizer, token_rows
+from .corpora import Source, calibration_rows
 from .drelu import alignment_signs, sparse_config, write_companions
 from .errors import TsconvertError
 from .layers import Layer
 from .names import Place, hf_name
-from .progress import note, progress
+from .progress import progress
 from .recovery import LayerResult, LocalRecovery, judge_layer, recover_layer, student_finish, student_step
 from .sweep import Stream
 from .writer import CheckpointWriter, atomic_folder, check_disk, plan_like, refuse_existing, write_json
@@ -223,16 +222,7 @@ def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> Non
 
 
 def _rows(source: Checkpoint, config: RelufyConfig) -> torch.Tensor:
-    sources = config.data
-    if not sources:
-        note("no --data: taking the embedded English text (State of the Union addresses, Moby-Dick)")
-        sources = (Source(path=str(models.text("train.txt"))),)
-    context = min(config.context, source.spec.context)
-    rows = token_rows(load_tokenizer(source.folder), sources, tokens=config.tokens, context=context, seed=config.seed)
-    if len(rows) < 2:
-        raise TsconvertError(
-            f"--tokens {config.tokens}: {len(rows)} sequence of {context} tokens; ask for at least two"
-        )
+    rows = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
     return torch.from_numpy(rows)
 
 
