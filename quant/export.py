@@ -1,0 +1,196 @@
+"""export-gguf: a checkpoint becomes a GGUF file, tensor by tensor, never half of one under its final name."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..convert.checkpoint import open_checkpoint
+from ..convert.errors import TsconvertError
+from ..convert.progress import progress
+from ..convert.writer import atomic_file, check_disk, refuse_existing
+from . import target_llama_cpp, target_powerinfer, target_sparse
+from .gguf_writer import TensorPlan, Value, file_size, write_gguf
+from .predictor_source import PredictorSource, find_predictors
+from .targets import TARGETS, Job, Plan, choose_target
+from .tokenizer import read_vocabulary
+from .type_choice import TypeChoice
+
+_PLANS: dict[str, Callable[[Job], Plan]] = {
+    "llama.cpp": target_llama_cpp.plan,
+    "powerinfer": target_powerinfer.plan,
+    "sparse": target_sparse.plan,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to export, and how."""
+
+    model: str | Path
+    """A checkpoint folder, an embedded model's name, or a hub id."""
+    out: Path
+    """The GGUF file to write."""
+    type_name: str = "F16"
+    """Of the weight matrices: F32, F16, BF16, Q8_0, Q4_0, ...; norms and routers are always F32."""
+    target: str | None = None
+    """`llama.cpp`, `powerinfer` or `sparse`; None: sparse for a sparse model, llama.cpp for any other."""
+    predictors: Path | None = None
+    """A predictor folder; None takes the predictors inside the checkpoint, if there are any."""
+    predictor_type: str = "F16"
+    """Of the predictors' matrices."""
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    """(pattern, type) for matrices whose GGUF name the pattern fits, the first match wins."""
+    metadata: tuple[tuple[str, str], ...] = ()
+    """(key, value) to add or replace; a new key is a string, or of another type as `u32:5`, `f32:0.5`, `bool:true`."""
+    pre: str | None = None
+    """The pre-tokenizer's name, for a byte-level BPE that is not recognized."""
+    name: str | None = None
+    """For `general.name`; None takes the folder's."""
+    dry_run: bool = False
+    """Plan and check everything, write nothing."""
+
+    def __post_init__(self) -> None:
+        if self.target is not None and self.target not in TARGETS:
+            raise TsconvertError(f"target is {self.target!r}: it must be one of {', '.join(TARGETS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written."""
+
+    out: Path
+    target: str
+    architecture: str
+    size_bytes: int
+    tensors: dict[str, str]
+    """Type of each tensor, by name."""
+    types: dict[str, int]
+    """Bytes of all tensors of a type."""
+    predictors: int
+    """FFNs that have one in the file."""
+    notes: list[str] = field(default_factory=list)
+    elapsed_s: float = 0.0
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        return {**vars(self), "out": str(self.out)}
+
+    def __str__(self) -> str:
+        verb = "would write" if self.dry_run else "wrote"
+        head = (
+            f"{verb} {self.out}: {self.size_bytes / 1e6:,.1f} MB for {self.target} (architecture {self.architecture})"
+        )
+        counts = {name: list(self.tensors.values()).count(name) for name in self.types}
+        lines = [f"  {name:<6} {counts[name]:>5} tensors {size / 1e6:>12,.1f} MB" for name, size in self.types.items()]
+        lines.append(f"  predictors for {self.predictors} FFNs" if self.predictors else "  no predictors")
+        return "\n".join([head, *lines, *(f"note: {note}" for note in self.notes)])
+
+
+def export_gguf(config: ExportConfig) -> ExportReport:
+    """Write the GGUF file that ``config`` asks for.
+
+    Args:
+        config: the model, the file, types and target.
+
+    Returns:
+        What the file holds, or would hold with ``dry_run``.
+
+    Raises:
+        TsconvertError: the output exists, the model or its tokenizer is incomplete, the target's engine could not
+            compute it, predictors belong to another model, or a weight is NaN or infinite. No file is left then.
+
+    Example:
+        >>> export_gguf(ExportConfig(model="tiny-mistral", out=Path("tiny.gguf"), type_name="Q8_0"))
+    """
+    start_s = time.monotonic()
+    refuse_existing(config.out)
+    plan, predictors = _plan(config)
+    size = file_size(plan.metadata, plan.tensors)
+    if not config.dry_run:
+        check_disk(config.out, size)
+        with atomic_file(config.out) as stream, progress("export", len(plan.tensors)) as step:
+            write_gguf(stream, plan.metadata, plan.tensors, magic=plan.magic, step=step)
+    return _report(config, plan, predictors, size, time.monotonic() - start_s)
+
+
+def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
+    checkpoint = open_checkpoint(config.model)
+    spec = checkpoint.spec
+    target = choose_target(spec, config.target)
+    inside = checkpoint.has_predictors and target != "llama.cpp"
+    predictors = find_predictors(checkpoint, config.predictors) if config.predictors or inside else None
+    vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre, eos=spec.eos)
+    types = TypeChoice(config.type_name, config.predictor_type, config.tensor_types)
+    name = config.name or checkpoint.folder.resolve().name
+    job = Job(checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types, name=name)
+    plan = _PLANS[target](job)
+    metadata = with_overrides(plan.metadata, plan.architecture, config.metadata)
+    return replace(plan, metadata=metadata, notes=[*plan.notes, *types.notes(), *vocabulary.notes]), predictors
+
+
+def with_overrides(
+    metadata: dict[str, Value], architecture: str, pairs: tuple[tuple[str, str], ...]
+) -> dict[str, Value]:
+    """``metadata`` with the user's keys; a key that is there keeps its type.
+
+    Raises:
+        TsconvertError: a key that the tensors decide, an array, or a value that does not fit the key's type.
+    """
+    out = dict(metadata)
+    for key, given in pairs:
+        if key == "general.architecture" or key.startswith((f"{architecture}.", "split.")):
+            raise TsconvertError(f"--metadata {key}: this key follows from the model and cannot be set")
+        old = out.get(key)
+        if old is not None and old.array:
+            raise TsconvertError(f"--metadata {key}: this key is an array and cannot be set")
+        kind, _, rest = given.partition(":")
+        if kind in _PARSERS and (old is None or old.kind == kind):
+            out[key] = Value(kind, _parsed(key, kind, rest))
+        else:
+            kind = old.kind if old is not None else "str"
+            out[key] = Value(kind, _parsed(key, kind, given))
+    return out
+
+
+def _boolean(value: str) -> bool:
+    return {"true": True, "false": False}[value.lower()]
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"u32": int, "i32": int, "f32": float, "bool": _boolean, "str": str}
+
+
+def _parsed(key: str, kind: str, value: str) -> Any:
+    try:
+        parsed = _PARSERS[kind](value)
+        Value(kind, parsed).encode()
+    except Exception:
+        raise TsconvertError(f"--metadata {key}: {value!r} is no {kind}; give one") from None
+    return parsed
+
+
+def _report(
+    config: ExportConfig, plan: Plan, predictors: PredictorSource | None, size: int, elapsed_s: float
+) -> ExportReport:
+    ranks = [rank for row in predictors.ranks for rank in row] if predictors is not None else []
+    return ExportReport(
+        out=config.out,
+        target=plan.target,
+        architecture=plan.architecture,
+        size_bytes=size,
+        tensors={tensor.name: tensor.type_name for tensor in plan.tensors},
+        types=_bytes_by_type(plan.tensors),
+        predictors=sum(1 for rank in ranks if rank),
+        notes=plan.notes,
+        elapsed_s=round(elapsed_s, 3),
+        dry_run=config.dry_run,
+    )
+
+
+def _bytes_by_type(tensors: list[TensorPlan]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + tensor.size_bytes
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))

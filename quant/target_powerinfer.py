@@ -1,0 +1,141 @@
+"""The target `powerinfer`: files that PowerInfer's sparse engine loads and computes correctly.
+
+Facts of its dialect: magic PWRI; architecture `bamboo` computes dReLU and `llama` ReGLU; every FFN has a predictor, on
+the residual before ffn_norm, with threshold 0; down is transposed; an extra tensor breaks the load; several wrong
+choices load and compute garbage in silence, and those are what this file refuses.
+"""
+
+from ..convert.errors import TsconvertError
+from ..convert.names import PREDICTOR, Place, gguf_name
+from . import rope, sources
+from .gguf_writer import POWERINFER_MAGIC, Rows, TensorPlan, f32
+from .predictor_source import PredictorSource
+from .targets import Job, Plan, TensorTable, capped_context, general_keys, model_keys
+
+ARCHITECTURES = {"drelu": "bamboo", "reglu": "llama"}
+DOWN_TYPES = ("F16", "Q4_0")
+READ_TYPES = ("F32", "F16", "Q4_0", "Q8_0")
+_Q4_WIDTH = 64
+_OTHER_KERNEL = 1000  # FFNs up to this many neurons take a kernel with other semantics
+
+
+def plan(job: Job) -> Plan:
+    """The file for PowerInfer.
+
+    Raises:
+        TsconvertError: PowerInfer could not compute this model in these types; the message says why.
+    """
+    spec = job.spec
+    predictors = _check_model(job)
+    architecture = ARCHITECTURES[spec.activation]
+    context, notes = capped_context(spec, "PowerInfer")
+    metadata = general_keys(job, architecture) | model_keys(spec, architecture, context)
+    metadata |= rope.scaling_keys(spec, architecture, own=False)
+    metadata["powerinfer.sparse_threshold"] = f32(0.0)
+    metadata |= job.vocabulary.metadata(chat=True, huggingface=False)
+    notes += job.vocabulary.check_powerinfer() + _notes(job, predictors)
+    table = TensorTable(job)
+    table.matrix(Place("token_embd"))
+    for layer in range(spec.layers):
+        table.attention(layer)
+        table.vector(Place("ffn_norm", layer))
+        table.ffn(layer, "ffn_gate")
+        table.ffn(layer, "ffn_up")
+        table.ffn(layer, "ffn_down", transpose=True)
+        _add_predictor(table, predictors, layer)
+    table.vector(Place("output_norm"))
+    _add_output(table)
+    _check_types(table.tensors, spec.width)
+    return Plan(
+        target="powerinfer", architecture=architecture, metadata=metadata, tensors=table.tensors, notes=notes,
+        magic=POWERINFER_MAGIC,
+    )  # fmt: skip
+
+
+def _add_predictor(table: TensorTable, predictors: PredictorSource, layer: int) -> None:
+    spec, rank = table.job.spec, predictors.ranks[layer][0]
+    for part, shape in zip(PREDICTOR, ((rank, spec.width), (spec.neurons, rank)), strict=True):
+        name = gguf_name(Place(part, layer))
+
+        def chunks(part: str = part) -> list[Rows]:
+            predictor = predictors.before_norm(layer, 0)
+            return [predictor.fc1_RD if part == "fc1" else predictor.fc2_FR]
+
+        table.add(name, shape, table.job.types.predictor_matrix(name, shape[-1]), chunks)
+
+
+def _add_output(table: TensorTable) -> None:
+    """The head, which PowerInfer needs even where it is the embedding."""
+    job, name = table.job, gguf_name(Place("output"))
+    place = Place("token_embd" if job.spec.tied else "output")
+    shape = (job.spec.vocab, job.spec.width)
+    table.add(name, shape, job.types.matrix(name, shape[-1]), sources.plain(job.checkpoint, place))
+
+
+def _check_model(job: Job) -> PredictorSource:
+    spec, where = job.spec, job.checkpoint.folder
+    if spec.experts:
+        raise TsconvertError(f"{where}: PowerInfer has no experts in sparse mode; export with --target sparse")
+    if spec.activation not in ARCHITECTURES:
+        raise TsconvertError(
+            f"{where}: PowerInfer's sparse mode computes dReLU and ReGLU, not {spec.activation};"
+            " make the model sparse with `tsconvert relufy` first"
+        )
+    if spec.head_dim * spec.heads != spec.width:
+        raise TsconvertError(
+            f"{where}: PowerInfer takes heads of {spec.width}/{spec.heads}, this model's have {spec.head_dim};"
+            " export with --target sparse"
+        )
+    if rope.frequency_divisors(spec) is not None:
+        raise TsconvertError(f"{where}: PowerInfer has no llama3 rope scaling; export with --target sparse")
+    if job.predictors is None:
+        raise TsconvertError(
+            f"{where}: PowerInfer needs a predictor for every FFN; train them with `tsconvert predictors` and give"
+            " --predictors"
+        )
+    bare = [layer for layer, ranks in enumerate(job.predictors.ranks) if not ranks[0]]
+    if bare:
+        raise TsconvertError(
+            f"{job.predictors.folder or where}: layer {bare[0]} has no predictor ({len(bare)} of {spec.layers} layers),"
+            " and PowerInfer needs one for every FFN; train the missing ones or export with --target sparse"
+        )
+    return job.predictors
+
+
+def _check_types(tensors: list[TensorPlan], width: int) -> None:
+    for tensor in tensors:
+        kind, chosen = tensor.name.split(".")[-2], tensor.type_name
+        if kind == "ffn_down_t" and chosen not in DOWN_TYPES:
+            raise TsconvertError(
+                f"{tensor.name}: PowerInfer's sparse product turns a {chosen} ffn_down_t into garbage without an error;"
+                " choose --type F16 or Q4_0"
+            )
+        if kind == "ffn_down_t" and chosen == "Q4_0" and width % _Q4_WIDTH:
+            raise TsconvertError(
+                f"{tensor.name}: PowerInfer needs a width that {_Q4_WIDTH} divides for Q4_0, and this model's is"
+                f" {width}; choose --type F16"
+            )
+        if kind in PREDICTOR and chosen != "F16":
+            raise TsconvertError(
+                f"{tensor.name}: PowerInfer takes predictors as F16, not {chosen}; leave --predictor-type out"
+            )
+        if chosen not in READ_TYPES:
+            raise TsconvertError(
+                f"{tensor.name}: PowerInfer does not compute {chosen}; choose one of {', '.join(READ_TYPES)}"
+            )
+
+
+def _notes(job: Job, predictors: PredictorSource) -> list[str]:
+    notes = []
+    calibrated = sum(1 for row in predictors.thresholds for threshold in row if threshold)
+    if calibrated:
+        notes.append(
+            f"{calibrated} calibrated predictor thresholds do not carry over: PowerInfer's predictors see the input"
+            " before the norm, where only threshold 0 keeps its meaning, so 0 is used; density and recall will differ"
+        )
+    if job.spec.neurons <= _OTHER_KERNEL:
+        notes.append(
+            f"warning: with {job.spec.neurons} neurons PowerInfer takes its other kernel (n_ff <= {_OTHER_KERNEL}),"
+            " whose results differ from those of the sparse one"
+        )
+    return notes
