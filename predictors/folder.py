@@ -29,6 +29,7 @@ class Predictor:
 
     @property
     def rank(self) -> int:
+        """R, the rows of fc1."""
         return int(self.fc1_RD.shape[0])
 
     def logits(self, x_TD: Array) -> Array:
@@ -52,7 +53,10 @@ class Predictor:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorSet:
-    """All predictors of a model: ``ffns[layer][expert]``, one expert for a dense FFN. None leaves an FFN to exact mode."""
+    """All predictors of a model: ``ffns[layer][expert]``, one expert for a dense FFN.
+
+    None leaves an FFN to exact mode.
+    """
 
     model_fingerprint: str
     """Of the checkpoint (`Checkpoint.fingerprint`) that they were trained for."""
