@@ -42,7 +42,8 @@ class Chain(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 1 a verification failed, 2 bad input, 130 interrupted."""
-        debug = "--debug" in sys.argv[1:]
+        given = args[0] if args else kwargs.get("args")
+        debug = "--debug" in (sys.argv[1:] if given is None else given)
         try:
             super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as stop:
@@ -153,6 +154,42 @@ def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_s
         model=model, recover=recover, data=sources, training=training, max_shard_bytes=max_shard_size, **options
     )
     emit(run_relufy(config), as_json)
+
+
+@main.command("export-gguf")
+@click.argument("model")
+@click.option("--out", type=OUT_FILE, required=True, help="The GGUF file; must not exist.")
+@click.option(
+    "--type", "type_name", default="F16", show_default=True, help="Of the matrices: F32, F16, Q8_0, Q4_0, ..."
+)
+@click.option(
+    "--target",
+    type=click.Choice(["llama.cpp", "powerinfer", "sparse"]),
+    help="The engine; default: sparse for a sparse model, llama.cpp for any other.",
+)
+@click.option("--predictors", type=PATH, help="Predictor folder; default: those inside MODEL, if any.")
+@click.option("--predictor-type", default="F16", show_default=True, help="Of the predictors' matrices.")
+@click.option("--tensor-type", multiple=True, metavar="PATTERN=TYPE", help="Type of the tensors that fit. Repeatable.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Add or replace a key. Repeatable.")
+@click.option("--pre", help="The pre-tokenizer's name, for a byte-level BPE that is not recognized.")
+@click.option("--name", help="The model's name in the file; default: the folder's.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, and stop.")
+@common
+def export_gguf(as_json: bool, tensor_type: tuple[str, ...], metadata: tuple[str, ...], **options: Any) -> None:
+    """Write MODEL as a GGUF file that PowerInfer, llama.cpp or tsconvert's runner runs.
+
+    PATTERN is a regular expression or a shell pattern over names such as blk.0.ffn_down_t.weight. VALUE is a string, or
+    of another type as u32:5, f32:0.5 or bool:true.
+    """
+    from .quant.export import ExportConfig, parse_pair
+    from .quant.export import export_gguf as run_export
+
+    config = ExportConfig(
+        tensor_types=tuple(parse_pair("--tensor-type", pair, last=True) for pair in tensor_type),
+        metadata=tuple(parse_pair("--metadata", pair) for pair in metadata),
+        **options,
+    )
+    emit(run_export(config), as_json)
 
 
 def _missing(name: str, stage: str, help_text: str) -> None:

@@ -155,6 +155,18 @@ def with_overrides(
     return out
 
 
+def parse_pair(option: str, pair: str, *, last: bool = False) -> tuple[str, str]:
+    """`KEY=VALUE` as the command line gives it, parted at the first `=`, or at the ``last``: patterns may hold some.
+
+    Raises:
+        TsconvertError: there is no `=`, or nothing before it; names the option.
+    """
+    key, equals, value = pair.rpartition("=") if last else pair.partition("=")
+    if not key or not equals:
+        raise TsconvertError(f"{option} {pair!r}: write it like KEY=VALUE")
+    return key, value
+
+
 def _boolean(value: str) -> bool:
     return {"true": True, "false": False}[value.lower()]
 
