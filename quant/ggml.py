@@ -68,8 +68,8 @@ class BlockType:
 class RowFunctions:
     """Addresses of ggml's functions over one row of a type; 0 where ggml has none.
 
-    ``vec_dot(int n, float *s, size_t, const void *x, size_t, const void *y, size_t, int 1)`` takes a row of the type as x
-    and a row of ``dot_type`` as y; ``from_float(const float *, void *, int64_t)`` makes y;
+    ``vec_dot(int n, float *s, size_t, const void *x, size_t, const void *y, size_t, int 1)`` takes a row of the type
+    as x and a row of ``dot_type`` as y; ``from_float(const float *, void *, int64_t)`` makes y;
     ``to_float(const void *, float *, int64_t)`` decodes x.
     """
 

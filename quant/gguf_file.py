@@ -47,6 +47,7 @@ class GgufTensor:
 
     @property
     def size_bytes(self) -> int:
+        """Of its bytes in the file."""
         return int(self.raw.nbytes)
 
     def to_float32(self) -> npt.NDArray[np.float32]:
@@ -120,7 +121,8 @@ class GgufFile:
             size *= n
         if offset % self.alignment:
             raise TsconvertError(
-                f"{self.path}: tensor {name} starts at byte {offset}, no multiple of {self.alignment}; write the file again"
+                f"{self.path}: tensor {name} starts at byte {offset}, no multiple of {self.alignment};"
+                " write the file again"
             )
         if offset + size > self.size_bytes:
             raise TsconvertError(
@@ -187,7 +189,7 @@ class _Reader:
     """A cursor over the mapped header that never reads past the end."""
 
     def __init__(self, path: Path, content: npt.NDArray[np.uint8]) -> None:
-        self.path, self.content, self.at = path, memoryview(content), 0
+        self.path, self.content, self.at = path, content.data, 0
 
     @property
     def left(self) -> int:

@@ -1,0 +1,55 @@
+"""Where the threads of one step meet: a counter that all of them add to and spin on.
+
+The counter only rises, so nothing is reset between meetings. A thread that waits long yields its core: on a busy
+machine the one that is waited for may need it. A thread that dies sets the abort word, and nobody waits any more.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .native import atomic_add, atomic_load, call_yield, pause
+from .rows import compiled
+
+# Words of the sync array; each stands in a cache line of its own.
+_LINE = 8
+ARRIVALS, ABORT, YIELD, FIRST_THREAD = 0, _LINE, 2 * _LINE, 3 * _LINE
+_SPINS = 2000  # pauses before the core is given away, some 50 microseconds
+
+
+def new_sync(threads: int, yield_function: int) -> npt.NDArray[np.int64]:
+    """The words that ``threads`` threads meet over. ``yield_function`` is `native.yield_address()`."""
+    sync = np.zeros(FIRST_THREAD + threads * _LINE, np.int64)
+    sync[YIELD] = yield_function
+    return sync
+
+
+def reset(sync: npt.NDArray[np.int64]) -> None:
+    """Make ready for a next step. No thread may be in the last one."""
+    sync[ARRIVALS] = sync[ABORT] = 0
+    sync[FIRST_THREAD:] = 0
+
+
+@compiled
+def meet(sync: Any, thread: int, threads: int) -> None:
+    """Wait until all threads are here, or one has aborted."""
+    if threads == 1:
+        return
+    mine = FIRST_THREAD + thread * _LINE
+    sync[mine] += threads
+    arrivals, abort = sync.ctypes.data + 8 * ARRIVALS, sync.ctypes.data + 8 * ABORT
+    atomic_add(arrivals, 1)
+    spins = 0
+    while atomic_load(arrivals) < sync[mine] and atomic_load(abort) == 0:
+        spins += 1
+        if spins < _SPINS:
+            pause()
+        else:
+            call_yield(sync[YIELD])
+
+
+@compiled
+def aborted(sync: Any) -> Any:
+    """Whether a thread has died or asked all to stop."""
+    return atomic_load(sync.ctypes.data + 8 * ABORT) != 0

@@ -1,0 +1,59 @@
+"""What share of the neurons was read, predicted and fired: the runner's own count."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..convert.spec import ModelSpec
+from .tables import DOWN_ROWS, FIRED, GATE_ROWS, MISSED, PREDICTED_ROWS, UP_ROWS
+
+Shares = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Density:
+    """Means over tokens, one entry a layer: shares (0 to 1) of the neurons of the FFNs that ran."""
+
+    tokens: int
+    gate: Shares
+    """Neurons whose gate row was read."""
+    up: Shares
+    down: Shares
+    fired: Shares
+    """Neurons that were computed and came out other than zero."""
+    predicted: Shares
+    """Neurons that the predictor named; 0 where none ran."""
+    missed: Shares
+    """Neurons that fired without being predicted; 0 unless the model's ``audit`` was on."""
+
+    @classmethod
+    def of(cls, counts: npt.NDArray[np.int64], tokens: int, spec: ModelSpec) -> "Density":
+        """From counters [layers, tables.COUNTS] over ``tokens`` tokens."""
+        whole = max(1, tokens) * spec.neurons * max(1, spec.experts_per_token)
+        share = counts / whole
+        return cls(
+            tokens=tokens, gate=share[:, GATE_ROWS], up=share[:, UP_ROWS], down=share[:, DOWN_ROWS],
+            fired=share[:, FIRED], predicted=share[:, PREDICTED_ROWS], missed=share[:, MISSED],
+        )  # fmt: skip
+
+    @property
+    def recall(self) -> Shares:
+        """Of the neurons that fire, the share that was predicted, per layer; known only if ``audit`` was on."""
+        firing = self.fired + self.missed
+        return np.divide(self.fired, firing, out=np.ones_like(firing), where=firing > 0)
+
+    @property
+    def read(self) -> float:
+        """The share of all FFN rows (gate, up and down) that was read."""
+        return float((self.gate + self.up + self.down).mean() / 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Per layer and overall, for `--json`."""
+        layers = {
+            name: [round(float(value), 5) for value in getattr(self, name)]
+            for name in ("gate", "up", "down", "fired", "predicted", "missed")
+        }
+        means = {f"mean_{name}": round(float(np.mean(values)), 5) for name, values in layers.items()}
+        return {"tokens": self.tokens, "rows_read": round(self.read, 5), **means, "layers": layers}

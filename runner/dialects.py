@@ -1,0 +1,268 @@
+"""The GGUF files that the runner reads: tsconvert's `sparse` target, PowerInfer's, and llama.cpp's Llama and Mixtral.
+
+What they differ in (keys, names, the layout of the down matrix, what predictors see) ends here: a `ModelFile` looks the
+same whatever it was read from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..convert.errors import TsconvertError
+from ..convert.names import Place, gguf_name
+from ..convert.spec import ModelSpec
+from ..quant.gguf_file import POWERINFER, GgufFile, GgufTensor
+from .rope import Rope
+
+SPARSE, FORMAT_VERSION = "turbosparse", 1
+ROPE_FREQS = "rope_freqs.weight"
+# role in the weight table: dimensions as a function of the spec, rows first; experts come before
+_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "router", "ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A GGUF file that the runner can run, checked."""
+
+    file: GgufFile
+    dialect: str
+    """`sparse`, `powerinfer` or `llama.cpp`."""
+    spec: ModelSpec
+    rope: Rope
+    transposed: bool
+    """The down matrix has one row a neuron, so rows can be left out."""
+    normed_predictors: bool
+    """Predictors see the FFN's input after its norm."""
+    tensors: Mapping[tuple[str, int | None], GgufTensor]
+    """By role and layer; experts stacked in front."""
+    thresholds: npt.NDArray[np.float32]
+    """[layers, FFNs of a layer], NaN where there is no predictor."""
+
+    @property
+    def has_predictors(self) -> bool:
+        """Some FFN has a predictor."""
+        return bool(np.isfinite(self.thresholds).any())
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a predictor, 0 without."""
+        return max((tensor.shape[-2] for (role, _), tensor in self.tensors.items() if role == "fc1"), default=0)
+
+
+def open_model(path: str | Path) -> ModelFile:
+    """Read and check a GGUF file for the runner.
+
+    Raises:
+        TsconvertError: no GGUF file, damaged, or none of the three kinds; the message says which.
+    """
+    file = GgufFile(path)
+    if file.metadata.get("split.count", 1) not in (0, 1):
+        raise TsconvertError(
+            f"{path}: one part of {file.metadata['split.count']}; join them first with gguf-split --merge"
+        )
+    name = file.architecture
+    if file.magic == POWERINFER:
+        if name not in ("bamboo", "llama"):
+            raise TsconvertError(f"{path}: PowerInfer file of architecture {name!r}; the runner knows bamboo and llama")
+        return _powerinfer(file, "drelu" if name == "bamboo" else "reglu")
+    if name == SPARSE:
+        return _sparse(file)
+    if name == "llama":
+        return _llama(file)
+    raise TsconvertError(
+        f"{path}: architecture {name!r}; the runner knows {SPARSE}, llama (also Mixtral) and PowerInfer's files"
+    )
+
+
+def _sparse(file: GgufFile) -> ModelFile:
+    keys = _Keys(file)
+    version = keys.whole("format_version")
+    if version != FORMAT_VERSION:
+        raise TsconvertError(
+            f"{file.path}: sparse format {version}, this tsconvert reads {FORMAT_VERSION}; export it again"
+        )
+    activation = str(keys.get("activation", "drelu"))
+    spec = _spec(keys, activation)
+    tensors = _tensors(file, spec, transposed=True)
+    thresholds = np.full((spec.layers, spec.ffns), np.nan, np.float32)
+    given = keys.get("predictor.threshold", [])
+    if given:
+        if not isinstance(given, list) or len(given) != thresholds.size:
+            raise TsconvertError(
+                f"{file.path}: {SPARSE}.predictor.threshold needs {thresholds.size} entries; export it again"
+            )
+        thresholds[:] = np.array(given, np.float32).reshape(thresholds.shape)
+    for layer in range(spec.layers):
+        if np.isfinite(thresholds[layer]).any() and ("fc1", layer) not in tensors:
+            raise TsconvertError(f"{file.path}: layer {layer} has a threshold and no predictor; export it again")
+    return ModelFile(
+        file=file, dialect="sparse", spec=spec, rope=_rope(keys, spec), transposed=True, normed_predictors=True,
+        tensors=tensors, thresholds=thresholds,
+    )  # fmt: skip
+
+
+def _powerinfer(file: GgufFile, activation: str) -> ModelFile:
+    keys = _Keys(file)
+    spec = _spec(keys, activation)
+    tensors = _tensors(file, spec, transposed=True)
+    threshold = float(file.metadata.get("powerinfer.sparse_threshold", 0.0))
+    thresholds = np.full((spec.layers, 1), np.nan, np.float32)
+    for layer in range(spec.layers):
+        if ("fc1", layer) in tensors:
+            thresholds[layer] = threshold
+    return ModelFile(
+        file=file, dialect="powerinfer", spec=spec, rope=_rope(keys, spec), transposed=True, normed_predictors=False,
+        tensors=tensors, thresholds=thresholds,
+    )  # fmt: skip
+
+
+def _llama(file: GgufFile) -> ModelFile:
+    keys = _Keys(file)
+    spec = _spec(keys, "swiglu")
+    none = np.full((spec.layers, spec.ffns), np.nan, np.float32)
+    return ModelFile(
+        file=file, dialect="llama.cpp", spec=spec, rope=_rope(keys, spec), transposed=False, normed_predictors=True,
+        tensors=_tensors(file, spec, transposed=False), thresholds=none,
+    )  # fmt: skip
+
+
+class _Keys:
+    """The metadata keys of a file's architecture."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.file.metadata.get(f"{self.file.architecture}.{name}", default)
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self._bad(name, value, "a whole number")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise self._bad(name, value, "a number")
+        return float(value)
+
+    def _bad(self, name: str, value: Any, wanted: str) -> TsconvertError:
+        key = f"{self.file.architecture}.{name}"
+        return TsconvertError(f"{self.file.path}: key {key} is {value!r}, it must be {wanted}; write the file again")
+
+
+def _spec(keys: _Keys, activation: str) -> ModelSpec:
+    file = keys.file
+    embedding = file.tensors.get(gguf_name(Place("token_embd")))
+    if embedding is None:
+        raise TsconvertError(f"{file.path}: tensor {gguf_name(Place('token_embd'))} is missing; write the file again")
+    width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
+    experts = keys.whole("expert_count", 0)
+    try:
+        return ModelSpec(
+            family="mixtral" if experts else "llama",
+            activation=activation,
+            layers=keys.whole("block_count"),
+            width=width,
+            neurons=keys.whole("feed_forward_length"),
+            heads=heads,
+            kv_heads=keys.whole("attention.head_count_kv", heads),
+            head_dim=keys.whole("attention.key_length", width // max(1, heads)),
+            vocab=embedding.shape[0],
+            context=keys.whole("context_length"),
+            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            rope_theta=keys.number("rope.freq_base", 10000.0),
+            sliding_window=keys.whole("attention.sliding_window", 0) or None,
+            tied=gguf_name(Place("output")) not in file.tensors,
+            experts=experts,
+            experts_per_token=keys.whole("expert_used_count", 0) if experts else 0,
+        )
+    except TsconvertError as error:
+        text = str(error)
+        raise TsconvertError(text if text.startswith(str(file.path)) else f"{file.path}: {text}") from None
+    except ZeroDivisionError:
+        raise TsconvertError(
+            f"{file.path}: {file.architecture}.attention.head_count_kv is 0; write the file again"
+        ) from None
+
+
+def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
+    dimensions = keys.whole("rope.dimension_count", spec.head_dim)
+    kind = str(keys.get("rope.scaling.type", "none"))
+    if dimensions % 2 or not 2 <= dimensions <= spec.head_dim or spec.head_dim % 2:
+        raise TsconvertError(
+            f"{keys.file.path}: rope over {dimensions} of {spec.head_dim} dimensions; write the file again"
+        )
+    if kind not in ("none", "linear", "yarn"):
+        raise TsconvertError(
+            f"{keys.file.path}: rope scaling {kind!r}; the runner knows none, linear, yarn and rope_freqs"
+        )
+    divisors = keys.file.tensors.get(ROPE_FREQS)
+    if divisors is not None and divisors.shape != (dimensions // 2,):
+        raise TsconvertError(f"{keys.file.path}: {ROPE_FREQS} has shape {list(divisors.shape)}; write the file again")
+    return Rope(
+        base=spec.rope_theta,
+        dimensions=dimensions,
+        scaling=kind,
+        factor=max(keys.number("rope.scaling.factor", 1.0), 1e-6),
+        original_context=keys.whole("rope.scaling.original_context_length", spec.context) or spec.context,
+        attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
+        divisors_H=None if divisors is None else divisors.to_float32(),
+    )
+
+
+def _tensors(file: GgufFile, spec: ModelSpec, *, transposed: bool) -> dict[tuple[str, int | None], GgufTensor]:
+    found: dict[tuple[str, int | None], GgufTensor] = {}
+    wanted: list[tuple[str, int | None]] = [("token_embd", None), ("output_norm", None)]
+    wanted += [] if spec.tied else [("output", None)]
+    for layer in range(spec.layers):
+        wanted += [(role, layer) for role in ("attn_norm", "ffn_norm", *_MATRICES)]
+    for role, at in wanted:
+        name = _name(role, at, spec, transposed)
+        tensor = file.tensors.get(name)
+        if tensor is not None:
+            _check_shape(file, tensor, role, spec, transposed)
+            found[role, at] = tensor
+        elif role not in ("fc1", "fc2") and (role != "router" or spec.experts):
+            raise TsconvertError(f"{file.path}: tensor {name} is missing; write the file again")
+    _check_predictors(file, found, spec)
+    return found
+
+
+def _name(role: str, layer: int | None, spec: ModelSpec, transposed: bool) -> str:
+    stacked = spec.experts and role.startswith(("ffn_gate", "ffn_up", "ffn_down", "fc"))
+    suffix = "_t" if transposed and role == "ffn_down" else ""
+    return gguf_name(Place(role, layer, 0 if stacked else None), suffix=suffix)
+
+
+def _check_shape(file: GgufFile, tensor: GgufTensor, role: str, spec: ModelSpec, transposed: bool) -> None:
+    D, F, V = spec.width, spec.neurons, spec.vocab
+    heads, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    shape: tuple[int, ...] = {
+        "token_embd": (V, D), "output": (V, D), "output_norm": (D,), "attn_norm": (D,), "ffn_norm": (D,),
+        "attn_q": (heads, D), "attn_k": (kv, D), "attn_v": (kv, D), "attn_output": (D, heads),
+        "router": (spec.experts, D), "ffn_gate": (F, D), "ffn_up": (F, D),
+        "ffn_down": (F, D) if transposed else (D, F), "fc1": (tensor.shape[-2] if len(tensor.shape) > 1 else 0, D),
+        "fc2": (F, tensor.shape[-1]),
+    }[role]  # fmt: skip
+    if spec.experts and role in ("ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2"):
+        shape = (spec.experts, *shape)
+    if tensor.shape != shape:
+        raise TsconvertError(
+            f"{file.path}: tensor {tensor.name} has shape {list(tensor.shape)} where the keys make it {list(shape)};"
+            " write the file again"
+        )
+
+
+def _check_predictors(file: GgufFile, found: Mapping[tuple[str, int | None], GgufTensor], spec: ModelSpec) -> None:
+    for layer in range(spec.layers):
+        fc1, fc2 = found.get(("fc1", layer)), found.get(("fc2", layer))
+        if (fc1 is None) != (fc2 is None) or (fc1 is not None and fc2 is not None and fc1.shape[-2] != fc2.shape[-1]):
+            raise TsconvertError(
+                f"{file.path}: the predictor's fc1 and fc2 of layer {layer} do not fit; export it again"
+            )

@@ -1,0 +1,259 @@
+"""A loaded model: tokens in, logits out, over a KV cache; and what its neurons did on the way."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ..convert.errors import TsconvertError
+from ..quant import ggml
+from . import tables
+from .density import Density
+from .dialects import ModelFile, open_model
+from .kernels import TENSOR_FIELDS
+from .rope import angles
+from .rows import KIND, UNKNOWN, type_table
+from .step import build_step
+from .threads import Team, default_threads
+
+# Shape suffixes: T tokens, V vocabulary.
+MODES = ("auto", "predicted", "exact", "dense")
+_DEFAULT_CONTEXT = 4096
+_BLOCK = 32  # tokens in one call of the step: Ctrl-C waits no longer than that
+_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "router", "ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2")
+Floats = npt.NDArray[np.float32]
+
+
+class Model:
+    """A GGUF file ready to run.
+
+    Attributes:
+        source: the file, its spec and its tensors.
+        mode: `dense`, `exact` or `predicted`; may be set between calls.
+        audit: in predicted mode, also compute the neurons that were not predicted, to count those missed; slow.
+        context: tokens that the KV cache has room for.
+        position: tokens in the cache.
+
+    Example:
+        >>> with load("model.gguf", threads=2) as model:  # doctest: +SKIP
+        ...     logits_TV = model.logits([1, 22, 333])
+    """
+
+    def __init__(self, source: ModelFile, *, threads: int, mode: str, context: int) -> None:
+        self.source, self.spec, self.context = source, source.spec, context
+        self.audit = False
+        self.mode = resolve_mode(source, mode)
+        self._shape = _shape(source, context)
+        self._weights = _weights(source, context)
+        self._team = Team(threads)
+        self._buffers = tables.new_buffers(source.spec, context, source.rank, threads)
+        self._step = _compiled_step()
+        self.reset()
+        self._forwarded = 0
+
+    @property
+    def threads(self) -> int:
+        """How many threads run a step."""
+        return self._team.threads
+
+    @property
+    def mode(self) -> str:
+        """`dense`, `exact` or `predicted`."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        self._mode = resolve_mode(self.source, mode)
+
+    def reset(self, position: int = 0) -> None:
+        """Forget the tokens from ``position`` on."""
+        self.position = position
+
+    def logits(self, tokens: Sequence[int], *, reset: bool = True) -> Floats:
+        """Logits [T, V] of every position of ``tokens``.
+
+        Args:
+            reset: start from an empty cache; False goes on after the tokens that are in it.
+
+        Raises:
+            TsconvertError: a token is none of the vocabulary, or the context is full.
+        """
+        if reset:
+            self.reset()
+        parts = list(self._blocks(self._checked(tokens), every=True))
+        return np.concatenate(parts) if parts else np.empty((0, self.spec.vocab), np.float32)
+
+    def logits_blocks(self, tokens: Sequence[int], *, reset: bool = True) -> Iterator[Floats]:
+        """The rows of `logits`, a few at a time: for texts whose logits would not fit into memory."""
+        if reset:
+            self.reset()
+        return self._blocks(self._checked(tokens), every=True)
+
+    def log_probabilities(self, tokens: Sequence[int], *, reset: bool = True) -> Floats:
+        """Natural logarithms [T - 1] of the probability of each token after the first, given those before it."""
+        found: list[Floats] = []
+        at = 1
+        for block_TV in self.logits_blocks(tokens, reset=reset):
+            targets = np.asarray(tokens[at : at + len(block_TV)], np.int64)
+            at += len(block_TV)
+            rows_TV = block_TV[: len(targets)]
+            top_T = rows_TV.max(axis=1)
+            sum_T = np.exp(rows_TV - top_T[:, None]).sum(axis=1, dtype=np.float64)
+            found.append((rows_TV[np.arange(len(targets)), targets] - top_T - np.log(sum_T)).astype(np.float32))
+        return np.concatenate(found) if found else np.empty(0, np.float32)
+
+    def feed(self, tokens: Sequence[int]) -> Floats:
+        """Go on with ``tokens``, at least one; returns the logits [V] after the last."""
+        if not len(tokens):
+            raise TsconvertError("no tokens to go on with; give a prompt")
+        last = None
+        for last in self._blocks(self._checked(tokens), every=False):  # noqa: B007
+            pass
+        return np.asarray(last)[-1]
+
+    @property
+    def density(self) -> Density:
+        """What share of the neurons was read, predicted and fired since `reset_density`."""
+        return Density.of(self._buffers.counts.sum(axis=0), self._forwarded, self.spec)
+
+    def reset_density(self) -> None:
+        """Start counting anew."""
+        self._buffers.counts[:] = 0
+        self._forwarded = 0
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked(self, tokens: Sequence[int]) -> npt.NDArray[np.int64]:
+        tokens_T = np.asarray(tokens, np.int64).reshape(-1)
+        wrong_T = tokens_T[(tokens_T < 0) | (tokens_T >= self.spec.vocab)]
+        if wrong_T.size:
+            raise TsconvertError(
+                f"token {wrong_T[0]} is none of the model's {self.spec.vocab}; use the model's tokenizer"
+            )
+        if self.position + len(tokens_T) > self.context:
+            raise TsconvertError(
+                f"{self.position + len(tokens_T)} tokens do not fit into the context of {self.context};"
+                f" load the model with a larger one (trained for {self.spec.context}) or shorten the text"
+            )
+        return tokens_T
+
+    def _blocks(self, tokens_T: npt.NDArray[np.int64], *, every: bool) -> Iterator[Floats]:
+        for start in range(0, len(tokens_T), _BLOCK):
+            block_T = tokens_T[start : start + _BLOCK]
+            last = start + _BLOCK >= len(tokens_T)
+            logits_OV = np.empty((len(block_T) if every else int(last), self.spec.vocab), np.float32)
+            self._run(block_T, logits_OV)
+            if len(logits_OV):
+                yield logits_OV
+
+    def _run(self, tokens_T: npt.NDArray[np.int64], logits_OV: Floats) -> None:
+        mode, team = tables.MODES[self.mode], self._team
+        fixed = (self._shape, self._weights, self._buffers, team.sync)
+        rest = (team.threads, tokens_T, self.position, mode, int(self.audit), logits_OV)
+        team.run(lambda thread: self._step(*fixed, thread, *rest))
+        self.position += len(tokens_T)
+        self._forwarded += len(tokens_T)
+
+
+def load(path: str | Path, *, threads: int | None = None, mode: str = "auto", context: int | None = None) -> Model:
+    """Load a GGUF file for running. Weights stay in the mapped file.
+
+    Args:
+        path: of tsconvert's `sparse` target, PowerInfer's, or llama.cpp's Llama and Mixtral.
+        threads: how many run a step; None for the cores that the process may use.
+        mode: `dense` computes every neuron; `exact` only those whose gate is positive; `predicted` those that the
+            file's predictors name; `auto` the last of these that the file allows.
+        context: tokens of the KV cache; None for what the model was trained for, 4096 at most.
+
+    Raises:
+        TsconvertError: the file is none of these, is damaged, or does not allow the mode.
+    """
+    if mode not in MODES:
+        raise TsconvertError(f"sparsity is {mode!r}: it must be one of {', '.join(MODES)}")
+    source = open_model(path)
+    if context is not None and context < 1:
+        raise TsconvertError(f"context is {context}: it must be at least 1")
+    room = min(source.spec.context, _DEFAULT_CONTEXT) if context is None else context
+    return Model(source, threads=default_threads() if threads is None else threads, mode=mode, context=room)
+
+
+def resolve_mode(source: ModelFile, mode: str) -> str:
+    """The mode that ``mode`` means for a file: `auto` is settled, the impossible refused."""
+    if mode == "auto":
+        if source.has_predictors:
+            return "predicted"
+        return "exact" if source.spec.sparse and source.transposed else "dense"
+    if mode not in MODES:
+        raise TsconvertError(f"sparsity is {mode!r}: it must be one of {', '.join(MODES)}")
+    path = source.file.path
+    if mode != "dense" and not source.spec.sparse:
+        raise TsconvertError(
+            f"{path}: a SwiGLU model, none of whose neurons is ever zero, runs dense only; relufy it first"
+        )
+    if mode == "predicted" and not source.has_predictors:
+        raise TsconvertError(f"{path}: the file holds no predictors; run it exact, or export it with --predictors")
+    return mode
+
+
+@functools.cache
+def _compiled_step() -> Any:
+    return build_step()
+
+
+def _shape(source: ModelFile, context: int) -> tables.Shape:
+    spec = source.spec
+    return tables.Shape(
+        layers=spec.layers,
+        width=spec.width,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        window=spec.sliding_window or context,
+        activation=tables.ACTIVATIONS[spec.activation],
+        transposed=int(source.transposed),
+        normed_predictors=int(source.normed_predictors),
+        eps=float(spec.norm_eps),
+    )
+
+
+def _weights(source: ModelFile, context: int) -> tables.Weights:
+    spec = source.spec
+    table = np.zeros((spec.layers + 1, tables.ROLES, TENSOR_FIELDS), np.int64)
+    types = type_table()
+    for (role, layer), tensor in source.tensors.items():
+        if role.endswith("norm"):
+            continue
+        if types[ggml.TYPES[tensor.type_name].id, KIND] == UNKNOWN:
+            raise TsconvertError(
+                f"{source.file.path}: tensor {tensor.name} is {tensor.type_name}, no type to compute with"
+            )
+        slot = {"token_embd": tables.TOKEN_EMBD, "output": tables.OUTPUT}[role] if layer is None else _ROLES.index(role)
+        table[-1 if layer is None else layer, slot] = _entry(tensor)
+    if spec.tied:
+        table[-1, tables.OUTPUT] = table[-1, tables.TOKEN_EMBD]
+    norms = [source.tensors[role, layer] for layer in range(spec.layers) for role in ("attn_norm", "ffn_norm")]
+    norms.append(source.tensors["output_norm", None])
+    norms_LD = np.stack([norm.to_float32() for norm in norms])
+    cos, sin = angles(source.rope, context)
+    return tables.Weights(table, types, norms_LD, np.ascontiguousarray(source.thresholds), cos, sin)
+
+
+def _entry(tensor: Any) -> tuple[int, ...]:
+    """A tensor's row of the weight table; the fields as kernels.py names them."""
+    rows, columns = tensor.shape[-2:]
+    size = ggml.row_bytes(tensor.type_name, columns)
+    return (tensor.raw.ctypes.data, ggml.TYPES[tensor.type_name].id, rows, columns, size, rows * size)
