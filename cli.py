@@ -192,6 +192,67 @@ def export_gguf(as_json: bool, tensor_type: tuple[str, ...], metadata: tuple[str
     emit(run_export(config), as_json)
 
 
+@main.command()
+@click.argument("file", type=PATH)
+@click.option("-p", "--prompt", required=True, help="The text to go on with; - reads it from stdin.")
+@click.option("-n", "--tokens", type=COUNT, default=128, show_default=True, help="Tokens to generate at most.")
+@click.option(
+    "--sparsity",
+    type=click.Choice(["auto", "predicted", "exact", "dense"]),
+    default="auto",
+    show_default=True,
+    help="Which neurons are computed; auto: the sparsest that the file allows.",
+)
+@click.option("-t", "--threads", type=int, help="Default: the cores that the process may use.")
+@click.option("-c", "--context", type=COUNT, help="Tokens of context; default: the model's, 4096 at most.")
+@click.option("--temp", type=float, default=0.8, show_default=True, help="Temperature; 0 takes the likeliest token.")
+@click.option("--top-k", type=int, default=40, show_default=True, help="Of the likeliest K tokens only; 0: of all.")
+@click.option("--top-p", type=float, default=0.95, show_default=True, help="Of the likeliest with this probability.")
+@click.option("--min-p", type=float, default=0.05, show_default=True, help="At least this likely, to the likeliest.")
+@click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="Over the last 64 tokens; 1: none.")
+@click.option("--seed", type=int, help="Draw the same tokens every time.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's end token.")
+@click.option("--stats", is_flag=True, help="Speed and density on stderr.")
+@common
+def run(file: Path, as_json: bool, **options: Any) -> None:
+    """Generate text from a GGUF FILE: tsconvert's own, PowerInfer's, or llama.cpp's Llama and Mixtral.
+
+    The text goes to stdout as it comes; all else to stderr.
+    """
+    from .runner.console import RunConfig
+    from .runner.console import run as run_file
+
+    config = RunConfig(file=file, stream=None if as_json else sys.stdout, **options)
+    generation = run_file(config)
+    if as_json:
+        emit(generation, as_json)
+
+
+@main.command()
+@click.argument("file", type=PATH)
+@click.option("-p", "--prompt", type=COUNT, default=128, show_default=True, help="Tokens of the prompt test.")
+@click.option("-n", "--tokens", "generate", type=COUNT, default=64, show_default=True, help="Tokens generated.")
+@click.option("-r", "--repetitions", type=int, default=5, show_default=True)
+@click.option("-t", "--threads", type=int, help="Default: the cores that the process may use.")
+@click.option(
+    "--sparsity",
+    "modes",
+    type=click.Choice(["auto", "predicted", "exact", "dense", "all"]),
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    help="Repeatable; all: every mode that the file allows.",
+)
+@common
+def bench(file: Path, as_json: bool, **options: Any) -> None:
+    """Measure how fast a GGUF FILE runs: prompt and generation, tokens per second."""
+    from .runner.bench import BenchConfig
+    from .runner.bench import bench as run_bench
+
+    emit(run_bench(BenchConfig(file=file, **options)), as_json)
+
+
 def _missing(name: str, stage: str, help_text: str) -> None:
     """Register a command whose stage is not built yet: it says so and exits 2."""
 

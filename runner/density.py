@@ -49,6 +49,14 @@ class Density:
         """The share of all FFN rows (gate, up and down) that was read."""
         return float((self.gate + self.up + self.down).mean() / 3)
 
+    def __str__(self) -> str:
+        text = f"rows read {self.read:.1%}, fired {self.fired.mean():.1%}"
+        if self.predicted.any():
+            text += f", predicted {self.predicted.mean():.1%}"
+        if self.missed.any():
+            text += f", recall {self.recall.mean():.1%}"
+        return text
+
     def to_json(self) -> dict[str, Any]:
         """Per layer and overall, for `--json`."""
         layers = {

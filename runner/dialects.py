@@ -212,6 +212,8 @@ def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
         factor=max(keys.number("rope.scaling.factor", 1.0), 1e-6),
         original_context=keys.whole("rope.scaling.original_context_length", spec.context) or spec.context,
         attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
         divisors_H=None if divisors is None else divisors.to_float32(),
     )
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,13 @@ from .dialects import ModelFile, open_model
 from .kernels import TENSOR_FIELDS
 from .rope import angles
 from .rows import KIND, UNKNOWN, type_table
+from .sampling import Sampling
 from .step import build_step
 from .threads import Team, default_threads
+from .tokenizer import GgufTokenizer
+
+if TYPE_CHECKING:
+    from .generate import Generation
 
 # Shape suffixes: T tokens, V vocabulary.
 MODES = ("auto", "predicted", "exact", "dense")
@@ -54,6 +59,28 @@ class Model:
         self._step = _compiled_step()
         self.reset()
         self._forwarded = 0
+
+    @functools.cached_property
+    def tokenizer(self) -> GgufTokenizer:
+        """The file's tokenizer.
+
+        Raises:
+            TsconvertError: the file has none, or one that is not known.
+        """
+        return GgufTokenizer(self.source.file)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        limit: int = 128,
+        sampling: Sampling | None = None,
+        stop_at_eos: bool = True,
+    ) -> "Generation":
+        """`generate.generate` with this model."""
+        from .generate import generate
+
+        return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos)
 
     @property
     def threads(self) -> int:
@@ -110,10 +137,8 @@ class Model:
         """Go on with ``tokens``, at least one; returns the logits [V] after the last."""
         if not len(tokens):
             raise TsconvertError("no tokens to go on with; give a prompt")
-        last = None
-        for last in self._blocks(self._checked(tokens), every=False):  # noqa: B007
-            pass
-        return np.asarray(last)[-1]
+        (logits_OV,) = self._blocks(self._checked(tokens), every=False)
+        return np.asarray(logits_OV[0], np.float32)
 
     @property
     def density(self) -> Density:

@@ -27,6 +27,10 @@ class Rope:
     """Tokens, for YaRN."""
     attention_factor: float = 1.0
     """With YaRN, multiplies cosines and sines beside its own 0.1 ln(factor) + 1."""
+    beta_fast: float = 32.0
+    """YaRN leaves dimensions alone that turn more often than this over the original context."""
+    beta_slow: float = 1.0
+    """YaRN interpolates dimensions fully that turn less often than this."""
     divisors_H: npt.NDArray[np.float32] | None = None
     """Divides each frequency (the tensor rope_freqs.weight)."""
 
@@ -54,16 +58,7 @@ def _yarn(rope: Rope, frequency_H: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     def dimension(rotations: float) -> float:
         return half * math.log(rope.original_context / (rotations * 2 * math.pi)) / math.log(rope.base)
 
-    low, high = math.floor(dimension(32.0)), math.ceil(dimension(1.0))
+    low, high = math.floor(dimension(rope.beta_fast)), math.ceil(dimension(rope.beta_slow))
     low, high = max(low, 0), min(high, 2 * half - 1)
     ramp_H = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
     return np.asarray(frequency_H / rope.factor * ramp_H + frequency_H * (1 - ramp_H), np.float64)
-
-
-def permute(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Rows of a q or k projection in the order that ggml's interleaved rotation takes, as llama.cpp's converter does.
-
-    Hugging Face rotates dimension i with i + half, ggml 2i with 2i + 1.
-    """
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)

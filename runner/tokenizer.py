@@ -1,0 +1,230 @@
+"""Text to tokens and back, from what a GGUF file says, with Hugging Face's `tokenizers` and without transformers.
+
+Our own files carry the whole tokenizer.json. From others' the tokenizer is built anew: SentencePiece (`llama`), whose
+merges follow from the pieces' scores, or byte-level BPE (`gpt2`), which names its pre-tokenizer.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from ..convert.errors import TsconvertError
+from ..quant.gguf_file import GgufFile
+
+_PREFIX = "tokenizer.ggml."
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama.cpp's token types
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+# name in llama.cpp: the regular expression that splits text, from the models' own tokenizer.json
+_SPLITS = {
+    "llama-bpe": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",
+    "qwen2": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",
+    "tekken": (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+_SPLITS["llama3"] = _SPLITS["llama-v3"] = _SPLITS["llama-bpe"]
+_GPT2 = ("gpt-2", "default", "")
+_ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+
+
+class GgufTokenizer:
+    """The tokenizer of a GGUF file.
+
+    Attributes:
+        bos: the token that begins a text, or None.
+        eos: tokens that end one.
+        add_bos: texts are given ``bos``.
+        chat_template: the model's Jinja template, empty without.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self._where = str(file.path)
+        keys = {name.removeprefix(_PREFIX): value for name, value in file.metadata.items() if name.startswith(_PREFIX)}
+        kind, pre = str(keys.get("model", "")), str(keys.get("pre", ""))
+        self._tokenizer = _build(file, keys, kind, pre)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.bos: int | None = keys.get("bos_token_id")
+        ends = (keys.get(f"{name}_token_id") for name in ("eos", "eot", "eom"))
+        self.eos: frozenset[int] = frozenset(token for token in ends if token is not None)
+        self.add_bos = bool(keys.get("add_bos_token", kind == "llama" or pre in _ADDS_BOS)) and self.bos is not None
+        self.add_eos = bool(keys.get("add_eos_token", False))
+        self.chat_template = str(file.metadata.get("tokenizer.chat_template", ""))
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The tokens of ``text``. Special tokens that are spelled out in it are recognized.
+
+        Args:
+            special: put BOS in front (and EOS behind) where the model's texts have them.
+        """
+        tokens = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if not special:
+            return tokens
+        before = [self.bos] if self.add_bos and self.bos is not None else []
+        return before + tokens + (sorted(self.eos)[:1] if self.add_eos else [])
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of ``tokens``; bytes that are no whole character become U+FFFD.
+
+        Args:
+            special: spell special tokens out instead of leaving them away.
+        """
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
+
+    def piece(self, token: int) -> str:
+        """A token as the vocabulary has it, empty for one that it lacks."""
+        return str(self._tokenizer.id_to_token(token) or "")
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The tokens of a conversation, up to where the model answers.
+
+        Args:
+            messages: `{"role": "user", "content": ...}` and so on, oldest first.
+
+        Raises:
+            TsconvertError: the file has no chat template, or the template refuses the messages.
+        """
+        if not self.chat_template:
+            raise TsconvertError(f"{self._where}: the file has no chat template; leave --chat out")
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            text = environment.from_string(self.chat_template).render(
+                messages=list(messages), add_generation_prompt=True, bos_token=self.piece(self.bos or 0),
+                eos_token=self.piece(min(self.eos, default=0)),
+            )  # fmt: skip
+        except TemplateError as error:
+            raise TsconvertError(f"{self._where}: the chat template refuses these messages ({error})") from None
+        starts = self.bos is not None and text.startswith(self.piece(self.bos))
+        return self.encode(text, special=not starts)
+
+
+class TextStream:
+    """Text from tokens as they come; a character is never split.
+
+    Args:
+        tokenizer: of the model.
+        prompt: tokens before the first, which decide about its leading space.
+    """
+
+    def __init__(self, tokenizer: GgufTokenizer, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(prompt)
+        self._known = len(self._tokens)
+        self._shown = tokenizer.decode(self._tokens)
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes, often empty for parts of a character."""
+        self._tokens.append(token)
+        return self._take(whole=False)
+
+    def flush(self) -> str:
+        """What is left at the end, incomplete characters as U+FFFD."""
+        return self._take(whole=True)
+
+    def _take(self, *, whole: bool) -> str:
+        text = self._tokenizer.decode(self._tokens)
+        new = text[len(self._shown) :]
+        if not new or (not whole and text.endswith("\ufffd")):
+            return ""
+        # Go on from the tokens of this piece: they begin and end with whole characters, and keep the next one's space.
+        self._tokens = self._tokens[self._known :]
+        self._known = len(self._tokens)
+        self._shown = self._tokenizer.decode(self._tokens)
+        return new
+
+
+def _refuse(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str) -> Tokenizer:
+    whole = file.metadata.get("tokenizer.huggingface.json")
+    if whole:
+        try:
+            return Tokenizer.from_str(str(whole))
+        except Exception as error:  # the library raises plain Exception
+            raise TsconvertError(
+                f"{file.path}: tokenizer.huggingface.json is damaged ({error}); export again"
+            ) from None
+    tokens = keys.get("tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise TsconvertError(f"{file.path}: the file has no tokenizer; export it with the model's own")
+    try:
+        if kind == "llama":
+            tokenizer = _sentencepiece(tokens, keys)
+        elif kind == "gpt2":
+            tokenizer = _byte_level(file, tokens, keys, pre)
+        else:
+            raise TsconvertError(f"{file.path}: tokenizer model {kind!r}; the runner knows llama and gpt2")
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise TsconvertError(f"{file.path}: the tokenizer's keys are damaged ({error}); write the file again") from None
+    special = {_CONTROL: True, _UNKNOWN: True, _USER_DEFINED: False}
+    for token, token_type in zip(tokens, keys.get("token_type", []), strict=False):
+        if token_type in special and token:
+            added = AddedToken(token, special=special[token_type], normalized=False)
+            (tokenizer.add_special_tokens if special[token_type] else tokenizer.add_tokens)([added])
+    return tokenizer
+
+
+def _vocabulary(tokens: list[str]) -> dict[str, int]:
+    vocabulary: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        vocabulary.setdefault(token, index)
+    return vocabulary
+
+
+def _sentencepiece(tokens: list[str], keys: dict[str, Any]) -> Tokenizer:
+    """BPE whose merges are every way to make a piece of two others, best score first, as transformers derives them."""
+    vocabulary, scores = _vocabulary(tokens), keys["scores"]
+    merges: list[tuple[float, int, int, tuple[str, str]]] = []
+    for token, index in vocabulary.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocabulary and right in vocabulary:
+                merges.append((-scores[index], vocabulary[left], vocabulary[right], (left, right)))
+    merges.sort()
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=[pair for *_, pair in merges],
+            unk_token=tokens[keys.get("unknown_token_id", 0)],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = bool(keys.get("add_space_prefix", True))
+    steps = [normalizers.Prepend("▁")] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return tokenizer
+
+
+def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: str) -> Tokenizer:
+    merges = [tuple(merge.split(" ", 1)) for merge in keys["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre in _ADDS_BOS))
+    if pre in _GPT2:
+        split: list[Any] = []
+    elif pre == "smollm":
+        split = [pre_tokenizers.Digits(individual_digits=True)]
+    elif pre in _SPLITS:
+        split = [pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")]
+    else:
+        known = ", ".join([*_GPT2[:2], "smollm", *_SPLITS])
+        raise TsconvertError(f"{file.path}: pre-tokenizer {pre!r}; the runner knows {known}")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
