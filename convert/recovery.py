@@ -16,6 +16,8 @@ from .layers import Layer
 from .sweep import Stream
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
+_RAMP = 0.6  # share of the steps after which the wanted density is reached
+_GAIN, _DAMPING = 0.2, 3.0  # of the penalty's controller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ class _Penalty:
         self.start: float | None = None
         self.density: float | None = None
         self.scale: float | None = None
+        self.error = 0.0
 
     def of(self, l1: torch.Tensor) -> torch.Tensor:
         if self.scale is None:
@@ -125,16 +128,17 @@ class _Penalty:
         return self.weight * l1 / self.scale
 
     def steer(self, step: int, fired: float) -> None:
-        """After each step, with the share of neurons that fired in it."""
+        """After each step, with the share of neurons that fired in it: a controller on the logarithm of the weight."""
         if self.goal is None:
             return
-        self.density = fired if self.density is None else 0.8 * self.density + 0.2 * fired
-        self.start = fired if self.start is None else self.start
-        ramp = min(1.0, step / (0.6 * self.steps))
-        wanted = self.start * (self.goal / self.start) ** ramp if self.start > self.goal else self.goal
-        self.weight = min(
-            1e3, max(1e-5, self.weight * math.exp(2 * max(-0.5, min(0.5, math.log(self.density / wanted)))))
-        )
+        self.density = fired if self.density is None else 0.7 * self.density + 0.3 * fired
+        self.start = max(fired, self.goal) if self.start is None else self.start
+        ramp = min(1.0, step / (_RAMP * self.steps))
+        wanted = self.start * (self.goal / self.start) ** ramp
+        error = math.log(max(self.density, 1e-6) / wanted)
+        change = _GAIN * error + _DAMPING * (error - self.error)
+        self.error = error
+        self.weight = min(1e3, max(1e-5, self.weight * math.exp(max(-0.7, min(0.7, change)))))
 
 
 def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:

@@ -129,13 +129,12 @@ def relufy(config: RelufyConfig) -> RelufyReport:
     if config.dry_run:
         return done
     with atomic_folder(config.out, resume=config.resume) as folder:
-        writer = CheckpointWriter(folder, plan, config.max_shard_bytes)
-        if config.recover == "none" and not config.align:
-            _copy(source, writer, config, source.places)
-            found: dict[str, Any] = {}
-        else:
-            found = _sweep(source, writer, folder, config)
-        writer.close()
+        with CheckpointWriter(folder, plan, config.max_shard_bytes) as writer:
+            if config.recover == "none" and not config.align:
+                _copy(source, writer, config, source.places)
+                found: dict[str, Any] = {}
+            else:
+                found = _sweep(source, writer, folder, config)
         write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
         report = RelufyReport(
             out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,

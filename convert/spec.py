@@ -115,28 +115,29 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
     width, heads = _whole(config, where, "hidden_size"), _whole(config, where, "num_attention_heads")
     rope_theta, rope_scaling = _rope(config, where)
     moe = family == "mixtral"
+    fields: dict[str, Any] = {
+        "family": family,
+        "activation": activation,
+        "layers": _whole(config, where, "num_hidden_layers"),
+        "width": width,
+        "neurons": _whole(config, where, "intermediate_size"),
+        "heads": heads,
+        "kv_heads": _whole(config, where, "num_key_value_heads", heads),
+        "head_dim": _whole(config, where, "head_dim", width // heads),
+        "vocab": _whole(config, where, "vocab_size"),
+        "context": _whole(config, where, "max_position_embeddings", 2048),
+        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "rope_theta": rope_theta,
+        "rope_scaling": rope_scaling,
+        "sliding_window": _window(config, family),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "experts": _whole(config, where, "num_local_experts", 8) if moe else 0,
+        "experts_per_token": _whole(config, where, "num_experts_per_tok", 2) if moe else 0,
+        "bos": _token(config.get("bos_token_id")),
+        "eos": _tokens(config.get("eos_token_id")),
+    }
     try:
-        return ModelSpec(
-            family=family,
-            activation=activation,
-            layers=_whole(config, where, "num_hidden_layers"),
-            width=width,
-            neurons=_whole(config, where, "intermediate_size"),
-            heads=heads,
-            kv_heads=_whole(config, where, "num_key_value_heads", heads),
-            head_dim=_whole(config, where, "head_dim", width // heads),
-            vocab=_whole(config, where, "vocab_size"),
-            context=_whole(config, where, "max_position_embeddings", 2048),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=rope_theta,
-            rope_scaling=rope_scaling,
-            sliding_window=_window(config, family),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            experts=_whole(config, where, "num_local_experts", 8) if moe else 0,
-            experts_per_token=_whole(config, where, "num_experts_per_tok", 2) if moe else 0,
-            bos=_token(config.get("bos_token_id")),
-            eos=_tokens(config.get("eos_token_id")),
-        )
+        return ModelSpec(**fields)
     except TsconvertError as error:
         raise TsconvertError(f"{where}: {error}") from None
 

@@ -90,16 +90,19 @@ class Stream:
             self.hidden_NSD[part] = (residual_NSD + out_TD.view_as(residual_NSD)).cpu()
 
     @torch.no_grad()
-    def cross_entropy(self, sequences: slice) -> float:
-        """After the last layer: mean next-token loss, in nats, over ``sequences``."""
+    def logits(self, sequences: slice) -> Iterator[torch.Tensor]:
+        """After the last layer: the logits [S, V] of each of ``sequences``."""
         checkpoint = self.checkpoint
         norm_D = read_tensor(checkpoint, Place("output_norm"))
         head_VD = read_tensor(checkpoint, Place("token_embd" if checkpoint.spec.tied else "output"))
+        for hidden_SD in self.hidden_NSD[sequences]:
+            yield torch.nn.functional.rms_norm(hidden_SD, norm_D.shape, norm_D, checkpoint.spec.norm_eps) @ head_VD.T
+
+    def cross_entropy(self, sequences: slice) -> float:
+        """After the last layer: mean next-token loss, in nats, over ``sequences``."""
         total, count = 0.0, 0
-        for hidden_SD, row_S in zip(self.hidden_NSD[sequences], self.rows_NS[sequences], strict=True):
-            x_SD = torch.nn.functional.rms_norm(hidden_SD, norm_D.shape, norm_D, checkpoint.spec.norm_eps)
-            logits_SV = x_SD[:-1] @ head_VD.T
-            total += float(torch.nn.functional.cross_entropy(logits_SV, row_S[1:], reduction="sum"))
+        for logits_SV, row_S in zip(self.logits(sequences), self.rows_NS[sequences], strict=True):
+            total += float(torch.nn.functional.cross_entropy(logits_SV[:-1], row_S[1:], reduction="sum"))
             count += len(row_S) - 1
         return total / count
 
@@ -124,6 +127,7 @@ def sweep(checkpoint: Checkpoint, rows_NS: torch.Tensor, visitors: Sequence[Visi
             stream.attend(layer)
             said = [visitor.visit(layer, stream) for visitor in visitors]
             stream.feed_forward(layer)
+            del layer  # before the next one is read
             step(", ".join(words for words in said if words))
     return stream
 

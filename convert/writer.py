@@ -102,9 +102,8 @@ class CheckpointWriter:
         max_shard_bytes: a shard is closed before it would grow past this; one tensor may be larger.
 
     Example:
-        >>> writer = CheckpointWriter(folder, [PlannedTensor(name="w", dtype="F32", shape=(2,))])
-        >>> writer.write("w", np.zeros(2, np.float32).view(np.uint8))
-        >>> writer.close()
+        >>> with CheckpointWriter(folder, [PlannedTensor(name="w", dtype="F32", shape=(2,))]) as writer:
+        ...     writer.write("w", np.zeros(2, np.float32).view(np.uint8))
     """
 
     def __init__(self, folder: Path, plan: Sequence[PlannedTensor], max_shard_bytes: int = 5_000_000_000) -> None:
@@ -135,8 +134,11 @@ class CheckpointWriter:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def close(self) -> None:
-        """Flush and close the shards."""
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Flush and close the shards, also after an error: a resumed run goes on with them."""
         self.flush()
         for stream in self._open.values():
             stream.close()

@@ -1,0 +1,69 @@
+"""Fixtures shared by all tests: tiny random checkpoints with the embedded models' tokenizer."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tsconvert import models
+
+Make = Callable[..., Path]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline() -> None:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    patch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """make_checkpoint("mistral", hidden_size=64, ...) saves a seeded random model and returns its folder."""
+    import torch
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+        MixtralConfig,
+        MixtralForCausalLM,
+    )
+
+    kinds = {
+        "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+        "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    }
+
+    def make(family: str = "mistral", *, seed: int = 0, dtype: torch.dtype = torch.float32, **fields: object) -> Path:
+        config_class, model_class, extra = kinds[family]
+        shape = {
+            "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        }  # fmt: skip
+        torch.manual_seed(seed)
+        model = model_class(config_class(**(shape | extra | fields)))
+        for parameter in model.parameters():  # larger than the library's start, so that activations are not tiny
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.08)
+        folder = tmp_path_factory.mktemp(family)
+        model.to(dtype).save_pretrained(folder, max_shard_size=str(fields.get("max_shard", "5GB")))
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(models.folder("tiny-mistral") / name, folder / name)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dense(make_checkpoint: Make) -> Path:
+    """A tiny dense Mistral; not to be changed."""
+    return make_checkpoint("mistral")
+
+
+@pytest.fixture(scope="session")
+def moe(make_checkpoint: Make) -> Path:
+    """A tiny Mixtral of four experts; not to be changed."""
+    return make_checkpoint("mixtral")

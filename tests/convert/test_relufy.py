@@ -1,0 +1,150 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tsconvert.convert import relufy as relufy_module
+from tsconvert.convert.checkpoint import Checkpoint
+from tsconvert.convert.corpora import Source
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.recovery import LocalRecovery
+from tsconvert.convert.relufy import RelufyConfig, relufy
+
+Make = Callable[..., Path]
+SHORT = LocalRecovery(steps=20, batch_tokens=256, learning_rate=3e-3)
+
+
+def config(model: Path, out: Path, **fields: object) -> RelufyConfig:
+    return RelufyConfig(model=str(model), out=out, **({"tokens": 4096, "context": 128, "training": SHORT} | fields))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_recovery_and_alignment_every_byte_is_copied(make_checkpoint: Make, tmp_path: Path, family: str, dtype):
+    folder = make_checkpoint(family, dtype=dtype)
+    relufy(config(folder, tmp_path / "out", recover="none", align=False, max_shard_bytes=300_000))
+    before, after = Checkpoint(folder), Checkpoint(tmp_path / "out")
+    assert len(weights(tmp_path / "out")) > 1
+    assert before.places == after.places
+    assert all(np.array_equal(before.raw(place), after.raw(place)) for place in before.places)
+    assert after.spec == replace(before.spec, activation="drelu")
+
+
+def test_dtype_converts(make_checkpoint: Make, tmp_path: Path):
+    folder = make_checkpoint("mistral", dtype=torch.float32)
+    relufy(config(folder, tmp_path / "out", recover="none", align=False, dtype="BF16"))
+    before, after = Checkpoint(folder), Checkpoint(tmp_path / "out")
+    for place in before.places:
+        theirs = torch.from_numpy(before.array(place).copy()).bfloat16().float().numpy()
+        assert np.array_equal(after.array(place), theirs)
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_local_recovery_brings_each_layer_closer_to_the_dense_one(make_checkpoint: Make, tmp_path: Path, family: str):
+    report = relufy(config(make_checkpoint(family), tmp_path / "out", tokens=16_384))
+    assert all(layer.error_after < 0.8 * layer.error_before for layer in report.layers)
+    assert report.energy_kept is not None
+    assert report.energy_kept[1] > report.energy_kept[0]
+    provenance = json.loads((tmp_path / "out" / "tsconvert.json").read_text())
+    assert provenance["report"]["perplexity"] == report.perplexity
+    experts = 4 if family == "mixtral" else 1
+    seen = [sum(layer.expert_tokens) for layer in report.layers]
+    train_tokens = report.tokens - 8 * 128
+    assert all(len(layer.expert_tokens) == experts for layer in report.layers)
+    assert seen == [train_tokens * (2 if family == "mixtral" else 1)] * 2
+
+
+def test_the_penalty_reaches_the_sparsity_asked_for(dense: Path, tmp_path: Path):
+    training = replace(SHORT, steps=120, target_sparsity=0.9)
+    report = relufy(config(dense, tmp_path / "out", training=training, tokens=16_384))
+    assert all(0.07 < layer.density < 0.13 for layer in report.layers)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(dense: Path, tmp_path: Path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        relufy(config(dense, tmp_path / name, seed=seed))
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_ends_in_the_same_bytes(make_checkpoint: Make, tmp_path: Path, monkeypatch, dtype):
+    folder = make_checkpoint("mistral", num_hidden_layers=3, dtype=dtype)
+    relufy(config(folder, tmp_path / "whole"))
+    real = relufy_module.recover_layer
+
+    def dies(layer, *rest):
+        if layer.index == 2:
+            raise KeyboardInterrupt
+        return real(layer, *rest)
+
+    monkeypatch.setattr(relufy_module, "recover_layer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        relufy(config(folder, tmp_path / "resumed"))
+    assert not (tmp_path / "resumed").exists()
+    trained = []
+    monkeypatch.setattr(
+        relufy_module, "recover_layer", lambda layer, *r: trained.append(layer.index) or real(layer, *r)
+    )
+    relufy(config(folder, tmp_path / "resumed", resume=True))
+    assert trained == [2]
+    assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
+
+
+def test_a_run_with_other_settings_is_not_resumed(dense: Path, tmp_path: Path, monkeypatch):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(relufy_module, "recover_layer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        relufy(config(dense, tmp_path / "out"))
+    with pytest.raises(TsconvertError) as caught:
+        relufy(config(dense, tmp_path / "out", resume=True, seed=5))
+    partial = tmp_path / "out.partial"
+    assert str(caught.value) == f"{partial}: was begun with other settings or another model; remove it or repeat those"
+
+
+def test_what_is_sparse_already_is_left_alone_but_can_be_recovered_further(dense: Path, tmp_path: Path):
+    relufy(config(dense, tmp_path / "a"))
+    with pytest.raises(TsconvertError) as caught:
+        relufy(config(tmp_path / "a", tmp_path / "b"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'a'}: is drelu already, nothing is left to do; --teacher DENSE recovers it further"
+    )
+    second = relufy(config(tmp_path / "a", tmp_path / "b", teacher=str(dense)))
+    assert all(layer.error_after < layer.error_before for layer in second.layers)
+
+
+def test_a_dry_run_writes_nothing(dense: Path, tmp_path: Path):
+    report = relufy(config(dense, tmp_path / "out", dry_run=True))
+    assert report.size_bytes == Checkpoint(dense).size_bytes
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"activation": "gelu"}, "activation is 'gelu'; choose one of drelu, reglu"),
+        ({"data": (Source(path="no-such-file"),)}, "no such file or folder"),
+        ({"tokens": 100}, "--tokens 100: 1 sequence of 128 tokens; ask for at least two"),
+        ({"training": LocalRecovery(steps=5, learning_rate=1e30)}, "the loss is"),
+    ],
+)
+def test_bad_input_is_said_in_one_sentence(dense: Path, tmp_path: Path, fields: dict, sentence: str):
+    with pytest.raises(TsconvertError) as caught:
+        relufy(config(dense, tmp_path / "out", **fields))
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_sparsity_that_is_no_share_is_refused():
+    with pytest.raises(TsconvertError, match="it must lie between 0 and 1"):
+        LocalRecovery(target_sparsity=90)
