@@ -29,6 +29,7 @@ def plan(job: Job) -> Plan:
     metadata = general_keys(job, ARCHITECTURE) | model_keys(spec, ARCHITECTURE, context)
     metadata |= wide_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=False)
     metadata |= job.vocabulary.metadata(chat=True, huggingface=True)
+    notes += job.vocabulary.engine_notes
     table = TensorTable(job)
     table.rope_frequencies()
     table.matrix(Place("token_embd"))

@@ -33,7 +33,7 @@ def plan(job: Job) -> Plan:
     metadata |= rope.scaling_keys(spec, architecture, own=False)
     metadata["powerinfer.sparse_threshold"] = f32(0.0)
     metadata |= job.vocabulary.metadata(chat=True, huggingface=False)
-    notes += job.vocabulary.check_powerinfer() + _notes(job, predictors)
+    notes += job.vocabulary.check_powerinfer() + job.vocabulary.engine_notes + _notes(job, predictors)
     table = TensorTable(job)
     table.matrix(Place("token_embd"))
     for layer in range(spec.layers):

@@ -44,6 +44,8 @@ class Vocabulary:
     chat_templates: dict[str, str] = field(default_factory=dict)
     huggingface_json: str = ""
     notes: list[str] = field(default_factory=list)
+    engine_notes: list[str] = field(default_factory=list)
+    """What engines with llama.cpp's tokenizer do otherwise than transformers."""
 
     def metadata(self, *, chat: bool, huggingface: bool) -> dict[str, Value]:
         """The keys of a GGUF file.
@@ -129,6 +131,7 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
         )
     hf = load_tokenizer(folder)
     if not content:
+        tokenizer_spm.correct(hf, model_file)
         content = json.loads(hf.backend_tokenizer.to_str())
     kind = _kind(content, folder)
     if kind == "gpt2":
@@ -233,5 +236,10 @@ def _observe(vocabulary: Vocabulary, hf: Any, eos: tuple[int, ...]) -> None:
     if after:
         vocabulary.special["eos"] = after[-1]
     vocabulary.add_space_prefix = bool(bare) and vocabulary.tokens[bare[0]].startswith(("▁", "Ġ"))
+    if vocabulary.add_space_prefix and hf.encode(" a", add_special_tokens=False) == bare:
+        vocabulary.engine_notes.append(
+            "this tokenizer puts no space before a text that begins with one, nor after a special token, and"
+            " llama.cpp's always does: such texts get other ids there"
+        )
     template = getattr(hf, "chat_template", None)
     vocabulary.chat_templates = template if isinstance(template, dict) else {"default": template} if template else {}

@@ -21,7 +21,7 @@ _PRE_TOKENIZERS = {
     "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
     "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454": "gpt-2",
     "0fe1cf6eda062318a1af7270f3331a85c539a01778ff948e24388e949c5282f4": "gpt-2",
-    "0e9433cbbb161f89e264eb32e8e64bfe69e834973ffca5d41d3948a604a3e2a3": "pixtral",
+    "0e9433cbbb161f89e264eb32e8e64bfe69e834973ffca5d41d3948a604a3e2a3": "tekken",  # without BOS, there called pixtral
     "049ecf7629871e3041641907f3de7c733e4dbfdc736f57d882ba0b0845599754": "deepseek-llm",
     "347715f544604f9118bb75ed199f68779f423cabb20db6de6f31b908d04d7821": "deepseek-coder",
     "9d032fcbd5501f4a38150912590928bfb36091efb5df11b8e2124b0390e3fb1e": "falcon3",
@@ -69,10 +69,8 @@ def identify(hf: Any, folder: Path) -> str:
     Raises:
         TsconvertError: llama.cpp's list does not have it; retrained and extended vocabularies are not in it either.
     """
-    backend = hf.backend_tokenizer
-    candidates = [hf.encode(_CHECK_TEXT)]
-    candidates += [backend.encode(_CHECK_TEXT, add_special_tokens=special).ids for special in (True, False)]
-    for ids in candidates:
+    bare = hf.encode(_CHECK_TEXT, add_special_tokens=False)
+    for ids in ([hf.bos_token_id, *bare], bare, hf.encode(_CHECK_TEXT)):
         fingerprint = sha256(str(list(ids)).encode()).hexdigest()
         if fingerprint in _PRE_TOKENIZERS:
             return _PRE_TOKENIZERS[fingerprint]

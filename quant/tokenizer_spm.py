@@ -1,7 +1,8 @@
 """SentencePiece vocabularies: pieces and scores from tokenizer.model, or derived from a tokenizer.json of that kind."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from .tokenizer import ADDED_SCORE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
 _BPE = 2  # TrainerSpec.ModelType (sentencepiece_model.proto)
 Piece = tuple[str, float, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePieceModel:
+    """What tokenizer.model holds."""
+
+    pieces: list[Piece]
+    """(text, score, type)."""
+    add_dummy_prefix: bool
+    """A text gets a space in front."""
 
 
 def read(content: dict[str, Any], model_file: Path) -> Vocabulary:
@@ -21,7 +32,7 @@ def read(content: dict[str, Any], model_file: Path) -> Vocabulary:
         TsconvertError: tokenizer.model is no SentencePiece BPE model.
     """
     vocab: dict[str, int] = content["model"]["vocab"]
-    pieces = read_model(model_file) if model_file.is_file() else _derived(content)
+    pieces = read_model(model_file).pieces if model_file.is_file() else _derived(content)
     added = {token["id"]: token for token in content.get("added_tokens", [])}
     size = max([len(pieces) - 1, *vocab.values(), *added]) + 1
     by_id = {index: piece for piece, index in vocab.items()}
@@ -38,26 +49,63 @@ def read(content: dict[str, Any], model_file: Path) -> Vocabulary:
     return Vocabulary(model="llama", pre="default", tokens=tokens, scores=scores, types=types)
 
 
-def read_model(path: Path) -> list[Piece]:
-    """The pieces of a SentencePiece model: (text, score, type). Follows sentencepiece_model.proto.
+def correct(hf: Any, model_file: Path) -> None:
+    """Make transformers' tokenizer of a folder that has tokenizer.model alone split as SentencePiece does.
+
+    transformers 5 leaves the space in front of a text out there, and ranks merges by id where SentencePiece goes by
+    score. As in Llama 2's tokenizer.json, the space goes before every stretch of text, also after a special token.
+    """
+    from tokenizers import AddedToken, models, normalizers
+
+    source = read_model(model_file)
+    backend = hf.backend_tokenizer
+    vocab = {piece: index for index, (piece, _, _) in enumerate(source.pieces)}
+    unknown = next((piece for piece, _, kind in source.pieces if kind == UNKNOWN), None)
+    backend.model = models.BPE(
+        vocab=vocab, merges=merges_of(source.pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True
+    )
+    prefix = [normalizers.Prepend("▁")] if source.add_dummy_prefix else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = None
+    defined = [piece for piece, _, kind in source.pieces if kind == USER_DEFINED]
+    backend.add_tokens([AddedToken(piece, normalized=False) for piece in defined])
+
+
+def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists."""
+    ids = {piece: index for index, (piece, _, kind) in enumerate(pieces) if kind == NORMAL}
+    ranked = []
+    for piece in ids:
+        for cut in range(1, len(piece)):
+            left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
+            if left is not None and right is not None:
+                ranked.append((-pieces[ids[piece]][1], left, right))
+    return [(pieces[left][0], pieces[right][0]) for _, left, right in sorted(ranked)]
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Read a SentencePiece model. Follows sentencepiece_model.proto.
 
     Raises:
         TsconvertError: the file is damaged, or a unigram model, which merges otherwise.
     """
-    pieces, model_type = [], 1
+    pieces: list[Piece] = []
+    model_type, dummy_prefix = 1, 1
     try:
         for number, value in _fields(path.read_bytes()):
             if number == 1:
                 pieces.append(_piece(value))
             elif number == 2:
-                model_type = next((kind for field, kind in _fields(value) if field == 3), model_type)
+                model_type = dict(_fields(value)).get(3, model_type)
+            elif number == 3:
+                dummy_prefix = dict(_fields(value)).get(3, dummy_prefix)
     except (IndexError, ValueError, TypeError, struct.error):
         raise TsconvertError(f"{path}: not a SentencePiece model that can be read; download it again") from None
     if not pieces or model_type != _BPE:
         raise TsconvertError(
             f"{path}: not a SentencePiece BPE model; GGUF's SentencePiece tokenizer can only merge by score"
         )
-    return pieces
+    return SentencePieceModel(pieces=pieces, add_dummy_prefix=bool(dummy_prefix))
 
 
 def _piece(message: bytes) -> Piece:
