@@ -13,8 +13,10 @@ from ..convert.errors import TsconvertError
 from ..convert.layers import Layer
 from ..convert.sweep import Stream, sweep
 from ..convert.writer import refuse_existing
-from .profile_file import LayerProfile, Profile, save_powerinfer_activations, save_profile
+from .profile_file import LayerProfile, Profile, load_profile, save_powerinfer_activations, save_profile
 from .statistics import EnergyHistogram, fired_union, hot_share
+
+__all__ = ["Profile", "ProfileConfig", "load_profile", "profile"]
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, E experts, C corpora.
 _BLOCK_TOKENS = 2048

@@ -1,0 +1,134 @@
+"""The threshold of a predictor, and what it does with it, on tokens that it was not trained on."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .cost import Bits, Rates, exact_bytes, predicted_bytes
+from .folder import Predictor
+from .labels import FFN
+
+# Shape suffixes: T tokens, F neurons, R predictor rank, D model width.
+_BINS = 1 << 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFNReport:
+    """What one predictor does, on the calibration tokens. All shares lie between 0 and 1."""
+
+    layer: int
+    expert: int
+    rank: int
+    """0 where the FFN has no predictor."""
+    threshold: float = 0.0
+    tokens: int = 0
+    """Trained on."""
+    calibration_tokens: int = 0
+    density: float = 0.0
+    """True: share of neurons whose activation is not zero."""
+    gate_density: float = 0.0
+    predicted_density: float = 0.0
+    recall: float = 0.0
+    """Share of the firing neurons that were predicted."""
+    precision: float = 0.0
+    """Share of the predicted neurons that fire."""
+    energy: float = 0.0
+    """Share of the energy sum_j (h_j |down_j|)^2 that predicted neurons carry."""
+    energy_at_zero: float = 0.0
+    """The same at threshold 0, which is all that PowerInfer's form can have."""
+    predicted_density_at_zero: float = 0.0
+    bytes_predicted: float = 0.0
+    """Bytes that a token reads in the FFN, by cost.py, with the predictor."""
+    bytes_exact: float = 0.0
+    used: bool = True
+    """False: the FFN is left to exact mode."""
+    reason: str = ""
+    """Why it is."""
+
+    @property
+    def pays(self) -> bool:
+        """A token reads fewer bytes with the predictor than without."""
+        return self.bytes_predicted < self.bytes_exact
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def calibrate(ffn: FFN, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, target_energy: float) -> float:
+    """The highest threshold at which the predicted neurons keep ``target_energy`` of the energy, to one bin.
+
+    Two passes over the calibration tokens: the range of the logits, then the energy in each of 32,768 bins of it.
+    """
+    low, high = float("inf"), float("-inf")
+    for x_TD in ffn.calibration_blocks():
+        z_TF = logits(x_TD, fc1_RD, fc2_FR)
+        low, high = min(low, float(z_TF.min())), max(high, float(z_TF.max()))
+    edges = np.linspace(low, high, _BINS, dtype=np.float32)  # the last bin holds what equals the highest logit
+    energy = np.zeros(_BINS)
+    for x_TD in ffn.calibration_blocks():
+        index = torch.from_numpy(edges).to(x_TD.device)
+        bins = torch.bucketize(logits(x_TD, fc1_RD, fc2_FR), index, right=True) - 1
+        weight = ffn.labels(x_TD).energy_TF.double()
+        energy += torch.bincount(bins.flatten().clamp_min(0), weights=weight.flatten(), minlength=_BINS).cpu().numpy()
+    kept = np.cumsum(energy[::-1])[::-1]
+    enough = np.flatnonzero(kept >= target_energy * kept[0])
+    return float(edges[enough[-1]])
+
+
+@torch.no_grad()
+def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
+    """What ``predictor`` does on the calibration tokens."""
+    fc1_RD = torch.from_numpy(predictor.fc1_RD).to(ffn.device)
+    fc2_FR = torch.from_numpy(predictor.fc2_FR).to(ffn.device)
+    sums = dict.fromkeys(
+        ("pairs", "fired", "gate", "predicted", "gated", "hit", "all", "kept", "kept0", "predicted0"), 0.0
+    )
+    for x_TD in ffn.calibration_blocks():
+        z_TF, labels = logits(x_TD, fc1_RD, fc2_FR), ffn.labels(x_TD)
+        chosen_TF = z_TF >= predictor.threshold
+        sums["pairs"] += z_TF.numel()
+        sums["fired"] += float(labels.fires_TF.sum())
+        sums["gate"] += float(labels.gate_TF.sum())
+        sums["predicted"] += float(chosen_TF.sum())
+        sums["gated"] += float((chosen_TF & labels.gate_TF).sum())
+        sums["hit"] += float((chosen_TF & labels.fires_TF).sum())
+        sums["all"] += float(labels.energy_TF.double().sum())
+        sums["kept"] += float(labels.energy_TF[chosen_TF].double().sum())
+        sums["kept0"] += float(labels.energy_TF[z_TF >= 0].double().sum())
+        sums["predicted0"] += float((z_TF >= 0).sum())
+    pairs = max(1.0, sums["pairs"])
+    rates = Rates(
+        gate=sums["gate"] / pairs, fired=sums["fired"] / pairs, predicted=sums["predicted"] / pairs,
+        predicted_gate=sums["gated"] / pairs, hit=sums["hit"] / pairs,
+    )  # fmt: skip
+    return FFNReport(
+        layer=ffn.layer.index,
+        expert=ffn.expert,
+        rank=predictor.rank,
+        threshold=predictor.threshold,
+        tokens=len(ffn.train),
+        calibration_tokens=len(ffn.calibration),
+        density=rates.fired,
+        gate_density=rates.gate,
+        predicted_density=rates.predicted,
+        recall=_share(sums["hit"], sums["fired"]),
+        precision=_share(sums["hit"], sums["predicted"]),
+        energy=_share(sums["kept"], sums["all"]),
+        energy_at_zero=_share(sums["kept0"], sums["all"]),
+        predicted_density_at_zero=sums["predicted0"] / pairs,
+        bytes_predicted=predicted_bytes(ffn.width, ffn.neurons, predictor.rank, rates, bits),
+        bytes_exact=exact_bytes(ffn.width, ffn.neurons, rates, bits),
+    )
+
+
+def logits(x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor) -> torch.Tensor:
+    """fc2 . relu(fc1 . x), [T, F]: the torch twin of `Predictor.logits`."""
+    return (x_TD @ fc1_RD.T).relu_() @ fc2_FR.T
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0

@@ -1,0 +1,67 @@
+"""What a predictor of one FFN learns from: inputs, and labels made batch by batch from the layer's weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..convert.layers import Layer
+from ..convert.modeling_turbosparse import activate
+
+# Shape suffixes: T tokens, D model width, F neurons.
+_BLOCK_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True)
+class Labels:
+    """For a batch of tokens what every neuron of the FFN does."""
+
+    energy_TF: torch.Tensor
+    """(h_j |down_j|)^2, 0 where the neuron is silent."""
+    gate_TF: torch.Tensor
+    """The gate is positive."""
+    fires_TF: torch.Tensor
+    """The activation is not zero."""
+
+
+class FFN:
+    """One FFN (expert) and the tokens that reach it.
+
+    Args:
+        layer: with its weights.
+        expert: which of its FFNs; 0 for a dense one.
+        x_TD: the layer's normed inputs, all tokens; not copied.
+        token: which of them the FFN sees, in the order of the text.
+        train_tokens: tokens of ``x_TD`` that are trained on; those after them calibrate.
+    """
+
+    def __init__(self, layer: Layer, expert: int, x_TD: torch.Tensor, token: torch.Tensor, train_tokens: int) -> None:
+        self.layer, self.expert, self.x_TD = layer, expert, x_TD
+        token = token.cpu()
+        self.train = token[token < train_tokens]
+        self.calibration = token[token >= train_tokens]
+        self.gate_FD, self.up_FD, down_DF = layer.ffn_weights(expert)
+        self.down_F = down_DF.norm(dim=0)
+        self.neurons, self.width = self.gate_FD.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's weights are."""
+        return self.layer.device
+
+    def inputs(self, token: torch.Tensor) -> torch.Tensor:
+        """The normed inputs [T, D] of some tokens."""
+        return self.x_TD[token.to(self.x_TD.device)].to(self.device)
+
+    @torch.no_grad()
+    def labels(self, x_TD: torch.Tensor) -> Labels:
+        """What the neurons do for ``x_TD``."""
+        gate_TF, up_TF = nn.functional.linear(x_TD, self.gate_FD), nn.functional.linear(x_TD, self.up_FD)
+        h_TF = activate(gate_TF, up_TF, self.layer.activation)
+        return Labels((h_TF * self.down_F).square_(), gate_TF > 0, h_TF != 0)
+
+    def calibration_blocks(self) -> Iterator[torch.Tensor]:
+        """The inputs of the tokens that calibrate, in blocks whose labels stay small."""
+        for token in self.calibration.split(max(1, _BLOCK_ELEMENTS // self.neurons)):
+            yield self.inputs(token)

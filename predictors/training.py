@@ -1,0 +1,140 @@
+"""Training one low-rank predictor: fc2 . relu(fc1 . x) against the energies of one FFN's neurons.
+
+Predicting a neuron costs the same bytes whether it fires or not; leaving it out loses its energy e. So a neuron should
+be predicted where E[e | x] exceeds a price, and threshold 0 is made to mean that: for each neuron's logit z the loss is
+
+    w softplus(-z) + price softplus(z),    w = e / mean(e) + floor * (it fires)
+
+which is least where sigmoid(z) = E[w] / (E[w] + price). The price is steered during training so that what threshold 0
+predicts keeps the energy asked for. Its gradient, (w + price) sigmoid(z) - w, is written out: no graph is kept.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..convert.errors import TsconvertError
+from .calibrate import logits
+from .labels import FFN
+from .linear import activation_regression
+
+# Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
+_SCALE_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How each predictor is trained."""
+
+    steps: int = 400
+    batch_tokens: int = 1024
+    learning_rate: float = 1e-2
+    """AdamW's, at its peak; a cosine takes it to zero."""
+    floor: float = 0.1
+    """Weight of a neuron that fires with next to no energy, against 1 for one of mean energy."""
+    autocast: bool = True
+    """Matrix products in bfloat16, sums and weights in float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not self.learning_rate > 0:
+            raise TsconvertError(f"learning_rate is {self.learning_rate}: it must be above 0")
+
+
+def train_low_rank(
+    ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train a predictor of ``ffn`` on its training tokens.
+
+    Args:
+        target_energy: share of the energy that the neurons with a logit of at least 0 are to keep.
+        generator: draws the start and the batches.
+
+    Returns:
+        fc1 [R, D], fc2 [F, R], float32.
+
+    Raises:
+        TsconvertError: the weights are no numbers any more.
+    """
+    fc1_RD, fc2_FR = _start(ffn, rank, generator)
+    parameters = [fc1_RD, fc2_FR]
+    optimizer = torch.optim.AdamW(parameters, lr=how.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    price = _Price(target_energy, how.steps)
+    mean_energy: float | None = None
+    for step in range(how.steps):
+        optimizer.param_groups[0]["lr"] = how.learning_rate * _schedule(step, how.steps)
+        chosen = torch.randint(len(ffn.train), (how.batch_tokens,), generator=generator)
+        x_TD = ffn.inputs(ffn.train[chosen])
+        labels = ffn.labels(x_TD)
+        mean = float(labels.energy_TF.mean())
+        mean_energy = mean if mean_energy is None else 0.9 * mean_energy + 0.1 * mean
+        weight_TF = labels.energy_TF / max(mean_energy, 1e-30) + how.floor * labels.fires_TF
+        kept = _gradient(x_TD, fc1_RD, fc2_FR, weight_TF, labels.energy_TF, price.value, how.autocast)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        price.steer(step, kept)
+    if not bool(fc1_RD.isfinite().all() and fc2_FR.isfinite().all()):
+        raise TsconvertError(
+            f"layer {ffn.layer.index}, expert {ffn.expert}: the predictor's weights are no numbers after training;"
+            " lower the learning rate"
+        )
+    return fc1_RD.detach(), fc2_FR.detach()
+
+
+@torch.no_grad()
+def _gradient(
+    x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, weight_TF: torch.Tensor, energy_TF: torch.Tensor,
+    price: float, autocast: bool,
+) -> float:  # fmt: skip
+    """Fill both `.grad` for one batch; the share of the batch's energy that threshold 0 keeps."""
+    kind = torch.bfloat16 if autocast else torch.float32
+    x_TD, narrow_RD, narrow_FR = x_TD.to(kind), fc1_RD.to(kind), fc2_FR.to(kind)
+    hidden_TR = (x_TD @ narrow_RD.T).relu_()
+    z_TF = (hidden_TR @ narrow_FR.T).float()
+    whole = float(energy_TF.sum())
+    kept = float((energy_TF * (z_TF >= 0)).sum()) / whole if whole else 1.0
+    slope_TF = z_TF.sigmoid_().mul_(weight_TF + price).sub_(weight_TF).div_(len(x_TD)).to(kind)
+    fc2_FR.grad = (slope_TF.T @ hidden_TR).float()
+    fc1_RD.grad = (((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float()
+    return kept
+
+
+class _Price:
+    """What predicting a neuron costs, in units of the mean energy: steered until threshold 0 keeps the share asked."""
+
+    def __init__(self, target_energy: float, steps: int) -> None:
+        self.value = 1.0
+        self.lost_goal = max(1e-4, 1 - target_energy)
+        self.first = steps // 10
+        self.lost: float | None = None
+
+    def steer(self, step: int, kept: float) -> None:
+        """After each step, with the share of energy that threshold 0 kept in it."""
+        self.lost = 1 - kept if self.lost is None else 0.8 * self.lost + 0.2 * (1 - kept)
+        if step >= self.first:
+            excess = math.log(max(1e-6, self.lost) / self.lost_goal)
+            self.value = min(1e4, max(1e-6, self.value * math.exp(-0.1 * max(-1.0, min(1.0, excess)))))
+
+
+def _start(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Begin at the best linear map to the activations, scaled so that logits are about 1."""
+    fc1_RD, fc2_FR = activation_regression(ffn, rank, generator)
+    if len(fc1_RD) < rank:  # an odd rank, or one beyond twice the width
+        more_RD = torch.randn(rank - len(fc1_RD), ffn.width, generator=generator).to(fc1_RD)
+        fc1_RD = torch.cat([fc1_RD, more_RD * fc1_RD.std()])
+        fc2_FR = torch.cat([fc2_FR, torch.zeros(ffn.neurons, len(more_RD)).to(fc2_FR)], dim=1)
+    x_TD = ffn.inputs(ffn.train[:_SCALE_TOKENS])
+    fc1_RD /= (x_TD @ fc1_RD.T).relu_().std().clamp_min(1e-20)
+    fc2_FR /= logits(x_TD, fc1_RD, fc2_FR).std().clamp_min(1e-20)
+    return fc1_RD, fc2_FR
+
+
+def _schedule(step: int, steps: int) -> float:
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
