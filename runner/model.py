@@ -57,8 +57,8 @@ class Model:
         self._team = Team(threads)
         self._buffers = tables.new_buffers(source.spec, context, source.rank, threads)
         self._step = _compiled_step()
-        self.reset()
-        self._forwarded = 0
+        self.position = self._forwarded = 0
+        self._compile()
 
     @functools.cached_property
     def tokenizer(self) -> GgufTokenizer:
@@ -184,6 +184,11 @@ class Model:
             self._run(block_T, logits_OV)
             if len(logits_OV):
                 yield logits_OV
+
+    def _compile(self) -> None:
+        """Load or compile the step now, so that the first token does not wait for it."""
+        nothing, none = np.empty(0, np.int64), np.empty((0, self.spec.vocab), np.float32)
+        self._step(self._shape, self._weights, self._buffers, self._team.sync, 0, 1, nothing, 0, 0, 0, none)
 
     def _run(self, tokens_T: npt.NDArray[np.int64], logits_OV: Floats) -> None:
         mode, team = tables.MODES[self.mode], self._team

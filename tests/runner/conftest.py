@@ -26,22 +26,50 @@ class Tiny:
     def experts(self) -> int:
         return getattr(self.model.config, "num_local_experts", 0)
 
-    def logits(self, tokens) -> np.ndarray:
+    def logits(self, tokens, fcs=None, thresholds=None, pre_norm=False) -> np.ndarray:
+        """Logits [T, V]; with ``fcs``, of the neurons that those predictors name."""
+        for number, layer in enumerate(self.model.model.layers if self.activation != "swiglu" else ()):
+            if self.experts:
+                layer.mlp.experts.predictors = fcs and [
+                    (fcs[number][0][e], fcs[number][1][e], thresholds[number][e])
+                    if np.isfinite(thresholds[number][e]) else None
+                    for e in range(self.experts)
+                ]  # fmt: skip
+            else:
+                known = fcs is not None and fcs.get(number) is not None
+                layer.mlp.predictor = (*fcs[number], thresholds[number]) if known else None
+                layer.mlp.pre_norm = pre_norm
+                layer.mlp.fired, layer.mlp.missed, layer.mlp.predicted = [], [], []
         with torch.no_grad():
             return self.model(torch.tensor([list(tokens)])).logits[0].numpy()
 
 
-class SparseMLP(torch.nn.Module):
-    """relu(gate) * relu(up), or relu(gate) * up."""
+def mask_of(predictor, x):
+    """1 where fc2 . relu(fc1 . x) reaches the threshold; (fc1, fc2, threshold) or None, which masks nothing."""
+    if predictor is None:
+        return 1.0
+    fc1, fc2 = (torch.from_numpy(matrix) for matrix in predictor[:2])
+    return (torch.relu(x @ fc1.T) @ fc2.T >= predictor[2]).float()
 
-    def __init__(self, dense, activation):
+
+class SparseMLP(torch.nn.Module):
+    """relu(gate) * relu(up), or relu(gate) * up; with a predictor, only of the neurons that it names."""
+
+    def __init__(self, dense, activation, norm):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = dense.gate_proj, dense.up_proj, dense.down_proj
-        self.activation = activation
+        self.activation, self.predictor, self.pre_norm = activation, None, False
+        self.fired, self.missed, self.predicted = [], [], []
+        norm.register_forward_pre_hook(lambda module, args: setattr(self, "residual", args[0]))
 
     def forward(self, x):
         up = self.up_proj(x)
-        return self.down_proj(torch.relu(self.gate_proj(x)) * (torch.relu(up) if self.activation == "drelu" else up))
+        h = torch.relu(self.gate_proj(x)) * (torch.relu(up) if self.activation == "drelu" else up)
+        mask = mask_of(self.predictor, self.residual if self.pre_norm else x)
+        self.fired.append(float((h * mask != 0).float().mean()))
+        self.missed.append(float((h * (1 - mask) != 0).float().mean()))
+        self.predicted.append(float(mask.mean()) if self.predictor else 0.0)
+        return self.down_proj(h * mask)
 
 
 class SparseExperts(torch.nn.Module):
@@ -50,6 +78,7 @@ class SparseExperts(torch.nn.Module):
     def __init__(self, dense):
         super().__init__()
         self.gate_up_proj, self.down_proj = dense.gate_up_proj, dense.down_proj
+        self.predictors = None
 
     def forward(self, x_TD, choice_TK, share_TK):
         out_TD = torch.zeros_like(x_TD)
@@ -57,7 +86,9 @@ class SparseExperts(torch.nn.Module):
             for k in range(choice_TK.shape[1]):
                 e = int(choice_TK[t, k])
                 gate, up = (self.gate_up_proj[e] @ x_TD[t]).chunk(2)
-                out_TD[t] += share_TK[t, k] * (self.down_proj[e] @ (torch.relu(gate) * torch.relu(up)))
+                h = torch.relu(gate) * torch.relu(up)
+                h = h * (mask_of(self.predictors[e], x_TD[t]) if self.predictors else 1.0)
+                out_TD[t] += share_TK[t, k] * (self.down_proj[e] @ h)
         return out_TD
 
 
@@ -83,7 +114,7 @@ def make_tiny(family="mistral", activation="swiglu", window=None, tied=False, **
         if activation != "swiglu" and family == "mixtral":
             layer.mlp.experts = SparseExperts(layer.mlp.experts)
         elif activation != "swiglu":
-            layer.mlp = SparseMLP(layer.mlp, activation)
+            layer.mlp = SparseMLP(layer.mlp, activation, layer.post_attention_layernorm)
     for parameter in model.parameters():  # F16 files then hold the very same numbers
         parameter.data = parameter.data.half().float()
     return Tiny(model.eval(), activation, window)

@@ -1,0 +1,68 @@
+"""Threads that meet, agree, and survive each other's deaths."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.runner.barrier import meet
+from tsconvert.runner.rows import compiled
+from tsconvert.runner.threads import Team
+
+
+@compiled
+def relay(sync, thread, threads, rounds, numbers, seen):
+    """Every thread writes its round, all meet, every thread checks the others' words, all meet."""
+    for turn in range(rounds):
+        numbers[thread * 8] = turn
+        meet(sync, thread, threads)
+        for other in range(threads):
+            seen[thread] += numbers[other * 8] == turn
+        meet(sync, thread, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_nobody_passes_before_all_are_there(threads):
+    team, rounds = Team(threads), 200
+    numbers, seen = np.full(threads * 8, -1), np.zeros(threads, np.int64)
+    for _ in range(3):
+        team.run(lambda thread: relay(team.sync, thread, threads, rounds, numbers, seen))
+    assert seen.tolist() == [3 * rounds * threads] * threads
+    team.close()
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_dead_thread_does_not_hang_the_others(victim):
+    team = Team(3)
+    numbers, seen = np.zeros(24, np.int64), np.zeros(3, np.int64)
+
+    def job(thread):
+        if thread == victim:
+            raise RuntimeError("dead")
+        relay(team.sync, thread, 3, 1000, numbers, seen)
+
+    with pytest.raises(RuntimeError, match="dead"):
+        team.run(job)
+    seen[:] = 0
+    team.run(lambda thread: relay(team.sync, thread, 3, 10, numbers, seen))
+    assert seen.tolist() == [30, 30, 30]
+    team.close()
+
+
+def test_threads_end_with_their_team():
+    team = Team(4)
+    members = [member.thread for member in team._members]
+    team.close()
+    assert not any(thread.is_alive() for thread in members)
+    team = Team(2)
+    (member,) = team._members
+    del team
+    member.thread.join(5)
+    assert member.thread not in threading.enumerate()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 257])
+def test_a_senseless_number_of_threads(threads):
+    with pytest.raises(TsconvertError, match=f"^threads is {threads}: it must be 1 to 256$"):
+        Team(threads)
