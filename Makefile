@@ -7,7 +7,8 @@ STAMP := .venv/installed
 .PHONY: demo test check lint format wheel clean
 
 demo: $(STAMP)
-	$(BIN)/tsconvert demo --model $(MODEL)
+	rm -rf demo-out
+	$(BIN)/tsconvert demo --model $(MODEL) --out demo-out
 
 test: check
 

@@ -31,6 +31,10 @@ COUNT = Count()
 OUT_FOLDER = click.Path(file_okay=False, path_type=Path)
 OUT_FILE = click.Path(dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
+ORDER = (
+    "relufy", "profile", "predictors", "imatrix", "export-gguf", "quantize", "run", "bench", "eval", "verify", "check",
+    "inspect", "plan", "report", "demo",
+)  # fmt: skip
 
 
 class Chain(click.Group):
@@ -38,7 +42,7 @@ class Chain(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Not sorted: the chain has an order."""
-        return list(self.commands)
+        return [name for name in ORDER if name in self.commands]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 1 a verification failed, 2 bad input, 130 interrupted."""
@@ -156,6 +160,90 @@ def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_s
     emit(run_relufy(config), as_json)
 
 
+@main.command()
+@click.argument("model")
+@click.option("--out", type=OUT_FILE, help="The profile, one .safetensors file; must not exist.")
+@click.option("--data", multiple=True, help="One corpus each: text, .jsonl, .parquet, a folder, a data set; =WEIGHT.")
+@click.option("--tokens", type=COUNT, default="64K", show_default=True, help="Tokens of all corpora together.")
+@click.option("--context", type=COUNT, default=512, show_default=True, help="Tokens a sequence.")
+@click.option("--powerinfer-dir", type=OUT_FOLDER, help="Also write PowerInfer's activation_{i}.pt there.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@common
+def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
+    """Count how often each neuron of each layer and expert fires.
+
+    Several --data are several corpora: the profile tells their densities apart and how far their hot neurons overlap.
+    """
+    from .convert.corpora import parse_source
+    from .predictors.profile import ProfileConfig
+    from .predictors.profile import profile as run_profile
+
+    sources = tuple(parse_source(argument) for argument in data)
+    emit(run_profile(ProfileConfig(data=sources, **options)), as_json)
+
+
+class Rank(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or auto."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The number, None for auto; what is neither is a usage error."""
+        if value is None or value == "auto":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a whole number", param, ctx)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--out", type=OUT_FOLDER, help="Folder of the predictors; must not exist. Not needed with --estimate.")
+@click.option("--data", multiple=True, help="Text, .jsonl, .parquet, a folder, or a data set; =WEIGHT. Repeatable.")
+@click.option("--tokens", type=COUNT, default="64K", show_default=True, help="Tokens; an eighth of them calibrates.")
+@click.option("--context", type=COUNT, default=512, show_default=True, help="Tokens a sequence.")
+@click.option("--rank", type=Rank(), default="auto", show_default=True, help="Width; auto: what reads fewest bytes.")
+@click.option(
+    "--target-energy", type=float, default=0.98, show_default=True, help="Share of the activation energy to be kept."
+)
+@click.option("--max-density", type=float, help="Share of the neurons that may be predicted, such as 0.2.")
+@click.option("--budget", type=float, help="Share of the model's parameters that predictors may have, such as 0.06.")
+@click.option(
+    "--method",
+    type=click.Choice(["low-rank", "svd", "sign"]),
+    default="low-rank",
+    show_default=True,
+    help="low-rank: trained; svd: of the gate, no training.",
+)
+@click.option(
+    "--everywhere/--where-it-pays",
+    default=None,
+    help="A predictor for every FFN (default for a fixed rank), or only where it saves bytes (default for auto).",
+)
+@click.option("--estimate", is_flag=True, help="Only say, from few tokens and layers, what to expect at which rank.")
+@click.option("--steps", type=COUNT, default=400, show_default=True, help="Training steps a predictor.")
+@click.option("--batch-tokens", type=COUNT, default=1024, show_default=True, help="Tokens a step.")
+@click.option("--learning-rate", type=float, default=1e-2, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@common
+def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: Any) -> None:
+    """Train small networks that foresee which neurons fire, one per FFN or expert."""
+    if options["out"] is None and not estimate:
+        raise click.UsageError("--out is missing; only --estimate goes without")
+    from .convert.corpora import parse_source
+    from .predictors.estimate import estimate_predictors
+    from .predictors.train import PredictorConfig, train_predictors
+    from .predictors.training import Training
+
+    training = Training(**{name: options.pop(name) for name in ("steps", "batch_tokens", "learning_rate")})
+    sources = tuple(parse_source(argument) for argument in data)
+    config = PredictorConfig(data=sources, training=training, **options)
+    emit(estimate_predictors(config) if estimate else train_predictors(config), as_json)
+
+
 @main.command("export-gguf")
 @click.argument("model")
 @click.option("--out", type=OUT_FILE, required=True, help="The GGUF file; must not exist.")
@@ -251,6 +339,50 @@ def bench(file: Path, as_json: bool, **options: Any) -> None:
     from .runner.bench import bench as run_bench
 
     emit(run_bench(BenchConfig(file=file, **options)), as_json)
+
+
+@main.command(name="eval")
+@click.argument("model", metavar="MODEL_OR_GGUF")
+@click.option("--data", help="Text to score; default: the embedded held-out text.")
+@click.option("--ctx", "context", type=COUNT, default=512, show_default=True, help="Tokens a window.")
+@click.option("--tokens", type=COUNT, default="16K", show_default=True)
+@click.option(
+    "--sparsity", "mode", type=click.Choice(["auto", "dense", "exact", "predicted"]), default="auto", show_default=True
+)
+@click.option("--against", help="Model to compare with: KL divergence and equal first choices.")
+@click.option("--threads", "-t", type=click.IntRange(1), help="Default: one a core.")
+@common
+def evaluate(as_json: bool, **options: Any) -> None:
+    """Measure perplexity, density and divergence of a checkpoint or a GGUF file."""
+    from .evaluate.perplexity import EvalConfig
+    from .evaluate.perplexity import evaluate as run_evaluate
+
+    emit(run_evaluate(EvalConfig(**options)), as_json)
+
+
+@main.command()
+@click.argument("path")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@common
+def inspect(path: str, tensors: bool, as_json: bool) -> None:
+    """Say what a checkpoint, predictor folder, profile or GGUF file holds."""
+    from .evaluate.inspect import inspect as run_inspect
+
+    emit(run_inspect(path, tensors=tensors), as_json)
+
+
+@main.command()
+@click.option(
+    "--model", default="tiny-mistral", show_default=True, help="Embedded model, checkpoint folder, or `smollm2`."
+)
+@click.option("--out", type=OUT_FOLDER, default="demo-out", show_default=True, help="Folder; must not exist.")
+@common
+def demo(as_json: bool, **options: Any) -> None:
+    """Run the whole chain: convert, recover, predict, export, generate."""
+    from .evaluate.demo import DemoConfig
+    from .evaluate.demo import demo as run_demo
+
+    emit(run_demo(DemoConfig(**options)), as_json)
 
 
 def _missing(name: str, stage: str, help_text: str) -> None:

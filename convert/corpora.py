@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,12 @@ def calibration_rows(
     Raises:
         TsconvertError: as `token_rows`, or fewer than two rows.
     """
+    tokenizer = load_tokenizer(checkpoint.folder)
     if not sources:
         note("no --data: taking the embedded English text (State of the Union addresses, Moby-Dick)")
         sources = (Source(path=str(models.text("train.txt"))),)
     context = min(context, checkpoint.spec.context)
-    rows = token_rows(load_tokenizer(checkpoint.folder), sources, tokens=tokens, context=context, seed=seed)
+    rows = token_rows(tokenizer, sources, tokens=tokens, context=context, seed=seed)
     if len(rows) < 2:
         raise TsconvertError(f"--tokens {tokens}: {len(rows)} sequence of {context} tokens; ask for at least two")
     return rows
@@ -121,11 +122,13 @@ def token_rows(
     return packed[np.random.default_rng(seed).permutation(len(packed))]
 
 
-def ordered_rows(tokenizer: Any, path: str, *, tokens: int | None, context: int) -> npt.NDArray[np.int64]:
+def ordered_rows(
+    encode: Callable[[str], list[int]], path: str, *, tokens: int | None, context: int
+) -> npt.NDArray[np.int64]:
     """The text at ``path`` from its beginning, in order, as rows [N, context]: for perplexity."""
     stream: list[int] = []
     for text in _texts(Source(path=path), None):
-        stream += tokenizer(text).input_ids
+        stream += encode(text)
         if tokens is not None and len(stream) >= tokens:
             break
     count = min(len(stream), tokens or len(stream)) // context

@@ -19,9 +19,13 @@ class CheckpointScorer:
 
     def __init__(self, model: str) -> None:
         self.checkpoint = open_checkpoint(model)
-        self.tokenizer = load_tokenizer(self.checkpoint.folder)
+        self._tokenizer = load_tokenizer(self.checkpoint.folder)
         self.context = self.checkpoint.spec.context
         self._density = _Density()
+
+    def encode(self, text: str) -> list[int]:
+        """The model's tokens of ``text``."""
+        return list(self._tokenizer(text).input_ids)
 
     def logits(self, rows_NS: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
         """[S, V] for each window."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import models
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
 
@@ -26,7 +27,8 @@ class EvalConfig:
 
     model: str
     """A checkpoint folder, an embedded model, a hub id, or a .gguf file."""
-    data: str
+    data: str | None = None
+    """A text; None takes the embedded held-out text."""
     tokens: int = 16_384
     context: int = 512
     mode: str = "auto"
@@ -78,8 +80,10 @@ class Scorer(Protocol):
     """A model that gives next-token logits for windows of tokens."""
 
     mode: str
-    tokenizer: Any
     context: int
+
+    def encode(self, text: str) -> list[int]:
+        """The model's tokens of ``text``."""
 
     def logits(self, rows_NS: Tokens) -> Iterator[Floats]:
         """[S, V] for each window."""
@@ -98,7 +102,8 @@ def evaluate(config: EvalConfig) -> EvalReport:
 
     model = open_scorer(config.model, config.mode, config.threads)
     context = min(config.context, model.context)
-    rows_NS = ordered_rows(model.tokenizer, config.data, tokens=config.tokens, context=context)
+    data = config.data or str(models.text("heldout.txt"))
+    rows_NS = ordered_rows(model.encode, data, tokens=config.tokens, context=context)
     other = open_scorer(config.against, "auto", config.threads) if config.against else None
     loss, other_loss, divergence, agreed = _score(model, other, rows_NS)
     density, predicted, recall = model.statistics()
@@ -146,7 +151,8 @@ def _score(model: Scorer, other: Scorer | None, rows_NS: Tokens) -> tuple[float,
 def _compare(log_SV: Floats, other_SV: Floats, target_S: Tokens) -> tuple[float, float, float]:
     if log_SV.shape != other_SV.shape:
         raise TsconvertError(
-            f"the models have vocabularies of {log_SV.shape[1]} and {other_SV.shape[1]} tokens; compare models of one family"
+            f"the models have vocabularies of {log_SV.shape[1]} and {other_SV.shape[1]} tokens;"
+            " compare models of one family"
         )
     other_loss = -np.take_along_axis(other_SV, target_S, -1).sum()
     divergence = (np.exp(other_SV) * (other_SV - log_SV)).sum()

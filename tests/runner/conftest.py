@@ -157,8 +157,8 @@ def layer_tensors(tiny: Tiny, layer: int, transposed: bool) -> dict[str, np.ndar
     return found
 
 
-def write_gguf(tiny: Tiny, path: Path, target: str, dtype="F32", fcs=None, thresholds=None, keys=None, skip=()) -> Path:
-    """Write ``tiny`` as `sparse`, `llama.cpp` or `powerinfer`."""
+def write_gguf(tiny: Tiny, path: Path, target: str, dtype="F32", fcs=None, thresholds=None, keys=None, skip=(), through=None):
+    """Write ``tiny`` as `sparse`, `llama.cpp` or `powerinfer`; ``through`` rounds weights to a block type first."""
     arch = {"sparse": "turbosparse", "llama.cpp": "llama", "powerinfer": "bamboo"}[target]
     if target == "powerinfer" and tiny.activation == "reglu":
         arch = "llama"
@@ -186,7 +186,7 @@ def write_gguf(tiny: Tiny, path: Path, target: str, dtype="F32", fcs=None, thres
         writer.add_float32("powerinfer.sparse_threshold", float(thresholds))
     for key, value in (keys or {}).items():
         (writer.add_string if isinstance(value, str) else writer.add_float32)(key, value)
-    add_tensors(writer, tiny, target != "llama.cpp", dtype, fcs, skip)
+    add_tensors(writer, tiny, target != "llama.cpp", dtype, fcs, skip, through)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -197,7 +197,7 @@ def write_gguf(tiny: Tiny, path: Path, target: str, dtype="F32", fcs=None, thres
     return path
 
 
-def add_tensors(writer, tiny, transposed, dtype, fcs, skip):
+def add_tensors(writer, tiny, transposed, dtype, fcs, skip, through):
     from tsconvert.quant import ggml
 
     number = lambda parameter: parameter.detach().numpy()  # noqa: E731
@@ -217,6 +217,9 @@ def add_tensors(writer, tiny, transposed, dtype, fcs, skip):
             continue
         plain = value.ndim == 1 or name.endswith("gate_inp") or value.shape[-1] % ggml.TYPES[dtype].weights
         kind = "F32" if plain else dtype
+        if through and value.ndim > 1:
+            rough = ggml.quantize(np.ascontiguousarray(value).reshape(-1, value.shape[-1]), through)
+            value = ggml.dequantize(rough, through, value.shape)
         raw = ggml.quantize(np.ascontiguousarray(value).reshape(-1, value.shape[-1]), kind)
         raw = raw.reshape(*value.shape[:-1], -1) if kind != "F32" else np.ascontiguousarray(value, np.float32)
         writer.add_tensor(f"{name}.weight", raw, raw_dtype=gguf.GGMLQuantizationType[kind])

