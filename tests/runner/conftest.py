@@ -157,7 +157,9 @@ def layer_tensors(tiny: Tiny, layer: int, transposed: bool) -> dict[str, np.ndar
     return found
 
 
-def write_gguf(tiny: Tiny, path: Path, target: str, dtype="F32", fcs=None, thresholds=None, keys=None, skip=(), through=None):
+def write_gguf(
+    tiny: Tiny, path: Path, target: str, dtype="F32", fcs=None, thresholds=None, keys=None, skip=(), through=None
+):
     """Write ``tiny`` as `sparse`, `llama.cpp` or `powerinfer`; ``through`` rounds weights to a block type first."""
     arch = {"sparse": "turbosparse", "llama.cpp": "llama", "powerinfer": "bamboo"}[target]
     if target == "powerinfer" and tiny.activation == "reglu":

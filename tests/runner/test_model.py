@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.runner.model import load
 
@@ -60,10 +59,12 @@ def test_exact_is_dense_with_fewer_rows(tiny, gguf_of, tmp_path, prompt, family,
 
 
 @pytest.mark.parametrize(("family", "activation", "target"), [*SPARSE, *DENSE])
-def test_threads_agree_and_repeat_themselves(tiny, gguf_of, tmp_path, prompt, make_predictors, family, activation, target):
+def test_threads_agree_and_repeat_themselves(
+    tiny, gguf_of, tmp_path, prompt, make_predictors, family, activation, target
+):
     model = tiny(family, activation)
     fcs = None if activation == "swiglu" else make_predictors(model)
-    thresholds = 0.0 if target == "powerinfer" else np.zeros((3, max(1, model.experts)))
+    thresholds = 0.0 if target == "powerinfer" else fcs and np.zeros((3, max(1, model.experts)))
     path = gguf_of(model, tmp_path / "m.gguf", target, "Q8_0", fcs, thresholds)
     outputs = []
     for threads in (1, 2, 3, 3):
@@ -76,7 +77,9 @@ def test_threads_agree_and_repeat_themselves(tiny, gguf_of, tmp_path, prompt, ma
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("activation", "target", "threshold"), [("drelu", "sparse", 1.5), ("reglu", "powerinfer", -0.5)])
+@pytest.mark.parametrize(
+    ("activation", "target", "threshold"), [("drelu", "sparse", 1.5), ("reglu", "powerinfer", -0.5)]
+)
 def test_predicted_computes_what_the_predictors_name(
     tiny, gguf_of, tmp_path, prompt, make_predictors, activation, target, threshold, threads, dtype
 ):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from tsconvert.quant import ggml
 from tsconvert.runner import rows
 

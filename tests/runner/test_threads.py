@@ -4,7 +4,6 @@ import threading
 
 import numpy as np
 import pytest
-
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.runner.barrier import meet
 from tsconvert.runner.rows import compiled
