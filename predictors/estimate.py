@@ -1,0 +1,101 @@
+"""`tsconvert predictors --estimate`: what to expect at which rank, from few tokens and few layers."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..convert.checkpoint import open_checkpoint
+from ..convert.layers import Layer
+from ..convert.sweep import Stream, sweep
+from .calibrate import FFNReport
+from .profile import refuse_dense
+from .train import MIN_TOKENS, PredictorConfig, layer_ffns, train_one, training_rows
+
+_TOKENS = 8192
+_STEPS = 150
+_LAYERS = 3
+_RANKS = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What predictors are likely to do. A full run, with more tokens and steps, does a little better."""
+
+    tokens: int
+    trials: tuple[FFNReport, ...]
+    """For some layers (of experts: the one that most tokens reach), for some ranks."""
+    elapsed_s: float
+
+    @property
+    def best(self) -> dict[int, FFNReport]:
+        """By layer, the rank with the fewest bytes."""
+        found: dict[int, FFNReport] = {}
+        for trial in self.trials:
+            if trial.layer not in found or trial.bytes_predicted < found[trial.layer].bytes_predicted:
+                found[trial.layer] = trial
+        return found
+
+    @property
+    def pays(self) -> bool:
+        """In most of the layers tried."""
+        best = list(self.best.values())
+        return sum(trial.pays for trial in best) * 2 > len(best)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, and whether it pays."""
+        return asdict(self) | {"pays": self.pays, "best_rank": {str(i): trial.rank for i, trial in self.best.items()}}
+
+    def __str__(self) -> str:
+        lines = ["layer  rank  density  predicted  recall  energy  bytes/exact"]
+        for t in self.trials:
+            ratio = t.bytes_predicted / t.bytes_exact if t.bytes_exact else 1.0
+            best = "  fewest bytes" if t is self.best[t.layer] else ""
+            lines.append(
+                f"{t.layer:5}  {t.rank:4}  {t.density:7.3f}  {t.predicted_density:9.3f}  {t.recall:6.3f}"
+                f"  {t.energy:6.4f}  {ratio:11.2f}{best}"
+            )
+        verdict = "predictors pay" if self.pays else "predictors do not pay: exact mode reads less"
+        lines.append(f"{verdict}, by the bytes that a token reads ({self.tokens:,} tokens, {self.elapsed_s:.0f} s)")
+        return "\n".join(lines)
+
+
+def estimate_predictors(config: PredictorConfig) -> Estimate:
+    """Try a few ranks on the first, middle and last layer; writes nothing.
+
+    Args:
+        config: as for `train_predictors`; tokens and steps are cut to what an estimate needs.
+
+    Raises:
+        TsconvertError: bad input, or a SwiGLU model.
+    """
+    start_s = time.monotonic()
+    checkpoint = open_checkpoint(config.model)
+    refuse_dense(checkpoint, config.model)
+    short = replace(config.training, steps=min(config.training.steps, _STEPS))
+    tokens = min(config.tokens, _TOKENS * checkpoint.spec.ffns)
+    config = replace(config, tokens=tokens, training=short)
+    rows_NS = training_rows(checkpoint, config)
+    last = checkpoint.spec.layers - 1
+    layers = {round(i * last / (_LAYERS - 1)) for i in range(_LAYERS)}
+    ranks = [rank for rank in _RANKS if rank <= checkpoint.spec.width] or [checkpoint.spec.width]
+    visitor = _Tries(config, layers, [config.rank] if config.rank else ranks)
+    sweep(checkpoint, rows_NS, [visitor], config.device)
+    return Estimate(tokens=rows_NS.numel(), trials=tuple(visitor.trials), elapsed_s=time.monotonic() - start_s)
+
+
+class _Tries:
+    """The sweep's visitor."""
+
+    def __init__(self, config: PredictorConfig, layers: set[int], ranks: list[int]) -> None:
+        self.config, self.layers, self.ranks = config, layers, ranks
+        self.trials: list[FFNReport] = []
+
+    def visit(self, layer: Layer, stream: Stream) -> str:
+        """Try every rank on one FFN of ``layer``, if it is one of those asked for."""
+        if layer.index not in self.layers:
+            return ""
+        ffn = max(layer_ffns(layer, stream), key=lambda each: len(each.train))
+        if len(ffn.train) < MIN_TOKENS or not len(ffn.calibration):
+            return f"{len(ffn.train)} tokens are too few"
+        self.trials += [train_one(ffn, rank, self.config)[1] for rank in self.ranks]
+        return f"energy {self.trials[-1].energy:.3f} at density {self.trials[-1].predicted_density:.3f}"
