@@ -1,0 +1,125 @@
+"""PowerInfer's own predictor folders: `model_{i}.pt` a layer, and `config.json` with `sparse_threshold`.
+
+They take the residual before ffn_norm; ours take the normed input. At threshold 0 the norm's weight moves in or out
+of fc1 and every sign stays (folder.py says why); another threshold cannot be moved.
+"""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+from ..convert.checkpoint import Checkpoint
+from ..convert.errors import TsconvertError
+from ..convert.layers import read_tensor
+from ..convert.names import Place, hf_name
+from ..convert.writer import atomic_folder, write_json
+from .folder import Array, Predictor, PredictorSet
+
+# Shape suffixes: D model width, F neurons, R predictor rank.
+THRESHOLD = "sparse_threshold"
+
+
+def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint, out: Path) -> None:
+    """Write a folder that PowerInfer's converter reads: predictors of the input before the norm, threshold 0.
+
+    Calibrated thresholds are left behind: training steers threshold 0 to the energy asked for, and the report tells how
+    close it came (`energy_at_zero`).
+
+    Raises:
+        TsconvertError: the model has experts, an FFN has no predictor, or they were trained for another model.
+    """
+    import torch
+
+    if checkpoint.spec.experts:
+        raise TsconvertError(
+            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only"
+        )
+    if predictors.model_fingerprint != checkpoint.fingerprint:
+        raise TsconvertError(
+            f"{out}: these predictors were trained for another model than {checkpoint.folder}; train them for this one"
+        )
+    with atomic_folder(out) as folder:
+        for layer, experts in enumerate(predictors.ffns):
+            if experts[0] is None:
+                raise TsconvertError(
+                    f"{out}: layer {layer} has no predictor, and PowerInfer needs one in every layer; train them with"
+                    " --everywhere"
+                )
+            at_zero = Predictor(fc1_RD=experts[0].fc1_RD, fc2_FR=experts[0].fc2_FR)
+            folded = at_zero.folded(_norm(checkpoint, layer))
+            state = {"fc1.weight": torch.from_numpy(folded.fc1_RD), "fc2.weight": torch.from_numpy(folded.fc2_FR)}
+            torch.save(state, folder / f"model_{layer}.pt")
+        write_json(folder / "config.json", {THRESHOLD: 0.0})
+
+
+def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> PredictorSet:
+    """Read PowerInfer's predictors of ``checkpoint`` as predictors of the normed input.
+
+    Such folders do not say what model they belong to: shapes are all that can be compared.
+
+    Raises:
+        TsconvertError: a file is missing, holds something else, does not fit the model, or the threshold is not 0.
+    """
+    threshold = _threshold(folder / "config.json")
+    if threshold:
+        raise TsconvertError(
+            f"{folder / 'config.json'}: {THRESHOLD} is {threshold:g}; only threshold 0 carries over to the normed input"
+        )
+    spec = checkpoint.spec
+    if spec.experts:
+        raise TsconvertError(
+            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only"
+        )
+    ffns: list[list[Predictor | None]] = []
+    for layer in range(spec.layers):
+        path = folder / f"model_{layer}.pt"
+        fc1_RD, fc2_FR = _read(path)
+        rank = fc1_RD.shape[0]
+        if fc1_RD.shape != (rank, spec.width) or fc2_FR.shape != (spec.neurons, rank):
+            raise TsconvertError(
+                f"{path}: fc1 {list(fc1_RD.shape)}, fc2 {list(fc2_FR.shape)}, where the model needs [R, {spec.width}]"
+                f" and [{spec.neurons}, R]; these predictors belong to another model"
+            )
+        norm_D = _norm(checkpoint, layer)
+        if not norm_D.all():
+            place = hf_name(Place("ffn_norm", layer))
+            raise TsconvertError(
+                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind the norm"
+            )
+        ffns.append([Predictor(fc1_RD=fc1_RD / norm_D[None, :], fc2_FR=fc2_FR)])
+    report = {"source": "PowerInfer predictor folder", "folder": str(folder)}
+    return PredictorSet(model_fingerprint=checkpoint.fingerprint, ffns=ffns, report=report)
+
+
+def _threshold(path: Path) -> float:
+    if not path.is_file():
+        raise TsconvertError(f"{path.parent}: no PowerInfer predictor folder (config.json is missing)")
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))[THRESHOLD])
+    except (ValueError, KeyError, TypeError):
+        raise TsconvertError(
+            f"{path}: no {THRESHOLD}; a PowerInfer predictor folder has it in its config.json"
+        ) from None
+
+
+def _read(path: Path) -> tuple[Array, Array]:
+    """fc1 [R, D] and fc2 [F, R] of one file; nothing but tensors is unpickled."""
+    import torch
+
+    if not path.is_file():
+        raise TsconvertError(f"{path}: missing; a PowerInfer predictor folder has one model_N.pt a layer")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        fc1_RD, fc2_FR = (state[f"{part}.weight"].float().numpy() for part in ("fc1", "fc2"))
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, AttributeError, EOFError):
+        raise TsconvertError(f"{path}: not a state dict of fc1.weight and fc2.weight; get the file again") from None
+    if fc1_RD.ndim != 2 or fc2_FR.ndim != 2 or not (np.isfinite(fc1_RD).all() and np.isfinite(fc2_FR).all()):
+        raise TsconvertError(f"{path}: fc1.weight and fc2.weight must be finite matrices; train them again")
+    return fc1_RD, fc2_FR
+
+
+def _norm(checkpoint: Checkpoint, layer: int) -> Array:
+    norm_D: Array = read_tensor(checkpoint, Place("ffn_norm", layer)).numpy()
+    return norm_D
