@@ -9,7 +9,7 @@ from typing import Any
 from ..convert.checkpoint import open_checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
-from ..convert.writer import atomic_file, check_disk, refuse_existing
+from ..convert.writer import PARTIAL, atomic_file, check_disk, refuse_existing
 from . import target_llama_cpp, target_powerinfer, target_sparse
 from .gguf_writer import TensorPlan, Value, file_size, write_gguf
 from .predictor_source import PredictorSource, find_predictors
@@ -111,9 +111,17 @@ def export_gguf(config: ExportConfig) -> ExportReport:
     size = file_size(plan.metadata, plan.tensors)
     if not config.dry_run:
         check_disk(config.out, size)
-        with atomic_file(config.out) as stream, progress("export", len(plan.tensors)) as step:
-            write_gguf(stream, plan.metadata, plan.tensors, magic=plan.magic, step=step)
+        _write(config.out, plan)
     return _report(config, plan, predictors, size, time.monotonic() - start_s)
+
+
+def _write(out: Path, plan: Plan) -> None:
+    try:
+        with atomic_file(out) as stream, progress("export", len(plan.tensors)) as step:
+            write_gguf(stream, plan.metadata, plan.tensors, magic=plan.magic, step=step)
+    except BaseException:
+        out.with_name(out.name + PARTIAL).unlink(missing_ok=True)
+        raise
 
 
 def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:

@@ -175,17 +175,19 @@ def load_tokenizer(folder: Path) -> Any:
     import transformers
 
     kind = transformers.PreTrainedTokenizerFast
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of every model type that is not its own
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return tokenizer if isinstance(tokenizer, kind) else kind.from_pretrained(folder, local_files_only=True)
-    except Exception as first:
-        try:
-            return kind.from_pretrained(folder, local_files_only=True)
-        except Exception:
-            reason = str(first).strip().split("\n")[0]
-            raise TsconvertError(
-                f"{folder}: transformers cannot load the tokenizer ({reason}); download it again"
-            ) from None
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TsconvertError(
+            f"{folder}: transformers cannot load the tokenizer ({reason}); download it again"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def looks_special(token: str) -> bool:

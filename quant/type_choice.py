@@ -23,7 +23,7 @@ def known_type(name: str) -> str:
         return upper
     if upper in ggml.weight_types():
         raise TsconvertError(
-            f"{upper} needs an importance matrix, which this version cannot take yet; choose another type"
+            f"{upper} needs an importance matrix, which this version cannot take; choose another type"
         )
     raise TsconvertError(f"{name!r} is no type that weights can have; choose one of {', '.join(usable)}")
 
