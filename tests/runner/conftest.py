@@ -158,29 +158,30 @@ def layer_tensors(tiny: Tiny, layer: int, transposed: bool) -> dict[str, np.ndar
 
 
 def write_gguf(
-    tiny: Tiny, path: Path, target: str, dtype="F32", fcs=None, thresholds=None, keys=None, skip=(), through=None
-):
-    """Write ``tiny`` as `sparse`, `llama.cpp` or `powerinfer`; ``through`` rounds weights to a block type first."""
+    tiny, path, target, dtype="F32", fcs=None, thresholds=None, keys=None, skip=(), through=None, overrides=None
+) -> Path:
+    """Write ``tiny`` as `sparse`, `llama.cpp` or `powerinfer`.
+
+    ``through`` rounds weights to a block type first; ``overrides`` replaces whole-number keys, None drops one.
+    """
     arch = {"sparse": "turbosparse", "llama.cpp": "llama", "powerinfer": "bamboo"}[target]
     if target == "powerinfer" and tiny.activation == "reglu":
         arch = "llama"
     writer = gguf.GGUFWriter(path, arch)
     config = tiny.model.config
-    for name, value in {
+    whole = {
         "context_length": CONTEXT, "embedding_length": config.hidden_size, "block_count": LAYERS,
         "feed_forward_length": NEURONS, "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS,
         "attention.key_length": HEAD_DIM, "rope.dimension_count": HEAD_DIM, "vocab_size": VOCAB,
-    }.items():  # fmt: skip
-        writer.add_uint32(f"{arch}.{name}", value)
+        "attention.sliding_window": tiny.window, "expert_count": tiny.experts or None,
+        "expert_used_count": 2 if tiny.experts else None, "format_version": 1 if target == "sparse" else None,
+    }  # fmt: skip
+    for name, value in (whole | (overrides or {})).items():
+        if value is not None:
+            writer.add_uint32(f"{arch}.{name}", value)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
     writer.add_float32(f"{arch}.rope.freq_base", config.rope_parameters["rope_theta"])
-    if tiny.experts:
-        writer.add_uint32(f"{arch}.expert_count", tiny.experts)
-        writer.add_uint32(f"{arch}.expert_used_count", 2)
-    if tiny.window:
-        writer.add_uint32(f"{arch}.attention.sliding_window", tiny.window)
     if target == "sparse":
-        writer.add_uint32(f"{arch}.format_version", 1)
         writer.add_string(f"{arch}.activation", tiny.activation)
         if thresholds is not None:
             writer.add_array(f"{arch}.predictor.threshold", [float(t) for t in np.ravel(thresholds)])

@@ -58,10 +58,9 @@ def test_exact_is_dense_with_fewer_rows(tiny, gguf_of, tmp_path, prompt, family,
     np.testing.assert_array_equal(density.down, density.fired)
 
 
-@pytest.mark.parametrize(("family", "activation", "target"), [*SPARSE, *DENSE])
-def test_threads_agree_and_repeat_themselves(
-    tiny, gguf_of, tmp_path, prompt, make_predictors, family, activation, target
-):
+@pytest.mark.parametrize("kind", [*SPARSE, *DENSE])
+def test_threads_agree_and_repeat_themselves(tiny, gguf_of, tmp_path, prompt, make_predictors, kind):
+    family, activation, target = kind
     model = tiny(family, activation)
     fcs = None if activation == "swiglu" else make_predictors(model)
     thresholds = 0.0 if target == "powerinfer" else fcs and np.zeros((3, max(1, model.experts)))
@@ -77,12 +76,11 @@ def test_threads_agree_and_repeat_themselves(
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(
-    ("activation", "target", "threshold"), [("drelu", "sparse", 1.5), ("reglu", "powerinfer", -0.5)]
-)
+@pytest.mark.parametrize("kind", [("drelu", "sparse", 1.5), ("reglu", "powerinfer", -0.5)])
 def test_predicted_computes_what_the_predictors_name(
-    tiny, gguf_of, tmp_path, prompt, make_predictors, activation, target, threshold, threads, dtype
+    tiny, gguf_of, tmp_path, prompt, make_predictors, kind, threads, dtype
 ):
+    activation, target, threshold = kind
     model = tiny("mistral", activation)
     fcs = make_predictors(model)
     fcs[1] = None
@@ -139,7 +137,7 @@ def test_modes_that_a_file_does_not_allow(tiny, gguf_of, tmp_path, make_predicto
         assert model.mode == "dense"
     with load(drelu) as model:
         assert model.mode == "exact"
-        with pytest.raises(TsconvertError, match="holds no predictors; run it exact, or export it with --predictors$"):
+        with pytest.raises(TsconvertError, match=r"holds no predictors; run it exact, or export it with --predictors$"):
             model.mode = "predicted"
     for mode in ("exact", "predicted"):
         with pytest.raises(TsconvertError) as caught:
@@ -147,14 +145,14 @@ def test_modes_that_a_file_does_not_allow(tiny, gguf_of, tmp_path, make_predicto
         assert str(caught.value) == (
             f"{swiglu}: a SwiGLU model, none of whose neurons is ever zero, runs dense only; relufy it first"
         )
-    with pytest.raises(TsconvertError, match="^sparsity is 'fast': it must be one of auto, predicted, exact, dense$"):
+    with pytest.raises(TsconvertError, match=r"^sparsity is 'fast': it must be one of auto, predicted, exact, dense$"):
         load(drelu, mode="fast")
 
 
 def test_tokens_and_contexts_are_checked(tiny, gguf_of, tmp_path):
     path = gguf_of(tiny("mistral", "drelu"), tmp_path / "m.gguf", "sparse")
     with load(path, context=8) as model:
-        with pytest.raises(TsconvertError, match="^token 101 is none of the model's 101; use the model's tokenizer$"):
+        with pytest.raises(TsconvertError, match=r"^token 101 is none of the model's 101; use the model's tokenizer$"):
             model.logits([1, 101])
         model.logits([1] * 8)
         with pytest.raises(TsconvertError) as caught:
@@ -163,8 +161,8 @@ def test_tokens_and_contexts_are_checked(tiny, gguf_of, tmp_path):
             "9 tokens do not fit into the context of 8; load the model with a larger one (trained for 96) or shorten"
             " the text"
         )
-        with pytest.raises(TsconvertError, match="^no tokens to go on with; give a prompt$"):
+        with pytest.raises(TsconvertError, match=r"^no tokens to go on with; give a prompt$"):
             model.feed([])
         assert model.logits([]).shape == (0, 101)
-    with pytest.raises(TsconvertError, match="^context is 0: it must be at least 1$"):
+    with pytest.raises(TsconvertError, match=r"^context is 0: it must be at least 1$"):
         load(path, context=0)
