@@ -12,8 +12,8 @@ from ..convert.spec import ModelSpec
 from . import rope, sources
 from .gguf_writer import GGUF_MAGIC, TensorPlan, Value, f32, text, u32
 from .predictor_source import PredictorSource
-from .tokenizer import Vocabulary
 from .type_choice import TypeChoice
+from .vocabulary import Vocabulary
 
 TARGETS = ("llama.cpp", "powerinfer", "sparse")
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION (ggml.h)

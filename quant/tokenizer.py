@@ -1,113 +1,16 @@
-"""A checkpoint's vocabulary as GGUF's `tokenizer.*` keys.
+"""A checkpoint's tokenizer, read for a GGUF file.
 
 Two kinds: `llama`, SentencePiece BPE with byte fallback (tokenizer_spm.py), `gpt2`, byte-level BPE (tokenizer_bpe.py).
 What is put around a text, BOS, EOS, a leading space, is observed on the tokenizer itself: files contradict each other.
 """
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import TsconvertError
-from .gguf_writer import Value, array, boolean, text, u32
-
-# enum llama_token_type, which is SentencePiece's
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-PAD_SCORE = -10000.0
-ADDED_SCORE = -1000.0
-_NEWLINE_BYTE = "<0x0A>"
-_SPECIAL_KEYS = {
-    "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "sep": "seperator_token_id",
-    "pad": "padding_token_id", "cls": "cls_token_id", "mask": "mask_token_id",
-}  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class Vocabulary:
-    """Everything that a file says about its tokenizer."""
-
-    model: str
-    """`llama` or `gpt2`."""
-    pre: str
-    """The pre-tokenizer, by llama.cpp's name."""
-    tokens: list[str]
-    """As many as the embedding has rows."""
-    types: list[int]
-    scores: list[float] | None = None
-    merges: list[str] | None = None
-    special: dict[str, int] = field(default_factory=dict)
-    """Ids of `bos`, `eos`, `unk`, `pad`, ..."""
-    add_bos: bool = False
-    add_eos: bool = False
-    add_space_prefix: bool = False
-    chat_templates: dict[str, str] = field(default_factory=dict)
-    huggingface_json: str = ""
-    notes: list[str] = field(default_factory=list)
-    engine_notes: list[str] = field(default_factory=list)
-    """What engines with llama.cpp's tokenizer do otherwise than transformers."""
-
-    def metadata(self, *, chat: bool, huggingface: bool) -> dict[str, Value]:
-        """The keys of a GGUF file.
-
-        Args:
-            chat: with the chat templates.
-            huggingface: with the whole tokenizer.json.
-        """
-        keys = {
-            "model": text(self.model),
-            "pre": text(self.pre),
-            "tokens": array("str", self.tokens),
-            "token_type": array("i32", self.types),
-        }
-        if self.scores is not None:
-            keys["scores"] = array("f32", self.scores)
-        if self.merges is not None:
-            keys["merges"] = array("str", self.merges)
-        keys |= {_SPECIAL_KEYS[name]: u32(token) for name, token in self.special.items()}
-        keys["add_bos_token"] = boolean(self.add_bos)
-        keys["add_eos_token"] = boolean(self.add_eos)
-        keys["add_space_prefix"] = boolean(self.add_space_prefix)
-        out = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
-        if huggingface and self.huggingface_json:
-            out["tokenizer.huggingface.json"] = text(self.huggingface_json)
-        return out | (self._chat_keys() if chat else {})
-
-    def check_powerinfer(self) -> list[str]:
-        """Notes on what PowerInfer's tokenizer does otherwise.
-
-        Raises:
-            TsconvertError: PowerInfer cannot load this vocabulary.
-        """
-        if self.model == "llama" and _NEWLINE_BYTE not in self.tokens:
-            raise TsconvertError(
-                f"the vocabulary has no byte token {_NEWLINE_BYTE}, without which PowerInfer does not load a"
-                " SentencePiece vocabulary; export with --target sparse"
-            )
-        seen: set[str] = set()
-        for index, token in enumerate(self.tokens):
-            if not token or token in seen:
-                what = f"is {token!r} again" if token else "is empty"
-                raise TsconvertError(
-                    f"token {index} {what}, and PowerInfer needs them distinct; export with --target sparse"
-                )
-            seen.add(token)
-        if self.model == "gpt2" and self.pre not in ("gpt-2", "default"):
-            note = (
-                f"PowerInfer splits text as GPT-2 does and this tokenizer is {self.pre}: digits and punctuation may"
-                " fall into other tokens than in training"
-            )
-            return [note]
-        return []
-
-    def _chat_keys(self) -> dict[str, Value]:
-        named = {name: template for name, template in self.chat_templates.items() if name != "default"}
-        keys = {f"tokenizer.chat_template.{name}": text(template) for name, template in named.items()}
-        if "default" in self.chat_templates:
-            keys["tokenizer.chat_template"] = text(self.chat_templates["default"])
-        if named:
-            keys["tokenizer.chat_templates"] = array("str", named)
-        return keys
+from . import tokenizer_bpe, tokenizer_spm
+from .vocabulary import PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
 
 
 def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tuple[int, ...] = ()) -> Vocabulary:
@@ -121,9 +24,7 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     Raises:
         TsconvertError: no tokenizer, a kind that GGUF has no name for, or an unknown pre-tokenizer.
     """
-    from . import tokenizer_bpe, tokenizer_spm
-
-    content = read_json(folder / "tokenizer.json")
+    content = tokenizer_spm.read_json(folder / "tokenizer.json")
     model_file = folder / "tokenizer.model"
     if not content and not model_file.is_file():
         raise TsconvertError(
@@ -138,7 +39,7 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
         vocabulary = tokenizer_bpe.read(content, hf, folder, pre)
     elif pre is not None:
         raise TsconvertError(
-            "--pre names a byte-level BPE's pre-tokenizer and this vocabulary is SentencePiece; leave it out"
+            f"{folder}: --pre names a byte-level BPE's pre-tokenizer and this vocabulary is SentencePiece; leave it out"
         )
     else:
         vocabulary = tokenizer_spm.read(content, model_file)
@@ -147,23 +48,6 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     _fit(vocabulary, rows)
     _observe(vocabulary, hf, eos)
     return vocabulary
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if there is no such file.
-
-    Raises:
-        TsconvertError: the file is there and holds no JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise TsconvertError(f"{path}: not a JSON object; download it again")
-    return content
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -188,11 +72,6 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-
-
-def looks_special(token: str) -> bool:
-    """Tokens that are control tokens although their file does not say so, by the rule of llama.cpp's converter."""
-    return token in ("<pad>", "<mask>") or (token.startswith("<|") and token.endswith("|>"))
 
 
 def _kind(content: dict[str, Any], folder: Path) -> str:
@@ -221,7 +100,7 @@ def _fit(vocabulary: Vocabulary, rows: int) -> None:
 
 def _observe(vocabulary: Vocabulary, hf: Any, eos: tuple[int, ...]) -> None:
     """Special ids and templates as transformers has them; what it adds around a text, by encoding one."""
-    for name in _SPECIAL_KEYS:
+    for name in SPECIAL_KEYS:
         token = getattr(hf, f"{name}_token_id", None)
         if isinstance(token, int) and 0 <= token < len(vocabulary.tokens):
             vocabulary.special[name] = token

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import TsconvertError
-from .tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
+from .vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
 
 # llama.cpp knows a pre-tokenizer by the SHA-256 of the token ids that it makes of this text.
 _CHECK_TEXT = (

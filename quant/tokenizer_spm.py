@@ -1,5 +1,6 @@
 """SentencePiece vocabularies: pieces and scores from tokenizer.model, or derived from a tokenizer.json of that kind."""
 
+import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.errors import TsconvertError
-from .tokenizer import ADDED_SCORE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, looks_special
+from .vocabulary import ADDED_SCORE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, looks_special
 
 _BPE = 2  # TrainerSpec.ModelType (sentencepiece_model.proto)
 Piece = tuple[str, float, int]
@@ -69,6 +70,18 @@ def correct(hf: Any, model_file: Path) -> None:
     backend.pre_tokenizer = None
     defined = [piece for piece, _, kind in source.pieces if kind == USER_DEFINED]
     backend.add_tokens([AddedToken(piece, normalized=False) for piece in defined])
+    backend.post_processor = _around(hf, vocab, read_json(model_file.with_name("tokenizer_config.json")))
+
+
+def _around(hf: Any, vocab: dict[str, int], config: dict[str, Any]) -> Any:
+    """BOS before a text and EOS after it, as tokenizer_config.json says; BOS alone if it says nothing."""
+    from tokenizers import processors
+
+    bos, eos = hf.bos_token or "<s>", hf.eos_token or "</s>"
+    before = [bos] if config.get("add_bos_token", True) and bos in vocab else []
+    after = [eos] if config.get("add_eos_token", False) and eos in vocab else []
+    special = [(token, vocab[token]) for token in (bos, eos) if token in vocab]
+    return processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=special)
 
 
 def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
@@ -81,6 +94,23 @@ def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
             if left is not None and right is not None:
                 ranked.append((-pieces[ids[piece]][1], left, right))
     return [(pieces[left][0], pieces[right][0]) for _, left, right in sorted(ranked)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if there is no such file.
+
+    Raises:
+        TsconvertError: the file is there and holds no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise TsconvertError(f"{path}: not a JSON object; download it again")
+    return content
 
 
 def read_model(path: Path) -> SentencePieceModel:
@@ -103,7 +133,7 @@ def read_model(path: Path) -> SentencePieceModel:
         raise TsconvertError(f"{path}: not a SentencePiece model that can be read; download it again") from None
     if not pieces or model_type != _BPE:
         raise TsconvertError(
-            f"{path}: not a SentencePiece BPE model; GGUF's SentencePiece tokenizer can only merge by score"
+            f"{path}: not a SentencePiece BPE model, the only kind that GGUF has; this model cannot be exported with it"
         )
     return SentencePieceModel(pieces=pieces, add_dummy_prefix=bool(dummy_prefix))
 

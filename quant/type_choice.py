@@ -22,9 +22,7 @@ def known_type(name: str) -> str:
     if upper in usable:
         return upper
     if upper in ggml.weight_types():
-        raise TsconvertError(
-            f"{upper} needs an importance matrix, which this version cannot take; choose another type"
-        )
+        raise TsconvertError(f"{upper} needs an importance matrix, which this version cannot take; choose another type")
     raise TsconvertError(f"{name!r} is no type that weights can have; choose one of {', '.join(usable)}")
 
 
