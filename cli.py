@@ -302,6 +302,7 @@ def export_gguf(as_json: bool, tensor_type: tuple[str, ...], metadata: tuple[str
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's end token.")
 @click.option("--stats", is_flag=True, help="Speed and density on stderr.")
+@click.option("--audit", is_flag=True, help="Count the neurons that the predictors missed; slow.")
 @common
 def run(file: Path, as_json: bool, **options: Any) -> None:
     """Generate text from a GGUF FILE: tsconvert's own, PowerInfer's, or llama.cpp's Llama and Mixtral.

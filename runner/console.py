@@ -37,6 +37,8 @@ class RunConfig:
     ignore_eos: bool = False
     stats: bool = False
     """Speed and density on stderr."""
+    audit: bool = False
+    """In predicted mode, compute the neurons that were not predicted as well, to know the recall; slow."""
     stream: TextIO | None = None
     """Where the text goes as it comes; None for nowhere."""
 
@@ -57,6 +59,7 @@ def run(config: RunConfig) -> Generation:
     sampling = config.sampling()
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     with load(config.file, threads=config.threads, mode=config.sparsity, context=config.context) as model:
+        model.audit = config.audit
         generation = generate(
             model, _tokens(model, prompt, config), limit=config.tokens, sampling=sampling,
             stop_at_eos=not config.ignore_eos,

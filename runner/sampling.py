@@ -58,13 +58,16 @@ class Sampler:
             history: the tokens so far, for the repeat penalty.
         """
         config = self.config
+        if np.isnan(logits_V).any():
+            raise TsconvertError("the logits are NaN: the file's weights are damaged or too large for their type")
         logits_V = penalized(
             logits_V, history[-config.repeat_last :] if config.repeat_last else (), config.repeat_penalty
         )
         if config.temperature == 0:
             return int(np.argmax(logits_V))
         tokens, probability = candidates(logits_V, config)
-        return int(tokens[np.searchsorted(np.cumsum(probability), self._random.random() * probability.sum(), "right")])
+        drawn = np.searchsorted(np.cumsum(probability), self._random.random(), "right")
+        return int(tokens[min(drawn, len(tokens) - 1)])
 
 
 def penalized(logits_V: Floats, recent: Sequence[int], penalty: float) -> Floats:

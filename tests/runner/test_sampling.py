@@ -61,3 +61,9 @@ def test_senseless_options_name_the_field(field, value, limits):
     with pytest.raises(TsconvertError) as caught:
         Sampling(**{field: value})
     assert str(caught.value) == f"{field} is {value}: it must be {limits}"
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    with pytest.raises(TsconvertError) as caught:
+        Sampler(Sampling()).choose(np.array([0.0, np.nan], np.float32))
+    assert str(caught.value) == "the logits are NaN: the file's weights are damaged or too large for their type"

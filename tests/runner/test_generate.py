@@ -1,0 +1,182 @@
+"""Generation, the run and bench commands, and an exported model from end to end."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from tsconvert import cli, models
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.runner.bench import BenchConfig, bench
+from tsconvert.runner.console import RunConfig, run
+from tsconvert.runner.model import load
+from tsconvert.runner.sampling import Sampling
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="session")
+def sparse_folder(dense, tmp_path_factory):
+    out = tmp_path_factory.mktemp("relufied") / "model"
+    relufy(RelufyConfig(model=str(dense), out=out, recover="none", align=False))
+    return out
+
+
+@pytest.fixture(scope="session")
+def sparse_file(sparse_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("gguf") / "sparse.gguf"
+    export_gguf(ExportConfig(model=sparse_folder, out=out, type_name="F32"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def dense_file(dense, tmp_path_factory):
+    out = tmp_path_factory.mktemp("gguf") / "dense.gguf"
+    export_gguf(ExportConfig(model=dense, out=out, type_name="Q8_0"))
+    return out
+
+
+def transformers_greedy(folder, tokens, limit):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    out = model.generate(
+        torch.tensor([tokens]), max_new_tokens=limit, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return out[0, len(tokens) :].tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_greedy_tokens_are_those_of_transformers(sparse_folder, sparse_file):
+    with load(sparse_file, threads=2) as model:
+        assert model.mode == "exact"
+        generation = model.generate(PROMPT, limit=32, stop_at_eos=False)
+        pieces = list(generation)
+        tokens = model.tokenizer.encode(PROMPT)
+        assert generation.tokens == transformers_greedy(sparse_folder, tokens, 32)
+        assert "".join(piece.text for piece in pieces) == generation.text
+        whole = model.tokenizer.decode([*tokens, *generation.tokens])
+        assert whole == model.tokenizer.decode(tokens) + generation.text
+        assert generation.finish == "length"
+        assert model.density.tokens == len(tokens) + 31
+
+
+def test_generation_ends_at_eos_or_at_the_context(sparse_file):
+    with load(sparse_file, threads=1, context=16) as model:
+        generation = model.generate([5, 6, 7], limit=100, stop_at_eos=False)
+        tokens = [piece.token for piece in generation]
+        assert generation.finish == "context"
+        assert model.position == 16
+        model.tokenizer.eos = frozenset([tokens[4]])
+        first = tokens.index(tokens[4])
+        again = model.generate([5, 6, 7], limit=100)
+        list(again)
+        assert again.finish == "eos"
+        assert again.tokens == tokens[:first]
+
+
+def test_a_seed_repeats_a_draw(sparse_file):
+    with load(sparse_file, threads=2) as model:
+        texts = []
+        for seed in (1, 1, 2):
+            generation = model.generate(
+                PROMPT, limit=16, sampling=Sampling(temperature=2.0, seed=seed), stop_at_eos=False
+            )
+            list(generation)
+            texts.append(generation.text)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def call(capsys, *arguments):
+    capsys.readouterr()
+    try:
+        cli.main([str(argument) for argument in arguments], prog_name="tsconvert")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_run_prints_the_text_and_nothing_else_on_stdout(capsys, sparse_file):
+    options = ["-p", PROMPT, "-n", 12, "--temp", 0, "--ignore-eos", "-t", 2]
+    code, out, err = call(capsys, "run", sparse_file, *options, "--stats")
+    assert code == 0
+    assert err.startswith("exact, 2 threads: prompt ")
+    assert "density: rows read " in err
+    code, as_json, _ = call(capsys, "run", sparse_file, *options, "--json")
+    found = json.loads(as_json)
+    assert (found["text"] + "\n", found["generated_tokens"], found["mode"]) == (out, 12, "exact")
+    assert 0 < found["density"]["mean_fired"] < 1
+    for sparsity in ("dense", "exact"):
+        assert call(capsys, "run", sparse_file, *options, "--sparsity", sparsity) == (0, out, "")
+
+
+def test_run_reads_a_prompt_from_stdin(monkeypatch, sparse_file):
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    streams = [io.StringIO(), io.StringIO()]
+    for prompt, stream in zip(["-", PROMPT], streams, strict=True):
+        run(RunConfig(file=sparse_file, prompt=prompt, tokens=5, temp=0.0, ignore_eos=True, stream=stream))
+    assert streams[0].getvalue() == streams[1].getvalue() != "\n"
+
+
+TOO_LONG = "{n} tokens do not fit into the context of 3; load the model with a larger one (trained for 256) or shorten the text"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["-p", "a", "--sparsity", "predicted"],
+            "{file}: the file holds no predictors; run it exact, or export it with --predictors",
+        ),
+        (["-p", "a", "--top-p", "2"], "top_p is 2.0: it must be 0 to 1"),
+        (["-p", "a", "-t", "0"], "threads is 0: it must be 1 to 256"),
+        (["-p", "a b c d e f g h", "-c", "3"], TOO_LONG),
+    ],
+)
+def test_run_refuses_in_one_sentence(capsys, sparse_file, options, message):
+    from tsconvert.quant.gguf_file import GgufFile
+    from tsconvert.runner.tokenizer import GgufTokenizer
+
+    n = len(GgufTokenizer(GgufFile(sparse_file)).encode(options[1]))
+    code, out, err = call(capsys, "run", sparse_file, *options)
+    assert (code, out, err) == (2, "", f"error: {message.format(file=sparse_file, n=n)}\n")
+
+
+def test_a_swiglu_file_runs_dense(capsys, dense_file):
+    code, out, err = call(capsys, "run", dense_file, "-p", PROMPT, "-n", 4, "--temp", 0, "--stats")
+    assert code == 0
+    assert err.startswith("dense, ")
+    code, out, err = call(capsys, "run", dense_file, "-p", PROMPT, "--sparsity", "exact")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {dense_file}: a SwiGLU model, none of whose neurons is ever zero, runs dense only; relufy it first\n"
+    )
+
+
+def test_bench_measures_every_mode_that_the_file_allows(capsys, sparse_file, dense_file):
+    report = bench(BenchConfig(file=sparse_file, prompt=9, generate=4, repetitions=2, threads=2, modes=("all",)))
+    assert [row.mode for row in report.rows] == ["dense", "exact"]
+    assert all(row.tokens_per_s > 0 and row.prompt_tokens_per_s > 0 for row in report.rows)
+    assert report.rows[0].density["rows_read"] == 1 > report.rows[1].density["rows_read"]
+    assert "pp9 t/s" in str(report)
+    code, out, _ = call(capsys, "bench", dense_file, "-p", 5, "-n", 3, "-r", 1, "--json")
+    found = json.loads(out)
+    assert (code, [row["mode"] for row in found["rows"]], found["generate"]) == (0, ["dense"], 3)
+    with pytest.raises(TsconvertError, match=r"^repetitions is 0: it must be at least 1$"):
+        BenchConfig(file=sparse_file, repetitions=0)
+
+
+def test_the_embedded_tokenizer_survives_the_file(sparse_file):
+    from tokenizers import Tokenizer
+
+    reference = Tokenizer.from_file(str(models.folder("tiny-mistral") / "tokenizer.json"))
+    with load(sparse_file, threads=1) as model:
+        text = "A fox — ein Fuchs — 狐, at 12:30!"
+        tokens = model.tokenizer.encode(text, special=False)
+        assert tokens == reference.encode(text, add_special_tokens=False).ids
+        assert np.isfinite(model.logits(model.tokenizer.encode(text))).all()
