@@ -4,11 +4,11 @@ from typing import Any
 
 from .barrier import meet
 from .kernels import TYPE, attend, matrix_rows, rms_norm, rotate_rows, store_rows
-from .rows import compiled, prepare_input
+from .rows import phase, prepare_input
 from .tables import K, O, Q, V
 
 
-@compiled
+@phase
 def attention(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, layer: int, position: int) -> None:
     """x += attention(norm(x)), with the new position's key and value put into the cache."""
     normed_D = b.normed_ND[thread]
@@ -36,7 +36,7 @@ def attention(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, laye
     meet(sync, thread, threads)
 
 
-@compiled
+@phase
 def _project(w: Any, b: Any, thread: int, threads: int, tensor: Any, out: Any) -> None:
     x, prepared = b.normed_ND[thread].ctypes.data, b.prepared_N[thread].ctypes.data
     prepare_input(w.types, tensor[TYPE], x, b.normed_ND.shape[1], prepared)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from .barrier import meet
-from .kernels import ADDRESS, ROW_BLOCK, ROWS, TYPE, choose_experts, matrix_rows, rms_norm
-from .neurons import audit_rest, list_all, list_predicted, plain_activations, prepare_normed, run_listed
-from .rows import compiled, prepare_input
+from .kernels import ADDRESS, ROW_BLOCK, ROWS, TYPE, choose_experts, list_rows, matrix_rows, rms_norm
+from .neurons import audit_rest, list_predicted, plain_activations, prepare_normed, run_listed
+from .rows import phase, prepare_input
 from .tables import DENSE, DOWN, FC1, PREDICTED, ROUTER
 
 
-@compiled
+@phase
 def ffn(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, layer: int, mode: int, audit: int) -> None:
     """x += FFN(norm(x)) of a layer, in ``mode``; with ``audit``, neurons that were not predicted are computed too."""
     rms_norm(b.x_D, w.norms[2 * layer + 1], s.eps, b.normed_ND[thread])
@@ -27,7 +27,7 @@ def ffn(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, layer: int
     meet(sync, thread, threads)
 
 
-@compiled
+@phase
 def _route(w: Any, b: Any, thread: int, layer: int) -> None:
     """Choose experts; every thread for itself, with the same outcome. A dense FFN is expert 0 with share 1."""
     tensor = w.tensors[layer, ROUTER]
@@ -40,7 +40,7 @@ def _route(w: Any, b: Any, thread: int, layer: int) -> None:
     choose_experts(b.router_NE[thread], b.choice_NK[thread], b.share_NK[thread])
 
 
-@compiled
+@phase
 def _by_neuron(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, layer: int, mode: int, audit: int) -> None:
     """With a transposed down matrix: neuron by neuron, so that rows can be left out."""
     foreseen = mode == PREDICTED and w.tensors[layer, FC1, ADDRESS] != 0
@@ -56,7 +56,7 @@ def _by_neuron(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, lay
             if audit:
                 audit_rest(s, w, b, thread, threads, layer, k, count)
         else:
-            count = list_all(b, thread, threads)
+            count = list_rows(thread, threads, b.active_NF[thread])
         run_listed(s, w, b, thread, layer, k, count, mode != DENSE)
     meet(sync, thread, threads)
     for start in range(thread * ROW_BLOCK, s.width, threads * ROW_BLOCK):
@@ -67,7 +67,7 @@ def _by_neuron(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, lay
             b.x_D[i] += total
 
 
-@compiled
+@phase
 def _predictor_hidden(s: Any, w: Any, b: Any, thread: int, threads: int, layer: int) -> None:
     """relu(fc1 . x) of every chosen expert's predictor; this thread's rows."""
     tensor = w.tensors[layer, FC1]
@@ -83,7 +83,7 @@ def _predictor_hidden(s: Any, w: Any, b: Any, thread: int, threads: int, layer: 
                 hidden_R[r] = max(hidden_R[r], np.float32(0))
 
 
-@compiled
+@phase
 def _by_matrix(s: Any, w: Any, b: Any, sync: Any, thread: int, threads: int, layer: int) -> None:
     """With the down matrix as llama.cpp stores it: all activations first, then the matrix product."""
     for k in range(b.choice_NK.shape[1]):

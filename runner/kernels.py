@@ -14,6 +14,7 @@ ROW_BLOCK = 16
 # Fields of a tensor in the weight table.
 ADDRESS, TYPE, ROWS, COLUMNS, ROW_BYTES, EXPERT_BYTES = range(6)
 TENSOR_FIELDS = 6
+SWIGLU, DRELU, REGLU = range(3)
 
 
 @compiled_sum
@@ -123,6 +124,91 @@ def choose_experts(logits_E: Any, choice_K: Any, share_K: Any) -> None:
 
 
 @compiled
-def silu(x: Any) -> Any:
-    """x * sigmoid(x)."""
-    return x / (np.float32(1) + np.exp(-x))
+def list_rows(thread: int, threads: int, listed_F: Any) -> Any:
+    """List every neuron that the thread owns, rising; returns how many. F is the list's length."""
+    count, F = 0, listed_F.shape[0]
+    for start in range(thread * ROW_BLOCK, F, threads * ROW_BLOCK):
+        for j in range(start, min(start + ROW_BLOCK, F)):
+            listed_F[count] = j
+            count += 1
+    return count
+
+
+@compiled
+def list_rest(thread: int, threads: int, listed_F: Any, listed: int, rest_F: Any) -> Any:
+    """List the owned neurons that are not among the first ``listed`` of a rising list; returns how many."""
+    count, at, F = 0, 0, listed_F.shape[0]
+    for start in range(thread * ROW_BLOCK, F, threads * ROW_BLOCK):
+        for j in range(start, min(start + ROW_BLOCK, F)):
+            if at < listed and listed_F[at] == j:
+                at += 1
+            else:
+                rest_F[count] = j
+                count += 1
+    return count
+
+
+@compiled
+def listed_products(
+    types: Any, tensor: Any, expert: int, x: int, prepared: int, listed_F: Any, count: int, out_F: Any, one: Any
+) -> None:
+    """out[j] = row j . x for the first ``count`` listed rows of a tensor; arguments as `matrix_rows`."""
+    first, size = tensor[ADDRESS] + expert * tensor[EXPERT_BYTES], tensor[ROW_BYTES]
+    type_id, columns = tensor[TYPE], tensor[COLUMNS]
+    for i in range(count):
+        j = listed_F[i]
+        out_F[j] = dot_row(types, type_id, first + j * size, x, prepared, columns, one)
+
+
+@compiled
+def list_above(listed_F: Any, count: int, values_F: Any, threshold: float) -> Any:
+    """Keep the listed neurons whose value reaches the threshold; returns how many."""
+    kept = 0
+    for i in range(count):
+        j = listed_F[i]
+        listed_F[kept] = j
+        kept += values_F[j] >= threshold
+    return kept
+
+
+@compiled
+def keep_positive(listed_F: Any, count: int, values_F: Any) -> Any:
+    """Keep the listed neurons whose value is positive; returns how many."""
+    kept = 0
+    for i in range(count):
+        j = listed_F[i]
+        listed_F[kept] = j
+        kept += values_F[j] > 0
+    return kept
+
+
+@compiled
+def keep_nonzero(listed_F: Any, count: int, values_F: Any) -> Any:
+    """Keep the listed neurons whose value is not zero; returns how many."""
+    kept = 0
+    for i in range(count):
+        j = listed_F[i]
+        listed_F[kept] = j
+        kept += values_F[j] != 0
+    return kept
+
+
+@compiled
+def activate(activation: int, listed_F: Any, count: int, gate_F: Any, up_F: Any, share: float) -> Any:
+    """Turn the listed neurons' ``gate_F`` into their activations times ``share``; returns how many are not zero.
+
+    silu(gate) * up, relu(gate) * relu(up), or relu(gate) * up, as tables.py numbers them.
+    """
+    fired, zero, one = 0, np.float32(0), np.float32(1)
+    for i in range(count):
+        j = listed_F[i]
+        gate, up = gate_F[j], up_F[j]
+        if activation == SWIGLU:
+            h = gate / (one + np.exp(-gate)) * up
+        elif activation == DRELU:
+            h = max(gate, zero) * max(up, zero)
+        else:
+            h = max(gate, zero) * up
+        fired += h != 0
+        gate_F[j] = h * share
+    return fired

@@ -23,6 +23,8 @@ _KINDS = {"F32": FLOAT32, "F16": FLOAT16, "BF16": BFLOAT16}
 _SUM = {"reassoc", "contract", "nsz"}
 compiled: Any = njit(nogil=True)
 compiled_sum: Any = njit(nogil=True, fastmath=_SUM)
+# The parts of a step take all its tables, hundreds of arguments that are slow to pass and to compile: they are inlined.
+phase: Any = njit(nogil=True, inline="always")
 
 
 def type_table() -> npt.NDArray[np.int64]:

@@ -67,7 +67,7 @@ class Sampler:
             return int(np.argmax(logits_V))
         tokens, probability = candidates(logits_V, config)
         drawn = np.searchsorted(np.cumsum(probability), self._random.random(), "right")
-        return int(tokens[min(drawn, len(tokens) - 1)])
+        return int(tokens[min(int(drawn), len(tokens) - 1)])
 
 
 def penalized(logits_V: Floats, recent: Sequence[int], penalty: float) -> Floats:

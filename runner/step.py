@@ -14,17 +14,17 @@ from .attention import attention
 from .barrier import aborted, meet
 from .ffn import ffn
 from .kernels import ADDRESS, ROW_BYTES, TYPE, matrix_rows, rms_norm
-from .rows import compiled, prepare_input, read_row
+from .rows import phase, prepare_input, read_row
 from .tables import OUTPUT, TOKEN_EMBD
 
 
-@compiled
+@phase
 def _embed(w: Any, b: Any, token: int) -> None:
     tensor = w.tensors[-1, TOKEN_EMBD]
     read_row(w.types, tensor[TYPE], tensor[ADDRESS] + token * tensor[ROW_BYTES], b.x_D.shape[0], b.x_D)
 
 
-@compiled
+@phase
 def _head(s: Any, w: Any, b: Any, thread: int, threads: int, logits_V: Any) -> None:
     normed_D, tensor = b.normed_ND[thread], w.tensors[-1, OUTPUT]
     rms_norm(b.x_D, w.norms[2 * s.layers], s.eps, normed_D)
@@ -33,11 +33,14 @@ def _head(s: Any, w: Any, b: Any, thread: int, threads: int, logits_V: Any) -> N
     matrix_rows(w.types, tensor, 0, x, prepared, thread, threads, False, logits_V, b.one_N[thread])
 
 
+_COMPILED = ("attention", "barrier", "ffn", "kernels", "native", "neurons", "rows", "step", "tables")
+
+
 def _sources() -> int:
-    """A number that changes with any source of this folder: Numba's cache looks at one file only."""
+    """A number that changes with any source that is compiled: Numba's cache looks at this file only."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for name in _COMPILED:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return int.from_bytes(digest.digest()[:7], "little")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..convert.spec import ModelSpec
+from .kernels import DRELU, REGLU, SWIGLU
 from .rows import input_bytes
 
 Floats = npt.NDArray[np.float32]
@@ -22,7 +23,6 @@ TOKEN_EMBD, OUTPUT = 0, 1
 
 DENSE, EXACT, PREDICTED = range(3)
 MODES = {"dense": DENSE, "exact": EXACT, "predicted": PREDICTED}
-SWIGLU, DRELU, REGLU = range(3)
 ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU}
 
 # Counted per thread and layer: rows read of each matrix, neurons whose activation was not zero, neurons predicted to
@@ -82,7 +82,9 @@ class Buffers(NamedTuple):
     scratch_ND: Floats
     scores_NP: Floats
     gate_NF: Floats
+    up_NF: Floats
     active_NF: npt.NDArray[np.int32]
+    rest_NF: npt.NDArray[np.int32]
     router_NE: Floats
     choice_NK: Ints
     share_NK: Floats
@@ -125,7 +127,9 @@ def new_buffers(spec: ModelSpec, context: int, rank: int, threads: int) -> Buffe
         scratch_ND=floats(threads, widest),
         scores_NP=floats(threads, context),
         gate_NF=floats(threads, spec.neurons),
+        up_NF=floats(threads, spec.neurons),
         active_NF=np.zeros((threads, spec.neurons), np.int32),
+        rest_NF=np.zeros((threads, spec.neurons), np.int32),
         router_NE=floats(threads, experts),
         choice_NK=np.zeros((threads, K), np.int64),
         share_NK=floats(threads, K),

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 from tsconvert import cli, models
+from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.predictors.folder import Predictor, PredictorSet, save_predictors
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.runner.bench import BenchConfig, bench
 from tsconvert.runner.console import RunConfig, run
@@ -62,6 +64,31 @@ def test_greedy_tokens_are_those_of_transformers(sparse_folder, sparse_file):
         assert whole == model.tokenizer.decode(tokens) + generation.text
         assert generation.finish == "length"
         assert model.density.tokens == len(tokens) + 31
+
+
+def test_both_sparse_targets_predict_alike(make_checkpoint, tmp_path):
+    """PowerInfer's predictors see the residual before the norm: folded by the exporter, they name the same neurons."""
+    folder = make_checkpoint("mistral", intermediate_size=1024)
+    relufy(RelufyConfig(model=str(folder), out=tmp_path / "sparse", recover="none", align=False))
+    spec, rng = open_checkpoint(tmp_path / "sparse").spec, np.random.default_rng(1)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float16).astype(np.float32)  # noqa: E731
+    ffns = [[Predictor(fc1_RD=draw(20, spec.width), fc2_FR=draw(spec.neurons, 20))] for _ in range(spec.layers)]
+    fingerprint = open_checkpoint(tmp_path / "sparse").fingerprint
+    save_predictors(PredictorSet(model_fingerprint=fingerprint, ffns=ffns, report={}), tmp_path / "predictors")
+    logits, densities = [], []
+    for target in ("sparse", "powerinfer"):
+        config = ExportConfig(
+            model=tmp_path / "sparse", out=tmp_path / f"{target}.gguf", type_name="F16", target=target,
+            predictors=tmp_path / "predictors",
+        )  # fmt: skip
+        export_gguf(config)
+        with load(config.out, threads=2) as model:
+            assert (model.source.dialect, model.mode) == (target, "predicted")
+            logits.append(model.logits(range(5, 45)))
+            densities.append(model.density)
+    assert np.abs(logits[0] - logits[1]).max() < 1e-3 * np.abs(logits[0]).max()
+    np.testing.assert_allclose(densities[0].predicted, densities[1].predicted, atol=1e-3)
+    assert 0.3 < densities[0].predicted.mean() < 0.7
 
 
 def test_generation_ends_at_eos_or_at_the_context(sparse_file):
@@ -123,7 +150,10 @@ def test_run_reads_a_prompt_from_stdin(monkeypatch, sparse_file):
     assert streams[0].getvalue() == streams[1].getvalue() != "\n"
 
 
-TOO_LONG = "{n} tokens do not fit into the context of 3; load the model with a larger one (trained for 256) or shorten the text"
+TOO_LONG = (
+    "{n} tokens do not fit into the context of 3; load the model with a larger one (trained for 256) or shorten"
+    " the text"
+)
 
 
 @pytest.mark.parametrize(

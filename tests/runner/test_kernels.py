@@ -75,3 +75,65 @@ def test_experts_are_the_largest_logits_and_their_softmax(experts, chosen):
     best = np.argsort(-logits_E)[:chosen]
     np.testing.assert_array_equal(choice_K, best)
     np.testing.assert_allclose(share_K, np.exp(logits_E[best]) / np.exp(logits_E[best]).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("neurons", [1, 16, 50, 97])
+def test_lists_share_the_neurons_out(neurons, threads):
+    owned, rest = [], []
+    for thread in range(threads):
+        listed_F, rest_F = np.zeros(neurons, np.int32), np.zeros(neurons, np.int32)
+        count = kernels.list_rows(thread, threads, listed_F)
+        owned.append(listed_F[:count].tolist())
+        named = [j for j in owned[-1] if j % 3 == 1]
+        listed_F[: len(named)] = named
+        count = kernels.list_rest(thread, threads, listed_F, len(named), rest_F)
+        rest.append(rest_F[:count].tolist())
+    assert sorted(j for mine in owned for j in mine) == list(range(neurons))
+    assert all(mine == sorted(mine) for mine in owned)
+    assert rest == [[j for j in mine if j % 3 != 1] for mine in owned]
+    assert max(map(len, owned)) - min(map(len, owned)) <= kernels.ROW_BLOCK
+
+
+@pytest.mark.parametrize(
+    ("keep", "twin"),
+    [
+        (lambda listed, n, v: kernels.list_above(listed, n, v, np.float32(0.25)), lambda v: v >= 0.25),
+        (kernels.keep_positive, lambda v: v > 0),
+        (kernels.keep_nonzero, lambda v: v != 0),
+    ],
+)
+def test_passes_drop_neurons_from_the_list(keep, twin):
+    values_F = np.array([0.25, -1, 0, 3, 0.1, -0.0, np.nan, 2], np.float32)
+    listed_F = np.array([0, 2, 3, 4, 5, 6, 1, 7], np.int32)
+    expected = [j for j in listed_F[:6].tolist() if twin(values_F[j])]
+    assert keep(listed_F, 6, values_F) == len(expected)
+    assert listed_F[: len(expected)].tolist() == expected
+
+
+@pytest.mark.parametrize("expert", [0, 1])
+def test_products_of_listed_rows_only(expert):
+    weights_EFC, x_C, listed_F = floats(2, 9, 21), floats(21), np.array([7, 0, 3, 8], np.int32)
+    tensor = np.array([weights_EFC.ctypes.data, ggml.TYPES["F32"].id, 9, 21, 21 * 4, 9 * 21 * 4])
+    out_F, one = np.full(9, 5, np.float32), np.zeros(1, np.float32)
+    kernels.listed_products(TYPES, tensor, expert, x_C.ctypes.data, 0, listed_F, 3, out_F, one)
+    twin = np.full(9, 5, np.float32)
+    twin[[7, 0, 3]] = (weights_EFC[expert] @ x_C)[[7, 0, 3]]
+    np.testing.assert_allclose(out_F, twin, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "twin"),
+    [
+        (kernels.SWIGLU, lambda g, u: g / (1 + np.exp(-g)) * u),
+        (kernels.DRELU, lambda g, u: np.maximum(g, 0) * np.maximum(u, 0)),
+        (kernels.REGLU, lambda g, u: np.maximum(g, 0) * u),
+    ],
+)
+def test_activations(activation, twin):
+    gate_F, up_F, listed_F = floats(40), floats(40), np.arange(0, 40, 2, dtype=np.int32)
+    expected = gate_F.copy()
+    expected[:30:2] = twin(gate_F, up_F)[:30:2] * 0.5
+    fired = kernels.activate(activation, listed_F, 15, gate_F, up_F, np.float32(0.5))
+    np.testing.assert_allclose(gate_F, expected, rtol=1e-6)
+    assert fired == np.count_nonzero(expected[:30:2])
