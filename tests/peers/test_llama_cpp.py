@@ -1,0 +1,130 @@
+"""Files for llama.cpp, run by llama.cpp: the tokens and the ids that transformers gives."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from tsconvert import models
+from tsconvert.quant.export import ExportConfig, export_gguf
+
+pytestmark = pytest.mark.peer
+Make = Callable[..., Path]
+PROMPTS = ("The old man looked at the sea and", "It was a cold morning, and she", "There is nothing that a king")
+NASTY = (
+    "", "a", "Hello world", "two  spaces and   three", "\n", "\t\tx\n\n y", "naïve café — “quotes”", "日本語のテキスト",
+    "🚀😶\u200d🌫️👩\u200d👩\u200d👧", "\x00\x01\x7f", "def f(x):\n    return x**2  # ok\n",
+    "3.14159 1,000,000 2024-01-01", "don't I'LL we've", "a" * 100, "\u200b\ufeff\u00a0x", "العربية हिन्दी", "é é",
+    "\r\n\r\n", "a ▁ b", "[INST] x [/INST]",
+)  # fmt: skip
+LEADING = (" ", "  ", " a", "  a  b", "▁a", "   3  33\n\n\n5", "<s>hi</s> there", "<|im_start|>user\nhi<|im_end|>\n")
+
+
+def transformers_greedy(model: torch.nn.Module, ids: list[int], tokens: int) -> list[int]:
+    eos = model.generation_config.eos_token_id
+    with torch.no_grad():
+        out = model.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), max_new_tokens=tokens,
+            do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+    answer = out[0, len(ids) :].tolist()
+    return answer[:-1] if answer and answer[-1] in (eos if isinstance(eos, list) else [eos]) else answer
+
+
+def assert_same_greedy(folder: Path, out: Path, load: Callable, type_name: str = "F32") -> None:
+    export_gguf(ExportConfig(model=folder, out=out, target="llama.cpp", type_name=type_name))
+    peer = load(out)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt)
+        assert peer.encode(prompt) == ids
+        theirs = transformers_greedy(model, ids, 64)
+        assert peer.greedy(prompt, 64) == theirs
+        assert len(theirs) > 20
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_the_embedded_models_say_the_same(name: str, llama_cpp: Callable, tmp_path: Path):
+    folder = models.folder(name)
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"{name} is not embedded yet")
+    assert_same_greedy(folder, tmp_path / "model.gguf", llama_cpp)
+
+
+def test_smollm2_says_the_same(smollm2: Path, llama_cpp: Callable, tmp_path: Path):
+    assert_same_greedy(smollm2, tmp_path / "model.gguf", llama_cpp)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "mixtral"])
+def test_random_models_have_the_same_probabilities(
+    family: str, make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path
+):
+    folder = make_checkpoint(family, seed=3)
+    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F32"))
+    peer = llama_cpp(tmp_path / "model.gguf")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = [1, *np.random.default_rng(0).integers(300, 4000, 40).tolist()]
+    with torch.no_grad():
+        expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
+    found = peer.logprobs(ids)
+    assert len(found) == 20
+    for token, logprob in found.items():
+        assert logprob == pytest.approx(float(expected[token]), abs=2e-3)
+
+
+def test_llama3_rope_scaling(make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path):
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    folder = make_checkpoint("llama", seed=4, rope_parameters=rope)
+    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F32"))
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = [1, *np.random.default_rng(1).integers(300, 4000, 100).tolist()]
+    with torch.no_grad():
+        expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
+    for token, logprob in llama_cpp(tmp_path / "model.gguf").logprobs(ids).items():
+        assert logprob == pytest.approx(float(expected[token]), abs=2e-3)
+
+
+def test_sentencepiece_ids(make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path):
+    folder = make_checkpoint("llama")
+    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf"))
+    peer, tokenizer = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(folder)
+    assert {text: peer.encode(text) for text in NASTY} == {text: tokenizer.encode(text) for text in NASTY}
+
+
+@pytest.mark.parametrize("files", [("tokenizer.json", "tokenizer.model"), ("tokenizer.json",)])
+def test_sentencepiece_ids_also_of_leading_spaces(dense: Path, files: tuple, llama_cpp: Callable, tmp_path: Path):
+    """With the normalizer of Llama's and Mistral's own tokenizer.json."""
+    folder = Path(shutil.copytree(dense, tmp_path / "model"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = None
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    for name in {"tokenizer.json", "tokenizer.model"} - set(files):
+        (folder / name).unlink()
+    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf"))
+    peer, hf = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(folder)
+    texts = (*NASTY, *LEADING)
+    assert {text: peer.encode(text) for text in texts} == {text: hf.encode(text) for text in texts}
+
+
+def test_smollm2_ids(smollm2: Path, llama_cpp: Callable, tmp_path: Path):
+    export_gguf(ExportConfig(model=smollm2, out=tmp_path / "model.gguf", type_name="Q8_0"))
+    peer, tokenizer = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(smollm2)
+    texts = (*NASTY, *LEADING)
+    assert {text: peer.encode(text) for text in texts} == {text: tokenizer.encode(text) for text in texts}
