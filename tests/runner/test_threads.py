@@ -1,10 +1,14 @@
 """Threads that meet, agree, and survive each other's deaths."""
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tsconvert.convert.errors import TsconvertError
+from tsconvert.runner import rows, step
 from tsconvert.runner.barrier import meet
 from tsconvert.runner.rows import compiled
 from tsconvert.runner.threads import Team
@@ -65,3 +69,25 @@ def test_threads_end_with_their_team():
 def test_a_senseless_number_of_threads(threads):
     with pytest.raises(TsconvertError, match=f"^threads is {threads}: it must be 1 to 256$"):
         Team(threads)
+
+
+def test_the_runner_needs_neither_torch_nor_transformers():
+    modules = [path.stem for path in Path(rows.__file__).parent.glob("*.py") if path.stem != "__init__"]
+    code = "import sys\n" + "".join(f"import tsconvert.runner.{name}\n" for name in modules)
+    code += "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_without_a_folder_to_write_to_the_step_is_compiled_uncached(monkeypatch):
+    asked = []
+
+    def build(cache):
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return "compiled"
+
+    monkeypatch.setattr(step, "_build", build)
+    assert step.build_step() == "compiled"
+    assert asked == [True, False]
