@@ -21,7 +21,7 @@ class LlamaCpp:
 
     def __init__(self, path: Path, context: int = 256) -> None:
         command = [sys.executable, str(PROCESS), str(path), str(context)]
-        self._messages = tempfile.TemporaryFile("w+")
+        self._messages = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages, text=True
         )

@@ -308,3 +308,24 @@ def test_memory_holds_one_tensor_not_the_file(make_checkpoint: Make, tmp_path: P
 def test_ggml_knows_the_types_by_gguf_pys_ids():
     for name in ggml.weight_types():
         assert gguf.GGMLQuantizationType[name] == ggml.TYPES[name].id
+
+
+def test_every_key_and_tensor_stands_in_the_specification(
+    make_sparse: Make, drelu: Path, drelu_moe: Path, make_predictors: Make, tmp_path: Path
+):
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    yarn |= {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 2.0}
+    scaled = make_sparse("mistral", sliding_window=128, rope_parameters=yarn)
+    files = [
+        export(tmp_path / "dense", drelu, predictors=make_predictors(drelu)),
+        export(tmp_path / "scaled", scaled),
+    ]
+    shutil.rmtree(tmp_path / "predictors")
+    files.append(export(tmp_path / "moe", drelu_moe, predictors=make_predictors(drelu_moe)))
+    for file in map(GgufFile, files):
+        for key in file.metadata:
+            assert not key.startswith("turbosparse.") or f"`{key.removeprefix('turbosparse.')}`" in page, key
+        for name in file.tensors:
+            bare = name.removesuffix(".weight").replace("blk.0.", "blk.N.").replace("blk.1.", "blk.N.")
+            assert f"`{bare}`" in page, name
