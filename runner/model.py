@@ -97,7 +97,9 @@ class Model:
         self._mode = resolve_mode(self.source, mode)
 
     def reset(self, position: int = 0) -> None:
-        """Forget the tokens from ``position`` on."""
+        """Forget the tokens from ``position`` on, which lies within what the cache holds."""
+        if not 0 <= position <= self.position:
+            raise TsconvertError(f"position is {position}: it must be 0 to {self.position}, the tokens in the cache")
         self.position = position
 
     def logits(self, tokens: Sequence[int], *, reset: bool = True) -> Floats:

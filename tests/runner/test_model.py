@@ -120,6 +120,8 @@ def test_a_text_in_parts_is_the_text(tiny, gguf_of, tmp_path, prompt):
         assert model.position == len(prompt)
         parts = np.concatenate([model.logits(prompt[:7]), model.logits(prompt[7:], reset=False)])
         np.testing.assert_array_equal(parts, whole)
+        with pytest.raises(TsconvertError, match=r"^position is 41: it must be 0 to 40, the tokens in the cache$"):
+            model.reset(position=41)
         model.reset(position=7)
         np.testing.assert_array_equal(model.feed(prompt[7:]), whole[-1])
         blocks = list(model.logits_blocks(prompt))
