@@ -1,3 +1,40 @@
-"""tsconvert: dense Mistral and Mixtral checkpoints to sparse dReLU models that PowerInfer and its own runner run."""
+"""tsconvert: dense Mistral and Mixtral checkpoints to sparse dReLU models that PowerInfer and its own runner run.
+
+The stages as functions, each imported when it is first used:
+
+    import tsconvert
+    from tsconvert.convert.relufy import RelufyConfig
+
+    tsconvert.relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse")))
+    tsconvert.train_predictors(...)     # tsconvert.predictors.train.PredictorConfig
+    tsconvert.export_gguf(...)          # tsconvert.quant.export.ExportConfig
+    with tsconvert.load("sparse.gguf") as model:
+        print("".join(piece.text for piece in model.generate("The people")))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .convert.relufy import relufy as relufy
+    from .predictors.profile import profile as profile
+    from .predictors.train import train_predictors as train_predictors
+    from .quant.export import export_gguf as export_gguf
+    from .runner.model import load as load
+
+_FUNCTIONS = {
+    "relufy": "convert.relufy",
+    "profile": "predictors.profile",
+    "train_predictors": "predictors.train",
+    "export_gguf": "quant.export",
+    "load": "runner.model",
+}
+__all__ = ["__version__", "export_gguf", "load", "profile", "relufy", "train_predictors"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module 'tsconvert' has no attribute {name!r}")
+    return getattr(import_module(f".{_FUNCTIONS[name]}", __name__), name)

@@ -84,9 +84,10 @@ class RelufyReport:
         return asdict(self) | {"out": str(self.out)}
 
     def __str__(self) -> str:
-        lines = [f"{self.out}: {self.parameters / 1e6:.1f}M parameters, {self.size_bytes / 1e6:,.1f} MB"]
+        what = f"{self.out}: {self.parameters / 1e6:.1f}M parameters, {self.size_bytes / 1e6:,.1f} MB"
         if self.dry_run:
-            return f"would write {lines[0]}"
+            return f"would write {what}"
+        lines = [f"{what}, {self.elapsed_s:.0f} s"]
         if self.energy_kept:
             before, after = self.energy_kept
             lines.append(f"sign alignment: dReLU keeps {after:.0%} of the SwiGLU energy instead of {before:.0%}")
@@ -99,7 +100,7 @@ class RelufyReport:
         if self.layers:
             density = sum(layer.density for layer in self.layers) / len(self.layers)
             lines.append(f"density: {density:.1%} of the neurons fire, on average over layers")
-        return "\n".join([*lines, f"{self.elapsed_s:.0f} s"])
+        return "\n".join(lines)
 
 
 def relufy(config: RelufyConfig) -> RelufyReport:

@@ -54,7 +54,7 @@ class DemoReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"\n{self.model}, greedy text of each mode:"]
+        lines = [f"\n{self.model}, what each mode writes:"]
         for mode, texts in self.texts.items():
             lines += [f"  {mode:<10} {prompt} |{_one_line(text)}" for prompt, text in zip(PROMPTS, texts, strict=True)]
         lines.append("\nperplexity on held-out text")
@@ -85,16 +85,17 @@ class _Recipe:
     tokens: int
     training: LocalRecovery
     predictor_tokens: int
+    rank: int
     score_tokens: int
     type_name: str
 
 
 _TINY = _Recipe(
     tokens=131_072, training=LocalRecovery(steps=200, batch_tokens=2048, learning_rate=2e-3, target_sparsity=0.85),
-    predictor_tokens=65_536, score_tokens=16_384, type_name="F16",
+    predictor_tokens=65_536, rank=32, score_tokens=16_384, type_name="F16",
 )  # fmt: skip
 _LARGER = _Recipe(
-    tokens=65_536, training=LocalRecovery(), predictor_tokens=32_768, score_tokens=8_192, type_name="Q8_0",
+    tokens=65_536, training=LocalRecovery(), predictor_tokens=32_768, rank=64, score_tokens=8_192, type_name="Q8_0",
 )  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, P
     out, sparse = run.out, str(run.out / "sparse")
     seen = ProfileConfig(model=sparse, out=out / "profile.safetensors", tokens=16_384)
     run.stage("profile", lambda: profile(seen), quiet=False)
-    asked = PredictorConfig(model=sparse, out=out / "predictors", tokens=recipe.predictor_tokens)
+    asked = PredictorConfig(model=sparse, out=out / "predictors", tokens=recipe.predictor_tokens, rank=recipe.rank)
     run.stage("predictors", lambda: train_predictors(asked), quiet=False)
     predictors = out / "predictors"
     exports = {
@@ -194,15 +195,16 @@ def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, P
 
 
 def _generate(file: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Greedy text and tokens per second of each mode."""
+    """Text (the likeliest tokens, repetition penalised) and tokens per second of each mode."""
     from ..runner.model import load
+    from ..runner.sampling import Sampling
 
     texts: dict[str, list[str]] = {}
     speeds: dict[str, float] = {}
     with load(file, threads=os.cpu_count()) as model:
         for mode in _MODES:
             model.mode = mode
-            answers = [model.generate(prompt, limit=48) for prompt in PROMPTS]
+            answers = [model.generate(prompt, limit=64, sampling=Sampling(repeat_penalty=1.2)) for prompt in PROMPTS]
             texts[mode] = ["".join(piece.text for piece in answer) for answer in answers]
             speeds[mode] = sum(answer.speed for answer in answers) / len(answers)
     return texts, speeds

@@ -172,27 +172,38 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder with the .txt files of the two packages")
     parser.add_argument("--out", type=Path, required=True, help="where tiny-mistral/ and tiny-mixtral/ are written")
     parser.add_argument("--steps", type=int, default=3000, help="steps of 16 x 512 tokens for the dense model")
-    parser.add_argument("--expert-steps", type=int, default=300, help="steps for the experts")
+    parser.add_argument("--expert-steps", type=int, default=150, help="steps for the experts")
+    parser.add_argument("--dense", type=Path, help="a tiny-mistral already trained: only grow and train the experts")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     documents, held_out = read_documents(options.text)
-    tokenizer = train_tokenizer(documents, options.out / "tokenizer")
+    if options.dense:
+        tokenizer, tokenizer_model = LlamaTokenizer.from_pretrained(options.dense), options.dense / "tokenizer.model"
+    else:
+        tokenizer = train_tokenizer(documents, options.out / "tokenizer")
+        tokenizer_model = options.out / "tokenizer" / "tokenizer.model"
     train_NT, held_out_NT = pack(tokenizer, documents), pack(tokenizer, held_out)
     print(json.dumps({"train_tokens": train_NT.numel(), "held_out_tokens": held_out_NT.numel()}), flush=True)
 
-    dense = MistralForCausalLM(MistralConfig(**SHAPE, hidden_act="silu", sliding_window=None))
-    print(json.dumps({"parameters": dense.num_parameters()}), flush=True)
-    train(dense, train_NT, options.steps, 4e-3, options.out / "trainer")
-    print(json.dumps({"tiny-mistral held-out perplexity": perplexity(dense, held_out_NT)}), flush=True)
-    tokenizer_model = options.out / "tokenizer" / "tokenizer.model"
-
-    print(json.dumps({"tiny-mixtral before training on": perplexity(grow(dense, noise=0.0), held_out_NT)}), flush=True)
+    if options.dense:
+        dense = MistralForCausalLM.from_pretrained(options.dense, dtype=torch.float32)
+    else:
+        dense = MistralForCausalLM(MistralConfig(**SHAPE, hidden_act="silu", sliding_window=None))
+        train(dense, train_NT, options.steps, 4e-3, options.out / "trainer")
+        report("tiny-mistral", dense, held_out_NT)
+        save(dense, tokenizer, tokenizer_model, options.out / "tiny-mistral")
+        dense = MistralForCausalLM.from_pretrained(options.out / "tiny-mistral", dtype=torch.float32)
+    report("tiny-mixtral before training on", grow(dense, noise=0.0), held_out_NT)
     experts = grow(dense)
-    save(dense, tokenizer, tokenizer_model, options.out / "tiny-mistral")
-    train(experts, train_NT, options.expert_steps, 1e-3, options.out / "trainer")
-    print(json.dumps({"tiny-mixtral held-out perplexity": perplexity(experts, held_out_NT)}), flush=True)
+    train(experts, train_NT, options.expert_steps, 1.5e-4, options.out / "trainer")
+    report("tiny-mixtral", experts, held_out_NT)
     save(experts, tokenizer, tokenizer_model, options.out / "tiny-mixtral")
+
+
+def report(name: str, model: PreTrainedModel, held_out_NT: torch.Tensor) -> None:
+    line = {"model": name, "parameters": model.num_parameters(), "held-out perplexity": perplexity(model, held_out_NT)}
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

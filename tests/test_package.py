@@ -83,6 +83,15 @@ def test_importing_the_command_line_imports_nothing_heavy(module: str):
     assert out.strip() == "[]"
 
 
+def test_the_public_functions_are_found_on_first_use():
+    import tsconvert
+
+    for name in ("relufy", "profile", "train_predictors", "export_gguf", "load"):
+        assert callable(getattr(tsconvert, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tsconvert.nothing  # noqa: B018
+
+
 def test_the_runner_runs_without_torch():
     code = "import sys, tsconvert.runner.model; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
