@@ -17,7 +17,7 @@ PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 
 
 class LlamaCpp:
-    """A GGUF file loaded by llama.cpp: float32 key-value cache, two threads, no prompt cache."""
+    """A GGUF file loaded by llama.cpp: float32 key-value cache, one thread, no prompt cache."""
 
     def __init__(self, path: Path, context: int = 256) -> None:
         command = [sys.executable, str(PROCESS), str(path), str(context)]
