@@ -1,4 +1,4 @@
-"""Predictors from linear algebra alone: truncated SVD of the gate, and the regression of activations on inputs.
+"""A predictor from linear algebra alone: the truncated SVD of the gate.
 
 fc2 . relu(fc1 . x) computes a linear map exactly when fc1 holds each of its rows with both signs:
 P x = relu(P x) - relu(-P x). So rank R of the predictor carries R / 2 singular directions.
@@ -24,19 +24,6 @@ def gate_svd(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Ten
     x_TD = _sample(ffn, generator)
     scale_F = ffn.down_F / ffn.down_F.mean().clamp_min(1e-30)
     return _reduced_rank(ffn.gate_FD * scale_F[:, None], _second_moment(x_TD), rank)
-
-
-def activation_regression(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best linear map of ``rank`` / 2 directions from x to h_j |down_j| (reduced-rank regression).
-
-    Returns:
-        fc1 [R, D], fc2 [F, R].
-    """
-    x_TD = _sample(ffn, generator)
-    moment_DD = _second_moment(x_TD)
-    target_TF = ffn.labels(x_TD).energy_TF.sqrt_()
-    weight_FD = torch.linalg.solve(moment_DD, x_TD.T @ target_TF / len(x_TD)).T
-    return _reduced_rank(weight_FD, moment_DD, rank)
 
 
 def _reduced_rank(weight_FD: torch.Tensor, moment_DD: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,12 +16,10 @@ import torch
 from torch import nn
 
 from ..convert.errors import TsconvertError
-from .calibrate import logits
 from .labels import FFN
-from .linear import activation_regression
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
-_SCALE_TOKENS = 512
+_REFERENCE_WIDTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +27,9 @@ class Training:
     """How each predictor is trained."""
 
     steps: int = 400
-    batch_tokens: int = 1024
-    learning_rate: float = 1e-2
-    """AdamW's, at its peak; a cosine takes it to zero."""
+    batch_tokens: int = 512
+    learning_rate: float = 3e-2
+    """AdamW's, at its peak, for a model of width 128; fc1's falls with the root of the width, as its weights do."""
     floor: float = 0.1
     """Weight of a neuron that fires with next to no energy, against 1 for one of mean energy."""
     autocast: bool = True
@@ -62,11 +60,14 @@ def train_low_rank(
     """
     fc1_RD, fc2_FR = _start(ffn, rank, generator)
     parameters = [fc1_RD, fc2_FR]
-    optimizer = torch.optim.AdamW(parameters, lr=how.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    peaks = (how.learning_rate * math.sqrt(_REFERENCE_WIDTH / ffn.width), how.learning_rate)
+    groups = [{"params": [weight], "lr": peak} for weight, peak in zip(parameters, peaks, strict=True)]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     price = _Price(target_energy, how.steps)
     mean_energy: float | None = None
     for step in range(how.steps):
-        optimizer.param_groups[0]["lr"] = how.learning_rate * _schedule(step, how.steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * _schedule(step, how.steps)
         chosen = torch.randint(len(ffn.train), (how.batch_tokens,), generator=generator)
         x_TD = ffn.inputs(ffn.train[chosen])
         labels = ffn.labels(x_TD)
@@ -121,16 +122,13 @@ class _Price:
 
 
 def _start(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Begin at the best linear map to the activations, scaled so that logits are about 1."""
-    fc1_RD, fc2_FR = activation_regression(ffn, rank, generator)
-    if len(fc1_RD) < rank:  # an odd rank, or one beyond twice the width
-        more_RD = torch.randn(rank - len(fc1_RD), ffn.width, generator=generator).to(fc1_RD)
-        fc1_RD = torch.cat([fc1_RD, more_RD * fc1_RD.std()])
-        fc2_FR = torch.cat([fc2_FR, torch.zeros(ffn.neurons, len(more_RD)).to(fc2_FR)], dim=1)
-    x_TD = ffn.inputs(ffn.train[:_SCALE_TOKENS])
-    fc1_RD /= (x_TD @ fc1_RD.T).relu_().std().clamp_min(1e-20)
-    fc2_FR /= logits(x_TD, fc1_RD, fc2_FR).std().clamp_min(1e-20)
-    return fc1_RD, fc2_FR
+    """Random weights. The best linear map to the activations, tried first, ends in needing a tenth more neurons:
+
+    it takes its rows in pairs of both signs, and training leaves them so.
+    """
+    fc1_RD = torch.randn(rank, ffn.width, generator=generator) / math.sqrt(ffn.width)
+    fc2_FR = 0.1 * torch.randn(ffn.neurons, rank, generator=generator) / math.sqrt(rank)
+    return fc1_RD.to(ffn.device), fc2_FR.to(ffn.device)
 
 
 def _schedule(step: int, steps: int) -> float:

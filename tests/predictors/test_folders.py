@@ -1,0 +1,137 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tsconvert.convert.checkpoint import Checkpoint
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.predictors.folder import Predictor, PredictorSet, load_predictors, save_predictors
+from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors, save_powerinfer_predictors
+
+Make = Callable[..., Path]
+D, F, R = 64, 128, 24
+
+
+def some(seed: int = 0, threshold: float = 0.0) -> Predictor:
+    rng = np.random.default_rng(seed)
+    return Predictor(
+        fc1_RD=rng.standard_normal((R, D)).astype(np.float32),
+        fc2_FR=rng.standard_normal((F, R)).astype(np.float32),
+        threshold=threshold,
+    )
+
+
+def predictors_of(folder: Path, *experts: Predictor | None) -> PredictorSet:
+    return PredictorSet(model_fingerprint=Checkpoint(folder).fingerprint, ffns=[[e] for e in experts], report={"x": 1})
+
+
+def test_folding_keeps_every_sign_over_10k_tokens():
+    rng = np.random.default_rng(1)
+    predictor = some()
+    norm_D = rng.uniform(-2, 2, D).astype(np.float32)
+    residual_TD = (rng.standard_normal((10_000, D)) * np.exp(rng.uniform(-5, 5, (10_000, 1)))).astype(np.float32)
+    scale_T1 = 1 / np.sqrt((residual_TD.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-5)
+    wide = Predictor(fc1_RD=predictor.fc1_RD.astype(np.float64), fc2_FR=predictor.fc2_FR.astype(np.float64))
+    hidden_TR = np.maximum((residual_TD * scale_T1 * norm_D) @ wide.fc1_RD.T, 0)
+    normed_TF = hidden_TR @ wide.fc2_FR.T
+    folded = wide.folded(norm_D.astype(np.float64))
+    before_TF = np.maximum(residual_TD.astype(np.float64) @ folded.fc1_RD.T, 0) @ folded.fc2_FR.T
+    assert np.array_equal(normed_TF >= 0, before_TF >= 0)
+    # and in float32, as it runs, but for logits that are zero to rounding
+    narrow_TF = predictor.folded(norm_D).logits(residual_TD) * scale_T1
+    clear_TF = np.abs(normed_TF) > 1e-4
+    assert clear_TF.mean() > 0.999
+    assert np.array_equal((narrow_TF >= 0)[clear_TF], (normed_TF >= 0)[clear_TF])
+
+
+def test_a_threshold_other_than_zero_does_not_fold():
+    with pytest.raises(TsconvertError) as error:
+        some(threshold=0.25).folded(np.ones(D, np.float32))
+    assert str(error.value) == "a predictor with threshold 0.25 cannot take the input before the norm"
+
+
+def test_the_folder_round_trips(sparse: Path, tmp_path: Path):
+    made = predictors_of(sparse, some(1, threshold=-0.125), None)
+    save_predictors(made, tmp_path / "p")
+    read = load_predictors(tmp_path / "p", made.model_fingerprint)
+    assert read.report == made.report
+    assert read.ffns[1] == [None]
+    assert read.ffns[0][0].threshold == -0.125
+    assert np.array_equal(read.ffns[0][0].fc1_RD, made.ffns[0][0].fc1_RD)
+    assert np.array_equal(read.ffns[0][0].fc2_FR, made.ffns[0][0].fc2_FR)
+
+
+def test_what_is_no_predictor_folder_says_so(sparse: Path, tmp_path: Path):
+    with pytest.raises(TsconvertError) as error:
+        load_predictors(tmp_path)
+    assert str(error.value) == f"{tmp_path}: no predictor folder (config.json is missing)"
+    folder = tmp_path / "p"
+    save_predictors(predictors_of(sparse, some()), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"format_version": 2}))
+    with pytest.raises(TsconvertError) as error:
+        load_predictors(folder)
+    assert str(error.value) == (f"{folder / 'config.json'}: format version 2, this tsconvert reads 1; train them again")
+    (folder / "predictors.safetensors").write_bytes(b"torn")
+    with pytest.raises(TsconvertError, match="not a predictor folder that can be read"):
+        load_predictors(folder)
+
+
+def test_powerinfers_folder_round_trips(sparse: Path, tmp_path: Path):
+    checkpoint = Checkpoint(sparse)
+    made = predictors_of(sparse, some(1, threshold=0.5), some(2))
+    save_powerinfer_predictors(made, checkpoint, tmp_path / "pi")
+    assert {path.name for path in (tmp_path / "pi").iterdir()} == {"model_0.pt", "model_1.pt", "config.json"}
+    assert json.loads((tmp_path / "pi" / "config.json").read_text()) == {"sparse_threshold": 0.0}
+    state = torch.load(tmp_path / "pi" / "model_0.pt", weights_only=True)
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == {"fc1.weight": [R, D], "fc2.weight": [F, R]}
+    read = load_powerinfer_predictors(tmp_path / "pi", checkpoint)
+    for ours, theirs in zip(made.ffns, read.ffns, strict=True):
+        assert theirs[0].threshold == 0
+        assert np.allclose(ours[0].fc1_RD, theirs[0].fc1_RD, rtol=1e-6)
+        assert np.array_equal(ours[0].fc2_FR, theirs[0].fc2_FR)
+
+
+def test_what_powerinfers_form_cannot_hold_is_refused(sparse: Path, sparse_moe: Path, tmp_path: Path):
+    out, checkpoint = tmp_path / "pi", Checkpoint(sparse)
+    made = predictors_of(sparse, some(1), None)
+    with pytest.raises(TsconvertError) as error:
+        save_powerinfer_predictors(made, checkpoint, out)
+    assert str(error.value) == (
+        f"{out}: layer 1 has no predictor, and PowerInfer needs one in every layer; train them with --everywhere"
+    )
+    assert not out.exists()
+    with pytest.raises(TsconvertError, match="has experts, and PowerInfer's predictor folders take dense FFNs only"):
+        save_powerinfer_predictors(made, Checkpoint(sparse_moe), out)
+    with pytest.raises(TsconvertError, match="were trained for another model than"):
+        save_powerinfer_predictors(replace(made, model_fingerprint="0" * 64), checkpoint, out)
+
+
+def test_a_damaged_powerinfer_folder_is_refused(sparse: Path, tmp_path: Path):
+    checkpoint, out = Checkpoint(sparse), tmp_path / "pi"
+    with pytest.raises(TsconvertError) as error:
+        load_powerinfer_predictors(tmp_path, checkpoint)
+    assert str(error.value) == f"{tmp_path}: no PowerInfer predictor folder (config.json is missing)"
+    save_powerinfer_predictors(predictors_of(sparse, some(1), some(2)), checkpoint, out)
+    torch.save({"fc1.weight": torch.zeros(8, 32), "fc2.weight": torch.zeros(F, 8)}, out / "model_1.pt")
+    with pytest.raises(TsconvertError) as error:
+        load_powerinfer_predictors(out, checkpoint)
+    assert str(error.value) == (
+        f"{out / 'model_1.pt'}: fc1 [8, 32], fc2 [128, 8], where the model needs [R, 64] and [128, R]; these predictors"
+        " belong to another model"
+    )
+    (out / "model_1.pt").write_bytes(b"torn")
+    with pytest.raises(TsconvertError, match=r"not a state dict of fc1\.weight and fc2\.weight; get the file again"):
+        load_powerinfer_predictors(out, checkpoint)
+    (out / "model_1.pt").unlink()
+    with pytest.raises(TsconvertError, match=r"missing; a PowerInfer predictor folder has one model_N\.pt a layer"):
+        load_powerinfer_predictors(out, checkpoint)
+    (out / "config.json").write_text('{"sparse_threshold": 0.5}')
+    with pytest.raises(TsconvertError) as error:
+        load_powerinfer_predictors(out, checkpoint)
+    assert str(error.value) == (
+        f"{out / 'config.json'}: sparse_threshold is 0.5; only threshold 0 carries over to the normed input"
+    )

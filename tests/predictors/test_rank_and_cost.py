@@ -1,0 +1,200 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tsconvert.cli import main
+from tsconvert.convert.checkpoint import Checkpoint
+from tsconvert.convert.corpora import Source
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.predictors.calibrate import FFNReport
+from tsconvert.predictors.cost import Bits, Rates, exact_bytes, predicted_bytes
+from tsconvert.predictors.estimate import estimate_predictors
+from tsconvert.predictors.linear import _reduced_rank
+from tsconvert.predictors.rank import Budget, candidates, search
+from tsconvert.predictors.statistics import EnergyHistogram, hot_set, hot_share, overlap
+from tsconvert.predictors.train import PredictorConfig, train_predictors
+from tsconvert.predictors.training import Training, _gradient
+
+SIGN = (
+    "--method sign: packed sign bits (SparseInfer) are no fc1 and fc2, so a predictor folder cannot hold them;"
+    " choose low-rank or svd"
+)
+QUICK = Training(steps=30, batch_tokens=256)
+
+
+def test_the_cost_model_counts_rows():
+    rates = Rates(gate=0.5, fired=0.25, predicted=0.2, predicted_gate=0.15, hit=0.1)
+    assert exact_bytes(8, 16, rates, Bits()) == (16 + 8 + 4) * 8 * 2
+    assert predicted_bytes(8, 20, 3, rates, Bits()) == 3 * (8 + 20) * 2 + (4 + 3 + 2) * 8 * 2
+    assert predicted_bytes(8, 20, 3, rates, Bits(model=4, predictor=8)) == 3 * 28 + 9 * 8 / 2
+
+
+def test_the_gradient_written_out_is_autograds():
+    generator = torch.Generator().manual_seed(0)
+    x, fc1, fc2 = (torch.randn(shape, generator=generator) for shape in ((10, 6), (4, 6), (7, 4)))
+    energy = torch.rand(10, 7, generator=generator)
+    weight = energy + 0.1
+    kept = _gradient(x, fc1, fc2, weight, energy, price=0.3, autocast=False)
+    ours = fc1.grad, fc2.grad
+    fc1, fc2 = fc1.clone().requires_grad_(), fc2.clone().requires_grad_()
+    z = (x @ fc1.T).relu() @ fc2.T
+    softplus = torch.nn.functional.softplus
+    ((weight * softplus(-z) + 0.3 * softplus(z)).sum() / 10).backward()
+    assert torch.allclose(ours[0], fc1.grad, atol=1e-6)
+    assert torch.allclose(ours[1], fc2.grad, atol=1e-6)
+    assert kept == pytest.approx(float(energy[z >= 0].sum() / energy.sum()))
+
+
+def test_the_svd_predictor_is_linear_and_exact_at_full_rank():
+    generator = torch.Generator().manual_seed(0)
+    weight_FD, mix_DD = torch.randn(12, 6, generator=generator), torch.randn(6, 6, generator=generator)
+    x_TD = torch.randn(50, 6, generator=generator) @ mix_DD
+    moment_DD = x_TD.T @ x_TD / 50
+    errors = []
+    for rank in (4, 8, 12):
+        fc1_RD, fc2_FR = _reduced_rank(weight_FD, moment_DD, rank)
+        assert fc1_RD.shape == (rank, 6)
+        errors.append(float(((x_TD @ fc1_RD.T).relu() @ fc2_FR.T - x_TD @ weight_FD.T).norm()))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-3
+
+
+def report(rank: int, density: float, bytes_predicted: float) -> tuple[None, FFNReport]:
+    return None, FFNReport(layer=0, expert=0, rank=rank, predicted_density=density, bytes_predicted=bytes_predicted)
+
+
+def test_the_search_stops_where_a_wider_predictor_reads_more():
+    costs = {32: 10.0, 64: 8.0, 96: 9.0, 128: 1.0}
+    tried = []
+
+    def attempt(rank):
+        tried.append(rank)
+        return report(rank, 0.3, costs[rank])
+
+    assert search(iter(costs), attempt, None)[1].rank == 64
+    assert tried == [32, 64, 96]
+    assert search(iter(()), attempt, None) is None
+
+
+def test_the_search_widens_until_the_density_is_met():
+    density = {32: 0.4, 64: 0.25, 96: 0.19, 128: 0.18}
+    found = search(iter(density), lambda rank: report(rank, density[rank], float(rank)), 0.2)
+    assert found[1].rank == 96
+
+
+def test_candidates_are_multiples_of_32():
+    ranks = list(candidates(1024, None))
+    assert ranks[:6] == [32, 64, 96, 128, 192, 256]
+    assert all(rank % 32 == 0 for rank in ranks)
+    assert ranks[-1] <= 1024
+    assert list(candidates(1024, 100)) == [32, 64, 96]
+
+
+def test_a_budget_is_shared_by_what_is_left(sparse: Path):
+    spec = Checkpoint(sparse).spec
+    each = spec.width + spec.neurons
+    budget = Budget(spec, 40.5 * each * spec.layers / spec.parameters)
+    assert budget.cap() == 40
+    budget.spend(0)
+    assert budget.cap() == 81
+    assert Budget(spec, None).cap() is None
+
+
+def test_a_rank_over_the_budget_is_refused(sparse: Path):
+    with pytest.raises(TsconvertError) as error:
+        train_predictors(PredictorConfig(model=str(sparse), rank=64, budget=0.01))
+    share = 2 * 64 * (64 + 128) / Checkpoint(sparse).spec.parameters
+    assert str(error.value).startswith(
+        f"--rank 64: predictors of {share:.1%} of the model's parameters, over the --budget"
+    )
+
+
+def test_auto_leaves_what_does_not_pay_to_exact_mode(sparse: Path, text: Source):
+    asked = PredictorConfig(
+        model=str(sparse), data=(text,), tokens=4096, context=64, training=QUICK, target_energy=0.999,
+        bits=Bits(model=1, predictor=64),
+    )  # fmt: skip
+    found = train_predictors(asked)
+    assert {ffn.reason for ffn in found.ffns} == {"does not pay"}
+    assert found.perplexity_predicted == pytest.approx(found.perplexity_exact)
+    assert found.predictor_parameters == 0
+
+
+def test_auto_within_a_budget(sparse: Path, text: Source):
+    asked = PredictorConfig(
+        model=str(sparse), data=(text,), tokens=4096, context=64, training=QUICK, target_energy=0.9, everywhere=True,
+        budget=0.05,
+    )  # fmt: skip
+    found = train_predictors(asked)
+    assert 0 < found.size_share <= 0.05
+    assert all(ffn.rank % 32 == 0 for ffn in found.ffns)
+
+
+def test_estimate_tries_ranks_and_writes_nothing(sparse: Path, text: Source):
+    asked = PredictorConfig(model=str(sparse), data=(text,), tokens=4096, context=64, training=QUICK, target_energy=0.9)
+    found = estimate_predictors(asked)
+    assert [(trial.layer, trial.rank) for trial in found.trials] == [(0, 32), (0, 64), (1, 32), (1, 64)]
+    assert set(found.best) == {0, 1}
+    json.dumps(found.to_json())
+    assert "pay" in str(found)
+
+
+def test_svd_needs_no_training(sparse: Path, text: Source):
+    asked = PredictorConfig(
+        model=str(sparse), data=(text,), tokens=4096, context=64, rank=32, method="svd", target_energy=0.9
+    )
+    found = train_predictors(asked)
+    assert all(ffn.energy >= 0.9 - 1e-5 for ffn in found.ffns)
+    assert found.mean("predicted_density") < 0.9
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"rank": 1}, "--rank 1: it must be at least 2, or auto"),
+        ({"target_energy": 1.0}, "--target-energy 1: it must lie between 0 and 1"),
+        ({"max_density": -1.0}, "--max-density -1: it must lie between 0 and 1"),
+        ({"budget": 2.0}, "--budget 2: it must lie between 0 and 1"),
+        (
+            {"method": "sign"},
+            SIGN,
+        ),
+        ({"method": "magic"}, "method is 'magic': it must be one of low-rank, svd, sign"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(fields: dict, sentence: str):
+    with pytest.raises(TsconvertError) as error:
+        PredictorConfig(model="m", **fields)
+    assert str(error.value) == sentence
+
+
+def test_hot_sets_and_energy_shares():
+    counts = np.array([80, 5, 10, 5])
+    assert hot_set(counts, 0.8).tolist() == [0]
+    assert hot_share(counts, 0.85) == 0.5
+    assert hot_share(np.zeros(4, np.int64)) == 0
+    assert overlap(np.array([0, 1]), np.array([1, 2])) == pytest.approx(1 / 3)
+    histogram = EnergyHistogram()
+    histogram.add(torch.tensor([[100.0, 0, 0, 0], [0, 1.0, 1.0, 0]]))
+    assert histogram.share_of_values(0.9) == 1 / 8
+    assert histogram.share_of_values(0.995) == 3 / 8
+
+
+def test_both_commands(sparse: Path, text: Source, tmp_path: Path):
+    data = ["--data", text.path, "--tokens", "2K", "--context", "64", "--json"]
+    runner = CliRunner()
+    done = runner.invoke(main, ["profile", str(sparse), "--out", str(tmp_path / "p.safetensors"), *data])
+    assert done.exit_code == 0, done.stderr
+    assert len(json.loads(done.stdout)["layers"]) == 2
+    asked = ["predictors", str(sparse), "--rank", "16", "--steps", "10", *data]
+    done = runner.invoke(main, [*asked, "--out", str(tmp_path / "pred")])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["mean"]["rank"] == 16
+    assert (tmp_path / "pred" / "predictors.safetensors").is_file()
+    done = runner.invoke(main, asked)
+    assert done.exit_code == 2
+    assert "--out is missing; only --estimate goes without" in done.stderr
