@@ -224,8 +224,8 @@ class Rank(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--estimate", is_flag=True, help="Only say, from few tokens and layers, what to expect at which rank.")
 @click.option("--steps", type=COUNT, default=400, show_default=True, help="Training steps a predictor.")
-@click.option("--batch-tokens", type=COUNT, default=1024, show_default=True, help="Tokens a step.")
-@click.option("--learning-rate", type=float, default=1e-2, show_default=True)
+@click.option("--batch-tokens", type=COUNT, default=512, show_default=True, help="Tokens a step.")
+@click.option("--learning-rate", type=float, default=3e-2, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @common
