@@ -122,10 +122,7 @@ class _Price:
 
 
 def _start(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random weights. The best linear map to the activations, tried first, ends in needing a tenth more neurons:
-
-    it takes its rows in pairs of both signs, and training leaves them so.
-    """
+    """Random weights: a start from the best linear map needed 2 to 5 % more neurons (rank 32, 200 steps, one seed)."""
     fc1_RD = torch.randn(rank, ffn.width, generator=generator) / math.sqrt(ffn.width)
     fc2_FR = 0.1 * torch.randn(ffn.neurons, rank, generator=generator) / math.sqrt(rank)
     return fc1_RD.to(ffn.device), fc2_FR.to(ffn.device)
