@@ -16,6 +16,7 @@ from .errors import TsconvertError
 from .progress import note
 
 _PIECE_BYTES = 16_384
+_LONG_WORD_BYTES = 256
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text", "")
 
 
@@ -122,19 +123,25 @@ def token_rows(
     return packed[np.random.default_rng(seed).permutation(len(packed))]
 
 
-def ordered_rows(
+def spaced_rows(
     encode: Callable[[str], list[int]], path: str, *, tokens: int | None, context: int
 ) -> npt.NDArray[np.int64]:
-    """The text at ``path`` from its beginning, in order, as rows [N, context]: for perplexity."""
+    """Rows [N, context] of the text at ``path``, in order, for perplexity.
+
+    Where the text has more than ``tokens`` tokens, the rows are spaced evenly over it (over its first 64 times
+    ``tokens``), so that a few rows still speak for all of its documents.
+    """
     stream: list[int] = []
     for text in _texts(Source(path=path), None):
         stream += encode(text)
-        if tokens is not None and len(stream) >= tokens:
+        if tokens is not None and len(stream) >= 64 * tokens:
             break
-    count = min(len(stream), tokens or len(stream)) // context
+    count = len(stream) // context
     if not count:
         raise TsconvertError(f"{path}: {len(stream)} tokens, which is not one row of {context}; give more text")
-    return np.asarray(stream[: count * context], np.int64).reshape(count, context)
+    rows = np.asarray(stream[: count * context], np.int64).reshape(count, context)
+    wanted = count if tokens is None else max(1, min(count, tokens // context))
+    return np.asarray(rows[np.arange(wanted) * count // wanted])
 
 
 def _source_rows(
@@ -195,18 +202,32 @@ def _line_ranges(file: Path) -> list[tuple[Path, int, int]]:
 def _read_piece(file: Path, start: int, end: int) -> str:
     if file.suffix == ".parquet":
         return "\n".join(map(str, _parquet(file).read_row_group(start, columns=["text"])["text"].to_pylist()))
-    with file.open("rb") as stream:
-        stream.seek(max(0, start - 1))
-        raw = stream.read(end - max(0, start - 1))
     if file.suffix == ".jsonl":
-        return _record_text(file, raw[1 if start else 0 :])
-    if start:  # begin after the first space or line end, where the piece before stopped
-        cut = next((i for i, byte in enumerate(raw) if byte in b" \n"), 0)
-        raw = raw[cut + 1 :]
+        return _record_text(file, _read(file, start, end))
+    begin, stop = _word_end(file, start), _word_end(file, end)
     try:
-        return raw.decode("utf-8", "ignore" if start or end < file.stat().st_size else "strict")
+        return _read(file, begin, stop).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TsconvertError(f"{file}: not UTF-8 text (byte {error.start}); give text, .jsonl or .parquet") from None
+        raise TsconvertError(
+            f"{file}: not UTF-8 text (byte {begin + error.start}); give text, .jsonl or .parquet"
+        ) from None
+
+
+def _read(file: Path, start: int, end: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return stream.read(end - start)
+
+
+def _word_end(file: Path, position: int) -> int:
+    """Where the text may be cut, at ``position`` or soon after: behind a space or line end, else before a character."""
+    if position == 0:
+        return 0
+    near = _read(file, position - 1, position + _LONG_WORD_BYTES)
+    space = next((i for i, byte in enumerate(near) if byte in b" \n"), None)
+    if space is not None:
+        return position + space
+    return position + next((i for i, byte in enumerate(near[1:]) if byte & 0xC0 != 0x80), len(near) - 1)
 
 
 def _record_text(file: Path, raw: bytes) -> str:

@@ -169,8 +169,10 @@ def _sweep(source: Checkpoint, writer: CheckpointWriter, folder: Path, config: R
     rows_NS = _rows(source, config)
     judges = max(1, len(rows_NS) // _JUDGE_SHARE)
     train_tokens = (len(rows_NS) - judges) * rows_NS.shape[1]
-    teacher = Stream(teacher_checkpoint, rows_NS, config.device, scratch=config.out.parent)
-    student = Stream(source, rows_NS, config.device, activation=config.activation, scratch=config.out.parent)
+    autocast = config.recover == "local" and config.training.autocast
+    how: dict[str, Any] = {"device": config.device, "scratch": config.out.parent, "autocast": autocast}
+    teacher = Stream(teacher_checkpoint, rows_NS, **how)
+    student = Stream(source, rows_NS, activation=config.activation, **how)
     outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
     _copy(source, writer, config, outside)
 

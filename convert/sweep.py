@@ -30,6 +30,7 @@ class Stream:
         device: where layers compute; the hidden states stay in memory, or in a mapped temporary file above 2 GiB.
         activation: the FFN's, where it is to differ from the checkpoint's.
         scratch: folder for that temporary file.
+        autocast: matrix products in bfloat16, as recovery's training does them; the hidden states stay float32.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Stream:
         *,
         activation: str | None = None,
         scratch: Path | None = None,
+        autocast: bool = False,
     ) -> None:
+        self.autocast = autocast
         self.checkpoint, self.rows_NS, self.device = checkpoint, rows_NS, torch.device(device)
         self.stack = Stack(checkpoint, self.device, activation)
         self.hidden_NSD = _hidden_buffer((*rows_NS.shape, checkpoint.spec.width), scratch)
@@ -62,6 +65,9 @@ class Stream:
         """Layer ``index`` with its weights."""
         return self.stack.build(index, self.context)
 
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
     @torch.no_grad()
     def attend(self, layer: Layer, context_NSC: torch.Tensor | None = None) -> None:
         """Push the hidden states through the attention half.
@@ -70,7 +76,8 @@ class Stream:
             context_NSC: filled with what the output projection was given, if wanted.
         """
         for part in self.batches():
-            residual_NSD, kept_NSC = layer.attend(self.hidden_NSD[part].to(self.device))
+            with self._precision():
+                residual_NSD, kept_NSC = layer.attend(self.hidden_NSD[part].to(self.device))
             self.hidden_NSD[part] = residual_NSD.cpu()
             if context_NSC is not None:
                 context_NSC[part] = kept_NSC.cpu()
@@ -86,7 +93,8 @@ class Stream:
         """Push the hidden states through the FFN half."""
         for part in self.batches():
             residual_NSD = self.hidden_NSD[part].to(self.device)
-            out_TD = layer.ffn(layer.norm(residual_NSD).flatten(0, 1))
+            with self._precision():
+                out_TD = layer.ffn(layer.norm(residual_NSD).flatten(0, 1))
             self.hidden_NSD[part] = (residual_NSD + out_TD.view_as(residual_NSD)).cpu()
 
     @torch.no_grad()

@@ -84,18 +84,22 @@ class _Recipe:
 
     tokens: int
     training: LocalRecovery
+    look_tokens: int
+    """For sign alignment alone, and for the profile."""
     predictor_tokens: int
     rank: int
+    target_energy: float
     score_tokens: int
     type_name: str
 
 
 _TINY = _Recipe(
     tokens=131_072, training=LocalRecovery(steps=200, batch_tokens=2048, learning_rate=2e-3, target_sparsity=0.85),
-    predictor_tokens=65_536, rank=32, score_tokens=16_384, type_name="F16",
+    look_tokens=16_384, predictor_tokens=65_536, rank=32, target_energy=0.98, score_tokens=16_384, type_name="F16",
 )  # fmt: skip
 _LARGER = _Recipe(
-    tokens=65_536, training=LocalRecovery(), predictor_tokens=32_768, rank=64, score_tokens=8_192, type_name="Q8_0",
+    tokens=98_304, training=LocalRecovery(steps=200, learning_rate=3e-3, target_sparsity=0.8),
+    look_tokens=8_192, predictor_tokens=32_768, rank=64, target_energy=0.99, score_tokens=4_096, type_name="Q8_0",
 )  # fmt: skip
 
 
@@ -155,7 +159,7 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
     substituted, aligned, sparse = (run.out / name for name in ("substituted", "aligned", "sparse"))
     bare = RelufyConfig(model=model, out=substituted, recover="none", align=False)
     run.stage("substitute", lambda: relufy(bare), quiet=False)
-    turned = RelufyConfig(model=model, out=aligned, recover="none", tokens=16_384)
+    turned = RelufyConfig(model=model, out=aligned, recover="none", tokens=recipe.look_tokens)
     run.stage("align", lambda: relufy(turned), quiet=False)
     local = RelufyConfig(model=model, out=sparse, tokens=recipe.tokens, training=recipe.training)
     run.stage("recover", lambda: relufy(local), quiet=False)
@@ -170,9 +174,12 @@ def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, P
     from ..quant.export import ExportConfig, export_gguf
 
     out, sparse = run.out, str(run.out / "sparse")
-    seen = ProfileConfig(model=sparse, out=out / "profile.safetensors", tokens=16_384)
+    seen = ProfileConfig(model=sparse, out=out / "profile.safetensors", tokens=recipe.look_tokens)
     run.stage("profile", lambda: profile(seen), quiet=False)
-    asked = PredictorConfig(model=sparse, out=out / "predictors", tokens=recipe.predictor_tokens, rank=recipe.rank)
+    asked = PredictorConfig(
+        model=sparse, out=out / "predictors", tokens=recipe.predictor_tokens, rank=recipe.rank,
+        target_energy=recipe.target_energy,
+    )  # fmt: skip
     run.stage("predictors", lambda: train_predictors(asked), quiet=False)
     predictors = out / "predictors"
     exports = {

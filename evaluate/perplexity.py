@@ -1,7 +1,8 @@
 """`tsconvert eval`: perplexity, density and, against another model, divergence; of checkpoints and of GGUF files.
 
-Text is cut into windows of ``context`` tokens that do not overlap, and every token of a window but its first is
-predicted, as the papers do it. Checkpoints run through the layer sweep, so that their size does not matter.
+Text is cut into windows of ``context`` tokens that do not overlap (`spaced_rows` chooses some), and every token of a
+window but its first is predicted, as the papers do it. Checkpoints run through the layer sweep, so that their size does
+not matter.
 """
 
 from collections.abc import Iterator
@@ -98,12 +99,12 @@ def evaluate(config: EvalConfig) -> EvalReport:
     Raises:
         TsconvertError: a model or the text cannot be read, or the two models' vocabularies differ.
     """
-    from ..convert.corpora import ordered_rows
+    from ..convert.corpora import spaced_rows
 
     model = open_scorer(config.model, config.mode, config.threads)
     context = min(config.context, model.context)
     data = config.data or str(models.text("heldout.txt"))
-    rows_NS = ordered_rows(model.encode, data, tokens=config.tokens, context=context)
+    rows_NS = spaced_rows(model.encode, data, tokens=config.tokens, context=context)
     other = open_scorer(config.against, "auto", config.threads) if config.against else None
     loss, other_loss, divergence, agreed = _score(model, other, rows_NS)
     density, predicted, recall = model.statistics()

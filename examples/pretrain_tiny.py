@@ -21,6 +21,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from tokenizers import normalizers
 from transformers import (
     LlamaTokenizer,
     MistralConfig,
@@ -28,6 +29,7 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
 )
@@ -62,7 +64,7 @@ def read_documents(root: Path) -> tuple[list[str], list[str]]:
     return train, documents[::HELD_OUT_EVERY]
 
 
-def train_tokenizer(documents: list[str], out: Path) -> LlamaTokenizer:
+def train_tokenizer(documents: list[str], out: Path) -> PreTrainedTokenizerFast:
     """A SentencePiece BPE with byte fallback and split digits, as Mistral's first one is."""
     sentences = [part for text in documents for part in re.split(r"(?<=[.!?])\s+", text)]
     out.mkdir(parents=True, exist_ok=True)
@@ -79,14 +81,24 @@ def train_tokenizer(documents: list[str], out: Path) -> LlamaTokenizer:
         minloglevel=2,
     )
     (out / "tokenizer.vocab").unlink()
-    tokenizer = LlamaTokenizer.from_pretrained(
-        out, add_bos_token=True, model_max_length=SHAPE["max_position_embeddings"]
-    )
-    tokenizer.save_pretrained(out)
-    return tokenizer
+    return exact_tokenizer(out)
 
 
-def pack(tokenizer: LlamaTokenizer, documents: list[str]) -> torch.Tensor:
+def exact_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of ``folder``'s tokenizer.model, spaces treated as SentencePiece treats them.
+
+    transformers' own conversion puts no space in front of a text that begins with one, or that follows a special token.
+    """
+    backend = LlamaTokenizer.from_pretrained(folder, add_bos_token=True).backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.pre_tokenizer = None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=SHAPE["max_position_embeddings"],
+    )  # fmt: skip
+
+
+def pack(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
     """All documents as one stream, each between <s> and </s>, cut into rows: [N, CONTEXT] int64."""
     stream: list[int] = []
     for text in documents:
@@ -158,7 +170,7 @@ def grow(dense: MistralForCausalLM, noise: float = 0.02) -> MixtralForCausalLM:
     return model
 
 
-def save(model: PreTrainedModel, tokenizer: LlamaTokenizer, tokenizer_model: Path, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tokenizer_model: Path, out: Path) -> None:
     if isinstance(model, MixtralForCausalLM):
         model.config.output_router_logits = False  # the balancing loss is for training
     model.config.use_cache = True
@@ -179,7 +191,7 @@ def main() -> None:
     torch.manual_seed(0)
     documents, held_out = read_documents(options.text)
     if options.dense:
-        tokenizer, tokenizer_model = LlamaTokenizer.from_pretrained(options.dense), options.dense / "tokenizer.model"
+        tokenizer, tokenizer_model = exact_tokenizer(options.dense), options.dense / "tokenizer.model"
     else:
         tokenizer = train_tokenizer(documents, options.out / "tokenizer")
         tokenizer_model = options.out / "tokenizer" / "tokenizer.model"

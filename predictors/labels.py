@@ -18,7 +18,11 @@ class Labels:
     """For a batch of tokens what every neuron of the FFN does."""
 
     energy_TF: torch.Tensor
-    """(h_j |down_j|)^2, 0 where the neuron is silent."""
+    """(h_j |down_j|)^2 as a share of its token's sum over j, 0 where the neuron is silent.
+
+    A share of the token's own: the norm of the next layer divides each token's scale away, and in real models a few
+    tokens (the first of a text) have energies a thousand times the others', which would be all that counts.
+    """
     gate_TF: torch.Tensor
     """The gate is positive."""
     fires_TF: torch.Tensor
@@ -59,7 +63,9 @@ class FFN:
         """What the neurons do for ``x_TD``."""
         gate_TF, up_TF = nn.functional.linear(x_TD, self.gate_FD), nn.functional.linear(x_TD, self.up_FD)
         h_TF = activate(gate_TF, up_TF, self.layer.activation)
-        return Labels((h_TF * self.down_F).square_(), gate_TF > 0, h_TF != 0)
+        energy_TF = (h_TF * self.down_F).square_()
+        energy_TF /= energy_TF.sum(-1, keepdim=True).clamp_min(torch.finfo(energy_TF.dtype).tiny)
+        return Labels(energy_TF, gate_TF > 0, h_TF != 0)
 
     def calibration_blocks(self) -> Iterator[torch.Tensor]:
         """The inputs of the tokens that calibrate, in blocks whose labels stay small."""

@@ -1,0 +1,126 @@
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tsconvert import models
+from tsconvert.convert import corpora
+from tsconvert.convert.corpora import Source, load_tokenizer, parse_source, spaced_rows, token_rows
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.units import parse_count, size_text
+
+
+class Bytes:
+    """A tokenizer of one token a byte."""
+
+    def __call__(self, text: str) -> "Bytes":
+        self.input_ids = list(text.encode())
+        return self
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def decode(rows: np.ndarray) -> str:
+    return bytes(rows.reshape(-1).tolist()).decode()
+
+
+def test_weights_share_the_tokens_out(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a" * 40_000)
+    (tmp_path / "b.txt").write_text("b" * 40_000)
+    sources = [parse_source(f"{tmp_path / 'a.txt'}=3"), parse_source(f"{tmp_path / 'b.txt'}=1")]
+    rows = token_rows(Bytes(), sources, tokens=16_000, context=100)
+    assert rows.shape == (160, 100)
+    assert decode(rows).count("a") == 12_000
+
+
+@pytest.mark.parametrize("text", [" ".join(f"word{i}" for i in range(20_000)), "\u6f22\u5b57" * 30_000, "x\n" * 9])
+def test_pieces_lose_nothing_and_cut_no_word(tmp_path: Path, text: str):
+    (tmp_path / "t.txt").write_text(text)
+    pieces = list(corpora._texts(Source(path=str(tmp_path / "t.txt")), random.Random(0)))
+    assert len(pieces) == -(-len(text.encode()) // 16_384)
+    assert sorted("".join(pieces)) == sorted(text)
+    assert " " not in text or sorted(word for piece in pieces for word in piece.split()) == sorted(text.split())
+
+
+def test_few_tokens_come_from_all_over_the_text_in_a_seeded_order(tmp_path: Path):
+    (tmp_path / "t.txt").write_text("".join(f"{i:07} " for i in range(100_000)))
+    source = [Source(path=str(tmp_path / "t.txt"))]
+    one = token_rows(Bytes(), source, tokens=60_000, context=100, seed=1)
+    assert np.array_equal(one, token_rows(Bytes(), source, tokens=60_000, context=100, seed=1))
+    other = token_rows(Bytes(), source, tokens=60_000, context=100, seed=2)
+    assert not np.array_equal(one, other)
+    numbers = [int(word) for word in decode(one).split() if len(word) == 7]
+    assert max(numbers) - min(numbers) > 50_000
+
+
+def test_jsonl_folders_and_parquet(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x" * 200}) + "\n" for _ in range(50)))
+    (tmp_path / "skip.bin").write_bytes(b"\xff" * 5000)
+    rows = token_rows(Bytes(), [Source(path=str(tmp_path))], tokens=5_000, context=50)
+    assert set(decode(rows)) == {"x"}
+
+
+def test_evaluation_rows_are_spaced_over_the_text_in_order(tmp_path: Path):
+    (tmp_path / "t.txt").write_text("".join(chr(97 + i // 100) for i in range(2600)))
+    rows = spaced_rows(encode, str(tmp_path / "t.txt"), tokens=400, context=100)
+    assert decode(rows[:, 0]) == "agnt"
+    assert spaced_rows(encode, str(tmp_path / "t.txt"), tokens=None, context=100).shape == (26, 100)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"too short", "9 tokens, which is not one row of 100; give more text"),
+        (b"\xff\xfe" * 400, "not UTF-8 text (byte 0); give text, .jsonl or .parquet"),
+    ],
+)
+def test_text_that_cannot_serve_is_named(tmp_path: Path, content: bytes, sentence: str):
+    file = tmp_path / "t.txt"
+    file.write_bytes(content)
+    with pytest.raises(TsconvertError) as caught:
+        token_rows(Bytes(), [Source(path=str(file))], tokens=1000, context=100)
+    assert str(file) in str(caught.value)
+    assert str(caught.value).endswith(sentence)
+
+
+def test_a_damaged_jsonl_line_is_named(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(TsconvertError, match=r"a\.jsonl: a line is no JSON object with a field 'text'"):
+        token_rows(Bytes(), [Source(path=str(tmp_path / "a.jsonl"))], tokens=100, context=10)
+
+
+def test_data_arguments():
+    assert parse_source("web.txt=0.75") == Source(path="web.txt", weight=0.75)
+    assert parse_source("web.txt") == Source(path="web.txt")
+    assert parse_source("a=b.txt") == Source(path="a=b.txt")
+    with pytest.raises(TsconvertError, match="the weight must be a number above 0"):
+        parse_source("web.txt=-1")
+
+
+def test_the_tokenizer_begins_a_text_as_the_model_was_trained():
+    tokenizer = load_tokenizer(models.folder("tiny-mistral"))
+    ids = tokenizer("The Senate").input_ids
+    assert ids[0] == 1
+    assert tokenizer.decode(ids[1:]) == "The Senate"
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TsconvertError, match="the tokenizer cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("4096", 4096), ("64K", 64_000), ("1.5m", 1_500_000), ("2B", 2 * 10**9), ("5GB", 5 * 10**9)]
+)
+def test_counts(text: str, number: int):
+    assert parse_count(text) == number
+
+
+def test_sizes():
+    assert [size_text(n) for n in (12, 3_400, 5_600_000, 14_500_000_000)] == ["12 bytes", "3.4 KB", "5.6 MB", "14.5 GB"]
+    with pytest.raises(TsconvertError, match="'x' is no number"):
+        parse_count("x")

@@ -1,0 +1,73 @@
+"""The README's chain on the embedded models, command by command, as a user types it but shorter."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tsconvert import cli
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    """What the command prints with --json."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*map(str, arguments), "--json"], prog_name="tsconvert")
+        raise SystemExit(0)
+    captured = capsys.readouterr()
+    assert not stop.value.code, captured.err
+    return json.loads(captured.out)
+
+
+@pytest.mark.parametrize("model", ["tiny-mistral", "tiny-mixtral"])
+def test_the_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: str):
+    sparse, predictors, file = tmp_path / "sparse", tmp_path / "predictors", tmp_path / "sparse.gguf"
+    relufied = call(capsys, "relufy", model, "--out", sparse, "--tokens", "16K", "--steps", 30, "--batch-tokens", 1024)
+    assert relufied["perplexity"] < 2 * relufied["dense_perplexity"]
+    call(capsys, "profile", sparse, "--tokens", "4K", "--out", tmp_path / "profile.safetensors")
+    call(capsys, "predictors", sparse, "--out", predictors, "--tokens", "8K", "--rank", 32)
+    exported = call(capsys, "export-gguf", sparse, "--predictors", predictors, "--out", file)
+    assert (exported["target"], exported["architecture"]) == ("sparse", "turbosparse")
+
+    scores = {
+        mode: call(capsys, "eval", file, "--tokens", 1024, "--sparsity", mode)
+        for mode in ("dense", "exact", "predicted")
+    }
+    whole = call(capsys, "eval", sparse, "--tokens", 1024)
+    assert scores["dense"]["perplexity"] == pytest.approx(whole["perplexity"], rel=2e-3)
+    assert scores["exact"]["perplexity"] == pytest.approx(scores["dense"]["perplexity"], rel=1e-5)
+    assert scores["predicted"]["perplexity"] < 1.5 * scores["exact"]["perplexity"]
+    assert scores["exact"]["density"] == pytest.approx(whole["density"], abs=0.01)
+    against = call(capsys, "eval", file, "--tokens", 1024, "--sparsity", "exact", "--against", sparse)
+    assert abs(against["kl_mean"]) < 1e-3
+    assert against["top1_agreement"] > 0.98
+
+    answers = {
+        mode: call(capsys, "run", file, "-p", "The people of the", "-n", 16, "--sparsity", mode, "--temp", 0)
+        for mode in ("dense", "exact")
+    }
+    assert answers["dense"]["tokens"] == answers["exact"]["tokens"]
+    for path in (sparse, predictors, file, tmp_path / "profile.safetensors", model):
+        assert call(capsys, "inspect", path)["kind"]
+
+
+def test_predictors_of_another_model_are_refused_by_name(capsys, tmp_path: Path):
+    for name, seed in (("a", 1), ("b", 2)):
+        call(capsys, "relufy", "tiny-mistral", "--out", tmp_path / name, "--tokens", "2K", "--steps", 2, "--seed", seed)
+    call(capsys, "predictors", tmp_path / "a", "--out", tmp_path / "p", "--tokens", "4K", "--rank", 8)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        arguments = ["export-gguf", tmp_path / "b", "--predictors", tmp_path / "p", "--out", tmp_path / "f.gguf"]
+        cli.main([*map(str, arguments)], prog_name="tsconvert")
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path / 'p'}: these predictors were trained for another model (fingerprint ")
+    assert not (tmp_path / "f.gguf").exists()
+
+
+@pytest.mark.slow
+def test_the_demo(capsys, tmp_path: Path):
+    report = call(capsys, "demo", "--out", tmp_path / "demo")
+    perplexity = report["perplexity"]
+    assert perplexity["  and locally recovered"] < 1.3 * perplexity["dense"]
+    assert perplexity["GGUF F16, predicted"] < 1.08 * perplexity["GGUF F16, exact"]
+    assert all(texts for mode in report["texts"].values() for texts in mode)
