@@ -116,9 +116,9 @@ def main() -> None:
 @click.option("--data", multiple=True, help="Text, .jsonl, .parquet, a folder, or a data set; =WEIGHT. Repeatable.")
 @click.option("--tokens", type=COUNT, default="64K", show_default=True, help="Calibration tokens.")
 @click.option("--context", type=COUNT, default=512, show_default=True, help="Tokens a sequence.")
-@click.option("--steps", type=COUNT, default=150, show_default=True, help="Training steps a layer.")
+@click.option("--steps", type=COUNT, default=200, show_default=True, help="Training steps a layer.")
 @click.option("--batch-tokens", type=COUNT, default=2048, show_default=True, help="Tokens a step.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--learning-rate", type=float, help="Default: by the model's width, 3e-3 up to 576.")
 @click.option(
     "--attention/--no-attention", default=True, show_default=True, help="Train the attention's output as well."
 )

@@ -167,7 +167,9 @@ def find_model(model: str | Path) -> Path:
 
     try:
         return Path(
-            huggingface_hub.snapshot_download(str(model), allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"])
+            huggingface_hub.snapshot_download(
+                str(model), allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
+            )
         )
     except Exception as error:
         raise TsconvertError(

@@ -94,11 +94,11 @@ class _Recipe:
 
 
 _TINY = _Recipe(
-    tokens=131_072, training=LocalRecovery(steps=200, batch_tokens=2048, learning_rate=2e-3, target_sparsity=0.85),
+    tokens=131_072, training=LocalRecovery(target_sparsity=0.85),
     look_tokens=16_384, predictor_tokens=65_536, rank=32, target_energy=0.98, score_tokens=16_384, type_name="F16",
 )  # fmt: skip
 _LARGER = _Recipe(
-    tokens=98_304, training=LocalRecovery(steps=200, learning_rate=3e-3, target_sparsity=0.8),
+    tokens=98_304, training=LocalRecovery(target_sparsity=0.8),
     look_tokens=8_192, predictor_tokens=32_768, rank=64, target_energy=0.99, score_tokens=4_096, type_name="Q8_0",
 )  # fmt: skip
 
