@@ -123,6 +123,7 @@ def main() -> None:
     "--attention/--no-attention", default=True, show_default=True, help="Train the attention's output as well."
 )
 @click.option("--target-sparsity", type=float, help="Share of neurons to be silent, such as 0.9.")
+@click.option("--min-expert-tokens", type=COUNT, default=0, show_default=True, help="Stop if an expert sees fewer.")
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
 @click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Of the output; default: as it is.")

@@ -74,7 +74,9 @@ class LayerData:
     """The first so many tokens are trained on, the rest judge."""
 
 
-def recover_layer(layer: Layer, data: LayerData, how: LocalRecovery, generator: torch.Generator) -> LayerResult:
+def recover_layer(
+    layer: Layer, data: LayerData, how: LocalRecovery, generator: torch.Generator, expert_tokens: list[int]
+) -> LayerResult:
     """Train ``layer``'s FFN (and attention output) in place.
 
     The loss is each token's squared error over its squared norm: the norm of the next layer divides the token's scale
@@ -103,17 +105,13 @@ def recover_layer(layer: Layer, data: LayerData, how: LocalRecovery, generator: 
         penalty.steer(step, fired)
     layer.module.requires_grad_(False)
     after, density = _judge(layer, data)
-    return LayerResult(
-        error_before=before, error_after=after, density=density, expert_tokens=_expert_tokens(layer, data)
-    )
+    return LayerResult(error_before=before, error_after=after, density=density, expert_tokens=expert_tokens)
 
 
-def judge_layer(layer: Layer, data: LayerData) -> LayerResult:
+def judge_layer(layer: Layer, data: LayerData, expert_tokens: list[int]) -> LayerResult:
     """What `recover_layer` reports, for a layer that stays as it is."""
     error, density = _judge(layer, data)
-    return LayerResult(
-        error_before=error, error_after=error, density=density, expert_tokens=_expert_tokens(layer, data)
-    )
+    return LayerResult(error_before=error, error_after=error, density=density, expert_tokens=expert_tokens)
 
 
 class _Penalty:
@@ -200,7 +198,7 @@ def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _expert_tokens(layer: Layer, data: LayerData) -> list[int]:
+def expert_tokens(layer: Layer, data: LayerData) -> list[int]:
     """Training tokens that each FFN sees."""
     counts = [0] * max(1, layer.experts)
     for part in _parts(0, data.train_tokens):

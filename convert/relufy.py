@@ -15,7 +15,16 @@ from .errors import TsconvertError
 from .layers import Layer
 from .names import Place, hf_name
 from .progress import progress
-from .recovery import LayerResult, LocalRecovery, judge_layer, recover_layer, student_finish, student_step
+from .recovery import (
+    LayerData,
+    LayerResult,
+    LocalRecovery,
+    expert_tokens,
+    judge_layer,
+    recover_layer,
+    student_finish,
+    student_step,
+)
 from .sweep import Stream
 from .writer import CheckpointWriter, atomic_folder, check_disk, plan_like, refuse_existing, write_json
 
@@ -42,6 +51,8 @@ class RelufyConfig:
     """Tokens a sequence."""
     teacher: str | None = None
     """The dense model to learn from; None is the model itself."""
+    min_expert_tokens: int = 0
+    """An expert that sees fewer tokens stops the run, by name."""
     training: LocalRecovery = field(default_factory=LocalRecovery)
     dtype: str | None = None
     """`F32`, `F16` or `BF16` for the output; None keeps each tensor's."""
@@ -243,11 +254,17 @@ def _align(layer: Layer, student: Stream) -> tuple[float, float]:
     return _mean(before), _mean(after)
 
 
-def _recover(layer: Layer, data: Any, config: RelufyConfig) -> LayerResult:
+def _recover(layer: Layer, data: LayerData, config: RelufyConfig) -> LayerResult:
+    seen = expert_tokens(layer, data)
+    if (fewest := min(seen)) < config.min_expert_tokens:
+        raise TsconvertError(
+            f"layer {layer.index}: expert {seen.index(fewest)} saw {fewest} tokens, fewer than --min-expert-tokens"
+            f" {config.min_expert_tokens}; give more --tokens or other --data"
+        )
     if config.recover == "local":
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + layer.index)
-        return recover_layer(layer, data, config.training, generator)
-    return judge_layer(layer, data)
+        return recover_layer(layer, data, config.training, generator, seen)
+    return judge_layer(layer, data, seen)
 
 
 def _write_layer(layer: Layer, source: Checkpoint, writer: CheckpointWriter, config: RelufyConfig) -> None:
@@ -282,7 +299,7 @@ class _Journal:
         self.path = path
         asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
         head = {"asked": asked, "source": source.fingerprint}
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = _whole_lines(path) if path.is_file() else []
         if lines and lines[0] != head:
             raise TsconvertError(
                 f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
@@ -297,6 +314,13 @@ class _Journal:
     def add(self, index: int, result: LayerResult, energy: tuple[float, float]) -> None:
         with self.path.open("a") as stream:
             stream.write(json.dumps({"layer": index, "result": asdict(result), "energy": energy}) + "\n")
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """The journal without a last line that a kill cut off; the file is cut as well."""
+    whole = path.read_text().rpartition("\n")[0]
+    path.write_text(whole + "\n" if whole else "")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:

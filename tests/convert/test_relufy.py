@@ -132,6 +132,10 @@ def test_a_dry_run_writes_nothing(dense: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
+        (
+            {"min_expert_tokens": 10**6},
+            "layer 0: expert 0 saw 3968 tokens, fewer than --min-expert-tokens 1000000; give",
+        ),
         ({"activation": "gelu"}, "activation is 'gelu'; choose one of drelu, reglu"),
         ({"data": (Source(path="no-such-file"),)}, "no such file or folder"),
         ({"tokens": 100}, "--tokens 100: 1 sequence of 128 tokens; ask for at least two"),
