@@ -1,6 +1,5 @@
 """`tsconvert relufy`: a SwiGLU checkpoint becomes a dReLU one, aligned and recovered, written layer by layer."""
 
-import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from .checkpoint import Checkpoint, from_float32, open_checkpoint, read_header, 
 from .corpora import Source, calibration_rows
 from .drelu import alignment_signs, sparse_config, write_companions
 from .errors import TsconvertError
+from .journal import JOURNAL, Journal
 from .layers import Layer
 from .names import Place, hf_name
 from .progress import progress
@@ -152,7 +152,7 @@ def relufy(config: RelufyConfig) -> RelufyReport:
             out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
             size_bytes=size_bytes, elapsed_s=time.monotonic() - start_s, **found,
         )  # fmt: skip
-        (folder / _JOURNAL).unlink(missing_ok=True)
+        (folder / JOURNAL).unlink(missing_ok=True)
         write_json(folder / PROVENANCE, _provenance(config, report))
     return report
 
@@ -187,7 +187,8 @@ def _sweep(source: Checkpoint, writer: CheckpointWriter, folder: Path, config: R
     outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
     _copy(source, writer, config, outside)
 
-    journal = _Journal(folder / _JOURNAL, config, source)
+    asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
+    journal = Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
     results: list[LayerResult] = []
     energies: list[tuple[float, float]] = []
     with progress("layers", source.spec.layers) as step:
@@ -208,7 +209,7 @@ def _sweep(source: Checkpoint, writer: CheckpointWriter, folder: Path, config: R
                 _write_layer(sparse, source, writer, config)
                 student_finish(student, sparse, data)
                 writer.flush()
-                journal.add(index, result, energy)
+                journal.add(index, {"result": asdict(result), "energy": energy})
             results.append(result)
             energies.append(energy)
             step(f"error {result.error_before:.3f} to {result.error_after:.3f}, density {result.density:.2f}")
@@ -287,40 +288,6 @@ def _restore(layer: Layer, folder: Path) -> None:
                 stream.seek(info.start)
                 raw = torch.frombuffer(bytearray(stream.read(info.size_bytes)), dtype=torch.uint8).numpy()
             tensor.copy_(torch.from_numpy(to_float32(raw, info.dtype).reshape(info.shape).copy()))
-
-
-_JOURNAL = "journal.jsonl"
-
-
-class _Journal:
-    """One line a finished layer; a resumed run must ask for the same thing."""
-
-    def __init__(self, path: Path, config: RelufyConfig, source: Checkpoint) -> None:
-        self.path = path
-        asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
-        head = {"asked": asked, "source": source.fingerprint}
-        lines = _whole_lines(path) if path.is_file() else []
-        if lines and lines[0] != head:
-            raise TsconvertError(
-                f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
-            )
-        self.entries: dict[int, Any] = {line["layer"]: line for line in lines[1:]}
-        if not lines:
-            path.write_text(json.dumps(head) + "\n")
-
-    def entry(self, index: int) -> Any:
-        return self.entries.get(index)
-
-    def add(self, index: int, result: LayerResult, energy: tuple[float, float]) -> None:
-        with self.path.open("a") as stream:
-            stream.write(json.dumps({"layer": index, "result": asdict(result), "energy": energy}) + "\n")
-
-
-def _whole_lines(path: Path) -> list[Any]:
-    """The journal without a last line that a kill cut off; the file is cut as well."""
-    whole = path.read_text().rpartition("\n")[0]
-    path.write_text(whole + "\n" if whole else "")
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:

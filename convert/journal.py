@@ -1,0 +1,47 @@
+"""The journal of a sweep: one line for each finished layer, so that a killed run can go on where it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import TsconvertError
+
+JOURNAL = "journal.jsonl"
+
+
+class Journal:
+    """Finished layers and what was found of each; on the disk before the next layer begins.
+
+    Args:
+        path: the file, in the partial output folder.
+        head: what the run was asked for and from which model; a resumed run must bring the same.
+
+    Raises:
+        TsconvertError: the journal there was begun with another head.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path = path
+        lines = self._whole_lines() if path.is_file() else []
+        if lines and lines[0] != head:
+            raise TsconvertError(
+                f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
+            )
+        self._entries: dict[int, dict[str, Any]] = {line["layer"]: line for line in lines[1:]}
+        if not lines:
+            path.write_text(json.dumps(head) + "\n")
+
+    def entry(self, layer: int) -> dict[str, Any] | None:
+        """What `add` was given for ``layer``, if it is finished."""
+        return self._entries.get(layer)
+
+    def add(self, layer: int, found: dict[str, Any]) -> None:
+        """``layer`` is finished: its weights are on the disk."""
+        with self.path.open("a") as stream:
+            stream.write(json.dumps({"layer": layer, **found}) + "\n")
+
+    def _whole_lines(self) -> list[Any]:
+        """The lines, without a last one that a kill cut off; the file is cut as well."""
+        whole = self.path.read_text().rpartition("\n")[0]
+        self.path.write_text(whole + "\n" if whole else "")
+        return [json.loads(line) for line in whole.splitlines()]

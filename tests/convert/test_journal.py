@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.journal import Journal
+
+HEAD = {"asked": {"seed": "0"}, "source": "abc"}
+
+
+def test_finished_layers_are_found_again(tmp_path: Path):
+    journal = Journal(tmp_path / "j", HEAD)
+    assert journal.entry(0) is None
+    journal.add(0, {"error": 0.5})
+    assert Journal(tmp_path / "j", HEAD).entry(0) == {"layer": 0, "error": 0.5}
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20, 30, 60])
+def test_a_line_that_a_kill_cut_off_is_no_finished_layer(tmp_path: Path, cut: int):
+    Journal(tmp_path / "j", HEAD).add(0, {"error": 0.5})
+    (tmp_path / "j").write_bytes((tmp_path / "j").read_bytes()[:-cut])
+    journal = Journal(tmp_path / "j", HEAD)
+    assert journal.entry(0) is None
+    journal.add(0, {"error": 0.25})
+    assert Journal(tmp_path / "j", HEAD).entry(0) == {"layer": 0, "error": 0.25}
+
+
+def test_another_head_is_refused(tmp_path: Path):
+    Journal(tmp_path / "j", HEAD)
+    with pytest.raises(TsconvertError, match="was begun with other settings or another model"):
+        Journal(tmp_path / "j", HEAD | {"source": "other"})
