@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.journal import Journal
 
