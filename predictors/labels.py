@@ -11,6 +11,7 @@ from ..convert.modeling_turbosparse import activate
 
 # Shape suffixes: T tokens, D model width, F neurons.
 _BLOCK_ELEMENTS = 2**24
+_MEASURED_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,11 @@ class Labels:
     """For a batch of tokens what every neuron of the FFN does."""
 
     energy_TF: torch.Tensor
-    """(h_j |down_j|)^2 as a share of its token's sum over j, 0 where the neuron is silent.
+    """What leaving the neuron out costs, 0 where it is silent: of (h_j |down_j|)^2 =: e the mean of two measures,
 
-    A share of the token's own: the norm of the next layer divides each token's scale away, and in real models a few
-    tokens (the first of a text) have energies a thousand times the others', which would be all that counts.
+    e over its token's own sum, and e over the mean token's sum. Real models have a few tokens (the first of a text)
+    whose energies are a thousand times the others' and which all later tokens attend to: by the second measure alone
+    nothing else counts, by the first alone they are lost.
     """
     gate_TF: torch.Tensor
     """The gate is positive."""
@@ -48,6 +50,7 @@ class FFN:
         self.gate_FD, self.up_FD, down_DF = layer.ffn_weights(expert)
         self.down_F = down_DF.norm(dim=0)
         self.neurons, self.width = self.gate_FD.shape
+        self._mean_energy: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -64,8 +67,16 @@ class FFN:
         gate_TF, up_TF = nn.functional.linear(x_TD, self.gate_FD), nn.functional.linear(x_TD, self.up_FD)
         h_TF = activate(gate_TF, up_TF, self.layer.activation)
         energy_TF = (h_TF * self.down_F).square_()
-        energy_TF /= energy_TF.sum(-1, keepdim=True).clamp_min(torch.finfo(energy_TF.dtype).tiny)
-        return Labels(energy_TF, gate_TF > 0, h_TF != 0)
+        own_T1 = energy_TF.sum(-1, keepdim=True).clamp_min(torch.finfo(energy_TF.dtype).tiny)
+        if self._mean_energy is None:
+            self._mean_energy = self._measure_energy()
+        return Labels(energy_TF * (0.5 / own_T1 + 0.5 / self._mean_energy), gate_TF > 0, h_TF != 0)
+
+    def _measure_energy(self) -> float:
+        """The mean over (some) training tokens of the sum over neurons of (h_j |down_j|)^2."""
+        x_TD = self.inputs(self.train[:_MEASURED_TOKENS])
+        h_TF = self.layer.activations(x_TD, self.expert)
+        return max(float((h_TF * self.down_F).square_().sum(-1).mean()), 1e-30) if len(x_TD) else 1.0
 
     def calibration_blocks(self) -> Iterator[torch.Tensor]:
         """The inputs of the tokens that calibrate, in blocks whose labels stay small."""

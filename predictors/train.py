@@ -48,7 +48,7 @@ class PredictorConfig:
     rank: int | None = None
     """R; None searches for the width that reads the fewest bytes, FFN by FFN."""
     target_energy: float = 0.98
-    """Share of a token's activation energy sum_j (h_j |down_j|)^2 that predicted neurons are to carry on average."""
+    """Share of the activation energy sum_j (h_j |down_j|)^2 (weighted: `Labels.energy_TF`) to be predicted, 0 to 1."""
     max_density: float | None = None
     """Share of the neurons that may be predicted, 0 to 1; an FFN that needs more is named."""
     budget: float | None = None
