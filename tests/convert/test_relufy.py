@@ -134,7 +134,7 @@ def test_a_dry_run_writes_nothing(dense: Path, tmp_path: Path):
     [
         (
             {"min_expert_tokens": 10**6},
-            "layer 0: expert 0 saw 3968 tokens, fewer than --min-expert-tokens 1000000; give",
+            "layer 0: expert 0 saw 3840 tokens, fewer than --min-expert-tokens 1000000; give",
         ),
         ({"activation": "gelu"}, "activation is 'gelu'; choose one of drelu, reglu"),
         ({"data": (Source(path="no-such-file"),)}, "no such file or folder"),
