@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tsconvert import models
 
 Make = Callable[..., Path]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tsconvert.convert.checkpoint import Checkpoint, find_model, from_float32, open_checkpoint, to_float32
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.names import Place, hf_name, model_places

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tsconvert import models
 from tsconvert.convert import corpora
 from tsconvert.convert.corpora import Source, load_tokenizer, parse_source, spaced_rows, token_rows

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.drelu import alignment_signs
 from tsconvert.convert.modeling_turbosparse import activate

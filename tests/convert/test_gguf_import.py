@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
 from tsconvert.convert import gguf_import
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.gguf_import import import_smollm2

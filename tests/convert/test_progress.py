@@ -1,6 +1,7 @@
 import sys
 
 import pytest
+
 from tsconvert.convert import progress as module
 from tsconvert.convert.progress import progress
 

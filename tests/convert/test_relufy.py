@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tsconvert.convert import relufy as relufy_module
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source

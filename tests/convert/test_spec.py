@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.spec import ModelSpec, read_spec, spec_of
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
 from tsconvert.convert import sweep as sweep_module
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.relufy import RelufyConfig, relufy

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.writer import (
     CheckpointWriter,

@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tsconvert import cli
+
+import tsconvert
+from tsconvert import cli, models
+from tsconvert.convert.relufy import RelufyConfig
+from tsconvert.quant.export import ExportConfig
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
@@ -48,6 +53,28 @@ def test_the_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: st
     assert answers["dense"]["tokens"] == answers["exact"]["tokens"]
     for path in (sparse, predictors, file, tmp_path / "profile.safetensors", model):
         assert call(capsys, "inspect", path)["kind"]
+
+
+@pytest.mark.parametrize("model", ["tiny-mistral", "tiny-mixtral"])
+@pytest.mark.parametrize("type_name", ["F32", "F16"])
+def test_the_runner_gives_the_logits_of_transformers(tmp_path: Path, model: str, type_name: str):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    sparse, file = tmp_path / "sparse", tmp_path / "f.gguf"
+    tsconvert.relufy(RelufyConfig(model=model, out=sparse, recover="none", tokens=2048))
+    tsconvert.export_gguf(ExportConfig(model=str(sparse), out=file, type_name=type_name))
+    reference = AutoModelForCausalLM.from_pretrained(sparse, trust_remote_code=True, dtype=torch.float32)
+    with tsconvert.load(file, mode="dense") as runner:
+        tokens = runner.tokenizer.encode(models.text("heldout.txt").read_text(encoding="utf-8")[:1500])[:256]
+        dense_TV = runner.logits(tokens)
+        runner.mode = "exact"
+        exact_TV = runner.logits(tokens)
+    with torch.no_grad():
+        theirs_TV = reference(input_ids=torch.tensor([tokens])).logits[0].numpy()
+    scale = np.abs(theirs_TV).max()
+    assert np.abs(dense_TV - theirs_TV).max() <= 1e-3 * scale
+    assert np.abs(exact_TV - dense_TV).max() <= 1e-5 * scale
 
 
 def test_predictors_of_another_model_are_refused_by_name(capsys, tmp_path: Path):

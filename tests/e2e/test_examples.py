@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tsconvert import models
 from tsconvert.convert.checkpoint import Checkpoint
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.evaluate.inspect import inspect

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
 from tsconvert import models
 from tsconvert.convert.corpora import load_tokenizer, spaced_rows
 from tsconvert.convert.errors import TsconvertError

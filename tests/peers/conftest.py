@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.gguf_import import import_smollm2
 

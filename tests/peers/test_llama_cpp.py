@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tsconvert import models
 from tsconvert.quant.export import ExportConfig, export_gguf
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer
+
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.quant.tokenizer import read_vocabulary
 from tsconvert.quant.vocabulary import BYTE, CONTROL

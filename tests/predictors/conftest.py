@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tsconvert.convert.corpora import Source
 from tsconvert.convert.relufy import RelufyConfig, relufy
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.predictors.folder import Predictor, PredictorSet, load_predictors, save_predictors

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source, calibration_rows
 from tsconvert.convert.errors import TsconvertError

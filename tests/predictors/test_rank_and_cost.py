@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+
 from tsconvert.cli import main
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source

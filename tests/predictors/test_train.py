@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 from transformers import AutoModelForCausalLM
+
 from tsconvert.convert import sweep as sweep_module
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source, calibration_rows

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.predictors.folder import Predictor, PredictorSet, save_predictors

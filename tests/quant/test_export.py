@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.quant import ggml

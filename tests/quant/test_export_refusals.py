@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+
 from tsconvert.cli import main
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.quant.export import ExportConfig, export_gguf, parse_pair

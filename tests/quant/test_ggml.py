@@ -3,6 +3,7 @@
 import gguf
 import numpy as np
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.quant import ggml
 

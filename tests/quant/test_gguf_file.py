@@ -5,6 +5,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.quant import ggml
 from tsconvert.quant.gguf_file import GgufFile, is_gguf

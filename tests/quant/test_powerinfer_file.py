@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
 from tsconvert.quant.export import ExportConfig, ExportReport, export_gguf
 
 Make = Callable[..., Path]

@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
 from tsconvert import models as embedded
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.quant.tokenizer import read_vocabulary

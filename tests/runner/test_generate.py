@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+
 from tsconvert import cli, models
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.errors import TsconvertError

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.runner.model import load
 

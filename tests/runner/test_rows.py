@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tsconvert.quant import ggml
 from tsconvert.runner import rows
 

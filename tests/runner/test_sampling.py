@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.runner.sampling import Sampler, Sampling, candidates, penalized
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.runner import rows, step
 from tsconvert.runner.barrier import meet

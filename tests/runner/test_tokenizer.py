@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as bpe_models
+
 from tsconvert import models
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.runner.tokenizer import GgufTokenizer, TextStream
