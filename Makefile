@@ -7,8 +7,8 @@ STAMP := .venv/installed
 .PHONY: demo test check lint format wheel clean
 
 demo: $(STAMP)
-	rm -rf demo-out
-	$(BIN)/tsconvert demo --model $(MODEL) --out demo-out
+	rm -rf build/demo
+	$(BIN)/tsconvert demo --model $(MODEL) --out build/demo
 
 test: check
 
