@@ -34,6 +34,12 @@ def plan(job: Job) -> Plan:
     metadata["powerinfer.sparse_threshold"] = f32(0.0)
     metadata |= job.vocabulary.metadata(chat=True, huggingface=False)
     notes += job.vocabulary.check_powerinfer() + job.vocabulary.engine_notes + _notes(job, predictors)
+    if job.types.default == "Q8_0":
+        job.types.engine["ffn_down_t"] = "F16"
+        notes.append(
+            "ffn_down_t is F16, the rest Q8_0: PowerInfer's sparse product takes down rows as F16 or Q4_0 alone; its GPU"
+            " kernels take gate and up so as well, so this file is for the CPU"
+        )
     table = TensorTable(job)
     table.matrix(Place("token_embd"))
     for layer in range(spec.layers):
@@ -108,7 +114,7 @@ def _check_types(tensors: list[TensorPlan], width: int) -> None:
         if kind == "ffn_down_t" and chosen not in DOWN_TYPES:
             raise TsconvertError(
                 f"{tensor.name}: PowerInfer's sparse product turns a {chosen} ffn_down_t into garbage without an error;"
-                " choose --type F16 or Q4_0"
+                " choose --type F16, Q8_0 (which leaves it F16) or Q4_0"
             )
         if kind == "ffn_down_t" and chosen == "Q4_0" and width % _Q4_WIDTH:
             raise TsconvertError(

@@ -39,12 +39,15 @@ class TypeChoice:
     def __init__(self, default: str, predictor: str, overrides: Sequence[tuple[str, str]] = ()) -> None:
         self.default, self.predictor = known_type(default), known_type(predictor)
         self.overrides = [(pattern, known_type(name)) for pattern, name in overrides]
+        self.engine: dict[str, str] = {}
+        """Kind of tensor (`ffn_down_t`) -> the type that the target's engine needs there, whatever the default is."""
         self._used: set[str] = set()
         self._fallbacks: dict[tuple[str, int], list[str]] = defaultdict(list)
 
     def matrix(self, name: str, columns: int) -> str:
         """The type of the weight matrix ``name``."""
-        return self._fitting(name, columns, self._override(name) or self.default)
+        kind = name.split(".")[-2]
+        return self._fitting(name, columns, self._override(name) or self.engine.get(kind, self.default))
 
     def predictor_matrix(self, name: str, columns: int) -> str:
         """The type of the predictor's matrix ``name``."""

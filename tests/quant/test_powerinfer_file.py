@@ -14,7 +14,7 @@ from tsconvert.quant.export import ExportConfig, ExportReport, export_gguf
 
 Make = Callable[..., Path]
 U32, F32, BOOL, STR, ARR, I32 = 4, 6, 7, 8, 9, 5
-TYPE_F32, TYPE_F16, TYPE_Q4_0 = 0, 1, 2
+TYPE_F32, TYPE_F16, TYPE_Q4_0, TYPE_Q8_0 = 0, 1, 2, 8
 D, F, R, V, LAYERS, HEADS, KV_HEADS = 64, 1024, 24, 4096, 2, 4, 2
 TYPES_OF_KEYS = {
     "general.architecture": STR, "general.type": STR, "general.name": STR, "general.size_label": STR,
@@ -81,7 +81,9 @@ def parse(path: Path) -> Parsed:
     tensors = {}
     for name, ne, kind, offset in infos:
         count = int(np.prod(ne))
-        size = {TYPE_F32: 4 * count, TYPE_F16: 2 * count, TYPE_Q4_0: count // 32 * 18}[kind]
+        size = {TYPE_F32: 4 * count, TYPE_F16: 2 * count, TYPE_Q4_0: count // 32 * 18, TYPE_Q8_0: count // 32 * 34}[
+            kind
+        ]
         tensors[name] = (ne, kind, offset, raw[start + offset : start + offset + size])
     end = max(offset + len(data) for _, _, offset, data in tensors.values())
     assert len(raw) == start + -(-end // 32) * 32
@@ -197,6 +199,16 @@ def test_q4_0_keeps_the_predictors_f16(export):
     assert {name for name, kind in kinds.items() if kind == TYPE_F32} == norms
     assert {name for name, kind in kinds.items() if kind == TYPE_F16} == {"fc1", "fc2"}
     assert file.keys["general.file_type"] == (U32, 2)
+
+
+def test_q8_0_keeps_the_down_rows_f16(export):
+    file, report, _ = export(type_name="Q8_0")
+    kinds = {name.split(".")[-2]: kind for name, (_, kind, _, _) in file.tensors.items()}
+    assert {name for name, kind in kinds.items() if kind == TYPE_F16} == {"ffn_down_t", "fc1", "fc2"}
+    assert {name for name, kind in kinds.items() if kind == TYPE_Q8_0} == {
+        "token_embd", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "output",
+    }  # fmt: skip
+    assert any(note.startswith("ffn_down_t is F16, the rest Q8_0: ") for note in report.notes)
 
 
 def test_reglu_is_powerinfers_llama(export, make_sparse: Make):
