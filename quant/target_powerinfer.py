@@ -37,8 +37,8 @@ def plan(job: Job) -> Plan:
     if job.types.default == "Q8_0":
         job.types.engine["ffn_down_t"] = "F16"
         notes.append(
-            "ffn_down_t is F16, the rest Q8_0: PowerInfer's sparse product takes down rows as F16 or Q4_0 alone; its GPU"
-            " kernels take gate and up so as well, so this file is for the CPU"
+            "ffn_down_t is F16, the rest Q8_0: PowerInfer's sparse product takes down rows as F16 or Q4_0 alone; its"
+            " GPU kernels take gate and up so as well, so this file is for the CPU"
         )
     table = TensorTable(job)
     table.matrix(Place("token_embd"))
