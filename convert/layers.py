@@ -12,7 +12,7 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.mixtral import modeling_mixtral
 
 from . import names
-from .checkpoint import Checkpoint, TensorInfo
+from .checkpoint import Checkpoint, TensorInfo, to_float32
 from .modeling_turbosparse import SparseExperts, activate, sparsify
 from .names import Place
 
@@ -173,8 +173,10 @@ class Stack:
     def embed(self, rows_NS: torch.Tensor) -> torch.Tensor:
         """The embeddings [N, S, D] of token ids [N, S]; only the rows that occur are read."""
         ids, inverse_NS = rows_NS.unique(return_inverse=True)
-        table = self.checkpoint.array(Place("token_embd"))
-        return torch.from_numpy(table[ids.numpy()])[inverse_NS]
+        place = Place("token_embd")
+        info = self.checkpoint.info(place)
+        rows = self.checkpoint.raw(place).reshape(info.shape[0], -1)[ids.numpy()]
+        return torch.from_numpy(to_float32(rows.reshape(-1), info.dtype).reshape(len(ids), -1))[inverse_NS]
 
     def _fill_experts(self, experts: Any, index: int) -> None:
         spec = self.checkpoint.spec

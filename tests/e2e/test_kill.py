@@ -1,6 +1,5 @@
 """Killed with SIGKILL at random moments and resumed each time, relufy ends in the same bytes."""
 
-import os
 import random
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tsconvert", "relufy", "tiny-mistral", "--out", str(out), "--tokens", "16K"]
     command += ["--steps", "20", *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ})
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def weights(folder: Path) -> bytes:
@@ -25,7 +24,7 @@ def weights(folder: Path) -> bytes:
 def test_ten_kills(tmp_path: Path):
     begun_s = time.monotonic()
     whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr and whole.stderr.read().decode()
+    assert whole.wait() == 0
     took_s = time.monotonic() - begun_s
     out, rng, kills = tmp_path / "killed", random.Random(0), 0
     while kills < 10 and not out.exists():
@@ -36,8 +35,6 @@ def test_ten_kills(tmp_path: Path):
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-        if process.stderr is not None:
-            process.stderr.close()
     if not out.exists():
         assert start(out, "--resume").wait() == 0
     assert kills >= 1
