@@ -83,7 +83,10 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def emit(result: Any, as_json: bool) -> None:
     """Print what a command found: ``result.to_json()`` as JSON, or ``str(result)``."""
-    click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else str(result))
+    from .convert.progress import speaks
+
+    if speaks():
+        click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else str(result))
 
 
 @click.group(cls=Chain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -123,6 +126,13 @@ def main() -> None:
     "--attention/--no-attention", default=True, show_default=True, help="Train the attention's output as well."
 )
 @click.option("--target-sparsity", type=float, help="Share of neurons to be silent, such as 0.9.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "f32"]),
+    default="auto",
+    show_default=True,
+    help="Of matrix products; auto: bf16 where the device has instructions for it.",
+)
 @click.option("--min-expert-tokens", type=COUNT, default=0, show_default=True, help="Stop if an expert sees fewer.")
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
@@ -131,12 +141,13 @@ def main() -> None:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run into the same --out.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take (memory, disk, time), and stop.")
 @common
 def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_shard_size: int, **options: Any) -> None:
     """Replace SwiGLU by dReLU, relu(gate) * relu(up), and recover the model.
 
-    With --recover none --no-align the weights are copied as they are and no text is needed.
+    With --recover none --no-align the weights are copied as they are and no text is needed. Under torchrun the
+    processes share the text.
     """
     if recover == "full":
         raise TsconvertError(
@@ -153,6 +164,7 @@ def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_s
         learning_rate=options.pop("learning_rate"),
         train_attention=options.pop("attention"),
         target_sparsity=options.pop("target_sparsity"),
+        autocast={"auto": None, "bf16": True, "f32": False}[options.pop("precision")],
     )
     sources = tuple(parse_source(argument) for argument in data)
     config = RelufyConfig(
@@ -258,6 +270,10 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
 )
 @click.option("--predictors", type=PATH, help="Predictor folder; default: those inside MODEL, if any.")
 @click.option("--predictor-type", default="F16", show_default=True, help="Of the predictors' matrices.")
+@click.option(
+    "--profile", type=PATH, help="How often neurons fire: hot ones are stored first. Default: by the predictors."
+)
+@click.option("--order/--no-order", default=True, show_default=True, help="Store neurons in order of firing.")
 @click.option("--tensor-type", multiple=True, metavar="PATTERN=TYPE", help="Type of the tensors that fit. Repeatable.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Add or replace a key. Repeatable.")
 @click.option("--pre", help="The pre-tokenizer's name, for a byte-level BPE that is not recognized.")

@@ -26,6 +26,8 @@ class Predictor:
     fc1_RD: Array
     fc2_FR: Array
     threshold: float = 0.0
+    fired_F: Array | None = None
+    """How often each neuron fired on the calibration tokens, if that was counted."""
 
     @property
     def rank(self) -> int:
@@ -77,6 +79,8 @@ def save_predictors(predictors: PredictorSet, out: Path) -> None:
             if predictor is not None:
                 tensors[_name(layer, expert, "fc1")] = np.ascontiguousarray(predictor.fc1_RD, np.float32)
                 tensors[_name(layer, expert, "fc2")] = np.ascontiguousarray(predictor.fc2_FR, np.float32)
+                if predictor.fired_F is not None:
+                    tensors[_name(layer, expert, "fired")] = np.ascontiguousarray(predictor.fired_F, np.float32)
     config = {
         "format": "tsconvert predictors",
         "format_version": FORMAT_VERSION,
@@ -135,7 +139,10 @@ def _predictor(tensors: dict[str, Array], layer: int, expert: int, threshold: fl
     fc1, fc2 = _name(layer, expert, "fc1"), _name(layer, expert, "fc2")
     if fc1 not in tensors or fc2 not in tensors or tensors[fc1].shape[0] != tensors[fc2].shape[1]:
         raise TsconvertError(f"{WEIGHTS}: {fc1} and {fc2} are missing or do not fit each other; train them again")
-    return Predictor(fc1_RD=tensors[fc1], fc2_FR=tensors[fc2], threshold=float(threshold))
+    fired_F = tensors.get(_name(layer, expert, "fired"))
+    if fired_F is not None and fired_F.shape != tensors[fc2].shape[:1]:
+        raise TsconvertError(f"{WEIGHTS}: {fc2} and its counts of firing do not fit each other; train them again")
+    return Predictor(fc1_RD=tensors[fc1], fc2_FR=tensors[fc2], threshold=float(threshold), fired_F=fired_F)
 
 
 def _name(layer: int, expert: int, part: str) -> str:

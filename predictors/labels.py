@@ -78,6 +78,14 @@ class FFN:
         h_TF = self.layer.activations(x_TD, self.expert)
         return max(float((h_TF * self.down_F).square_().sum(-1).mean()), 1e-30) if len(x_TD) else 1.0
 
+    @torch.no_grad()
+    def fired(self) -> torch.Tensor:
+        """How often each neuron [F] fires on the calibration tokens."""
+        count_F = torch.zeros(self.neurons, device=self.device)
+        for x_TD in self.calibration_blocks():
+            count_F += (self.layer.activations(x_TD, self.expert) != 0).sum(0)
+        return count_F
+
     def calibration_blocks(self) -> Iterator[torch.Tensor]:
         """The inputs of the tokens that calibrate, in blocks whose labels stay small."""
         for token in self.calibration.split(max(1, _BLOCK_ELEMENTS // self.neurons)):

@@ -161,6 +161,7 @@ def train_one(ffn: FFN, rank: int, config: PredictorConfig) -> Trial:
         fc1_RD=fc1_RD.cpu().numpy(),
         fc2_FR=fc2_FR.cpu().numpy(),
         threshold=calibrate(ffn, fc1_RD, fc2_FR, config.target_energy),
+        fired_F=ffn.fired().cpu().numpy(),
     )
     return predictor, judge(ffn, predictor, config.bits)
 

@@ -10,7 +10,7 @@ from ..convert.checkpoint import open_checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
 from ..convert.writer import PARTIAL, atomic_file, check_disk, refuse_existing
-from . import target_llama_cpp, target_powerinfer, target_sparse
+from . import neuron_order, target_llama_cpp, target_powerinfer, target_sparse
 from .gguf_writer import TensorPlan, Value, file_size, write_gguf
 from .predictor_source import PredictorSource, find_predictors
 from .targets import TARGETS, Job, Plan, choose_target
@@ -40,6 +40,10 @@ class ExportConfig:
     """A predictor folder; None takes the predictors inside the checkpoint, if there are any."""
     predictor_type: str = "F16"
     """Of the predictors' matrices."""
+    profile: Path | None = None
+    """How often neurons fire; None takes what the predictors' training counted, if they are given."""
+    order: bool = True
+    """Put neurons that fire often first, where a profile or predictors say which do."""
     tensor_types: tuple[tuple[str, str], ...] = ()
     """(pattern, type) for matrices whose GGUF name the pattern fits, the first match wins."""
     metadata: tuple[tuple[str, str], ...] = ()
@@ -133,7 +137,10 @@ def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
     vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre, eos=spec.eos)
     types = TypeChoice(config.type_name, config.predictor_type, config.tensor_types)
     name = config.name or checkpoint.folder.resolve().name
-    job = Job(checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types, name=name)
+    orders = neuron_order.find_orders(checkpoint, target, config.profile, predictors) if config.order else {}
+    job = Job(
+        checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types, name=name, orders=orders
+    )
     plan = _PLANS[target](job)
     metadata = with_overrides(plan.metadata, plan.architecture, config.metadata)
     return replace(plan, metadata=metadata, notes=[*plan.notes, *types.notes(), *vocabulary.notes]), predictors

@@ -151,6 +151,9 @@ def write_gguf(
 
 def _encoded(tensor: TensorPlan) -> Iterator[npt.NDArray[np.uint8]]:
     for rows_RC in tensor.chunks():
+        if tensor.type_name == "I32":  # indices, exact in float32 up to 2^24
+            yield np.ascontiguousarray(rows_RC, "<i4").view(np.uint8)
+            continue
         if tensor.type_name == "F16" and rows_RC.size:
             peak = float(max(rows_RC.max(), -rows_RC.min()))
             if peak >= _F16_LIMIT:

@@ -50,6 +50,11 @@ class PredictorSource:
         predictor = self._read(layer, expert)
         return predictor if self._set is None else replace(predictor, threshold=0.0).folded(self._norm(layer))
 
+    def fired(self, layer: int, expert: int) -> "np.typing.NDArray[np.float32] | None":
+        """How often each neuron [F] fired on the tokens that calibrated its predictor; None if that is not known."""
+        predictor = self._set.ffns[layer][expert] if self._set is not None else None
+        return predictor.fired_F if predictor is not None else None
+
     def _norm(self, layer: int) -> "np.typing.NDArray[np.float32]":
         return checked(self.checkpoint, Place("ffn_norm", layer))
 

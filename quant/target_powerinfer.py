@@ -9,6 +9,7 @@ from ..convert.errors import TsconvertError
 from ..convert.names import PREDICTOR, Place, gguf_name
 from . import rope, sources
 from .gguf_writer import POWERINFER_MAGIC, Rows, TensorPlan, f32
+from .neuron_order import in_order, order_key
 from .predictor_source import PredictorSource
 from .targets import Job, Plan, TensorTable, capped_context, general_keys, model_keys
 
@@ -32,6 +33,7 @@ def plan(job: Job) -> Plan:
     metadata = general_keys(job, architecture) | model_keys(spec, architecture, context)
     metadata |= rope.scaling_keys(spec, architecture, own=False)
     metadata["powerinfer.sparse_threshold"] = f32(0.0)
+    metadata |= order_key(spec, job.orders)
     metadata |= job.vocabulary.metadata(chat=True, huggingface=False)
     notes += job.vocabulary.check_powerinfer() + job.vocabulary.engine_notes + _notes(job, predictors)
     if job.types.default == "Q8_0":
@@ -65,7 +67,7 @@ def _add_predictor(table: TensorTable, predictors: PredictorSource, layer: int) 
 
         def chunks(part: str = part) -> list[Rows]:
             predictor = predictors.before_norm(layer, 0)
-            return [predictor.fc1_RD if part == "fc1" else predictor.fc2_FR]
+            return [predictor.fc1_RD if part == "fc1" else in_order(predictor.fc2_FR, table.job.orders, layer, 0)]
 
         table.add(name, shape, table.job.types.predictor_matrix(name, shape[-1]), chunks)
 

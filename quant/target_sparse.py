@@ -10,6 +10,7 @@ import numpy as np
 from ..convert.names import PREDICTOR, Place, ffn_places, gguf_name
 from . import rope
 from .gguf_writer import Rows, Value, array, text, u32
+from .neuron_order import in_order
 from .predictor_source import PredictorSource
 from .sources import Chunks
 from .targets import Job, Plan, TensorTable, general_keys, model_keys, wide_keys
@@ -40,6 +41,7 @@ def plan(job: Job) -> Plan:
     table.vector(Place("output_norm"))
     if not spec.tied:
         table.matrix(Place("output"))
+    table.order()
     return Plan(
         target="sparse",
         architecture=ARCHITECTURE,
@@ -78,16 +80,16 @@ def _add_predictors(table: TensorTable, predictors: PredictorSource, layer: int)
     for part, shape in zip(PREDICTOR, ((rank, spec.width), (spec.neurons, rank)), strict=True):
         name = gguf_name(ffn_places(spec, layer, part)[0])
         type_name = table.job.types.predictor_matrix(name, shape[-1])
-        table.add(name, (*stack, *shape), type_name, _predictor_rows(predictors, layer, part, shape))
+        table.add(name, (*stack, *shape), type_name, _predictor_rows(table.job, predictors, layer, part, shape))
 
 
-def _predictor_rows(predictors: PredictorSource, layer: int, part: str, shape: tuple[int, int]) -> Chunks:
+def _predictor_rows(job: Job, predictors: PredictorSource, layer: int, part: str, shape: tuple[int, int]) -> Chunks:
     def chunks() -> Iterator[Rows]:
         for expert, rank in enumerate(predictors.ranks[layer]):
             rows = np.zeros(shape, np.float32)
             if rank:
                 predictor = predictors.normed(layer, expert)
-                matrix = predictor.fc1_RD if part == "fc1" else predictor.fc2_FR
+                matrix = predictor.fc1_RD if part == "fc1" else in_order(predictor.fc2_FR, job.orders, layer, expert)
                 rows[: matrix.shape[0], : matrix.shape[1]] = matrix
             yield rows
 

@@ -11,6 +11,7 @@ from ..convert.names import Place, ffn_places, gguf_name, shape_of
 from ..convert.spec import ModelSpec
 from . import rope, sources
 from .gguf_writer import GGUF_MAGIC, TensorPlan, Value, f32, text, u32
+from .neuron_order import Orders, columns_in_order, order_tensors, rows_in_order
 from .predictor_source import PredictorSource
 from .type_choice import TypeChoice
 from .vocabulary import Vocabulary
@@ -29,6 +30,8 @@ class Job:
     types: TypeChoice
     name: str
     """The model's, for `general.name`."""
+    orders: Orders = field(default_factory=dict)
+    """In which order each FFN's neurons are stored; empty: as in the checkpoint."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -158,12 +161,24 @@ class TensorTable:
         """An FFN's matrix, of all experts stacked; transposed under the name with `_t`."""
         places = ffn_places(self.job.spec, layer, role)
         make: sources.Maker = sources.transposed if transpose else sources.plain
-        chunks = sources.stacked([make(self.job.checkpoint, place) for place in places])
+        chunks = sources.stacked([self._ffn_rows(place, transpose, make) for place in places])
         shape = shape_of(self.job.spec, places[0])
         shape = shape[::-1] if transpose else shape
         name = gguf_name(places[0], suffix="_t" if transpose else "")
         stack = (len(places),) if self.job.spec.experts else ()
         self.add(name, (*stack, *shape), self.job.types.matrix(name, shape[-1]), chunks)
+
+    def _ffn_rows(self, place: Place, transpose: bool, make: sources.Maker) -> sources.Chunks:
+        order_F = self.job.orders.get((place.layer or 0, place.expert or 0))
+        if order_F is None:
+            return make(self.job.checkpoint, place)
+        if place.role == "ffn_down":
+            return columns_in_order(self.job.checkpoint, place, order_F, transpose=transpose)
+        return rows_in_order(self.job.checkpoint, place, order_F)
+
+    def order(self) -> None:
+        """The permutation of each layer's neurons, if they are not in the checkpoint's order."""
+        self.tensors += order_tensors(self.job.spec, self.job.orders)
 
     def attention(self, layer: int) -> None:
         """Norm and matrices of one layer's attention."""

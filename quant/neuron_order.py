@@ -1,0 +1,166 @@
+"""Neurons in the order of firing, hot ones first: an exact permutation of each FFN's gate, up, down and fc2.
+
+The FFN's output is a sum over neurons, so their order is free. Hot neurons side by side are read in long runs, stay in
+caches together, and are a prefix of the file for an engine that keeps some on a GPU. The permutation stays in the file:
+as the tensors `blk.N.ffn_order` in the sparse dialect, as one key where an engine refuses extra tensors.
+Shape suffixes: D model width, F neurons, E experts.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..convert.checkpoint import Checkpoint, to_float32
+from ..convert.errors import TsconvertError
+from ..convert.names import Place
+from ..convert.spec import ModelSpec
+from ..predictors.profile_file import Profile, load_profile
+from .gguf_file import GgufFile
+from .gguf_writer import Rows, TensorPlan, Value, array
+from .predictor_source import PredictorSource
+from .sources import Chunks, checked
+
+Index = npt.NDArray[np.int64]
+Orders = Mapping[tuple[int, int], Index]
+"""(layer, expert) -> for each neuron of the file, its number in the source."""
+KEY = "tsconvert.neuron_order"
+_TENSOR = "blk.{}.ffn_order"
+_PIECE_VALUES = 1 << 24  # 64 MB of float32
+
+
+def firing_order(spec: ModelSpec, profile: Profile) -> Orders:
+    """Each FFN's neurons by how often they fired, the most first; equals stay in the source's order.
+
+    Raises:
+        TsconvertError: the profile has other layers, experts or neurons than the model.
+    """
+    shape = (len(profile.layers), *profile.layers[0].counts_CEF.shape[1:]) if profile.layers else ()
+    if shape != (spec.layers, spec.ffns, spec.neurons):
+        raise TsconvertError(
+            f"the profile has layers, experts and neurons {list(shape)}, the model"
+            f" {[spec.layers, spec.ffns, spec.neurons]}; make a profile of this model"
+        )
+    return {
+        (layer, expert): _most_first(profile.counts(layer, expert))
+        for layer in range(spec.layers)
+        for expert in range(spec.ffns)
+    }
+
+
+def find_orders(
+    checkpoint: Checkpoint, target: str, profile: Path | None, predictors: PredictorSource | None
+) -> Orders:
+    """The order for an export: by the profile, or by what the predictors' training counted; empty without either.
+
+    Raises:
+        TsconvertError: a profile of another model, or one for a model all of whose neurons fire.
+    """
+    spec = checkpoint.spec
+    if profile is not None:
+        if not spec.sparse:
+            raise TsconvertError(
+                f"{checkpoint.folder}: no neuron of a SwiGLU model is silent, so there is no order of firing; leave"
+                " --profile out"
+            )
+        return firing_order(spec, load_profile(profile, checkpoint.fingerprint))
+    if predictors is None or target == "llama.cpp":
+        return {}
+    pairs = ((layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns))
+    counts = {pair: predictors.fired(*pair) for pair in pairs}
+    return {pair: _most_first(count_F) for pair, count_F in counts.items() if count_F is not None}
+
+
+def in_order(rows: Rows, orders: Orders, layer: int, expert: int) -> Rows:
+    """Rows of an FFN, one a neuron, in the file's order."""
+    order_F = orders.get((layer, expert))
+    return rows if order_F is None else rows[order_F]
+
+
+def rows_in_order(checkpoint: Checkpoint, place: Place, order_F: Index) -> Chunks:
+    """The rows of gate or up [F, D] in another order, a few thousand at a time."""
+
+    def chunks() -> Iterator[Rows]:
+        info = checkpoint.info(place)
+        rows_FB = checkpoint.raw(place).reshape(info.shape[0], -1)
+        step = max(1, _PIECE_VALUES // info.shape[-1])
+        for start in range(0, len(order_F), step):
+            picked = rows_FB[order_F[start : start + step]]
+            piece_FD = to_float32(picked.reshape(-1), info.dtype).reshape(-1, info.shape[-1])
+            if not np.isfinite(piece_FD).all():
+                checked(checkpoint, place)  # says which row
+            yield piece_FD
+
+    return chunks
+
+
+def columns_in_order(checkpoint: Checkpoint, place: Place, order_F: Index, *, transpose: bool) -> Chunks:
+    """down [D, F] with its neurons in another order, or its transpose [F, D]."""
+
+    def chunks() -> Iterable[Rows]:
+        down_DF = checked(checkpoint, place)
+        return [np.ascontiguousarray(down_DF.T[order_F] if transpose else down_DF[:, order_F])]
+
+    return chunks
+
+
+def order_tensors(spec: ModelSpec, orders: Orders) -> list[TensorPlan]:
+    """`blk.N.ffn_order`, I32 [F], or [E, F]: for each neuron of the file, its number in the source."""
+    plans = []
+    for layer in range(spec.layers if orders else 0):
+        order_EF = np.stack([_order(spec, orders, layer, expert) for expert in range(spec.ffns)]).astype(np.float32)
+        shape = (spec.experts, spec.neurons) if spec.experts else (spec.neurons,)
+        name = _TENSOR.format(layer)
+        plans.append(TensorPlan(name=name, shape=shape, type_name="I32", chunks=_constant(order_EF)))
+    return plans
+
+
+def _constant(rows: Rows) -> Chunks:
+    return lambda: [rows]
+
+
+def order_key(spec: ModelSpec, orders: Orders) -> dict[str, Value]:
+    """The key `tsconvert.neuron_order`, i32 [layers x E x F], for engines that refuse extra tensors."""
+    if not orders:
+        return {}
+    pairs = ((layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns))
+    return {KEY: array("i32", np.concatenate([_order(spec, orders, *pair) for pair in pairs]).tolist())}
+
+
+def read_orders(file: GgufFile, spec: ModelSpec) -> Orders:
+    """The permutations that a file keeps; empty if its neurons are in the source's order.
+
+    Raises:
+        TsconvertError: what is there is no permutation of the neurons.
+    """
+    count = spec.layers * spec.ffns * spec.neurons
+    if KEY in file.metadata:
+        where, flat = f"key {KEY}", _whole_numbers(file.metadata[KEY])
+    else:
+        tensors = [file.tensors.get(_TENSOR.format(layer)) for layer in range(spec.layers)]
+        found = [tensor for tensor in tensors if tensor is not None and tensor.type_name == "I32"]
+        if not found:
+            return {}
+        where, flat = _TENSOR.format("N"), np.concatenate([tensor.raw.view("<i4") for tensor in found]).astype(np.int64)
+    whole = flat.reshape(-1, spec.neurons) if flat.size == count else np.empty((0, 0), np.int64)
+    if not whole.size or not (np.sort(whole, axis=1) == np.arange(spec.neurons)).all():
+        raise TsconvertError(
+            f"{file.path}: {where} is no permutation of {spec.neurons} neurons in every FFN; export it again"
+        )
+    pairs = [(layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns)]
+    return dict(zip(pairs, whole, strict=True))
+
+
+def _most_first(counts_F: npt.NDArray[np.generic]) -> Index:
+    return np.argsort(-counts_F.astype(np.float64), kind="stable")
+
+
+def _order(spec: ModelSpec, orders: Orders, layer: int, expert: int) -> Index:
+    order_F = orders.get((layer, expert))
+    return np.arange(spec.neurons) if order_F is None else order_F
+
+
+def _whole_numbers(value: object) -> Index:
+    ok = isinstance(value, Sequence) and all(isinstance(item, int) for item in value)
+    return np.asarray(value if ok else [], np.int64)
