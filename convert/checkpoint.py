@@ -46,7 +46,7 @@ class Checkpoint:
         self.folder = folder
         self.config: dict[str, Any] = read_config(folder)
         self.spec: ModelSpec = spec_of(self.config, folder / "config.json")
-        self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
         self._infos = self._find()
         self._fingerprint: str | None = None
 
@@ -65,10 +65,16 @@ class Checkpoint:
     def raw(self, place: Place) -> npt.NDArray[np.uint8]:
         """The bytes of the tensor at ``place``, as a view of the mapped file."""
         info = self._infos[place]
-        if info.file not in self._maps:
-            with info.file.open("rb") as file:
-                self._maps[info.file] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        return self._maps[info.file][info.start : info.start + info.size_bytes]
+        return np.frombuffer(self._mapped(info.file), np.uint8, info.size_bytes, info.start)
+
+    def prefetch(self, layer: int) -> None:
+        """Let the kernel read the tensors of ``layer`` ahead, in the background: pages of the file, no other memory."""
+        if not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        for place, info in self._infos.items():
+            if place.layer == layer:
+                start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
+                self._mapped(info.file).madvise(mmap.MADV_WILLNEED, start, info.start + info.size_bytes - start)
 
     def array(self, place: Place) -> npt.NDArray[np.float32]:
         """The tensor at ``place`` as float32 of its shape (a copy, but for F32 files)."""
@@ -96,6 +102,12 @@ class Checkpoint:
                 whole.update(digest)
             self._fingerprint = whole.hexdigest()
         return self._fingerprint
+
+    def _mapped(self, file: Path) -> mmap.mmap:
+        if file not in self._maps:
+            with file.open("rb") as stream:
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[file]
 
     def _digest(self, place: Place) -> bytes:
         info = self._infos[place]

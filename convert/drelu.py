@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from . import distributed
 from .checkpoint import Checkpoint
 from .writer import write_json
 
@@ -48,32 +49,38 @@ def write_companions(checkpoint: Checkpoint, config: dict[str, Any], folder: Pat
             shutil.copyfile(checkpoint.folder / name, folder / name)
 
 
-@torch.no_grad()
-def alignment_signs(
-    x_TD: torch.Tensor, gate_FD: torch.Tensor, up_FD: torch.Tensor, block_tokens: int = 4096
-) -> tuple[torch.Tensor, float, float]:
+class SignAlignment:
     """The sign of each neuron that keeps the larger part of its SwiGLU energy under dReLU.
 
     SwiGLU does not change when row j of up and column j of down are both negated; dReLU does, because it keeps only
     u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0.
 
     Args:
-        x_TD: the FFN's inputs, after the norm.
-        gate_FD, up_FD: its weights.
-
-    Returns:
-        signs [F] of +1 or -1 in the weights' dtype; the share of the energy on u > 0 before; the same after.
+        gate_FD, up_FD: the FFN's weights.
     """
-    positive_F = torch.zeros(gate_FD.shape[0], dtype=torch.float64)
-    total_F = torch.zeros_like(positive_F)
-    for block_TD in x_TD.split(block_tokens):
-        gate_TF = torch.nn.functional.linear(block_TD, gate_FD)
-        up_TF = torch.nn.functional.linear(block_TD, up_FD)
-        energy_TF = (torch.nn.functional.silu(gate_TF) * up_TF).square() * (gate_TF > 0)
-        total_F += energy_TF.sum(0).double().cpu()
-        positive_F += (energy_TF * (up_TF > 0)).sum(0).double().cpu()
-    flip_F = positive_F * 2 < total_F
-    whole = max(float(total_F.sum()), 1e-300)
-    kept_F = torch.where(flip_F, total_F - positive_F, positive_F)
-    signs_F = torch.where(flip_F, -1.0, 1.0).to(up_FD)
-    return signs_F, float(positive_F.sum()) / whole, float(kept_F.sum()) / whole
+
+    def __init__(self, gate_FD: torch.Tensor, up_FD: torch.Tensor) -> None:
+        self.gate_FD, self.up_FD = gate_FD, up_FD
+        self._energy_2F = torch.zeros(2, gate_FD.shape[0], dtype=torch.float64, device=gate_FD.device)
+
+    @torch.no_grad()
+    def add(self, x_TD: torch.Tensor) -> None:
+        """Take in some of the FFN's inputs, after the norm."""
+        gate_TF = torch.nn.functional.linear(x_TD, self.gate_FD)
+        up_TF = torch.nn.functional.linear(x_TD, self.up_FD)
+        energy_TF = (torch.nn.functional.silu(gate_TF) * up_TF).float().square_().mul_(gate_TF > 0)
+        self._energy_2F[0] += energy_TF.sum(0).double()
+        self._energy_2F[1] += energy_TF.mul_(up_TF > 0).sum(0).double()
+
+    def signs(self) -> tuple[torch.Tensor, float, float]:
+        """After the last `add`, over all processes.
+
+        Returns:
+            signs [F] of +1 or -1; the share of the energy on u > 0 before; the same after.
+        """
+        total_F, positive_F = distributed.sum_(self._energy_2F)
+        flip_F = positive_F * 2 < total_F
+        whole = max(float(total_F.sum()), 1e-300)
+        kept_F = torch.where(flip_F, total_F - positive_F, positive_F)
+        signs_F = torch.where(flip_F, -1.0, 1.0).to(self.up_FD)
+        return signs_F, float(positive_F.sum()) / whole, float(kept_F.sum()) / whole

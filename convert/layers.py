@@ -141,10 +141,17 @@ class Stack:
         checkpoint: where the weights come from.
         device: where they go.
         activation: the FFN's; another than the checkpoint's gives its weights another arithmetic (dReLU).
+        matrices: their dtype; bfloat16 gives under autocast what float32 does, in half the memory.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, activation: str | None = None) -> None:
-        self.checkpoint, self.device = checkpoint, device
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        activation: str | None = None,
+        matrices: torch.dtype = torch.float32,
+    ) -> None:
+        self.checkpoint, self.device, self.matrices = checkpoint, device, matrices
         self.activation = activation or checkpoint.spec.activation
         config_class, self._layer_class, rotary_class = _FAMILIES[checkpoint.spec.family]
         fields = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "auto_map")}
@@ -163,7 +170,8 @@ class Stack:
         for role, path in _MODULES.items():
             place = Place(role, index)
             if place in self.checkpoint:
-                _assign(module, path, read_tensor(self.checkpoint, place).to(self.device))
+                tensor = read_tensor(self.checkpoint, place)
+                _assign(module, path, tensor.to(self.device, self.matrices if tensor.dim() > 1 else None))
         spec = self.checkpoint.spec
         if spec.experts:
             self._fill_experts(module.mlp.experts, index)
@@ -180,8 +188,9 @@ class Stack:
 
     def _fill_experts(self, experts: Any, index: int) -> None:
         spec = self.checkpoint.spec
-        gate_up = torch.empty(spec.experts, 2 * spec.neurons, spec.width, device=self.device)
-        down = torch.empty(spec.experts, spec.width, spec.neurons, device=self.device)
+        where: dict[str, Any] = {"device": self.device, "dtype": self.matrices}
+        gate_up = torch.empty(spec.experts, 2 * spec.neurons, spec.width, **where)
+        down = torch.empty(spec.experts, spec.width, spec.neurons, **where)
         for expert in range(spec.experts):
             gate_up[expert, : spec.neurons] = read_tensor(self.checkpoint, Place("ffn_gate", index, expert))
             gate_up[expert, spec.neurons :] = read_tensor(self.checkpoint, Place("ffn_up", index, expert))

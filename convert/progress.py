@@ -1,5 +1,6 @@
 """Progress on stderr: a bar on a terminal, plain lines elsewhere, silence for what takes under two seconds."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,15 @@ _QUIET_S = 2.0
 _LINE_EVERY_S = 10.0
 
 
+def speaks() -> bool:
+    """Of several processes (torchrun) the first one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def note(message: str) -> None:
     """One line for the person who watches; stdout stays free for results."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
+    if speaks():
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
@@ -27,7 +34,7 @@ def progress(title: str, total: int) -> Iterator[Step]:
         ...     step("loss 0.3")
         ...     step("loss 0.2")
     """
-    lines = _Bar(title, total) if sys.stderr.isatty() else _Lines(title, total)
+    lines = _Bar(title, total) if sys.stderr.isatty() and speaks() else _Lines(title, total)
     try:
         yield lines.step
     finally:

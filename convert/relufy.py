@@ -1,36 +1,37 @@
 """`tsconvert relufy`: a SwiGLU checkpoint becomes a dReLU one, aligned and recovered, written layer by layer."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .checkpoint import Checkpoint, from_float32, open_checkpoint, read_header, shard_files, to_float32
+from . import distributed
+from .checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
 from .corpora import Source, calibration_rows
-from .drelu import alignment_signs, sparse_config, write_companions
+from .cost import RelufyCost, relufy_cost
+from .drelu import sparse_config, write_companions
 from .errors import TsconvertError
 from .journal import JOURNAL, Journal
-from .layers import Layer
 from .names import Place, hf_name
+from .precision import multiplies_bfloat16
 from .progress import progress
-from .recovery import (
-    LayerData,
-    LayerResult,
-    LocalRecovery,
-    expert_tokens,
-    judge_layer,
-    recover_layer,
-    student_finish,
-    student_step,
+from .recovery import LayerResult, LocalRecovery
+from .recovery_sweep import RecoverySweep, Sequences
+from .writer import (
+    PARTIAL,
+    CheckpointWriter,
+    PlannedTensor,
+    atomic_folder,
+    check_disk,
+    plan_like,
+    refuse_existing,
+    write_json,
 )
-from .sweep import Stream
-from .writer import CheckpointWriter, atomic_folder, check_disk, plan_like, refuse_existing, write_json
 
 FORMAT_VERSION = 1
 PROVENANCE = "tsconvert.json"
-_JUDGE_SHARE = 16  # one sequence in so many is kept from training and judges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +89,18 @@ class RelufyReport:
     """On the sequences that were kept from training."""
     perplexity: float | None = None
     elapsed_s: float = 0.0
-    dry_run: bool = False
+    cost: RelufyCost | None = None
+    """Of a dry run: what the run would take."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
-        return asdict(self) | {"out": str(self.out)}
+        found = asdict(self) | {"out": str(self.out)}
+        return found | {"cost": self.cost.to_json()} if self.cost else found
 
     def __str__(self) -> str:
         what = f"{self.out}: {self.parameters / 1e6:.1f}M parameters, {self.size_bytes / 1e6:,.1f} MB"
-        if self.dry_run:
-            return f"would write {what}"
+        if self.cost:
+            return f"would write {what}\n{self.cost}"
         lines = [f"{what}, {self.elapsed_s:.0f} s"]
         if self.energy_kept:
             before, after = self.energy_kept
@@ -117,6 +120,8 @@ class RelufyReport:
 def relufy(config: RelufyConfig) -> RelufyReport:
     """Convert ``config.model`` and write the sparse checkpoint to ``config.out``.
 
+    Started by torchrun, the processes share the text, and the first one writes.
+
     Raises:
         TsconvertError: bad input; what was already written stays in `OUT.partial` for `--resume`.
 
@@ -124,46 +129,71 @@ def relufy(config: RelufyConfig) -> RelufyReport:
         >>> relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse"), recover="none"))
     """
     start_s = time.monotonic()
-    refuse_existing(config.out)
-    source = open_checkpoint(config.model)
-    if source.spec.sparse and config.teacher is None:
-        raise TsconvertError(
-            f"{config.model}: is {source.spec.activation} already, nothing is left to do;"
-            " --teacher DENSE recovers it further"
-        )
-    plan = plan_like([source.info(place) for place in source.places], config.dtype)
-    plan = [_renamed(tensor, place) for tensor, place in zip(plan, source.places, strict=True)]
-    size_bytes = sum(tensor.size_bytes for tensor in plan)
-    check_disk(config.out, size_bytes)
-    done = RelufyReport(
-        out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes, dry_run=True
-    )
-    if config.dry_run:
-        return done
-    with atomic_folder(config.out, resume=config.resume) as folder:
-        with CheckpointWriter(folder, plan, config.max_shard_bytes) as writer:
-            if config.recover == "none" and not config.align:
-                _copy(source, writer, config, source.places)
-                found: dict[str, Any] = {}
-            else:
-                found = _sweep(source, writer, folder, config)
-        write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
+    with distributed.processes(config.device) as device:
+        autocast = config.training.autocast
+        autocast = multiplies_bfloat16(device) if autocast is None else autocast
+        config = replace(config, device=device, training=replace(config.training, autocast=autocast))
+        refuse_existing(config.out)
+        source = open_checkpoint(config.model)
+        teacher = _teacher(source, config)
+        plan = plan_like([source.info(place) for place in source.places], config.dtype)
+        # experts are written one tensor each, whatever layout they came in
+        plan = [replace(tensor, name=hf_name(place)) for tensor, place in zip(plan, source.places, strict=True)]
+        size_bytes = sum(tensor.size_bytes for tensor in plan)
         report = RelufyReport(
-            out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
-            size_bytes=size_bytes, elapsed_s=time.monotonic() - start_s, **found,
-        )  # fmt: skip
-        (folder / JOURNAL).unlink(missing_ok=True)
-        write_json(folder / PROVENANCE, _provenance(config, report))
+            out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes
+        )
+        if config.dry_run:
+            return replace(report, cost=relufy_cost(source.spec, source.size_bytes, size_bytes, config))
+        check_disk(config.out, size_bytes)
+        with _output(config, plan) as (folder, writer):
+            found = _convert(source, teacher, folder, writer, config)
+            elapsed_s = time.monotonic() - start_s
+            report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **found)
+            if writer is not None:
+                write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
+                (folder / JOURNAL).unlink(missing_ok=True)
+                write_json(folder / PROVENANCE, _provenance(config, report))
     return report
 
 
-def _renamed(tensor: Any, place: Place) -> Any:
-    """Experts are written one tensor each, whatever layout they came in."""
-    return replace(tensor, name=hf_name(place))
+@contextmanager
+def _output(config: RelufyConfig, plan: list[PlannedTensor]) -> Iterator[tuple[Path, CheckpointWriter | None]]:
+    """The partial folder and its writer; only process 0 has one."""
+    if distributed.rank():
+        yield config.out.with_name(config.out.name + PARTIAL), None
+        return
+    with (
+        atomic_folder(config.out, resume=config.resume) as folder,
+        CheckpointWriter(folder, plan, config.max_shard_bytes) as writer,
+    ):
+        yield folder, writer
 
 
-def _copy(source: Checkpoint, writer: CheckpointWriter, config: RelufyConfig, places: list[Place]) -> None:
+def _convert(
+    source: Checkpoint, teacher: Checkpoint, folder: Path, writer: CheckpointWriter | None, config: RelufyConfig
+) -> dict[str, Any]:
+    """Write every tensor; what a sweep found, if there was one."""
+    if config.recover == "none" and not config.align:
+        _copy(source, writer, config, source.places)
+        return {}
+    sequences = Sequences(
+        calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
+    )
+    outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
+    _copy(source, writer, config, outside)
+    journal = None
+    if writer is not None:
+        asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
+        journal = Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
+    found = RecoverySweep(source, teacher, sequences, config, writer, folder, journal).run()
+    return vars(found)
+
+
+def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyConfig, places: list[Place]) -> None:
     """Tensors that do not change: byte for byte, unless another dtype is asked for."""
+    if writer is None:
+        return
     with progress("tensors", len(places)) as step:
         for place in places:
             raw, dtype = source.raw(place), source.info(place).dtype
@@ -173,55 +203,22 @@ def _copy(source: Checkpoint, writer: CheckpointWriter, config: RelufyConfig, pl
             step("")
 
 
-def _sweep(source: Checkpoint, writer: CheckpointWriter, folder: Path, config: RelufyConfig) -> dict[str, Any]:
-    """Align and recover layer by layer, writing each when it is done."""
-    teacher_checkpoint = open_checkpoint(config.teacher) if config.teacher else source
-    _match(source, teacher_checkpoint, config)
-    rows_NS = _rows(source, config)
-    judges = max(1, len(rows_NS) // _JUDGE_SHARE)
-    train_tokens = (len(rows_NS) - judges) * rows_NS.shape[1]
-    autocast = config.recover == "local" and config.training.autocast
-    how: dict[str, Any] = {"device": config.device, "scratch": config.out.parent, "autocast": autocast}
-    teacher = Stream(teacher_checkpoint, rows_NS, **how)
-    student = Stream(source, rows_NS, activation=config.activation, **how)
-    outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
-    _copy(source, writer, config, outside)
+def _teacher(source: Checkpoint, config: RelufyConfig) -> Checkpoint:
+    """The dense model to learn from.
 
-    asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
-    journal = Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
-    results: list[LayerResult] = []
-    energies: list[tuple[float, float]] = []
-    with progress("layers", source.spec.layers) as step:
-        for index in range(source.spec.layers):
-            dense = teacher.layer(index)
-            teacher.attend(dense)
-            teacher.feed_forward(dense)
-            sparse = student.layer(index)
-            if (entry := journal.entry(index)) is not None:
-                _restore(sparse, folder)
-                student.attend(sparse)
-                student.feed_forward(sparse)
-                result, energy = LayerResult(**entry["result"]), (entry["energy"][0], entry["energy"][1])
-            else:
-                data = student_step(student, sparse, teacher.hidden_NSD, train_tokens)
-                energy = _align(sparse, student) if config.align and not source.spec.sparse else (0.0, 0.0)
-                result = _recover(sparse, data, config)
-                _write_layer(sparse, source, writer, config)
-                student_finish(student, sparse, data)
-                writer.flush()
-                journal.add(index, {"result": asdict(result), "energy": energy})
-            results.append(result)
-            energies.append(energy)
-            step(f"error {result.error_before:.3f} to {result.error_after:.3f}, density {result.density:.2f}")
-    judged = slice(len(rows_NS) - judges, None)
-    aligned = config.align and not source.spec.sparse
-    return {
-        "tokens": rows_NS.numel(),
-        "layers": tuple(results),
-        "energy_kept": (_mean([e[0] for e in energies]), _mean([e[1] for e in energies])) if aligned else None,
-        "dense_perplexity": float(torch.tensor(teacher.cross_entropy(judged)).exp()),
-        "perplexity": float(torch.tensor(student.cross_entropy(judged)).exp()),
-    }
+    Raises:
+        TsconvertError: the source is sparse already, or the teacher is no dense model of the same shape.
+    """
+    if config.teacher is None:
+        if source.spec.sparse:
+            raise TsconvertError(
+                f"{config.model}: is {source.spec.activation} already, nothing is left to do;"
+                " --teacher DENSE recovers it further"
+            )
+        return source
+    teacher = open_checkpoint(config.teacher)
+    _match(source, teacher, config)
+    return teacher
 
 
 def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> None:
@@ -235,61 +232,6 @@ def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> Non
         )
 
 
-def _rows(source: Checkpoint, config: RelufyConfig) -> torch.Tensor:
-    rows = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
-    return torch.from_numpy(rows)
-
-
-def _align(layer: Layer, student: Stream) -> tuple[float, float]:
-    """Flip signs in place; the mean over FFNs of the energy share kept before and after."""
-    x_TD = torch.cat(list(student.inputs(layer)))
-    before, after = [], []
-    with torch.no_grad():
-        for expert, (token, _) in enumerate(layer.route(x_TD)):
-            gate_FD, up_FD, down_DF = layer.ffn_weights(expert)
-            signs_F, was, now = alignment_signs(x_TD[token], gate_FD, up_FD)
-            up_FD.mul_(signs_F[:, None])
-            down_DF.mul_(signs_F)
-            before.append(was)
-            after.append(now)
-    return _mean(before), _mean(after)
-
-
-def _recover(layer: Layer, data: LayerData, config: RelufyConfig) -> LayerResult:
-    seen = expert_tokens(layer, data)
-    if (fewest := min(seen)) < config.min_expert_tokens:
-        raise TsconvertError(
-            f"layer {layer.index}: expert {seen.index(fewest)} saw {fewest} tokens, fewer than --min-expert-tokens"
-            f" {config.min_expert_tokens}; give more --tokens or other --data"
-        )
-    if config.recover == "local":
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + layer.index)
-        return recover_layer(layer, data, config.training, generator, seen)
-    return judge_layer(layer, data, seen)
-
-
-def _write_layer(layer: Layer, source: Checkpoint, writer: CheckpointWriter, config: RelufyConfig) -> None:
-    """Write the layer, and round it to what was written: the layers after it are to learn from that."""
-    with torch.no_grad():
-        for place, tensor in layer.tensors():
-            dtype = config.dtype or source.info(place).dtype
-            raw = from_float32(tensor.float().cpu().contiguous().numpy(), dtype)
-            writer.write(hf_name(place), raw)
-            tensor.copy_(torch.from_numpy(to_float32(raw, dtype).copy()).view_as(tensor))
-
-
-def _restore(layer: Layer, folder: Path) -> None:
-    """The weights of a layer that an earlier run finished."""
-    infos = {name: info for file in shard_files(folder) for name, info in read_header(file).items()}
-    with torch.no_grad():
-        for place, tensor in layer.tensors():
-            info = infos[hf_name(place)]
-            with info.file.open("rb") as stream:
-                stream.seek(info.start)
-                raw = torch.frombuffer(bytearray(stream.read(info.size_bytes)), dtype=torch.uint8).numpy()
-            tensor.copy_(torch.from_numpy(to_float32(raw, info.dtype).reshape(info.shape).copy()))
-
-
 def _provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:
     settings = asdict(config) | {"out": str(config.out)}
     return {
@@ -298,7 +240,3 @@ def _provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:
         "settings": settings,
         "report": report.to_json(),
     }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(1, len(values))

@@ -1,7 +1,7 @@
 """The layer sweep: all calibration tokens through the model, one decoder layer at a time.
 
 Memory is one layer's weights plus the hidden states, whatever the model's size. Who wants to see activations is a
-visitor; local recovery drives two streams of its own.
+visitor; local recovery drives two streams of its own. Under torchrun each process sweeps its own sequences.
 """
 
 import tempfile
@@ -12,13 +12,21 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from . import distributed
 from .checkpoint import Checkpoint
 from .layers import Layer, Stack, read_tensor
 from .names import Place
 from .progress import progress
+from .spec import ModelSpec
 
 BATCH_TOKENS = 8192
-_IN_MEMORY_BYTES = 2**31
+_BATCH_ELEMENTS = 2**25  # of the FFN's activations
+IN_MEMORY_BYTES = 2**31
+
+
+def batch_tokens(spec: ModelSpec) -> int:
+    """Tokens that go through a layer together: fewer where its FFN is wide."""
+    return min(BATCH_TOKENS, _BATCH_ELEMENTS // spec.neurons)
 
 
 class Stream:
@@ -26,11 +34,12 @@ class Stream:
 
     Args:
         checkpoint: the model.
-        rows_NS: token ids.
+        rows_NS: token ids, of this process.
         device: where layers compute; the hidden states stay in memory, or in a mapped temporary file above 2 GiB.
         activation: the FFN's, where it is to differ from the checkpoint's.
         scratch: folder for that temporary file.
         autocast: matrix products in bfloat16, as recovery's training does them; the hidden states stay float32.
+        frozen: no layer is going to be trained or written; under autocast its matrices take half the memory.
     """
 
     def __init__(
@@ -42,11 +51,13 @@ class Stream:
         activation: str | None = None,
         scratch: Path | None = None,
         autocast: bool = False,
+        frozen: bool = False,
     ) -> None:
-        self.autocast = autocast
+        self.autocast, self.scratch = autocast, scratch
         self.checkpoint, self.rows_NS, self.device = checkpoint, rows_NS, torch.device(device)
-        self.stack = Stack(checkpoint, self.device, activation)
-        self.hidden_NSD = _hidden_buffer((*rows_NS.shape, checkpoint.spec.width), scratch)
+        matrices = torch.bfloat16 if frozen and autocast else torch.float32
+        self.stack = Stack(checkpoint, self.device, activation, matrices)
+        self.hidden_NSD = token_buffer((*rows_NS.shape, checkpoint.spec.width), scratch)
         for part in self.batches():
             self.hidden_NSD[part] = self.stack.embed(rows_NS[part])
 
@@ -56,31 +67,38 @@ class Stream:
         return int(self.rows_NS.shape[1])
 
     def batches(self) -> Iterator[slice]:
-        """Slices over sequences of about BATCH_TOKENS tokens."""
-        step = max(1, BATCH_TOKENS // self.context)
+        """Slices over sequences, of about `batch_tokens` tokens."""
+        step = max(1, batch_tokens(self.checkpoint.spec) // self.context)
         for start in range(0, self.rows_NS.shape[0], step):
             yield slice(start, start + step)
 
     def layer(self, index: int) -> Layer:
-        """Layer ``index`` with its weights."""
-        return self.stack.build(index, self.context)
+        """Layer ``index`` with its weights; those of the next one are being read ahead when this returns."""
+        layer = self.stack.build(index, self.context)
+        self.checkpoint.prefetch(index + 1)
+        return layer
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
     @torch.no_grad()
-    def attend(self, layer: Layer, context_NSC: torch.Tensor | None = None) -> None:
-        """Push the hidden states through the attention half.
-
-        Args:
-            context_NSC: filled with what the output projection was given, if wanted.
-        """
+    def attend(self, layer: Layer) -> None:
+        """Push the hidden states through the attention half."""
         for part in self.batches():
             with self._precision():
-                residual_NSD, kept_NSC = layer.attend(self.hidden_NSD[part].to(self.device))
+                residual_NSD, _ = layer.attend(self.hidden_NSD[part].to(self.device))
             self.hidden_NSD[part] = residual_NSD.cpu()
-            if context_NSC is not None:
-                context_NSC[part] = kept_NSC.cpu()
+
+    @torch.no_grad()
+    def contexts(self, layer: Layer) -> torch.Tensor:
+        """What the attention's output projection will be given, [N, S, C]; the hidden states stay where they are."""
+        spec = self.checkpoint.spec
+        context_NSC = token_buffer((*self.rows_NS.shape, spec.heads * spec.head_dim), self.scratch)
+        for part in self.batches():
+            with self._precision():
+                _, kept_NSC = layer.attend(self.hidden_NSD[part].to(self.device))
+            context_NSC[part] = kept_NSC.cpu()
+        return context_NSC
 
     @torch.no_grad()
     def inputs(self, layer: Layer) -> Iterator[torch.Tensor]:
@@ -107,11 +125,12 @@ class Stream:
             yield torch.nn.functional.rms_norm(hidden_SD, norm_D.shape, norm_D, checkpoint.spec.norm_eps) @ head_VD.T
 
     def cross_entropy(self, sequences: slice) -> float:
-        """After the last layer: mean next-token loss, in nats, over ``sequences``."""
-        total, count = 0.0, 0
+        """After the last layer: mean next-token loss, in nats, over the ``sequences`` of all processes."""
+        total, count = 0.0, 0.0
         for logits_SV, row_S in zip(self.logits(sequences), self.rows_NS[sequences], strict=True):
             total += float(torch.nn.functional.cross_entropy(logits_SV[:-1], row_S[1:], reduction="sum"))
             count += len(row_S) - 1
+        total, count = distributed.sums(total, count)
         return total / count
 
 
@@ -140,9 +159,10 @@ def sweep(checkpoint: Checkpoint, rows_NS: torch.Tensor, visitors: Sequence[Visi
     return stream
 
 
-def _hidden_buffer(shape: tuple[int, ...], scratch: Path | None) -> torch.Tensor:
+def token_buffer(shape: tuple[int, ...], scratch: Path | None) -> torch.Tensor:
+    """Room for a float32 vector a token: in memory, or in a mapped temporary file in ``scratch`` above 2 GiB."""
     size_bytes = int(np.prod(shape, dtype=np.int64)) * 4
-    if size_bytes <= _IN_MEMORY_BYTES:
+    if size_bytes <= IN_MEMORY_BYTES:
         return torch.empty(shape)
     with tempfile.NamedTemporaryFile(dir=scratch, prefix="tsconvert-hidden-") as file:
         return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.drelu import alignment_signs
+from tsconvert.convert.drelu import SignAlignment
 from tsconvert.convert.modeling_turbosparse import activate
 from tsconvert.convert.names import Place
 from tsconvert.convert.relufy import RelufyConfig, relufy
@@ -22,7 +22,10 @@ def silu(x: np.ndarray) -> np.ndarray:
 def test_alignment_keeps_the_larger_energy_of_each_neuron():
     rng = np.random.default_rng(0)
     x_TD, gate_FD, up_FD = (rng.normal(size=shape).astype(np.float32) for shape in ((500, 8), (40, 8), (40, 8)))
-    signs_F, before, after = alignment_signs(*map(torch.from_numpy, (x_TD, gate_FD, up_FD)), block_tokens=64)
+    alignment = SignAlignment(torch.from_numpy(gate_FD), torch.from_numpy(up_FD))
+    for block_TD in torch.from_numpy(x_TD).split(64):
+        alignment.add(block_TD)
+    signs_F, before, after = alignment.signs()
 
     gate_TF, up_TF = x_TD @ gate_FD.T, x_TD @ up_FD.T  # the slow twin
     energy_TF = (silu(gate_TF) * up_TF) ** 2 * (gate_TF > 0)

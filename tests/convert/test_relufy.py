@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tsconvert.convert import relufy as relufy_module
+from tsconvert.convert import recovery_sweep
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source
 from tsconvert.convert.errors import TsconvertError
@@ -80,20 +80,20 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(dense: Path
 def test_a_resumed_run_ends_in_the_same_bytes(make_checkpoint: Make, tmp_path: Path, monkeypatch, dtype):
     folder = make_checkpoint("mistral", num_hidden_layers=3, dtype=dtype)
     relufy(config(folder, tmp_path / "whole"))
-    real = relufy_module.recover_layer
+    real = recovery_sweep.recover_layer
 
     def dies(layer, *rest):
         if layer.index == 2:
             raise KeyboardInterrupt
         return real(layer, *rest)
 
-    monkeypatch.setattr(relufy_module, "recover_layer", dies)
+    monkeypatch.setattr(recovery_sweep, "recover_layer", dies)
     with pytest.raises(KeyboardInterrupt):
         relufy(config(folder, tmp_path / "resumed"))
     assert not (tmp_path / "resumed").exists()
     trained = []
     monkeypatch.setattr(
-        relufy_module, "recover_layer", lambda layer, *r: trained.append(layer.index) or real(layer, *r)
+        recovery_sweep, "recover_layer", lambda layer, *r: trained.append(layer.index) or real(layer, *r)
     )
     relufy(config(folder, tmp_path / "resumed", resume=True))
     assert trained == [2]
@@ -104,7 +104,7 @@ def test_a_run_with_other_settings_is_not_resumed(dense: Path, tmp_path: Path, m
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(relufy_module, "recover_layer", dies)
+    monkeypatch.setattr(recovery_sweep, "recover_layer", dies)
     with pytest.raises(KeyboardInterrupt):
         relufy(config(dense, tmp_path / "out"))
     with pytest.raises(TsconvertError) as caught:

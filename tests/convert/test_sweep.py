@@ -62,7 +62,7 @@ def test_the_parts_of_an_ffn_make_up_the_ffn(make_checkpoint: Make, rows: torch.
 
 def test_a_mapped_file_holds_what_memory_cannot(dense: Path, rows: torch.Tensor, monkeypatch, tmp_path: Path):
     in_memory = sweep(Checkpoint(dense), rows, []).hidden_NSD.clone()
-    monkeypatch.setattr(sweep_module, "_IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr(sweep_module, "IN_MEMORY_BYTES", 1)
     monkeypatch.setattr(sweep_module, "BATCH_TOKENS", 96)
     mapped = sweep(Checkpoint(dense), rows, [])
     assert torch.allclose(mapped.hidden_NSD, in_memory, atol=1e-5)

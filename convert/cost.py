@@ -1,0 +1,117 @@
+"""What a `relufy` run takes in memory, disk and time: the arithmetic of `--dry-run`."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from .precision import product_rate
+from .spec import ModelSpec
+from .sweep import IN_MEMORY_BYTES, batch_tokens
+
+if TYPE_CHECKING:
+    from .relufy import RelufyConfig
+
+_COPY_BYTES_PER_S = 5e8  # of a checkpoint, read and written; disks differ
+_LIBRARIES_BYTES = 450_000_000  # torch, transformers and the tokenizer
+_TRAINED_BYTES = 12  # float32 gradient and AdamW's two moments, of each weight that is trained
+_HEADS_BYTES = 4 * 6  # per token and width: the step's inputs, targets, residuals and their gradients
+_STEP_BYTES = {False: 40, True: 34}  # per token and neuron in a step: gate, up, both relus, h, penalty and gradients
+_PASS_BYTES = {False: 16, True: 10}  # the same without gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelufyCost:
+    """Bytes and seconds."""
+
+    memory_bytes: int
+    """Anonymous memory at its highest; pages of mapped files come on top and can be dropped."""
+    memory: dict[str, int]
+    """What it is made of."""
+    disk_bytes: int
+    """Of the output."""
+    scratch_bytes: int
+    """Of mapped temporary files beside the output."""
+    time_s: float
+    rate: float | None
+    """Floating-point operations a second that the time was reckoned with; measured. None: nothing is computed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
+        disk = f"disk {self.disk_bytes / 1e9:.2f} GB"
+        if self.scratch_bytes:
+            disk += f" and {self.scratch_bytes / 1e9:.2f} GB for the time of the run"
+        basis = f"{self.rate / 1e9:,.0f} GFLOP/s, measured now" if self.rate else f"{_COPY_BYTES_PER_S / 1e6:.0f} MB/s"
+        return "\n".join(
+            [
+                f"memory {self.memory_bytes / 1e9:.2f} GB ({parts}), and pages of the mapped checkpoint",
+                disk,
+                f"time about {_duration(self.time_s)} (at {basis})",
+            ]
+        )
+
+
+def relufy_cost(spec: ModelSpec, source_bytes: int, output_bytes: int, config: "RelufyConfig") -> RelufyCost:
+    """The cost of ``config`` on a model of ``spec``, in one process."""
+    if config.recover == "none" and not config.align:
+        tensor = 12 * max(spec.width * spec.neurons, spec.width * spec.vocab) if config.dtype else 0
+        memory = {"libraries": _LIBRARIES_BYTES, "one tensor": tensor}
+        time_s, rate, scratch = (source_bytes + output_bytes) / _COPY_BYTES_PER_S, None, 0
+    else:
+        memory, scratch = _memory(spec, config)
+        rate = product_rate(config.device, bfloat16=bool(config.training.autocast))
+        time_s = flops(spec, config) / rate + (source_bytes + output_bytes) / _COPY_BYTES_PER_S
+    return RelufyCost(
+        memory_bytes=sum(memory.values()), memory=memory, disk_bytes=output_bytes, scratch_bytes=scratch,
+        time_s=time_s, rate=rate,
+    )  # fmt: skip
+
+
+def layer_weights(spec: ModelSpec) -> tuple[int, int]:
+    """Weights of one decoder layer: of its attention's matrices, of all its FFNs'."""
+    inner, kept = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    return 2 * spec.width * (inner + kept), 3 * spec.width * spec.neurons * max(1, spec.experts)
+
+
+def flops(spec: ModelSpec, config: "RelufyConfig") -> float:
+    """Floating-point operations of the whole run: a forward pass is two for each weight and token."""
+    attention, ffn = layer_weights(spec)
+    active = ffn // max(1, spec.experts) * (spec.experts_per_token or 1)
+    scores = 2 * spec.heads * spec.head_dim * config.context
+    output = spec.width * spec.heads * spec.head_dim
+    passes = 2 * config.tokens * (3 * (attention + scores) + 4 * active)  # teacher, student, alignment, judging
+    steps = 0
+    if config.recover == "local":
+        steps = 6 * config.training.steps * config.training.batch_tokens * (active + output)
+    head = 2 * 2 * config.tokens // 16 * spec.width * spec.vocab
+    return float(spec.layers * (passes + steps) + head)
+
+
+def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], int]:
+    attention, ffn = layer_weights(spec)
+    inner, autocast = spec.heads * spec.head_dim, bool(config.training.autocast)
+    buffers = [4 * config.tokens * width for width in (spec.width, spec.width, inner)]
+    widest = max(spec.width * spec.neurons, spec.width * inner)
+    active = spec.neurons * (spec.experts_per_token or 1)
+    layer = {"libraries": _LIBRARIES_BYTES, "layer": 4 * (attention + ffn)}
+    if config.recover == "local":
+        trained = ffn + spec.width * inner * config.training.train_attention
+        batch = config.training.batch_tokens
+        layer["training"] = trained * (_TRAINED_BYTES + 2 * autocast)
+        layer["step"] = batch * (active * _STEP_BYTES[autocast] + spec.width * _HEADS_BYTES)
+    else:
+        tokens = min(config.tokens, batch_tokens(spec))
+        layer["pass"] = max(tokens * active * _PASS_BYTES[autocast], 8 * widest)
+    head = {"libraries": _LIBRARIES_BYTES, "output head": (8 if spec.tied else 6) * spec.width * spec.vocab}
+    head["logits"] = 3 * 4 * config.context * spec.vocab
+    memory = max(layer, head, key=lambda parts: sum(parts.values()))
+    memory["hidden states"] = sum(size for size in buffers if size <= IN_MEMORY_BYTES)
+    return memory, sum(size for size in buffers if size > IN_MEMORY_BYTES)
+
+
+def _duration(time_s: float) -> str:
+    if time_s < 90:
+        return f"{time_s:.0f} s"
+    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"

@@ -1,0 +1,117 @@
+"""Data-parallel sweeps: each process has a share of the sequences and all of them the same weights.
+
+Started by torchrun; alone, every function here does nothing. Only sums cross between processes (gradients, counts,
+energies), so that all take the same decisions; process 0 writes.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(dist.get_rank()) if _together() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(dist.get_world_size()) if _together() else 1
+
+
+@contextmanager
+def processes(device: str) -> Iterator[str]:
+    """Join the processes that torchrun started, by its environment; without it, alone.
+
+    Args:
+        device: `cpu` (gloo) or `cuda` (nccl; each process takes the device of its LOCAL_RANK).
+
+    Yields:
+        The device of this process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _together():
+        yield device
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def share(count: int) -> slice:
+    """The part of ``count`` items in a row that is this process's; the parts differ by one at most."""
+    return slice(count * rank() // world(), count * (rank() + 1) // world())
+
+
+def sum_(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, summed over all processes in place."""
+    if _together():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def sums(*values: float) -> list[float]:
+    """Each of ``values``, summed over all processes in double precision."""
+    if not _together():
+        return [float(value) for value in values]
+    kind = torch.float64
+    return list(sum_(torch.tensor(values, dtype=kind, device=_device())).tolist())
+
+
+def extremes(low: float, high: float) -> tuple[float, float]:
+    """The lowest ``low`` and the highest ``high`` of all processes."""
+    if not _together():
+        return low, high
+    both = torch.tensor([-low, high], dtype=torch.float64, device=_device())
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return -float(both[0]), float(both[1])
+
+
+def before(count: int) -> int:
+    """The sum of ``count`` over the processes before this one."""
+    counts = [0] * world()
+    counts[rank()] = count
+    return int(sum(sums(*counts)[: rank()]))
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The one-dimensional tensors of all processes, one after the other, float64."""
+    offset, whole = before(len(tensor)), int(sums(len(tensor))[0])
+    everything = torch.zeros(whole, dtype=torch.float64, device=_device())
+    everything[offset : offset + len(tensor)] = tensor
+    return sum_(everything).cpu()
+
+
+def from_first(item: Item) -> Item:
+    """Process 0's ``item``, for all."""
+    box = [item]
+    if _together():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def from_first_(tensor: torch.Tensor) -> None:
+    """Fill ``tensor`` with process 0's."""
+    if _together():
+        dist.broadcast(tensor, src=0)
+
+
+def _together() -> bool:
+    return bool(dist.is_available() and dist.is_initialized())
+
+
+def _device() -> torch.device:
+    cuda = _together() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")

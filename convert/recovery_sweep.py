@@ -1,0 +1,215 @@
+"""The sweep that makes a dense model sparse: two streams, layer by layer aligned, recovered, written and journalled."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import distributed
+from .checkpoint import Checkpoint, from_float32, read_header, shard_files, to_float32
+from .drelu import SignAlignment
+from .errors import TsconvertError
+from .journal import Journal
+from .layers import Layer
+from .names import hf_name
+from .progress import note, progress
+from .recovery import LayerData, LayerResult, expert_tokens, ffn_inputs, judge_layer, recover_layer
+from .sweep import Stream
+from .writer import CheckpointWriter
+
+if TYPE_CHECKING:
+    from .relufy import RelufyConfig
+
+# Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
+_JUDGE_SHARE = 16  # one sequence in so many is kept from training and judges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the sweep found."""
+
+    tokens: int
+    layers: tuple[LayerResult, ...]
+    energy_kept: tuple[float, float] | None
+    dense_perplexity: float
+    perplexity: float
+
+
+class Sequences:
+    """This process's share of the calibration sequences: those that train, then those that judge."""
+
+    def __init__(self, rows_NS: "np.typing.NDArray[np.int64]") -> None:
+        judges = max(1, len(rows_NS) // _JUDGE_SHARE)
+        train_NS, judge_NS = rows_NS[:-judges], rows_NS[-judges:]
+        if len(train_NS) < distributed.world():
+            raise TsconvertError(
+                f"{len(train_NS)} sequences to train on are fewer than processes; give more --tokens or a shorter"
+                " --context"
+            )
+        own = distributed.share(len(train_NS))
+        context = rows_NS.shape[1]
+        self.tokens = rows_NS.size
+        self.first_token, self.all_train_tokens = own.start * context, train_NS.size
+        self.train_tokens = (own.stop - own.start) * context
+        rows = np.concatenate([train_NS[own], judge_NS[distributed.share(judges)]])
+        self.rows_NS = torch.from_numpy(rows)
+        self.judges = slice(own.stop - own.start, None)
+
+
+class RecoverySweep:
+    """Aligns and recovers each layer of ``source``, and writes it when it is done.
+
+    Args:
+        source: the model that becomes sparse.
+        teacher: the dense model.
+        sequences: the calibration text.
+        config: what was asked for.
+        writer: of the output, in process 0 only.
+        folder: where the output grows; the journal lies there too.
+    """
+
+    def __init__(
+        self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: "RelufyConfig",
+        writer: CheckpointWriter | None, folder: Path, journal: Journal | None,
+    ) -> None:  # fmt: skip
+        self.source, self.sequences, self.config = source, sequences, config
+        self.writer, self.folder, self.journal = writer, folder, journal
+        self.align = config.align and not source.spec.sparse
+        how: dict[str, Any] = {
+            "device": config.device, "scratch": config.out.parent, "autocast": bool(config.training.autocast)
+        }  # fmt: skip
+        self.teacher = Stream(teacher, sequences.rows_NS, frozen=True, **how)
+        self.student = Stream(source, sequences.rows_NS, activation=config.activation, **how)
+
+    def run(self) -> Found:
+        """Sweep all layers.
+
+        Raises:
+            TsconvertError: a loss that is no number, or an expert that too few tokens reach. What is finished stays.
+        """
+        layers = self.source.spec.layers
+        results: list[LayerResult] = []
+        energies: list[tuple[float, float]] = []
+        with progress("layers", layers) as step:
+            for index in range(layers):
+                self._teach(index)
+                result, energy = self._layer(index)
+                results.append(result)
+                energies.append(energy)
+                step(f"error {result.error_before:.3f} to {result.error_after:.3f}, density {result.density:.2f}")
+        judges = self.sequences.judges
+        return Found(
+            tokens=self.sequences.tokens,
+            layers=tuple(results),
+            energy_kept=(_mean([e[0] for e in energies]), _mean([e[1] for e in energies])) if self.align else None,
+            dense_perplexity=float(np.exp(self.teacher.cross_entropy(judges))),
+            perplexity=float(np.exp(self.student.cross_entropy(judges))),
+        )
+
+    def _teach(self, index: int) -> None:
+        dense = self.teacher.layer(index)
+        self.teacher.attend(dense)
+        self.teacher.feed_forward(dense)
+
+    def _layer(self, index: int) -> tuple[LayerResult, tuple[float, float]]:
+        """One layer of the student; one that an earlier run finished is read back."""
+        layer = self.student.layer(index)
+        entry = distributed.from_first(self.journal.entry(index) if self.journal else None)
+        if entry is not None:
+            self._restore(layer)
+            result, energy = LayerResult(**entry["result"]), (entry["energy"][0], entry["energy"][1])
+        else:
+            result, energy = self._train(layer)
+        self.student.attend(layer)
+        self.student.feed_forward(layer)
+        return result, energy
+
+    def _train(self, layer: Layer) -> tuple[LayerResult, tuple[float, float]]:
+        data = LayerData(
+            x_TD=self.student.hidden_NSD.flatten(0, 1),
+            context_TC=self.student.contexts(layer).flatten(0, 1),
+            target_TD=self.teacher.hidden_NSD.flatten(0, 1),
+            train_tokens=self.sequences.train_tokens,
+            first_token=self.sequences.first_token,
+            all_train_tokens=self.sequences.all_train_tokens,
+        )
+        energy = align(layer, data) if self.align else (0.0, 0.0)
+        seen = expert_tokens(layer, data)
+        check_experts(layer, seen, self.config.min_expert_tokens)
+        if self.config.recover == "local":
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + layer.index)
+            result = recover_layer(layer, data, self.config.training, generator, seen)
+        else:
+            result = judge_layer(layer, data, seen)
+        self._write(layer)
+        if self.journal is not None:
+            self.journal.add(layer.index, {"result": asdict(result), "energy": energy})
+        return result, energy
+
+    @torch.no_grad()
+    def _write(self, layer: Layer) -> None:
+        """Write the layer, and round it to what was written: the layers after it are to learn from that."""
+        for place, tensor in layer.tensors():
+            dtype = self.config.dtype or self.source.info(place).dtype
+            raw = from_float32(tensor.float().cpu().contiguous().numpy(), dtype)
+            if self.writer is not None:
+                self.writer.write(hf_name(place), raw)
+            if dtype != "F32":
+                tensor.copy_(torch.from_numpy(to_float32(raw, dtype)).view_as(tensor))
+        if self.writer is not None:
+            self.writer.flush()
+
+    @torch.no_grad()
+    def _restore(self, layer: Layer) -> None:
+        """The weights of a layer that an earlier run finished, read by process 0 for all."""
+        infos = {}
+        if self.writer is not None:
+            infos = {name: info for file in shard_files(self.folder) for name, info in read_header(file).items()}
+        for place, tensor in layer.tensors():
+            if info := infos.get(hf_name(place)):
+                with info.file.open("rb") as stream:
+                    stream.seek(info.start)
+                    raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)
+                tensor.copy_(torch.from_numpy(to_float32(raw, info.dtype).reshape(info.shape).copy()))
+            distributed.from_first_(tensor)
+
+
+@torch.no_grad()
+def align(layer: Layer, data: LayerData) -> tuple[float, float]:
+    """Flip signs in place; the mean over FFNs of the energy share kept before and after."""
+    tallies = [SignAlignment(*layer.ffn_weights(expert)[:2]) for expert in range(max(1, layer.experts))]
+    for x_TD in ffn_inputs(layer, data):
+        for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
+            tally.add(x_TD[token])
+    before, after = [], []
+    for expert, tally in enumerate(tallies):
+        _, up_FD, down_DF = layer.ffn_weights(expert)
+        signs_F, was, now = tally.signs()
+        up_FD.mul_(signs_F[:, None])
+        down_DF.mul_(signs_F)
+        before.append(was)
+        after.append(now)
+    return _mean(before), _mean(after)
+
+
+def check_experts(layer: Layer, seen: list[int], least: int) -> None:
+    """Name the experts that fewer than ``least`` tokens reach.
+
+    Raises:
+        TsconvertError: there are some.
+    """
+    starved = [expert for expert, tokens in enumerate(seen) if tokens < least]
+    if starved:
+        named = ", ".join(f"expert {expert} saw {seen[expert]} tokens" for expert in starved)
+        raise TsconvertError(
+            f"layer {layer.index}: {named}, fewer than --min-expert-tokens {least}; give more --tokens or other --data"
+        )
+    if layer.experts and not min(seen):
+        unseen = ", ".join(str(expert) for expert, tokens in enumerate(seen) if not tokens)
+        note(f"layer {layer.index}: no token reached expert {unseen}; it was not trained")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
