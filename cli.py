@@ -89,6 +89,24 @@ def emit(result: Any, as_json: bool) -> None:
         click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else str(result))
 
 
+class Precision(click.Choice):  # type: ignore[type-arg]
+    """bf16, f32, or what suits the device; the value is whether to use bfloat16, None to find out."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool | None:
+        """True, False or None; another word is a usage error."""
+        return {"auto": None, "bf16": True, "f32": False}[super().convert(value, param, ctx)]
+
+
+precision = click.option(
+    "--precision",
+    "autocast",
+    type=Precision(["auto", "bf16", "f32"]),
+    default="auto",
+    show_default=True,
+    help="Of matrix products in training; auto: bf16 where the device has instructions for it.",
+)
+
+
 @click.group(cls=Chain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tsconvert")
 def main() -> None:
@@ -126,13 +144,7 @@ def main() -> None:
     "--attention/--no-attention", default=True, show_default=True, help="Train the attention's output as well."
 )
 @click.option("--target-sparsity", type=float, help="Share of neurons to be silent, such as 0.9.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "bf16", "f32"]),
-    default="auto",
-    show_default=True,
-    help="Of matrix products; auto: bf16 where the device has instructions for it.",
-)
+@precision
 @click.option("--min-expert-tokens", type=COUNT, default=0, show_default=True, help="Stop if an expert sees fewer.")
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
@@ -164,7 +176,7 @@ def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_s
         learning_rate=options.pop("learning_rate"),
         train_attention=options.pop("attention"),
         target_sparsity=options.pop("target_sparsity"),
-        autocast={"auto": None, "bf16": True, "f32": False}[options.pop("precision")],
+        autocast=options.pop("autocast"),
     )
     sources = tuple(parse_source(argument) for argument in data)
     config = RelufyConfig(
@@ -239,6 +251,7 @@ class Rank(click.ParamType):  # type: ignore[type-arg]
 @click.option("--steps", type=COUNT, default=400, show_default=True, help="Training steps a predictor.")
 @click.option("--batch-tokens", type=COUNT, default=512, show_default=True, help="Tokens a step.")
 @click.option("--learning-rate", type=float, default=3e-2, show_default=True)
+@precision
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @common
@@ -251,7 +264,7 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
     from .predictors.train import PredictorConfig, train_predictors
     from .predictors.training import Training
 
-    training = Training(**{name: options.pop(name) for name in ("steps", "batch_tokens", "learning_rate")})
+    training = Training(**{name: options.pop(name) for name in ("steps", "batch_tokens", "learning_rate", "autocast")})
     sources = tuple(parse_source(argument) for argument in data)
     config = PredictorConfig(data=sources, training=training, **options)
     emit(estimate_predictors(config) if estimate else train_predictors(config), as_json)

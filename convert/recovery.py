@@ -9,7 +9,7 @@ gradients are summed, so the weights stay equal.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from . import distributed
 from .errors import TsconvertError
 from .layers import Layer
 from .penalty import SparsityPenalty
+from .precision import multiplies_bfloat16
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
 _JUDGE_TOKENS = 2048
@@ -44,6 +45,10 @@ class LocalRecovery:
             raise TsconvertError(f"--target-sparsity {self.target_sparsity:g}: it must lie between 0 and 1")
         if self.steps < 1 or self.batch_tokens < 1:
             raise TsconvertError("recovery needs at least one step of one token")
+
+    def on(self, device: str) -> "LocalRecovery":
+        """The same with the precision chosen for ``device``."""
+        return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
 
     def peak(self, width: int) -> float:
         """The learning rate for a model of ``width``."""

@@ -16,6 +16,7 @@ from .layers import Layer
 from .names import hf_name
 from .progress import note, progress
 from .recovery import LayerData, LayerResult, expert_tokens, ffn_inputs, judge_layer, recover_layer
+from .sequences import Sequences
 from .sweep import Stream
 from .writer import CheckpointWriter
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from .relufy import RelufyConfig
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
-_JUDGE_SHARE = 16  # one sequence in so many is kept from training and judges
+JUDGE_SHARE = 16
+"""One sequence in so many is kept from training and judges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +37,6 @@ class Found:
     energy_kept: tuple[float, float] | None
     dense_perplexity: float
     perplexity: float
-
-
-class Sequences:
-    """This process's share of the calibration sequences: those that train, then those that judge."""
-
-    def __init__(self, rows_NS: "np.typing.NDArray[np.int64]") -> None:
-        judges = max(1, len(rows_NS) // _JUDGE_SHARE)
-        train_NS, judge_NS = rows_NS[:-judges], rows_NS[-judges:]
-        if len(train_NS) < distributed.world():
-            raise TsconvertError(
-                f"{len(train_NS)} sequences to train on are fewer than processes; give more --tokens or a shorter"
-                " --context"
-            )
-        own = distributed.share(len(train_NS))
-        context = rows_NS.shape[1]
-        self.tokens = rows_NS.size
-        self.first_token, self.all_train_tokens = own.start * context, train_NS.size
-        self.train_tokens = (own.stop - own.start) * context
-        rows = np.concatenate([train_NS[own], judge_NS[distributed.share(judges)]])
-        self.rows_NS = torch.from_numpy(rows)
-        self.judges = slice(own.stop - own.start, None)
 
 
 class RecoverySweep:
@@ -99,13 +80,13 @@ class RecoverySweep:
                 results.append(result)
                 energies.append(energy)
                 step(f"error {result.error_before:.3f} to {result.error_after:.3f}, density {result.density:.2f}")
-        judges = self.sequences.judges
+        held = self.sequences.held
         return Found(
             tokens=self.sequences.tokens,
             layers=tuple(results),
             energy_kept=(_mean([e[0] for e in energies]), _mean([e[1] for e in energies])) if self.align else None,
-            dense_perplexity=float(np.exp(self.teacher.cross_entropy(judges))),
-            perplexity=float(np.exp(self.student.cross_entropy(judges))),
+            dense_perplexity=float(np.exp(self.teacher.cross_entropy(held))),
+            perplexity=float(np.exp(self.student.cross_entropy(held))),
         )
 
     def _teach(self, index: int) -> None:

@@ -15,10 +15,10 @@ from .drelu import sparse_config, write_companions
 from .errors import TsconvertError
 from .journal import JOURNAL, Journal
 from .names import Place, hf_name
-from .precision import multiplies_bfloat16
 from .progress import progress
 from .recovery import LayerResult, LocalRecovery
-from .recovery_sweep import RecoverySweep, Sequences
+from .recovery_sweep import JUDGE_SHARE, RecoverySweep
+from .sequences import Sequences
 from .writer import (
     PARTIAL,
     CheckpointWriter,
@@ -130,9 +130,7 @@ def relufy(config: RelufyConfig) -> RelufyReport:
     """
     start_s = time.monotonic()
     with distributed.processes(config.device) as device:
-        autocast = config.training.autocast
-        autocast = multiplies_bfloat16(device) if autocast is None else autocast
-        config = replace(config, device=device, training=replace(config.training, autocast=autocast))
+        config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
         source = open_checkpoint(config.model)
         teacher = _teacher(source, config)
@@ -177,9 +175,8 @@ def _convert(
     if config.recover == "none" and not config.align:
         _copy(source, writer, config, source.places)
         return {}
-    sequences = Sequences(
-        calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
-    )
+    rows_NS = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
+    sequences = Sequences(rows_NS, JUDGE_SHARE)
     outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
     _copy(source, writer, config, outside)
     journal = None

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..convert import distributed
 from .cost import Bits, Rates, exact_bytes, predicted_bytes
 from .folder import Predictor
 from .labels import FFN
@@ -67,6 +68,7 @@ def calibrate(ffn: FFN, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, target_energ
     for x_TD in ffn.calibration_blocks():
         z_TF = logits(x_TD, fc1_RD, fc2_FR)
         low, high = min(low, float(z_TF.min())), max(high, float(z_TF.max()))
+    low, high = distributed.extremes(low, high)
     edges = np.linspace(low, high, _BINS, dtype=np.float32)  # the last bin holds what equals the highest logit
     energy = np.zeros(_BINS)
     for x_TD in ffn.calibration_blocks():
@@ -74,6 +76,7 @@ def calibrate(ffn: FFN, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, target_energ
         bins = torch.bucketize(logits(x_TD, fc1_RD, fc2_FR), index, right=True) - 1
         weight = ffn.labels(x_TD).energy_TF.double()
         energy += torch.bincount(bins.flatten().clamp_min(0), weights=weight.flatten(), minlength=_BINS).cpu().numpy()
+    energy = distributed.sum_(torch.from_numpy(energy).to(ffn.device)).cpu().numpy()
     kept = np.cumsum(energy[::-1])[::-1]
     enough = np.flatnonzero(kept >= target_energy * kept[0])
     return float(edges[enough[-1]])
@@ -100,6 +103,7 @@ def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
         sums["kept"] += float(labels.energy_TF[chosen_TF].double().sum())
         sums["kept0"] += float(labels.energy_TF[z_TF >= 0].double().sum())
         sums["predicted0"] += float((z_TF >= 0).sum())
+    sums = dict(zip(sums, distributed.sums(*sums.values()), strict=True))
     pairs = max(1.0, sums["pairs"])
     rates = Rates(
         gate=sums["gate"] / pairs, fired=sums["fired"] / pairs, predicted=sums["predicted"] / pairs,
@@ -110,8 +114,8 @@ def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
         expert=ffn.expert,
         rank=predictor.rank,
         threshold=predictor.threshold,
-        tokens=len(ffn.train),
-        calibration_tokens=len(ffn.calibration),
+        tokens=ffn.train_tokens,
+        calibration_tokens=ffn.calibration_tokens,
         density=rates.fired,
         gate_density=rates.gate,
         predicted_density=rates.predicted,

@@ -9,7 +9,7 @@ from ..convert.layers import Layer
 from ..convert.sweep import Stream, sweep
 from .calibrate import FFNReport
 from .profile import refuse_dense
-from .train import MIN_TOKENS, PredictorConfig, layer_ffns, train_one, training_rows
+from .train import MIN_TOKENS, PredictorConfig, layer_ffns, train_one, training_sequences
 
 _TOKENS = 8192
 _STEPS = 150
@@ -71,22 +71,23 @@ def estimate_predictors(config: PredictorConfig) -> Estimate:
     start_s = time.monotonic()
     checkpoint = open_checkpoint(config.model)
     refuse_dense(checkpoint, config.model)
-    short = replace(config.training, steps=min(config.training.steps, _STEPS))
+    short = replace(config.training.on(config.device), steps=min(config.training.steps, _STEPS))
     tokens = min(config.tokens, _TOKENS * checkpoint.spec.ffns)
     config = replace(config, tokens=tokens, training=short)
-    rows_NS = training_rows(checkpoint, config)
+    sequences = training_sequences(checkpoint, config)
     last = checkpoint.spec.layers - 1
     layers = {round(i * last / (_LAYERS - 1)) for i in range(_LAYERS)}
     ranks = [rank for rank in _RANKS if rank <= checkpoint.spec.width] or [checkpoint.spec.width]
-    visitor = _Tries(config, layers, [config.rank] if config.rank else ranks)
-    sweep(checkpoint, rows_NS, [visitor], config.device)
-    return Estimate(tokens=rows_NS.numel(), trials=tuple(visitor.trials), elapsed_s=time.monotonic() - start_s)
+    visitor = _Tries(config, sequences.train_tokens, layers, [config.rank] if config.rank else ranks)
+    sweep(checkpoint, sequences.rows_NS, [visitor], config.device)
+    return Estimate(tokens=sequences.tokens, trials=tuple(visitor.trials), elapsed_s=time.monotonic() - start_s)
 
 
 class _Tries:
     """The sweep's visitor."""
 
-    def __init__(self, config: PredictorConfig, layers: set[int], ranks: list[int]) -> None:
+    def __init__(self, config: PredictorConfig, train_tokens: int, layers: set[int], ranks: list[int]) -> None:
+        self.train_tokens = train_tokens
         self.config, self.layers, self.ranks = config, layers, ranks
         self.trials: list[FFNReport] = []
 
@@ -94,8 +95,8 @@ class _Tries:
         """Try every rank on one FFN of ``layer``, if it is one of those asked for."""
         if layer.index not in self.layers:
             return ""
-        ffn = max(layer_ffns(layer, stream), key=lambda each: len(each.train))
-        if len(ffn.train) < MIN_TOKENS or not len(ffn.calibration):
-            return f"{len(ffn.train)} tokens are too few"
+        ffn = max(layer_ffns(layer, stream, self.train_tokens), key=lambda each: each.train_tokens)
+        if ffn.train_tokens < MIN_TOKENS or not ffn.calibration_tokens:
+            return f"{ffn.train_tokens} tokens are too few"
         self.trials += [train_one(ffn, rank, self.config)[1] for rank in self.ranks]
         return f"energy {self.trials[-1].energy:.3f} at density {self.trials[-1].predicted_density:.3f}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..convert import distributed
 from ..convert.layers import Layer
 from ..convert.modeling_turbosparse import activate
 
@@ -32,7 +33,7 @@ class Labels:
 
 
 class FFN:
-    """One FFN (expert) and the tokens that reach it.
+    """One FFN (expert) and the tokens that reach it, of this process.
 
     Args:
         layer: with its weights.
@@ -47,6 +48,10 @@ class FFN:
         token = token.cpu()
         self.train = token[token < train_tokens]
         self.calibration = token[token >= train_tokens]
+        self.first_train = distributed.before(len(self.train))
+        self.train_tokens, self.calibration_tokens = (
+            int(count) for count in distributed.sums(len(self.train), len(self.calibration))
+        )
         self.gate_FD, self.up_FD, down_DF = layer.ffn_weights(expert)
         self.down_F = down_DF.norm(dim=0)
         self.neurons, self.width = self.gate_FD.shape
@@ -61,6 +66,11 @@ class FFN:
         """The normed inputs [T, D] of some tokens."""
         return self.x_TD[token.to(self.x_TD.device)].to(self.device)
 
+    def own(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Of some of the training tokens of all processes (0 to ``train_tokens``) those that are this one's."""
+        chosen = chosen - self.first_train
+        return self.train[chosen[(chosen >= 0) & (chosen < len(self.train))]]
+
     @torch.no_grad()
     def labels(self, x_TD: torch.Tensor) -> Labels:
         """What the neurons do for ``x_TD``."""
@@ -74,9 +84,10 @@ class FFN:
 
     def _measure_energy(self) -> float:
         """The mean over (some) training tokens of the sum over neurons of (h_j |down_j|)^2."""
-        x_TD = self.inputs(self.train[:_MEASURED_TOKENS])
+        x_TD = self.inputs(self.own(torch.arange(min(_MEASURED_TOKENS, self.train_tokens))))
         h_TF = self.layer.activations(x_TD, self.expert)
-        return max(float((h_TF * self.down_F).square_().sum(-1).mean()), 1e-30) if len(x_TD) else 1.0
+        energy, tokens = distributed.sums(float((h_TF * self.down_F).square_().double().sum()), len(x_TD))
+        return max(energy / tokens, 1e-30) if tokens else 1.0
 
     @torch.no_grad()
     def fired(self) -> torch.Tensor:
@@ -84,7 +95,7 @@ class FFN:
         count_F = torch.zeros(self.neurons, device=self.device)
         for x_TD in self.calibration_blocks():
             count_F += (self.layer.activations(x_TD, self.expert) != 0).sum(0)
-        return count_F
+        return distributed.sum_(count_F)
 
     def calibration_blocks(self) -> Iterator[torch.Tensor]:
         """The inputs of the tokens that calibrate, in blocks whose labels stay small."""

@@ -6,6 +6,7 @@ P x = relu(P x) - relu(-P x). So rank R of the predictor carries R / 2 singular 
 
 import torch
 
+from ..convert import distributed
 from .labels import FFN
 
 # Shape suffixes: T tokens, D model width, F neurons, K singular directions, R predictor rank.
@@ -37,12 +38,11 @@ def _reduced_rank(weight_FD: torch.Tensor, moment_DD: torch.Tensor, rank: int) -
 
 
 def _sample(ffn: FFN, generator: torch.Generator) -> torch.Tensor:
-    count = min(_SAMPLE_TOKENS, len(ffn.train))
-    return ffn.inputs(ffn.train[torch.randperm(len(ffn.train), generator=generator)[:count]])
+    return ffn.inputs(ffn.own(torch.randperm(ffn.train_tokens, generator=generator)[:_SAMPLE_TOKENS]))
 
 
 def _second_moment(x_TD: torch.Tensor) -> torch.Tensor:
     """E[x x^T], with a little added to the diagonal so that it has a root."""
-    moment_DD = x_TD.T @ x_TD / len(x_TD)
+    moment_DD = distributed.sum_(x_TD.T @ x_TD) / distributed.sums(len(x_TD))[0]
     ridge = 1e-4 * moment_DD.diagonal().mean().clamp_min(1e-12)
     return moment_DD + ridge * torch.eye(len(moment_DD), device=x_TD.device)

@@ -1,12 +1,13 @@
 """`tsconvert profile`: how often each neuron of each layer and expert fires over one or several corpora."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..convert import distributed
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.corpora import Source, calibration_rows
 from ..convert.errors import TsconvertError
@@ -52,32 +53,40 @@ def profile(config: ProfileConfig) -> Profile:
         >>> print(profile(ProfileConfig(model="sparse", tokens=4096)))
     """
     start_s = time.monotonic()
-    for out in (config.out, config.powerinfer_dir):
-        if out is not None:
-            refuse_existing(out)
-    checkpoint = open_checkpoint(config.model)
-    refuse_dense(checkpoint, config.model)
-    if config.powerinfer_dir is not None and checkpoint.spec.experts:
-        raise TsconvertError(
-            f"--powerinfer-dir: {config.model} has experts, and PowerInfer's solver takes dense FFNs only; leave it out"
-        )
+    with distributed.processes(config.device) as device:
+        config = replace(config, device=device)
+        for out in (config.out, config.powerinfer_dir):
+            if out is not None:
+                refuse_existing(out)
+        checkpoint = open_checkpoint(config.model)
+        refuse_dense(checkpoint, config.model)
+        if config.powerinfer_dir is not None and checkpoint.spec.experts:
+            raise TsconvertError(
+                f"--powerinfer-dir: {config.model} has experts, and PowerInfer's solver takes dense FFNs only; leave it"
+                " out"
+            )
+        found = _count(checkpoint, config)
+        found = replace(found, elapsed_s=time.monotonic() - start_s)
+        if config.out is not None and not distributed.rank():
+            save_profile(found, config.out)
+        if config.powerinfer_dir is not None and not distributed.rank():
+            save_powerinfer_activations(found, config.powerinfer_dir)
+    return found
+
+
+def _count(checkpoint: Checkpoint, config: ProfileConfig) -> Profile:
     names, corpora = _corpora(checkpoint, config)
-    rows_NS = torch.from_numpy(np.concatenate(corpora))
+    rows_NS = np.concatenate(corpora)
+    own = distributed.share(len(rows_NS))
     corpus_N = np.repeat(np.arange(len(corpora)), [len(rows) for rows in corpora])
-    counter = _Counter(corpus_N, len(corpora))
-    sweep(checkpoint, rows_NS, [counter], config.device)
-    found = Profile(
+    counter = _Counter(corpus_N[own], len(corpora))
+    sweep(checkpoint, torch.from_numpy(rows_NS[own]), [counter], config.device)
+    return Profile(
         model_fingerprint=checkpoint.fingerprint,
         corpora=tuple(names),
         tokens=tuple(int(rows.size) for rows in corpora),
         layers=tuple(counter.layers),
-        elapsed_s=time.monotonic() - start_s,
     )
-    if config.out is not None:
-        save_profile(found, config.out)
-    if config.powerinfer_dir is not None:
-        save_powerinfer_activations(found, config.powerinfer_dir)
-    return found
 
 
 def refuse_dense(checkpoint: Checkpoint, model: str) -> None:
@@ -176,8 +185,15 @@ class _LayerTally:
             self.tokens_CE[corpus, expert] += int(rows.sum())
 
     def result(self) -> LayerProfile:
-        """The layer's profile."""
-        fired_T, seen_T = torch.cat(self.fired_T), torch.cat(self.seen_T)
+        """The layer's profile, of all processes."""
+        self.counts_CEF, self.tokens_CE = (
+            distributed.sum_(torch.from_numpy(counts).to(self.layer.device)).cpu().numpy()
+            for counts in (self.counts_CEF, self.tokens_CE)
+        )
+        self.energy.add_others(self.layer.device)
+        self.union = dict(zip(self.union, distributed.sums(*self.union.values()), strict=True))
+        self.gate_fired, self.sequences = (int(count) for count in distributed.sums(self.gate_fired, self.sequences))
+        fired_T, seen_T = (distributed.gather(torch.cat(parts)) for parts in (self.fired_T, self.seen_T))
         density_T = (fired_T / seen_T.clamp_min(1)).numpy()
         seen = max(1.0, float(seen_T.double().sum()))
         return LayerProfile(

@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..convert import distributed
+
 # Shape suffixes: N windows, W tokens a window, T tokens, F neurons.
 _BINS_PER_OCTAVE = 16
 _LOWEST, _HIGHEST = -120, 60  # log2 of the energies that are told apart
@@ -27,6 +29,13 @@ class EnergyHistogram:
         self.count += torch.bincount(index, minlength=len(self.count)).cpu().numpy()
         self.energy += torch.bincount(index, weights=flat, minlength=len(self.energy)).cpu().numpy()
         self.pairs += energy_TF.numel()
+
+    def add_others(self, device: torch.device) -> None:
+        """Take in what the other processes counted."""
+        self.count, self.energy = (
+            distributed.sum_(torch.from_numpy(part).to(device)).cpu().numpy() for part in (self.count, self.energy)
+        )
+        self.pairs = int(distributed.sums(self.pairs)[0])
 
     def share_of_values(self, target: float) -> float:
         """The smallest share of the pairs, strongest first, that holds ``target`` of the energy (to one bin)."""

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from ..convert import distributed
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.corpora import Source, calibration_rows
 from ..convert.errors import TsconvertError
 from ..convert.layers import Layer
 from ..convert.progress import note
+from ..convert.sequences import Sequences
 from ..convert.sweep import Stream, sweep
 from ..convert.writer import refuse_existing
 from .calibrate import FFNReport, calibrate, judge
@@ -87,6 +89,8 @@ class PredictorConfig:
 def train_predictors(config: PredictorConfig) -> PredictorReport:
     """Train the predictors of ``config.model`` and write them to ``config.out``.
 
+    Started by torchrun, the processes share the text, and the first one writes.
+
     Raises:
         TsconvertError: bad input, an output that exists, a SwiGLU model, or a rank over the budget.
 
@@ -94,57 +98,62 @@ def train_predictors(config: PredictorConfig) -> PredictorReport:
         >>> print(train_predictors(PredictorConfig(model="sparse", out=Path("predictors"), rank=32)))
     """
     start_s = time.monotonic()
-    if config.out is not None:
-        refuse_existing(config.out)
-    checkpoint = open_checkpoint(config.model)
-    refuse_dense(checkpoint, config.model)
-    budget = Budget(checkpoint.spec, config.budget)
-    if config.rank is not None:
-        budget.check(config.rank)
-    rows_NS = training_rows(checkpoint, config)
-    trainer = _Trainer(checkpoint, rows_NS, config, budget)
-    stream = sweep(checkpoint, rows_NS, [trainer], config.device)
-    held = slice(len(rows_NS) - calibration_sequences(rows_NS), None)
-    report = PredictorReport(
-        out=config.out,
-        method=config.method,
-        target_energy=config.target_energy,
-        tokens=rows_NS.numel(),
-        model_parameters=checkpoint.spec.parameters,
-        predictor_parameters=trainer.parameters,
-        ffns=tuple(trainer.reports),
-        perplexity_exact=math.exp(stream.cross_entropy(held)),
-        perplexity_predicted=math.exp(trainer.predicted.cross_entropy(slice(None))),
-        elapsed_s=time.monotonic() - start_s,
-    )
-    if config.out is not None:
-        found = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
-        for varying in ("elapsed_s", "out"):  # the same run gives the same bytes
-            found.pop(varying)
-        made_for = checkpoint.fingerprint
-        save_predictors(PredictorSet(model_fingerprint=made_for, ffns=trainer.ffns, report=found), config.out)
+    with distributed.processes(config.device) as device:
+        config = replace(config, device=device, training=config.training.on(device))
+        if config.out is not None:
+            refuse_existing(config.out)
+        checkpoint = open_checkpoint(config.model)
+        refuse_dense(checkpoint, config.model)
+        budget = Budget(checkpoint.spec, config.budget)
+        if config.rank is not None:
+            budget.check(config.rank)
+        sequences = training_sequences(checkpoint, config)
+        trainer = _Trainer(checkpoint, sequences, config, budget)
+        stream = sweep(checkpoint, sequences.rows_NS, [trainer], config.device)
+        report = PredictorReport(
+            out=config.out,
+            method=config.method,
+            target_energy=config.target_energy,
+            tokens=sequences.tokens,
+            model_parameters=checkpoint.spec.parameters,
+            predictor_parameters=trainer.parameters,
+            ffns=tuple(trainer.reports),
+            perplexity_exact=math.exp(stream.cross_entropy(sequences.held)),
+            perplexity_predicted=math.exp(trainer.predicted.cross_entropy(slice(None))),
+            elapsed_s=time.monotonic() - start_s,
+        )
+        if config.out is not None and not distributed.rank():
+            _save(checkpoint, trainer.ffns, report, config, config.out)
     return report
 
 
-def training_rows(checkpoint: Checkpoint, config: PredictorConfig) -> torch.Tensor:
-    """The token ids [N, S]; the last of them calibrate."""
+def _save(
+    checkpoint: Checkpoint, ffns: list[list[Predictor | None]], report: PredictorReport, config: PredictorConfig,
+    out: Path,
+) -> None:  # fmt: skip
+    found = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
+    for varying in ("elapsed_s", "out"):  # the same run gives the same bytes
+        found.pop(varying)
+    save_predictors(PredictorSet(model_fingerprint=checkpoint.fingerprint, ffns=ffns, report=found), out)
+
+
+def training_sequences(checkpoint: Checkpoint, config: PredictorConfig) -> Sequences:
+    """This process's sequences; those held back calibrate."""
     rows = calibration_rows(checkpoint, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
-    return torch.from_numpy(rows)
+    return Sequences(rows, _CALIBRATION_SHARE)
 
 
-def calibration_sequences(rows_NS: torch.Tensor) -> int:
-    """How many of the last sequences are kept from training."""
-    return max(1, len(rows_NS) // _CALIBRATION_SHARE)
+def layer_ffns(layer: Layer, stream: Stream, train_tokens: int) -> list[FFN]:
+    """The layer's FFNs with their tokens; all share one copy of the layer's normed inputs.
 
-
-def layer_ffns(layer: Layer, stream: Stream) -> list[FFN]:
-    """The layer's FFNs with their tokens; all share one copy of the layer's normed inputs."""
+    Args:
+        train_tokens: of the stream, the first ones; the others calibrate.
+    """
     x_TD = torch.empty(stream.rows_NS.numel(), stream.hidden_NSD.shape[2])
     start = 0
     for part_TD in stream.inputs(layer):
         x_TD[start : start + len(part_TD)] = part_TD
         start += len(part_TD)
-    train_tokens = (len(stream.rows_NS) - calibration_sequences(stream.rows_NS)) * stream.context
     with torch.no_grad():
         routes = layer.route(x_TD.to(layer.device))
     return [FFN(layer, expert, x_TD, token, train_tokens) for expert, (token, _) in enumerate(routes)]
@@ -177,11 +186,12 @@ def hash_seed(*parts: int) -> int:
 class _Trainer:
     """The sweep's visitor: trains a layer's predictors, then lets the calibration sequences feel their effect."""
 
-    def __init__(self, checkpoint: Checkpoint, rows_NS: torch.Tensor, config: PredictorConfig, budget: Budget) -> None:
+    def __init__(self, checkpoint: Checkpoint, sequences: Sequences, config: PredictorConfig, budget: Budget) -> None:
         self.config, self.budget, self.width = config, budget, checkpoint.spec.width
+        self.train_tokens = sequences.train_tokens
         self.ffns: list[list[Predictor | None]] = []
         self.reports: list[FFNReport] = []
-        self.predicted = Stream(checkpoint, rows_NS[-calibration_sequences(rows_NS) :], config.device)
+        self.predicted = Stream(checkpoint, sequences.rows_NS[sequences.held], config.device)
         """The calibration sequences in predicted mode."""
 
     @property
@@ -191,7 +201,7 @@ class _Trainer:
 
     def visit(self, layer: Layer, stream: Stream) -> str:
         """Train the predictors of ``layer``."""
-        trials = [self._ffn(ffn) for ffn in layer_ffns(layer, stream)]
+        trials = [self._ffn(ffn) for ffn in layer_ffns(layer, stream, self.train_tokens)]
         self.ffns.append([predictor for predictor, _ in trials])
         self.reports += [report for _, report in trials]
         self.predicted.attend(layer)
@@ -208,11 +218,11 @@ class _Trainer:
         """The predictor of one FFN, or None with the reason in the report."""
         none = FFNReport(
             layer=ffn.layer.index, expert=ffn.expert, rank=0, used=False,
-            tokens=len(ffn.train), calibration_tokens=len(ffn.calibration),
+            tokens=ffn.train_tokens, calibration_tokens=ffn.calibration_tokens,
         )  # fmt: skip
         where = f"layer {ffn.layer.index}" + (f", expert {ffn.expert}" if ffn.layer.experts else "")
-        if len(ffn.train) < MIN_TOKENS or not len(ffn.calibration):
-            note(f"{where}: {len(ffn.train)} tokens reached it, too few for a predictor; it is left to exact mode")
+        if ffn.train_tokens < MIN_TOKENS or not ffn.calibration_tokens:
+            note(f"{where}: {ffn.train_tokens} tokens reached it, too few for a predictor; it is left to exact mode")
             self.budget.spend(0)
             return None, replace(none, reason="too few tokens")
         if self.config.rank is None:

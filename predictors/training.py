@@ -10,12 +10,14 @@ predicts keeps the energy asked for. Its gradient, (w + price) sigmoid(z) - w, i
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from ..convert import distributed
 from ..convert.errors import TsconvertError
+from ..convert.precision import multiplies_bfloat16
 from .labels import FFN
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
@@ -32,8 +34,8 @@ class Training:
     """AdamW's, at its peak, for a model of width 128; fc1's falls with the root of the width, as its weights do."""
     floor: float = 0.1
     """Weight of a neuron that fires with next to no energy, against 1 for one of mean energy."""
-    autocast: bool = True
-    """Matrix products in bfloat16, sums and weights in float32."""
+    autocast: bool | None = None
+    """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_tokens"):
@@ -41,6 +43,10 @@ class Training:
                 raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if not self.learning_rate > 0:
             raise TsconvertError(f"learning_rate is {self.learning_rate}: it must be above 0")
+
+    def on(self, device: str) -> "Training":
+        """The same with the precision chosen for ``device``."""
+        return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
 
 
 def train_low_rank(
@@ -68,13 +74,12 @@ def train_low_rank(
     for step in range(how.steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * _schedule(step, how.steps)
-        chosen = torch.randint(len(ffn.train), (how.batch_tokens,), generator=generator)
-        x_TD = ffn.inputs(ffn.train[chosen])
+        x_TD = ffn.inputs(ffn.own(torch.randint(ffn.train_tokens, (how.batch_tokens,), generator=generator)))
         labels = ffn.labels(x_TD)
-        mean = float(labels.energy_TF.mean())
+        mean = distributed.sums(float(labels.energy_TF.sum()))[0] / (how.batch_tokens * ffn.neurons)
         mean_energy = mean if mean_energy is None else 0.9 * mean_energy + 0.1 * mean
         weight_TF = labels.energy_TF / max(mean_energy, 1e-30) + how.floor * labels.fires_TF
-        kept = _gradient(x_TD, fc1_RD, fc2_FR, weight_TF, labels.energy_TF, price.value, how.autocast)
+        kept = _gradient(x_TD, fc1_RD, fc2_FR, weight_TF, labels.energy_TF, price.value, how)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         price.steer(step, kept)
@@ -89,19 +94,18 @@ def train_low_rank(
 @torch.no_grad()
 def _gradient(
     x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, weight_TF: torch.Tensor, energy_TF: torch.Tensor,
-    price: float, autocast: bool,
+    price: float, how: Training,
 ) -> float:  # fmt: skip
-    """Fill both `.grad` for one batch; the share of the batch's energy that threshold 0 keeps."""
-    kind = torch.bfloat16 if autocast else torch.float32
+    """Fill both `.grad` for this process's part of a batch; the share of all its energy that threshold 0 keeps."""
+    kind = torch.bfloat16 if how.autocast else torch.float32
     x_TD, narrow_RD, narrow_FR = x_TD.to(kind), fc1_RD.to(kind), fc2_FR.to(kind)
     hidden_TR = (x_TD @ narrow_RD.T).relu_()
     z_TF = (hidden_TR @ narrow_FR.T).float()
-    whole = float(energy_TF.sum())
-    kept = float((energy_TF * (z_TF >= 0)).sum()) / whole if whole else 1.0
-    slope_TF = z_TF.sigmoid_().mul_(weight_TF + price).sub_(weight_TF).div_(len(x_TD)).to(kind)
-    fc2_FR.grad = (slope_TF.T @ hidden_TR).float()
-    fc1_RD.grad = (((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float()
-    return kept
+    whole, kept = distributed.sums(float(energy_TF.sum()), float((energy_TF * (z_TF >= 0)).sum()))
+    slope_TF = z_TF.sigmoid_().mul_(weight_TF + price).sub_(weight_TF).div_(how.batch_tokens).to(kind)
+    fc2_FR.grad = distributed.sum_((slope_TF.T @ hidden_TR).float())
+    fc1_RD.grad = distributed.sum_((((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float())
+    return kept / whole if whole else 1.0
 
 
 class _Price:
