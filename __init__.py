@@ -19,19 +19,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .convert.relufy import relufy as relufy
+    from .evaluate.exporting import export_gguf as export_gguf
+    from .evaluate.verify import verify as verify
     from .predictors.profile import profile as profile
     from .predictors.train import train_predictors as train_predictors
-    from .quant.export import export_gguf as export_gguf
     from .runner.model import load as load
 
 _FUNCTIONS = {
     "relufy": "convert.relufy",
     "profile": "predictors.profile",
     "train_predictors": "predictors.train",
-    "export_gguf": "quant.export",
+    "export_gguf": "evaluate.exporting",
+    "verify": "evaluate.verify",
     "load": "runner.model",
 }
-__all__ = ["__version__", "export_gguf", "load", "profile", "relufy", "train_predictors"]
+__all__ = ["__version__", "export_gguf", "load", "profile", "relufy", "train_predictors", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -291,23 +291,28 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Add or replace a key. Repeatable.")
 @click.option("--pre", help="The pre-tokenizer's name, for a byte-level BPE that is not recognized.")
 @click.option("--name", help="The model's name in the file; default: the folder's.")
+@click.option("--verify/--no-verify", "check", default=True, show_default=True, help="Compare the file with MODEL.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, and stop.")
 @common
-def export_gguf(as_json: bool, tensor_type: tuple[str, ...], metadata: tuple[str, ...], **options: Any) -> None:
+def export_gguf(
+    as_json: bool, check: bool, tensor_type: tuple[str, ...], metadata: tuple[str, ...], **options: Any
+) -> None:
     """Write MODEL as a GGUF file that PowerInfer, llama.cpp or tsconvert's runner runs.
 
     PATTERN is a regular expression or a shell pattern over names such as blk.0.ffn_down_t.weight. VALUE is a string, or
     of another type as u32:5, f32:0.5 or bool:true.
     """
+    from .evaluate.exporting import export_gguf as run_export
     from .quant.export import ExportConfig, parse_pair
-    from .quant.export import export_gguf as run_export
 
     config = ExportConfig(
         tensor_types=tuple(parse_pair("--tensor-type", pair, last=True) for pair in tensor_type),
         metadata=tuple(parse_pair("--metadata", pair) for pair in metadata),
         **options,
     )
-    emit(run_export(config), as_json)
+    exported = run_export(config, check=check)
+    emit(exported, as_json)
+    exported.require()
 
 
 @main.command()
@@ -392,6 +397,25 @@ def evaluate(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("model")
+@click.argument("file", type=PATH)
+@click.option("--predictors", type=PATH, help="Predictor folder; default: those inside MODEL, if any.")
+@click.option("--logits/--no-logits", default=True, show_default=True, help="Also run prompts and compare logits.")
+@common
+def verify(as_json: bool, **options: Any) -> None:
+    """Compare a GGUF FILE with the MODEL that it was made from; exit code 1 if it is not the same.
+
+    Every tensor within what its type allows, the metadata, the tokenizer on nasty texts, and the runner's logits.
+    """
+    from .evaluate.verify import VerifyConfig
+    from .evaluate.verify import verify as run_verify
+
+    report = run_verify(VerifyConfig(**options))
+    emit(report, as_json)
+    report.require()
+
+
+@main.command()
 @click.argument("path")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @common
@@ -428,7 +452,6 @@ def _missing(name: str, stage: str, help_text: str) -> None:
 
 _missing("imatrix", "importance matrix", "Collect an importance matrix, in llama.cpp's GGUF form.")
 _missing("quantize", "GGUF requantization", "Requantize a GGUF file.")
-_missing("verify", "verification", "Compare every tensor of a GGUF file with its source.")
 _missing("check", "conversion check", "Run a conversion with thresholds, for CI.")
 _missing("plan", "planning", "Say what each stage would cost and what speed to expect.")
 _missing("report", "report", "Write one HTML page about a folder of outputs.")

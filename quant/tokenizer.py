@@ -74,6 +74,14 @@ def load_tokenizer(folder: Path) -> Any:
         logging.set_verbosity(verbosity)
 
 
+def load_checked_tokenizer(folder: Path) -> Any:
+    """`load_tokenizer`, made to split as SentencePiece does where the folder has tokenizer.model alone."""
+    hf = load_tokenizer(folder)
+    if not (folder / "tokenizer.json").is_file():
+        tokenizer_spm.correct(hf, folder / "tokenizer.model")
+    return hf
+
+
 def _kind(content: dict[str, Any], folder: Path) -> str:
     model = content.get("model") or {}
     if model.get("type") == "BPE":

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from ..convert.errors import TsconvertError
 from ..quant.gguf_file import GgufFile
 
-_PREFIX = "tokenizer.ggml."
+_PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama.cpp's token types
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,13 +39,17 @@ class GgufTokenizer:
         eos: tokens that end one.
         add_bos: texts are given ``bos``.
         chat_template: the model's Jinja template, empty without.
+
+    Args:
+        huggingface: use the whole tokenizer.json if the file carries it; False takes the `tokenizer.ggml` keys, as
+            other engines do.
     """
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: GgufFile, *, huggingface: bool = True) -> None:
         self._where = str(file.path)
         keys = {name.removeprefix(_PREFIX): value for name, value in file.metadata.items() if name.startswith(_PREFIX)}
         kind, pre = str(keys.get("model", "")), str(keys.get("pre", ""))
-        self._tokenizer = _build(file, keys, kind, pre)
+        self._tokenizer = _build(file, keys, kind, pre, str(file.metadata.get(_WHOLE, "")) if huggingface else "")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.bos: int | None = keys.get("bos_token_id")
@@ -147,15 +151,12 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str) -> Tokenizer:
-    whole = file.metadata.get("tokenizer.huggingface.json")
+def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str) -> Tokenizer:
     if whole:
         try:
-            return Tokenizer.from_str(str(whole))
+            return Tokenizer.from_str(whole)
         except Exception as error:  # the library raises plain Exception
-            raise TsconvertError(
-                f"{file.path}: tokenizer.huggingface.json is damaged ({error}); export again"
-            ) from None
+            raise TsconvertError(f"{file.path}: {_WHOLE} is damaged ({error}); export again") from None
     tokens = keys.get("tokens")
     if not isinstance(tokens, list) or not tokens:
         raise TsconvertError(f"{file.path}: the file has no tokenizer; export it with the model's own")

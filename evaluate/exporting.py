@@ -1,0 +1,65 @@
+"""`tsconvert export-gguf`: write the file, then prove it against its source before it is handed over."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..quant.export import ExportConfig, ExportReport
+from ..quant.export import export_gguf as write_gguf_file
+from .verify import VerifyConfig, VerifyReport, verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedExport:
+    """A file that was written, and what became of its verification."""
+
+    export: ExportReport
+    verification: VerifyReport | None
+    """None: nothing was written, or no verification was asked for."""
+
+    def require(self) -> None:
+        """Raise if the verification failed; the file stays where it is.
+
+        Raises:
+            CheckFailedError: names what failed.
+        """
+        if self.verification is not None:
+            self.verification.require()
+
+    def to_json(self) -> dict[str, Any]:
+        """The export's fields, and the verification's under `verification`."""
+        found = self.verification.to_json() if self.verification is not None else None
+        return self.export.to_json() | {"verification": found}
+
+    def __str__(self) -> str:
+        return f"{self.export}\n{self.verification}" if self.verification is not None else str(self.export)
+
+
+def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
+    """Write the GGUF file that ``config`` asks for and verify it.
+
+    Args:
+        config: the model, the file, types and target.
+        check: verify; False only writes.
+
+    Returns:
+        What was written and how it compares with its source; ``require()`` raises if it does not.
+
+    Raises:
+        TsconvertError: as `quant.export.export_gguf` does; no file is left then.
+
+    Example:
+        >>> export_gguf(ExportConfig(model="tiny-mistral", out=Path("tiny.gguf"), type_name="Q8_0")).require()
+    """
+    report = write_gguf_file(config)
+    if config.dry_run or not check:
+        return VerifiedExport(export=report, verification=None)
+    found = verify(
+        VerifyConfig(
+            model=config.model,
+            file=report.out,
+            predictors=config.predictors,
+            overridden=frozenset(key for key, _ in config.metadata),
+            importances=getattr(config, "imatrix", None) is not None,
+        )
+    )
+    return VerifiedExport(export=report, verification=found)
