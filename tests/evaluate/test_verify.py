@@ -210,7 +210,7 @@ def test_swapped_tokens(model: dict, tmp_path: Path):
     swapped = b"".join(struct.pack("<Q", len(token)) + token for token in (second, first))
     edit_bytes(out, entry, swapped)
     found = failures(checked(model, "llama.cpp", out))
-    assert list(found)[0] == "tokenizer.ggml.tokens"
+    assert next(iter(found)) == "tokenizer.ggml.tokens"
     assert found["tokenizer.ggml.tokens"] == (
         f"token 300 is {second.decode()!r} where transformers has {first.decode()!r}"
     )
