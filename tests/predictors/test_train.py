@@ -17,7 +17,7 @@ from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.layers import Stack
 from tsconvert.convert.sweep import Stream
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.train import PredictorConfig, calibration_sequences, layer_ffns, train_predictors
+from tsconvert.predictors.train import PredictorConfig, layer_ffns, train_predictors
 from tsconvert.predictors.training import Training
 
 Make = Callable[..., Path]
@@ -32,7 +32,7 @@ def config(folder: Path, text: Source, **fields: object) -> PredictorConfig:
 def calibration_inputs(folder: Path, asked: PredictorConfig) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each layer the normed inputs of the held-out tokens and (h_j |down_j|)^2, from transformers' own forward."""
     rows = calibration_rows(Checkpoint(folder), asked.data, tokens=asked.tokens, context=asked.context, seed=asked.seed)
-    rows = torch.from_numpy(rows)[-calibration_sequences(torch.from_numpy(rows)) :]
+    rows = torch.from_numpy(rows)[-(len(rows) // 8) :]
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     found = []
 
@@ -97,7 +97,7 @@ def test_more_rank_needs_fewer_neurons(trained, text: Source):
 def test_predicted_mode_is_what_transformers_computes_with_the_mask(trained, sparse: Path):
     asked, report, predictors = trained
     rows = torch.from_numpy(calibration_rows(Checkpoint(sparse), asked.data, tokens=asked.tokens, context=64))
-    rows = rows[-calibration_sequences(rows) :]
+    rows = rows[-(len(rows) // 8) :]
     model = AutoModelForCausalLM.from_pretrained(sparse, trust_remote_code=True).eval()
     with torch.no_grad():
         exact = float(model(input_ids=rows, labels=rows).loss.exp())
@@ -212,6 +212,6 @@ def test_a_layers_inputs_are_held_once(sparse_moe: Path):
     stream = Stream(Checkpoint(sparse_moe), rows)
     layer = stream.layer(0)
     stream.attend(layer)
-    ffns = layer_ffns(layer, stream)
+    ffns = layer_ffns(layer, stream, 14 * 64)
     assert len({ffn.x_TD.data_ptr() for ffn in ffns}) == 1
     assert all((ffn.train < 14 * 64).all() and (ffn.calibration >= 14 * 64).all() for ffn in ffns)
