@@ -291,6 +291,7 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Add or replace a key. Repeatable.")
 @click.option("--pre", help="The pre-tokenizer's name, for a byte-level BPE that is not recognized.")
 @click.option("--name", help="The model's name in the file; default: the folder's.")
+@click.option("--vram", "vram_bytes", type=COUNT, help="Also choose the neurons for a GPU of this size; PowerInfer.")
 @click.option("--verify/--no-verify", "check", default=True, show_default=True, help="Compare the file with MODEL.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, and stop.")
 @common

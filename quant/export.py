@@ -10,8 +10,8 @@ from ..convert.checkpoint import open_checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
 from ..convert.writer import PARTIAL, atomic_file, check_disk, refuse_existing
-from . import neuron_order, target_llama_cpp, target_powerinfer, target_sparse
-from .gguf_writer import TensorPlan, Value, file_size, write_gguf
+from . import gpu_split, neuron_order, target_llama_cpp, target_powerinfer, target_sparse
+from .gguf_writer import Companion, TensorPlan, Value, file_size, write_gguf
 from .predictor_source import PredictorSource, find_predictors
 from .targets import TARGETS, Job, Plan, choose_target
 from .tokenizer import read_vocabulary
@@ -44,6 +44,8 @@ class ExportConfig:
     """How often neurons fire; None takes what the predictors' training counted, if they are given."""
     order: bool = True
     """Put neurons that fire often first, where a profile or predictors say which do."""
+    vram_bytes: int | None = None
+    """Of the GPU that PowerInfer is to use: the neurons that go there are chosen and written beside the file."""
     tensor_types: tuple[tuple[str, str], ...] = ()
     """(pattern, type) for matrices whose GGUF name the pattern fits, the first match wins."""
     metadata: tuple[tuple[str, str], ...] = ()
@@ -111,15 +113,19 @@ def export_gguf(config: ExportConfig) -> ExportReport:
     """
     start_s = time.monotonic()
     refuse_existing(config.out)
+    if config.vram_bytes is not None:
+        refuse_existing(config.out.with_name(config.out.name + gpu_split.SUFFIX))
     plan, predictors = _plan(config)
     size = file_size(plan.metadata, plan.tensors)
     if not config.dry_run:
         check_disk(config.out, size)
         _write(config.out, plan)
+        for companion in plan.companions:
+            _write(config.out.with_name(config.out.name + companion.suffix), companion)
     return _report(config, plan, predictors, size, time.monotonic() - start_s)
 
 
-def _write(out: Path, plan: Plan) -> None:
+def _write(out: Path, plan: Plan | Companion) -> None:
     try:
         with atomic_file(out) as stream, progress("export", len(plan.tensors)) as step:
             write_gguf(stream, plan.metadata, plan.tensors, magic=plan.magic, step=step)
@@ -132,15 +138,19 @@ def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
     checkpoint = open_checkpoint(config.model)
     spec = checkpoint.spec
     target = choose_target(spec, config.target)
+    if config.vram_bytes is not None and target != "powerinfer":
+        raise TsconvertError(f"--vram splits a model for PowerInfer, and the target is {target}; leave it out")
     inside = checkpoint.has_predictors and target != "llama.cpp"
     predictors = find_predictors(checkpoint, config.predictors) if config.predictors or inside else None
     vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre, eos=spec.eos)
     types = TypeChoice(config.type_name, config.predictor_type, config.tensor_types)
     name = config.name or checkpoint.folder.resolve().name
-    orders = neuron_order.find_orders(checkpoint, target, config.profile, predictors) if config.order else {}
+    counts = neuron_order.find_counts(checkpoint, config.profile, predictors)
+    orders = neuron_order.firing_order(counts) if config.order else {}
     job = Job(
-        checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types, name=name, orders=orders
-    )
+        checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types, name=name, orders=orders,
+        counts=counts, vram_bytes=config.vram_bytes,
+    )  # fmt: skip
     plan = _PLANS[target](job)
     metadata = with_overrides(plan.metadata, plan.architecture, config.metadata)
     return replace(plan, metadata=metadata, notes=[*plan.notes, *types.notes(), *vocabulary.notes]), predictors

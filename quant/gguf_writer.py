@@ -25,6 +25,7 @@ _STRUCT = {
     "f32": (6, "<f"), "bool": (7, "<?"), "u64": (10, "<Q"), "i64": (11, "<q"), "f64": (12, "<d"),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_POWERINFER_I32 = 18
 Rows = npt.NDArray[np.float32]
 
 
@@ -62,6 +63,11 @@ def f32(value: float) -> Value:
     return Value("f32", value)
 
 
+def u64(value: int) -> Value:
+    """A 64-bit unsigned count."""
+    return Value("u64", value)
+
+
 def boolean(value: bool) -> Value:
     """A truth value."""
     return Value("bool", value)
@@ -95,6 +101,17 @@ class TensorPlan:
         return rows * ggml.row_bytes(self.type_name, self.shape[-1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A second file beside the one that is asked for."""
+
+    suffix: str
+    """What its name has behind the other's."""
+    metadata: dict[str, Value]
+    tensors: list[TensorPlan]
+    magic: bytes = GGUF_MAGIC
+
+
 def header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan], magic: bytes = GGUF_MAGIC) -> bytes:
     """Everything before the tensors' data, padded to where the data begins."""
     parts = [magic, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
@@ -106,7 +123,7 @@ def header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan], magic: 
         parts += [
             _string(tensor.name),
             struct.pack(f"<I{len(dims)}Q", len(dims), *dims),
-            struct.pack("<IQ", ggml.TYPES[tensor.type_name].id, offset),
+            struct.pack("<IQ", _type_id(tensor.type_name, magic), offset),
         ]
         offset += _padded(tensor.size_bytes)
     whole = b"".join(parts)
@@ -167,6 +184,11 @@ def _encoded(tensor: TensorPlan) -> Iterator[npt.NDArray[np.uint8]]:
 def _string(value: str | bytes) -> bytes:
     raw = value if isinstance(value, bytes) else value.encode("utf-8")
     return struct.pack("<Q", len(raw)) + raw
+
+
+def _type_id(type_name: str, magic: bytes) -> int:
+    """The type's number; PowerInfer's for I32 is older than today's."""
+    return _POWERINFER_I32 if magic == POWERINFER_MAGIC and type_name == "I32" else ggml.TYPES[type_name].id
 
 
 def _padded(size: int) -> int:

@@ -8,6 +8,7 @@ Shape suffixes: D model width, F neurons, E experts.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +26,21 @@ from .sources import Chunks, checked
 Index = npt.NDArray[np.int64]
 Orders = Mapping[tuple[int, int], Index]
 """(layer, expert) -> for each neuron of the file, its number in the source."""
+Counts = Mapping[tuple[int, int], npt.NDArray[np.float64]]
+"""(layer, expert) -> how often each neuron fired, in the source's order."""
+Ordered = TypeVar("Ordered", bound=npt.NDArray[np.floating])
 KEY = "tsconvert.neuron_order"
 _TENSOR = "blk.{}.ffn_order"
 _PIECE_VALUES = 1 << 24  # 64 MB of float32
 
 
-def firing_order(spec: ModelSpec, profile: Profile) -> Orders:
-    """Each FFN's neurons by how often they fired, the most first; equals stay in the source's order.
+def firing_order(counts: Counts) -> Orders:
+    """Each FFN's neurons by how often they fired, the most first; equals stay in the source's order."""
+    return {pair: np.argsort(-count_F, kind="stable") for pair, count_F in counts.items()}
+
+
+def _profile_counts(spec: ModelSpec, profile: Profile) -> Counts:
+    """How often the profile saw each neuron fire.
 
     Raises:
         TsconvertError: the profile has other layers, experts or neurons than the model.
@@ -43,16 +52,14 @@ def firing_order(spec: ModelSpec, profile: Profile) -> Orders:
             f" {[spec.layers, spec.ffns, spec.neurons]}; make a profile of this model"
         )
     return {
-        (layer, expert): _most_first(profile.counts(layer, expert))
+        (layer, expert): profile.counts(layer, expert).astype(np.float64)
         for layer in range(spec.layers)
         for expert in range(spec.ffns)
     }
 
 
-def find_orders(
-    checkpoint: Checkpoint, target: str, profile: Path | None, predictors: PredictorSource | None
-) -> Orders:
-    """The order for an export: by the profile, or by what the predictors' training counted; empty without either.
+def find_counts(checkpoint: Checkpoint, profile: Path | None, predictors: PredictorSource | None) -> Counts:
+    """How often neurons fire: by the profile, or by what the predictors' training counted; empty without either.
 
     Raises:
         TsconvertError: a profile of another model, or one for a model all of whose neurons fire.
@@ -64,18 +71,18 @@ def find_orders(
                 f"{checkpoint.folder}: no neuron of a SwiGLU model is silent, so there is no order of firing; leave"
                 " --profile out"
             )
-        return firing_order(spec, load_profile(profile, checkpoint.fingerprint))
-    if predictors is None or target == "llama.cpp":
+        return _profile_counts(spec, load_profile(profile, checkpoint.fingerprint))
+    if predictors is None:
         return {}
     pairs = ((layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns))
     counts = {pair: predictors.fired(*pair) for pair in pairs}
-    return {pair: _most_first(count_F) for pair, count_F in counts.items() if count_F is not None}
+    return {pair: count_F.astype(np.float64) for pair, count_F in counts.items() if count_F is not None}
 
 
-def in_order(rows: Rows, orders: Orders, layer: int, expert: int) -> Rows:
-    """Rows of an FFN, one a neuron, in the file's order."""
+def in_order(rows: Ordered, orders: Orders, layer: int, expert: int) -> Ordered:
+    """What has one row a neuron, in the file's order."""
     order_F = orders.get((layer, expert))
-    return rows if order_F is None else rows[order_F]
+    return rows if order_F is None else cast("Ordered", rows[order_F])
 
 
 def rows_in_order(checkpoint: Checkpoint, place: Place, order_F: Index) -> Chunks:
@@ -150,10 +157,6 @@ def read_orders(file: GgufFile, spec: ModelSpec) -> Orders:
         )
     pairs = [(layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns)]
     return dict(zip(pairs, whole, strict=True))
-
-
-def _most_first(counts_F: npt.NDArray[np.generic]) -> Index:
-    return np.argsort(-counts_F.astype(np.float64), kind="stable")
 
 
 def _order(spec: ModelSpec, orders: Orders, layer: int, expert: int) -> Index:

@@ -7,8 +7,8 @@ choices load and compute garbage in silence, and those are what this file refuse
 
 from ..convert.errors import TsconvertError
 from ..convert.names import PREDICTOR, Place, gguf_name
-from . import rope, sources
-from .gguf_writer import POWERINFER_MAGIC, Rows, TensorPlan, f32
+from . import gpu_split, rope, sources
+from .gguf_writer import POWERINFER_MAGIC, Companion, Rows, TensorPlan, f32
 from .neuron_order import in_order, order_key
 from .predictor_source import PredictorSource
 from .targets import Job, Plan, TensorTable, capped_context, general_keys, model_keys
@@ -54,10 +54,26 @@ def plan(job: Job) -> Plan:
     table.vector(Place("output_norm"))
     _add_output(table)
     _check_types(table.tensors, spec.width)
+    companions = []
+    if job.vram_bytes is not None:
+        companion, note = _gpu_split(job, table.tensors)
+        companions.append(companion)
+        notes.append(note)
     return Plan(
         target="powerinfer", architecture=architecture, metadata=metadata, tensors=table.tensors, notes=notes,
-        magic=POWERINFER_MAGIC,
+        magic=POWERINFER_MAGIC, companions=companions,
     )  # fmt: skip
+
+
+def _gpu_split(job: Job, tensors: list[TensorPlan]) -> tuple[Companion, str]:
+    spec = job.spec
+    gpu_split.check_types(tensors)
+    counts = [job.counts.get((layer, 0)) for layer in range(spec.layers)]
+    known = [count_F if count_F is None else in_order(count_F, job.orders, layer, 0) for layer, count_F in
+             enumerate(counts)]  # fmt: skip
+    ordered = [count_F for count_F in known if count_F is not None]
+    whole = ordered if len(ordered) == spec.layers else None
+    return gpu_split.plan_split(tensors, whole, job.vram_bytes or 0, spec.kv_heads * spec.head_dim)
 
 
 def _add_predictor(table: TensorTable, predictors: PredictorSource, layer: int) -> None:

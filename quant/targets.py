@@ -10,8 +10,8 @@ from ..convert.errors import TsconvertError
 from ..convert.names import Place, ffn_places, gguf_name, shape_of
 from ..convert.spec import ModelSpec
 from . import rope, sources
-from .gguf_writer import GGUF_MAGIC, TensorPlan, Value, f32, text, u32
-from .neuron_order import Orders, columns_in_order, order_tensors, rows_in_order
+from .gguf_writer import GGUF_MAGIC, Companion, TensorPlan, Value, f32, text, u32
+from .neuron_order import Counts, Orders, columns_in_order, order_tensors, rows_in_order
 from .predictor_source import PredictorSource
 from .type_choice import TypeChoice
 from .vocabulary import Vocabulary
@@ -32,6 +32,10 @@ class Job:
     """The model's, for `general.name`."""
     orders: Orders = field(default_factory=dict)
     """In which order each FFN's neurons are stored; empty: as in the checkpoint."""
+    counts: Counts = field(default_factory=dict)
+    """How often each FFN's neurons fire, in the checkpoint's order, if that is known."""
+    vram_bytes: int | None = None
+    """Of the GPU that PowerInfer is to use."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -50,6 +54,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     """What the user should know: what was capped, replaced, or will behave differently."""
     magic: bytes = GGUF_MAGIC
+    companions: list[Companion] = field(default_factory=list)
 
 
 def choose_target(spec: ModelSpec, asked: str | None) -> str:
