@@ -1,4 +1,4 @@
-"""The GGUF container, written front to back: header, typed keys, tensor table, then each tensor as it is made.
+"""The GGUF container: typed keys, tensor table, and files that are laid out first and filled by several threads.
 
 GGUF version 3, little-endian (ggml/docs/gguf.md). gguf-py's writer wants every tensor whole and knows one magic; here a
 tensor comes in pieces, so that experts are stacked and embeddings encoded without ever being in memory together.
@@ -9,24 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
-
-from ..convert.errors import TsconvertError
 from . import ggml
+from .gguf_pipeline import TensorPlan as TensorPlan
+from .gguf_pipeline import check_tensors, reserve, write_at, write_tensors
+from .sources import Rows as Rows
 
 GGUF_MAGIC = b"GGUF"
 POWERINFER_MAGIC = b"PWRI"
 VERSION = 3
 ALIGNMENT = 32
-_F16_LIMIT = 65520.0  # rounds to infinity from here on
 _STRUCT = {
     "u8": (0, "<B"), "i8": (1, "<b"), "u16": (2, "<H"), "i16": (3, "<h"), "u32": (4, "<I"), "i32": (5, "<i"),
     "f32": (6, "<f"), "bool": (7, "<?"), "u64": (10, "<Q"), "i64": (11, "<q"), "f64": (12, "<d"),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _POWERINFER_I32 = 18
-Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -58,14 +55,14 @@ def u32(value: int) -> Value:
     return Value("u32", value)
 
 
-def f32(value: float) -> Value:
-    """A 32-bit float."""
-    return Value("f32", value)
-
-
 def u64(value: int) -> Value:
     """A 64-bit unsigned count."""
     return Value("u64", value)
+
+
+def f32(value: float) -> Value:
+    """A 32-bit float."""
+    return Value("f32", value)
 
 
 def boolean(value: bool) -> Value:
@@ -84,24 +81,6 @@ def array(kind: str, values: Iterable[Any]) -> Value:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorPlan:
-    """A tensor that a file is going to hold."""
-
-    name: str
-    shape: tuple[int, ...]
-    """NumPy order, rows first; the file lists the dimensions the other way round."""
-    type_name: str
-    chunks: Callable[[], Iterable[Rows]]
-    """Makes its rows, in order, as float32 [rows, columns], finite."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Of its data, padding left out."""
-        rows = int(np.prod(self.shape[:-1], dtype=np.int64))
-        return rows * ggml.row_bytes(self.type_name, self.shape[-1])
-
-
-@dataclass(frozen=True, kw_only=True)
 class Companion:
     """A second file beside the one that is asked for."""
 
@@ -117,15 +96,13 @@ def header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan], magic: 
     parts = [magic, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), value.encode()]
-    offset = 0
-    for tensor in tensors:
+    for tensor, offset in _layout(tensors):
         dims = tensor.shape[::-1]
         parts += [
             _string(tensor.name),
             struct.pack(f"<I{len(dims)}Q", len(dims), *dims),
             struct.pack("<IQ", _type_id(tensor.type_name, magic), offset),
         ]
-        offset += _padded(tensor.size_bytes)
     whole = b"".join(parts)
     return whole + b"\0" * (_padded(len(whole)) - len(whole))
 
@@ -142,43 +119,37 @@ def write_gguf(
     *,
     magic: bytes = GGUF_MAGIC,
     step: Callable[[str], None] = lambda _: None,
+    threads: int | None = None,
+    checked: bool = False,
 ) -> None:
-    """Write a GGUF file to ``stream``, one piece of one tensor in memory at a time.
+    """Write a GGUF file, a piece of a tensor a thread in memory at a time, nothing before all values are found sound.
 
     Args:
+        stream: an empty file on a disk; its position is not moved.
         metadata: in the order of the file.
         tensors: likewise.
         magic: the first four bytes.
         step: called with a tensor's name when it is written.
+        threads: None takes the cores that the process may use.
+        checked: `check_tensors` has seen the tensors already.
 
     Raises:
-        TsconvertError: a tensor's values do not fit its type.
+        TsconvertError: a value is NaN, infinite or too large for its type, or the disk is full.
     """
-    stream.write(header(metadata, tensors, magic))
+    if not checked:
+        check_tensors(tensors, threads)
+    head = header(metadata, tensors, magic)
+    reserve(stream, file_size(metadata, tensors))
+    write_at(stream, 0, head)
+    write_tensors(stream, [(tensor, len(head) + start) for tensor, start in _layout(tensors)], step, threads)
+
+
+def _layout(tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, int]]:
+    """Each tensor and where its data begin, from the end of the header."""
+    offset = 0
     for tensor in tensors:
-        written = 0
-        for piece in _encoded(tensor):
-            stream.write(piece.data)
-            written += piece.nbytes
-        if written != tensor.size_bytes:
-            raise ValueError(f"{tensor.name}: {written} bytes where its shape makes {tensor.size_bytes}")
-        stream.write(b"\0" * (_padded(written) - written))
-        step(tensor.name)
-
-
-def _encoded(tensor: TensorPlan) -> Iterator[npt.NDArray[np.uint8]]:
-    for rows_RC in tensor.chunks():
-        if tensor.type_name == "I32":  # indices, exact in float32 up to 2^24
-            yield np.ascontiguousarray(rows_RC, "<i4").view(np.uint8)
-            continue
-        if tensor.type_name == "F16" and rows_RC.size:
-            peak = float(max(rows_RC.max(), -rows_RC.min()))
-            if peak >= _F16_LIMIT:
-                raise TsconvertError(
-                    f"{tensor.name}: values reach {peak:g} and F16 ends at 65504; choose another type,"
-                    f" for this tensor alone with --tensor-type {tensor.name}=F32"
-                )
-        yield ggml.quantize(rows_RC, tensor.type_name)
+        yield tensor, offset
+        offset += _padded(tensor.size_bytes)
 
 
 def _string(value: str | bytes) -> bytes:

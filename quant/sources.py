@@ -1,61 +1,116 @@
 """Where a GGUF tensor's rows come from: a checkpoint's tensor as it is, permuted for ggml's rope, or transposed.
 
-Every value is checked on its way: NaN and infinity stop the export before the file gets its name.
+Rows are read where they lie in the mapped file, any range of them at any time, so that several threads can encode one
+tensor. `check` looks at every value before anything is written.
+
 Shape suffixes: D model width, F neurons, C columns, R rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..convert.checkpoint import Checkpoint, to_float32
+from ..convert.checkpoint import Checkpoint, TensorInfo, to_float32
 from ..convert.errors import TsconvertError
 from ..convert.names import Place
-from .gguf_writer import Rows
 
+Rows = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
 _PIECE_VALUES = 1 << 24  # 64 MB of float32
+_NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+_INFINITY_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 Chunks = Callable[[], Iterable[Rows]]
 Maker = Callable[[Checkpoint, Place], Chunks]
 
 
-def plain(checkpoint: Checkpoint, place: Place) -> Chunks:
-    """The rows as they are, a few thousand at a time."""
+@dataclass(frozen=True, kw_only=True)
+class Sliced:
+    """The rows of one matrix, of which any range can be read at any time; called, all of them in a few pieces."""
 
-    def chunks() -> Iterator[Rows]:
-        info, raw = checkpoint.info(place), checkpoint.raw(place)
-        columns = info.shape[-1]
-        row_bytes = info.size_bytes // max(1, int(np.prod(info.shape[:-1], dtype=np.int64)))
-        step = max(1, _PIECE_VALUES // columns) * row_bytes
-        for start in range(0, info.size_bytes, step):
-            piece_RC = to_float32(raw[start : start + step], info.dtype).reshape(-1, columns)
-            if not np.isfinite(piece_RC).all():
-                _refuse(checkpoint, place)
-            yield piece_RC
+    rows: int
+    columns: int
+    dtype: str
+    """Of what `read` gives: F32, F16 or BF16 (as uint16)."""
+    read: Callable[[int, int], npt.NDArray[Any]]
+    """read(start, stop) gives rows [stop - start, columns], contiguous."""
+    check: Callable[[], float]
+    """The largest magnitude of all values; TsconvertError with file, tensor, row and count if one is not finite."""
 
-    return chunks
+    def __call__(self) -> Iterator[Rows]:
+        """All rows, checked, in order."""
+        self.check()
+        step = max(1, _PIECE_VALUES // self.columns)
+        for start in range(0, self.rows, step):
+            yield self.floats(start, min(start + step, self.rows))
 
-
-def rope_permuted(checkpoint: Checkpoint, place: Place, heads: int) -> Chunks:
-    """The rows of q or k in the order in which ggml's rope takes them: pairs side by side, not half a head apart."""
-    return lambda: [permute_rope(checked(checkpoint, place), heads)]
-
-
-def transposed(checkpoint: Checkpoint, place: Place) -> Chunks:
-    """down_DF as down_t [F, D]: the row j belongs to neuron j."""
-    return lambda: [np.ascontiguousarray(checked(checkpoint, place).T)]
+    def floats(self, start: int, stop: int) -> Rows:
+        """Rows as float32."""
+        raw = self.read(start, stop)
+        return to_float32(raw.reshape(-1).view(np.uint8), self.dtype).reshape(raw.shape)
 
 
-def stacked(parts: Sequence[Chunks]) -> Chunks:
+@dataclass(frozen=True)
+class Stacked:
     """One tensor after the other: the experts of a layer."""
 
-    def chunks() -> Iterator[Rows]:
-        for part in parts:
+    parts: Sequence[Chunks]
+
+    def __call__(self) -> Iterator[Rows]:
+        """All rows of all parts, in order."""
+        for part in self.parts:
             yield from part()
 
-    return chunks
+
+def slices_of(chunks: Chunks) -> list[Sliced] | None:
+    """The matrices that a tensor is made of, or None where its rows come in their own order only."""
+    parts = list(chunks.parts) if isinstance(chunks, Stacked) else [chunks]
+    sliced = [part for part in parts if isinstance(part, Sliced)]
+    return sliced if len(sliced) == len(parts) else None
 
 
-def permute_rope(rows_RC: Rows, heads: int) -> Rows:
+def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> Sliced:
+    """The rows as they are, or in another ``order`` (for each row of the file, its number in the checkpoint)."""
+    info = checkpoint.info(place)
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        raw_RC = _matrix(checkpoint, place)
+        return _straight(raw_RC[start:stop] if order is None else raw_RC[order[start:stop]])
+
+    rows = int(np.prod(info.shape[:-1], dtype=np.int64))
+    return Sliced(
+        rows=rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
+    )
+
+
+def rope_permuted(checkpoint: Checkpoint, place: Place, heads: int) -> Sliced:
+    """The rows of q or k in the order in which ggml's rope takes them: pairs side by side, not half a head apart."""
+    rows = checkpoint.info(place).shape[0]
+    return plain(checkpoint, place, permute_rope(np.arange(rows)[:, None], heads).reshape(-1))
+
+
+def transposed(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> Sliced:
+    """down_DF as down_t [F, D]: the row j belongs to neuron j, or to neuron order[j]."""
+    info = checkpoint.info(place)
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        raw_DF = _matrix(checkpoint, place)
+        return _straight((raw_DF[:, start:stop] if order is None else raw_DF[:, order[start:stop]]).T)
+
+    return Sliced(
+        rows=info.shape[1], columns=info.shape[0], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
+    )
+
+
+def stacked(parts: Sequence[Chunks]) -> Stacked:
+    """One tensor after the other: the experts of a layer."""
+    return Stacked(parts)
+
+
+def permute_rope(rows_RC: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Rows of q or k from Hugging Face's order (pair i is rows i and i + half) to ggml's (rows 2i and 2i + 1)."""
     rows, columns = rows_RC.shape
     return rows_RC.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
@@ -73,17 +128,54 @@ def checked(checkpoint: Checkpoint, place: Place) -> Rows:
     Raises:
         TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
     """
-    values = checkpoint.array(place)
-    if not np.isfinite(values).all():
-        _refuse(checkpoint, place)
-    return values
+    check(checkpoint, place)
+    return checkpoint.array(place)
 
 
-def _refuse(checkpoint: Checkpoint, place: Place) -> None:
+def check(checkpoint: Checkpoint, place: Place) -> float:
+    """The largest magnitude in the tensor at ``place``.
+
+    Raises:
+        TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
+    """
     info = checkpoint.info(place)
-    bad = ~np.isfinite(checkpoint.array(place)).reshape(-1, info.shape[-1])
+    largest = largest_bits(_matrix(checkpoint, place), info.dtype)
+    if largest >= _INFINITY_BITS[info.dtype]:
+        raise not_finite(info, checkpoint.array(place))
+    one = np.array([largest], _BITS[info.dtype]).view(np.uint8)
+    return float(to_float32(one, info.dtype)[0])
+
+
+def largest_bits(values: npt.NDArray[Any], dtype: str) -> int:
+    """The bits of the largest magnitude, NaN above infinity: magnitudes are ordered as their bits are."""
+    bits = values.reshape(-1).view(_BITS[dtype])
+    if not bits.size:
+        return 0
+    sign = 1 << (8 * bits.itemsize - 1)
+    step, largest = 1 << 18, 0
+    for start in range(0, bits.size, step):  # stays in the cache for the second look
+        part = bits[start : start + step]
+        # as signed numbers the largest is the largest positive one, as unsigned the largest negative one
+        above, below = int(part.view(f"i{bits.itemsize}").max()), int(part.max())
+        largest = max(largest, above, below - sign if below >= sign else 0)
+    return largest
+
+
+def not_finite(info: TensorInfo, values: Rows) -> TsconvertError:
+    """The refusal of a tensor with NaN or infinity."""
+    bad = ~np.isfinite(values).reshape(-1, info.shape[-1])
     row = int(np.argmax(bad.any(axis=1)))
-    raise TsconvertError(
+    return TsconvertError(
         f"{info.file}: tensor {info.name} holds {int(bad.sum())} values that are NaN or infinite, the first in row"
         f" {row}; the weights are damaged or training diverged, go back to a sound checkpoint"
     )
+
+
+def _matrix(checkpoint: Checkpoint, place: Place) -> npt.NDArray[Any]:
+    """The tensor as it lies in the file, [rows, columns] of `Sliced.dtype`, maybe not aligned."""
+    info = checkpoint.info(place)
+    return checkpoint.raw(place).view(_NUMPY[info.dtype]).reshape(-1, info.shape[-1])
+
+
+def _straight(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.require(values, requirements=["C", "A"])

@@ -225,10 +225,10 @@ def test_an_output_that_exists(tmp_path: Path, dense: Path):
 
 def test_names_of_types_and_targets(tmp_path: Path, dense: Path):
     assert sentence(tmp_path, dense, type_name="Q4_K_X").startswith(
-        "'Q4_K_X' is no type that weights can have; choose one of F32, F16, Q4_0, "
+        "'Q4_K_X' is no type that weights can have; choose one of F32, F16, BF16, Q8_0, "
     )
-    assert sentence(tmp_path, dense, type_name="iq2_xxs") == (
-        "IQ2_XXS needs an importance matrix, which this version cannot take; choose another type"
+    assert sentence(tmp_path, dense, tensor_types=(("attn_v", "Q4_K_M"),)).startswith(
+        "'Q4_K_M' is no type that weights can have; choose one of F32, F16, Q4_0, "
     )
     assert sentence(tmp_path, dense, target="ollama") == (
         "target is 'ollama': it must be one of llama.cpp, powerinfer, sparse"

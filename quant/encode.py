@@ -1,0 +1,59 @@
+"""Rows into block types on the calling thread, by the fastest way that gives ggml's bits.
+
+Rows that are stored in the type already are copied; Q8_0 and Q4_0 have loops of their own; all else goes through ggml.
+Shape suffixes: R rows, C columns.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import blocks32, ggml
+from .sources import Rows, Sliced
+
+Bytes = npt.NDArray[np.uint8]
+Importance = npt.NDArray[np.float32] | None
+_scratch = threading.local()
+
+
+def encode(source: Sliced, start: int, stop: int, type_name: str, importance_C: Importance = None) -> Bytes:
+    """Rows ``start`` to ``stop`` of a source, whose values `Sliced.check` found finite, [R, row bytes].
+
+    Args:
+        type_name: of the result.
+        importance_C: the weight of each column's error; None counts all alike.
+    """
+    raw_RC = source.read(start, stop)
+    if source.dtype == type_name:
+        return raw_RC.view(np.uint8)
+    if raw_RC.dtype != np.float16 and (done := _blocks32(raw_RC, type_name, importance_C)) is not None:
+        return done
+    rows_RC = _floats(raw_RC)
+    return rows_RC.view(np.uint8) if type_name == "F32" else ggml.quantize(rows_RC, type_name, importance_C)
+
+
+def encode_floats(rows_RC: Rows, type_name: str, importance_C: Importance = None) -> Bytes:
+    """float32 rows, [R, row bytes]; I32 takes whole numbers, exact in float32 up to 2^24."""
+    if type_name == "I32":
+        return np.ascontiguousarray(rows_RC, "<i4").view(np.uint8)
+    done = _blocks32(rows_RC, type_name, importance_C) if np.isfinite(rows_RC).all() else None
+    return ggml.quantize(rows_RC, type_name, importance_C) if done is None else done
+
+
+def _blocks32(raw_RC: npt.NDArray[Any], type_name: str, importance_C: Importance) -> Bytes | None:
+    covered = type_name == "Q8_0" or (type_name == "Q4_0" and importance_C is None)
+    if not covered or raw_RC.shape[-1] % blocks32.BLOCK:
+        return None
+    return blocks32.quantize(np.ascontiguousarray(raw_RC), type_name)
+
+
+def _floats(raw_RC: npt.NDArray[Any]) -> Rows:
+    """float32 rows; bfloat16's (uint16) in memory of this thread that the next call takes again."""
+    if raw_RC.dtype != np.uint16:
+        return raw_RC.astype(np.float32, copy=False)
+    room: Rows = getattr(_scratch, "room", np.empty(0, np.float32))
+    if room.size < raw_RC.size:
+        room = _scratch.room = np.empty(raw_RC.size, np.float32)
+    return blocks32.widen(raw_RC, room[: raw_RC.size].reshape(raw_RC.shape))
