@@ -27,6 +27,8 @@ _IDS = {
 _NOT_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
 _OLDEST_VERSION = (0, 9)
 _CHUNK_WEIGHTS = 1 << 20  # quantized in one call by one thread
+_PATIENCE_WEIGHTS = 4 << 20  # in K-quants by ggml, before faster encoders are loaded: half a second, or 15 s to compile
+_k_weights = 0  # in K-quants so far; threads may miss a few of each other's, which does no harm
 
 
 class _Traits(ctypes.Structure):
@@ -204,13 +206,46 @@ def _encode(
     if not np.isfinite(part_RC).all():
         row = start + int(np.argmin(np.isfinite(part_RC).all(axis=1)))
         raise TsconvertError(f"row {row} holds NaN or infinity; the weights are damaged or training diverged")
-    weights = None if importance is None else importance.ctypes.data
-    target = out[start : start + rows]
-    done = _BASE.ggml_quantize_chunk(
-        TYPES[type_name].id, part_RC.ctypes.data, target.ctypes.data, 0, rows, part_RC.shape[1], weights
-    )
-    if done != target.nbytes:
+    done = _many_blocks_at_once(part_RC, type_name, importance) if type_name.endswith("_K") else None
+    out[start : start + rows] = quantize_chunk(part_RC, type_name, importance) if done is None else done
+
+
+def quantize_chunk(
+    rows_RC: npt.NDArray[np.float32], type_name: str, importance_C: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Encode contiguous, finite rows by ggml itself, on this thread (ggml_quantize_chunk).
+
+    Args:
+        rows_RC: [rows, columns] float32.
+        importance_C: [columns] float32, contiguous; None counts all columns alike.
+
+    Returns:
+        [rows, row bytes] uint8.
+
+    Raises:
+        TsconvertError: ggml has no encoder for the type.
+    """
+    rows, columns = rows_RC.shape
+    out = np.empty((rows, row_bytes(type_name, columns)), np.uint8)
+    weights = None if importance_C is None else importance_C.ctypes.data
+    kind = block_type(type_name).id
+    done = _BASE.ggml_quantize_chunk(kind, rows_RC.ctypes.data, out.ctypes.data, 0, rows, columns, weights)
+    if done != out.nbytes:
         raise TsconvertError(f"ggml {version()} cannot encode {type_name}; choose another type")
+    return out
+
+
+def _many_blocks_at_once(
+    part_RC: npt.NDArray[np.float32], type_name: str, importance: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.uint8] | None:
+    """The same bytes from the vectorised K-quant encoders; None while so little is encoded that ggml is done sooner."""
+    global _k_weights
+    _k_weights += part_RC.size
+    if _k_weights <= _PATIENCE_WEIGHTS:
+        return None
+    from . import kquants  # with Numba, which takes a moment, and is compiled on first use
+
+    return kquants.quantize_rows(part_RC, type_name, importance)
 
 
 def dequantize(raw: npt.NDArray[np.uint8], type_name: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
