@@ -7,6 +7,7 @@ from here and calls them from compiled code.
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ _NOT_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
 _OLDEST_VERSION = (0, 9)
 _CHUNK_WEIGHTS = 1 << 20  # quantized in one call by one thread
 _PATIENCE_WEIGHTS = 4 << 20  # in K-quants by ggml, before faster encoders are loaded: half a second, or 15 s to compile
-_k_weights = 0  # in K-quants so far; threads may miss a few of each other's, which does no harm
+_k_weights = 0  # in K-quants so far
+_counting = threading.Lock()
 
 
 class _Traits(ctypes.Structure):
@@ -240,8 +242,10 @@ def _many_blocks_at_once(
 ) -> npt.NDArray[np.uint8] | None:
     """The same bytes from the vectorised K-quant encoders; None while so little is encoded that ggml is done sooner."""
     global _k_weights
-    _k_weights += part_RC.size
-    if _k_weights <= _PATIENCE_WEIGHTS:
+    with _counting:
+        _k_weights += part_RC.size
+        early = _k_weights <= _PATIENCE_WEIGHTS
+    if early:
         return None
     from . import kquants  # with Numba, which takes a moment, and is compiled on first use
 

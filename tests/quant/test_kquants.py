@@ -124,6 +124,8 @@ def test_what_is_not_covered_is_left_to_ggml():
 def test_quantize_takes_the_fast_encoders_once_there_is_much_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ggml, "_k_weights", 0)
     rows_RC = np.random.default_rng(2).standard_normal((6000, 1024)).astype(np.float32)  # six chunks, on all cores
+    if kquants.quantize_rows(rows_RC[:1], "Q3_K") is None:
+        pytest.skip("on this processor ggml encodes")
     before = kquants._tries.cache_info()
     np.testing.assert_array_equal(ggml.quantize(rows_RC, "Q3_K"), ggml.quantize_chunk(rows_RC, "Q3_K"))
     after = kquants._tries.cache_info()
