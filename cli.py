@@ -274,8 +274,10 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
 @click.argument("model")
 @click.option("--out", type=OUT_FILE, required=True, help="The GGUF file; must not exist.")
 @click.option(
-    "--type", "type_name", default="F16", show_default=True, help="Of the matrices: F32, F16, Q8_0, Q4_0, ..."
+    "--type", "type_name", default="F16", show_default=True, help="Mix of types: F16, Q8_0, Q4_K_M, IQ3_XS, ..."
 )
+@click.option("--pure", is_flag=True, help="One type for all matrices, whatever the mix's rules say.")
+@click.option("--imatrix", type=PATH, help="Importance matrix, tsconvert's or llama-imatrix's.")
 @click.option(
     "--target",
     type=click.Choice(["llama.cpp", "powerinfer", "sparse"]),
@@ -291,6 +293,8 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Add or replace a key. Repeatable.")
 @click.option("--pre", help="The pre-tokenizer's name, for a byte-level BPE that is not recognized.")
 @click.option("--name", help="The model's name in the file; default: the folder's.")
+@click.option("--split-max-size", "split_max_bytes", type=COUNT, help="Write shards of at most this size, such as 5G.")
+@click.option("-t", "--threads", type=click.IntRange(1), help="Default: the cores that the process may use.")
 @click.option("--vram", "vram_bytes", type=COUNT, help="Also choose the neurons for a GPU of this size; PowerInfer.")
 @click.option("--verify/--no-verify", "check", default=True, show_default=True, help="Compare the file with MODEL.")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, and stop.")
@@ -314,6 +318,32 @@ def export_gguf(
     exported = run_export(config, check=check)
     emit(exported, as_json)
     exported.require()
+
+
+@main.command()
+@click.argument("source", metavar="IN.gguf", type=PATH)
+@click.option("--out", type=OUT_FILE, required=True, help="The GGUF file; must not exist.")
+@click.option("--type", "type_name", required=True, help="Mix of types: F16, Q8_0, Q4_K_M, IQ3_XS, ...")
+@click.option("--pure", is_flag=True, help="One type for all matrices, whatever the mix's rules say.")
+@click.option("--imatrix", type=PATH, help="Importance matrix, tsconvert's or llama-imatrix's.")
+@click.option("--tensor-type", multiple=True, metavar="PATTERN=TYPE", help="Type of the tensors that fit. Repeatable.")
+@click.option("--allow-requantize", is_flag=True, help="Take tensors that are quantized already; errors add up.")
+@click.option("--split-max-size", "split_max_bytes", type=COUNT, help="Write shards of at most this size, such as 5G.")
+@click.option("-t", "--threads", type=click.IntRange(1), help="Default: the cores that the process may use.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+@common
+def quantize(as_json: bool, tensor_type: tuple[str, ...], **options: Any) -> None:
+    """Write a GGUF file in other types, as llama-quantize would, in one pass.
+
+    Of a model in shards IN.gguf is the first. PATTERN is a regular expression or a shell pattern over names such as
+    blk.0.ffn_down.weight.
+    """
+    from .quant.export import parse_pair
+    from .quant.quantize import QuantizeConfig
+    from .quant.quantize import quantize as run_quantize
+
+    pairs = tuple(parse_pair("--tensor-type", pair, last=True) for pair in tensor_type)
+    emit(run_quantize(QuantizeConfig(tensor_types=pairs, **options)), as_json)
 
 
 @main.command()
@@ -452,7 +482,6 @@ def _missing(name: str, stage: str, help_text: str) -> None:
 
 
 _missing("imatrix", "importance matrix", "Collect an importance matrix, in llama.cpp's GGUF form.")
-_missing("quantize", "GGUF requantization", "Requantize a GGUF file.")
 _missing("check", "conversion check", "Run a conversion with thresholds, for CI.")
 _missing("plan", "planning", "Say what each stage would cost and what speed to expect.")
 _missing("report", "report", "Write one HTML page about a folder of outputs.")

@@ -8,11 +8,13 @@ from typing import Any
 
 from ..convert.checkpoint import open_checkpoint
 from ..convert.errors import TsconvertError
-from ..convert.progress import progress
-from ..convert.writer import PARTIAL, atomic_file, check_disk, refuse_existing
-from . import gpu_split, neuron_order, target_llama_cpp, target_powerinfer, target_sparse
-from .gguf_writer import Companion, TensorPlan, Value, file_size, write_gguf
+from ..convert.spec import ModelSpec
+from ..convert.writer import refuse_existing
+from . import gpu_split, mixes, neuron_order, target_llama_cpp, target_powerinfer, target_sparse
+from .gguf_writer import GGUF_MAGIC, Value
+from .imatrix_file import ImportanceMatrix, load_imatrix, with_importance
 from .predictor_source import PredictorSource, find_predictors
+from .shards import GgufPlan, bytes_by_type, sharded, write_files
 from .targets import TARGETS, Job, Plan, choose_target
 from .tokenizer import read_vocabulary
 from .type_choice import TypeChoice
@@ -33,7 +35,12 @@ class ExportConfig:
     out: Path
     """The GGUF file to write."""
     type_name: str = "F16"
-    """Of the weight matrices: F32, F16, BF16, Q8_0, Q4_0, ...; norms and routers are always F32."""
+    """Of the weight matrices: a mix as llama-quantize knows them (F16, Q8_0, Q4_K_M, IQ3_XS, ...); norms and routers
+    are always F32. PowerInfer's files have one type for all matrices."""
+    pure: bool = False
+    """One type for all matrices, whatever the mix's rules say."""
+    imatrix: Path | None = None
+    """An importance matrix: which columns' errors cost most."""
     target: str | None = None
     """`llama.cpp`, `powerinfer` or `sparse`; None: sparse for a sparse model, llama.cpp for any other."""
     predictors: Path | None = None
@@ -54,8 +61,12 @@ class ExportConfig:
     """The pre-tokenizer's name, for a byte-level BPE that is not recognized."""
     name: str | None = None
     """For `general.name`; None takes the folder's."""
+    split_max_bytes: int | None = None
+    """Write several files, none larger than this unless one tensor is; llama.cpp's names and keys."""
+    threads: int | None = None
+    """None takes the cores that the process may use."""
     dry_run: bool = False
-    """Plan and check everything, write nothing."""
+    """Plan and check everything but the weights' values, write nothing."""
 
     def __post_init__(self) -> None:
         if self.target is not None and self.target not in TARGETS:
@@ -67,6 +78,7 @@ class ExportReport:
     """What was written."""
 
     out: Path
+    """The file, or the first of its shards."""
     target: str
     architecture: str
     size_bytes: int
@@ -76,6 +88,8 @@ class ExportReport:
     """Bytes of all tensors of a type."""
     predictors: int
     """FFNs that have one in the file."""
+    files: list[str] = field(default_factory=list)
+    """All that belong to it, shards and companions."""
     notes: list[str] = field(default_factory=list)
     elapsed_s: float = 0.0
     dry_run: bool = False
@@ -116,22 +130,17 @@ def export_gguf(config: ExportConfig) -> ExportReport:
     if config.vram_bytes is not None:
         refuse_existing(config.out.with_name(config.out.name + gpu_split.SUFFIX))
     plan, predictors = _plan(config)
-    size = file_size(plan.metadata, plan.tensors)
+    files = sharded(config.out, plan.metadata, plan.tensors, magic=plan.magic, max_bytes=config.split_max_bytes)
     if not config.dry_run:
-        check_disk(config.out, size)
-        _write(config.out, plan)
-        for companion in plan.companions:
-            _write(config.out.with_name(config.out.name + companion.suffix), companion)
-    return _report(config, plan, predictors, size, time.monotonic() - start_s)
-
-
-def _write(out: Path, plan: Plan | Companion) -> None:
-    try:
-        with atomic_file(out) as stream, progress("export", len(plan.tensors)) as step:
-            write_gguf(stream, plan.metadata, plan.tensors, magic=plan.magic, step=step)
-    except BaseException:
-        out.with_name(out.name + PARTIAL).unlink(missing_ok=True)
-        raise
+        beside = [
+            GgufPlan(
+                path=config.out.with_name(config.out.name + extra.suffix), metadata=extra.metadata,
+                tensors=extra.tensors, magic=extra.magic,
+            )
+            for extra in plan.companions
+        ]  # fmt: skip
+        write_files([*files, *beside], title="export", threads=config.threads)
+    return _report(config, plan, predictors, files, time.monotonic() - start_s)
 
 
 def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
@@ -143,7 +152,13 @@ def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
     inside = checkpoint.has_predictors and target != "llama.cpp"
     predictors = find_predictors(checkpoint, config.predictors) if config.predictors or inside else None
     vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre, eos=spec.eos)
-    types = TypeChoice(config.type_name, config.predictor_type, config.tensor_types)
+    matrix = load_imatrix(config.imatrix) if config.imatrix is not None else None
+    if matrix is not None and matrix.model_fingerprint not in (None, checkpoint.fingerprint):
+        raise TsconvertError(f"{config.imatrix}: was made from another model; run `tsconvert imatrix` on this one")
+    types = TypeChoice(
+        config.type_name, config.predictor_type, config.tensor_types, _mix_model(spec, matrix),
+        pure=config.pure or target == "powerinfer",
+    )  # fmt: skip
     name = config.name or checkpoint.folder.resolve().name
     counts = neuron_order.find_counts(checkpoint, config.profile, predictors)
     orders = neuron_order.firing_order(counts) if config.order else {}
@@ -152,8 +167,24 @@ def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
         counts=counts, vram_bytes=config.vram_bytes,
     )  # fmt: skip
     plan = _PLANS[target](job)
-    metadata = with_overrides(plan.metadata, plan.architecture, config.metadata)
-    return replace(plan, metadata=metadata, notes=[*plan.notes, *types.notes(), *vocabulary.notes]), predictors
+    if config.split_max_bytes is not None and plan.magic != GGUF_MAGIC:
+        raise TsconvertError("--split-max-size: PowerInfer reads one file only; leave it out")
+    plan = replace(plan, notes=[*plan.notes, *types.notes(), *vocabulary.notes])
+    if matrix is not None:
+        tensors, notes = with_importance(plan.tensors, matrix, types.default)
+        plan = replace(plan, tensors=tensors, notes=[*plan.notes, *notes], metadata={**plan.metadata, **matrix.keys()})
+    return replace(plan, metadata=with_overrides(plan.metadata, plan.architecture, config.metadata)), predictors
+
+
+def _mix_model(spec: ModelSpec, matrix: ImportanceMatrix | None) -> mixes.Model:
+    return mixes.Model(
+        layers=spec.layers,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        experts=spec.experts,
+        tied=spec.tied,
+        importance=matrix is not None,
+    )
 
 
 def with_overrides(
@@ -209,25 +240,24 @@ def _parsed(key: str, kind: str, value: str) -> Any:
 
 
 def _report(
-    config: ExportConfig, plan: Plan, predictors: PredictorSource | None, size: int, elapsed_s: float
+    config: ExportConfig,
+    plan: Plan,
+    predictors: PredictorSource | None,
+    files: list[GgufPlan],
+    elapsed_s: float,
 ) -> ExportReport:
     ranks = [rank for row in predictors.ranks for rank in row] if predictors is not None else []
+    beside = [config.out.with_name(config.out.name + extra.suffix) for extra in plan.companions]
     return ExportReport(
-        out=config.out,
+        out=files[0].path,
         target=plan.target,
         architecture=plan.architecture,
-        size_bytes=size,
+        size_bytes=sum(file.size_bytes for file in files),
         tensors={tensor.name: tensor.type_name for tensor in plan.tensors},
-        types=_bytes_by_type(plan.tensors),
+        types=bytes_by_type(plan.tensors),
         predictors=sum(1 for rank in ranks if rank),
+        files=[str(path) for path in (*(file.path for file in files), *beside)],
         notes=plan.notes,
         elapsed_s=round(elapsed_s, 3),
         dry_run=config.dry_run,
     )
-
-
-def _bytes_by_type(tensors: list[TensorPlan]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + tensor.size_bytes
-    return dict(sorted(sizes.items(), key=lambda item: -item[1]))

@@ -5,6 +5,7 @@ bytes and in the ids of the integer types. Tensors are views of the mapped file.
 """
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _MAGICS = {b"GGUF": GGUF, b"PWRI": POWERINFER}
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _DEEPEST_ARRAY = 3
 _POWERINFER_IDS = {16: "I8", 17: "I16", 18: "I32"}
 # GGUF value type: (struct code, NumPy type); 8 is a string, 9 an array
@@ -56,17 +58,17 @@ class GgufTensor:
 
 
 class GgufFile:
-    """A GGUF or PowerInfer file.
+    """A GGUF or PowerInfer file, or the first shard of a GGUF model, which stands for all.
 
     Attributes:
         path: the file.
         magic: `GGUF` or `PWRI`.
         version: 2 or 3.
-        metadata: key to number, string, bool or list of those.
-        tensors: name to `GgufTensor`, in the file's order.
+        metadata: key to number, string, bool or list of those; of the first shard.
+        tensors: name to `GgufTensor`, in the file's order; of all shards.
 
     Raises:
-        TsconvertError: no GGUF file, damaged, cut off, or of a version or type that is not known.
+        TsconvertError: no GGUF file, damaged, cut off, of a version or type that is not known, or a shard is missing.
 
     Example:
         >>> file = GgufFile(Path("model.gguf"))  # doctest: +SKIP
@@ -75,15 +77,94 @@ class GgufFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._bytes = _map(self.path)
-        reader = _Reader(self.path, self._bytes)
+        first = _Part(self.path)
+        self.magic, self.version, self.metadata = first.magic, first.version, first.metadata
+        self.tensors: dict[str, GgufTensor] = dict(first.tensors)
+        self._first = first
+        self._sizes = [first.size_bytes]
+        self._add_shards(first)
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, empty where the file has none."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file, or of all shards."""
+        return sum(self._sizes)
+
+    @property
+    def shards(self) -> int:
+        """How many files hold the model."""
+        return len(self._sizes)
+
+    def encoded(self, key: str) -> bytes:
+        """A key's value as it stands in the file, its type first."""
+        start, end = self._first.spans[key]
+        return bytes(self._first.content[start:end])
+
+    def _add_shards(self, first: "_Part") -> None:
+        count = first.metadata.get("split.count", 1)
+        if count == 1 or not isinstance(count, int):
+            return
+        paths = [sibling_path(self.path, number) for number in range(count)]
+        if None in paths or not str(self.path).endswith(f"-of-{count:05}.gguf"):
+            raise TsconvertError(
+                f"{self.path}: is one of {count} shards, and shards are called NAME-00001-of-{count:05}.gguf;"
+                " give them their names again"
+            )
+        if first.metadata.get("split.no") != 0:
+            raise TsconvertError(f"{self.path}: is not the first of {count} shards; give {paths[0]}")
+        for number, path in enumerate(paths[1:], 1):
+            part = _Part(path)  # type: ignore[arg-type]
+            if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
+                raise TsconvertError(f"{path}: is not shard {number + 1} of {count}; download or write it again")
+            for name, tensor in part.tensors.items():
+                if name in self.tensors:
+                    raise TsconvertError(f"{path}: damaged, tensor {name} is in another shard too; write them again")
+                self.tensors[name] = tensor
+            self._sizes.append(part.size_bytes)
+        expected = first.metadata.get("split.tensors.count", len(self.tensors))
+        if expected != len(self.tensors):
+            raise TsconvertError(
+                f"{self.path}: the shards hold {len(self.tensors)} tensors of {expected}; download or write them again"
+            )
+
+
+def shard_path(out: Path, number: int, count: int) -> Path:
+    """The path of shard ``number``, from 0, of the model that would be ``out`` in one file.
+
+    Example:
+        >>> shard_path(Path("m.gguf"), 0, 3).name
+        'm-00001-of-00003.gguf'
+    """
+    return out.with_name(f"{out.name.removesuffix('.gguf')}-{number + 1:05}-of-{count:05}.gguf")
+
+
+def sibling_path(path: Path, number: int) -> Path | None:
+    """The path of another shard of the model that ``path`` is a shard of, or None if it is not named as one."""
+    match = _SHARD.fullmatch(path.name)
+    return path.with_name(f"{match['stem']}-{number + 1:05}-of-{match['count']}.gguf") if match else None
+
+
+class _Part:
+    """One file: all of a model, or a shard."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = _map(self.path)
+        reader = _Reader(self.path, self.content)
         self.magic, self.version, tensor_count, key_count = _header(reader)
         self.metadata: dict[str, Any] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
         for _ in range(key_count):
             key = reader.string("a key")
             if key in self.metadata:
                 raise reader.damaged(f"key {key} stands there twice")
+            start = reader.at
             self.metadata[key] = reader.value(key)
+            self.spans[key] = start, reader.at
         self.alignment = self._alignment()
         infos = [_tensor_info(reader, self.magic) for _ in range(tensor_count)]
         start = -(-reader.at // self.alignment) * self.alignment
@@ -94,14 +175,9 @@ class GgufFile:
             self.tensors[name] = self._tensor(name, type_name, shape, start + offset)
 
     @property
-    def architecture(self) -> str:
-        """`general.architecture`, empty where the file has none."""
-        return str(self.metadata.get("general.architecture", ""))
-
-    @property
     def size_bytes(self) -> int:
-        """Of the whole file."""
-        return int(self._bytes.nbytes)
+        """Of the file."""
+        return int(self.content.nbytes)
 
     def _alignment(self) -> int:
         value = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
@@ -129,7 +205,7 @@ class GgufFile:
                 f"{self.path}: cut off, tensor {name} lacks {offset + size - self.size_bytes} bytes at the end;"
                 " download or write the file again"
             )
-        return GgufTensor(name, type_name, shape, offset, self._bytes[offset : offset + size])
+        return GgufTensor(name, type_name, shape, offset, self.content[offset : offset + size])
 
 
 def is_gguf(path: Path) -> bool:

@@ -50,6 +50,28 @@ class Value:
         return _string(item) if self.kind == "str" else struct.pack(_STRUCT[self.kind][1], item)
 
 
+@dataclass(frozen=True)
+class Verbatim:
+    """A metadata value as it stood in another file."""
+
+    content: bytes
+    """Type id and value."""
+
+    def encode(self) -> bytes:
+        """The same bytes."""
+        return self.content
+
+
+def u16(value: int) -> Value:
+    """A 16-bit unsigned count."""
+    return Value("u16", value)
+
+
+def i32(value: int) -> Value:
+    """A 32-bit number."""
+    return Value("i32", value)
+
+
 def u32(value: int) -> Value:
     """A 32-bit unsigned count."""
     return Value("u32", value)
@@ -91,7 +113,7 @@ class Companion:
     magic: bytes = GGUF_MAGIC
 
 
-def header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan], magic: bytes = GGUF_MAGIC) -> bytes:
+def header(metadata: Mapping[str, Value | Verbatim], tensors: Sequence[TensorPlan], magic: bytes = GGUF_MAGIC) -> bytes:
     """Everything before the tensors' data, padded to where the data begins."""
     parts = [magic, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -107,14 +129,19 @@ def header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan], magic: 
     return whole + b"\0" * (_padded(len(whole)) - len(whole))
 
 
-def file_size(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> int:
+def file_size(metadata: Mapping[str, Value | Verbatim], tensors: Sequence[TensorPlan]) -> int:
     """The bytes that the file will have."""
     return len(header(metadata, tensors)) + sum(_padded(tensor.size_bytes) for tensor in tensors)
 
 
+def tensor_bytes(tensor: TensorPlan) -> int:
+    """What one more tensor adds to a file at most: entry, data, padding."""
+    return _padded(len(_string(tensor.name)) + 4 + 8 * len(tensor.shape) + 4 + 8) + _padded(tensor.size_bytes)
+
+
 def write_gguf(
     stream: BinaryIO,
-    metadata: Mapping[str, Value],
+    metadata: Mapping[str, Value | Verbatim],
     tensors: Sequence[TensorPlan],
     *,
     magic: bytes = GGUF_MAGIC,

@@ -6,14 +6,14 @@ as the tensors `blk.N.ffn_order` in the sparse dialect, as one key where an engi
 Shape suffixes: D model width, F neurons, E experts.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.checkpoint import Checkpoint, to_float32
+from ..convert.checkpoint import Checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.names import Place
 from ..convert.spec import ModelSpec
@@ -21,7 +21,7 @@ from ..predictors.profile_file import Profile, load_profile
 from .gguf_file import GgufFile
 from .gguf_writer import Rows, TensorPlan, Value, array
 from .predictor_source import PredictorSource
-from .sources import Chunks, checked
+from .sources import Chunks, checked, plain, transposed
 
 Index = npt.NDArray[np.int64]
 Orders = Mapping[tuple[int, int], Index]
@@ -31,7 +31,6 @@ Counts = Mapping[tuple[int, int], npt.NDArray[np.float64]]
 Ordered = TypeVar("Ordered", bound=npt.NDArray[np.floating])
 KEY = "tsconvert.neuron_order"
 _TENSOR = "blk.{}.ffn_order"
-_PIECE_VALUES = 1 << 24  # 64 MB of float32
 
 
 def firing_order(counts: Counts) -> Orders:
@@ -86,28 +85,17 @@ def in_order(rows: Ordered, orders: Orders, layer: int, expert: int) -> Ordered:
 
 
 def rows_in_order(checkpoint: Checkpoint, place: Place, order_F: Index) -> Chunks:
-    """The rows of gate or up [F, D] in another order, a few thousand at a time."""
-
-    def chunks() -> Iterator[Rows]:
-        info = checkpoint.info(place)
-        rows_FB = checkpoint.raw(place).reshape(info.shape[0], -1)
-        step = max(1, _PIECE_VALUES // info.shape[-1])
-        for start in range(0, len(order_F), step):
-            picked = rows_FB[order_F[start : start + step]]
-            piece_FD = to_float32(picked.reshape(-1), info.dtype).reshape(-1, info.shape[-1])
-            if not np.isfinite(piece_FD).all():
-                checked(checkpoint, place)  # says which row
-            yield piece_FD
-
-    return chunks
+    """The rows of gate or up [F, D] in another order."""
+    return plain(checkpoint, place, order_F)
 
 
 def columns_in_order(checkpoint: Checkpoint, place: Place, order_F: Index, *, transpose: bool) -> Chunks:
     """down [D, F] with its neurons in another order, or its transpose [F, D]."""
+    if transpose:
+        return transposed(checkpoint, place, order_F)
 
     def chunks() -> Iterable[Rows]:
-        down_DF = checked(checkpoint, place)
-        return [np.ascontiguousarray(down_DF.T[order_F] if transpose else down_DF[:, order_F])]
+        return [np.ascontiguousarray(checked(checkpoint, place)[:, order_F])]
 
     return chunks
 

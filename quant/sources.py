@@ -8,12 +8,13 @@ Shape suffixes: D model width, F neurons, C columns, R rows.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.checkpoint import Checkpoint, TensorInfo, to_float32
+from ..convert.checkpoint import Checkpoint, to_float32
 from ..convert.errors import TsconvertError
 from ..convert.names import Place
 
@@ -22,7 +23,6 @@ Index = npt.NDArray[np.int64]
 _PIECE_VALUES = 1 << 24  # 64 MB of float32
 _NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
-_INFINITY_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 Chunks = Callable[[], Iterable[Rows]]
 Maker = Callable[[Checkpoint, Place], Chunks]
 
@@ -139,14 +139,19 @@ def check(checkpoint: Checkpoint, place: Place) -> float:
         TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
     """
     info = checkpoint.info(place)
-    largest = largest_bits(_matrix(checkpoint, place), info.dtype)
-    if largest >= _INFINITY_BITS[info.dtype]:
-        raise not_finite(info, checkpoint.array(place))
-    one = np.array([largest], _BITS[info.dtype]).view(np.uint8)
-    return float(to_float32(one, info.dtype)[0])
+    largest = magnitude(_matrix(checkpoint, place), info.dtype)
+    if not np.isfinite(largest):
+        raise not_finite(info.file, info.name, checkpoint.array(place))
+    return largest
 
 
-def largest_bits(values: npt.NDArray[Any], dtype: str) -> int:
+def magnitude(values: npt.NDArray[Any], dtype: str) -> float:
+    """The largest magnitude of F32, F16 or BF16 (uint16) values; infinity or NaN if one is that."""
+    one = np.array([_largest_bits(values, dtype)], _BITS[dtype]).view(np.uint8)
+    return float(to_float32(one, dtype)[0])
+
+
+def _largest_bits(values: npt.NDArray[Any], dtype: str) -> int:
     """The bits of the largest magnitude, NaN above infinity: magnitudes are ordered as their bits are."""
     bits = values.reshape(-1).view(_BITS[dtype])
     if not bits.size:
@@ -161,12 +166,12 @@ def largest_bits(values: npt.NDArray[Any], dtype: str) -> int:
     return largest
 
 
-def not_finite(info: TensorInfo, values: Rows) -> TsconvertError:
+def not_finite(file: Path, name: str, values: Rows) -> TsconvertError:
     """The refusal of a tensor with NaN or infinity."""
-    bad = ~np.isfinite(values).reshape(-1, info.shape[-1])
+    bad = ~np.isfinite(values).reshape(-1, values.shape[-1])
     row = int(np.argmax(bad.any(axis=1)))
     return TsconvertError(
-        f"{info.file}: tensor {info.name} holds {int(bad.sum())} values that are NaN or infinite, the first in row"
+        f"{file}: tensor {name} holds {int(bad.sum())} values that are NaN or infinite, the first in row"
         f" {row}; the weights are damaged or training diverged, go back to a sound checkpoint"
     )
 

@@ -34,7 +34,8 @@ class TypeChoice:
         predictor: of the predictors' matrices.
         overrides: (pattern, type), the first match wins; a pattern is a regular expression that is searched in the
             tensor's GGUF name, or a shell pattern that fits the whole of it.
-        model: what the mix's rules depend on; None makes all matrices alike.
+        model: what the mix's rules depend on.
+        pure: all matrices alike, whatever the mix's rules say.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class TypeChoice:
         predictor: str,
         overrides: Sequence[tuple[str, str]] = (),
         model: mixes.Model | None = None,
+        *,
+        pure: bool = False,
     ) -> None:
         self.default, self.predictor = mixes.mix_named(default), known_type(predictor)
         self.overrides = [(pattern, known_type(name)) for pattern, name in overrides]
-        self.model = model
+        self.model, self.pure = model, pure or model is None
         self.engine: dict[str, str] = {}
         """Kind of tensor (`ffn_down_t`) -> the type that the target's engine needs there, whatever the default is."""
         self._used: set[str] = set()
@@ -95,7 +98,7 @@ class TypeChoice:
         ]
 
     def _by_mix(self, name: str, columns: int) -> str:
-        if self.model is None:
+        if self.model is None or self.pure:
             return mixes.MIXES.get(self.default, self.default)
         kind, layer = mixes.kind_of(name), _LAYER.match(name)
         # with experts, llama-quantize takes the layer of an FFN's tensor from its name and does not count

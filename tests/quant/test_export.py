@@ -86,7 +86,7 @@ def worst(type_name: str, stored: np.ndarray, source: np.ndarray) -> bool:
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_every_tensor_is_its_source(make_checkpoint: Make, tmp_path: Path, family: str, target: str, type_name: str):
     model = make_checkpoint(family)
-    _, tensors, types = read(export(tmp_path, model, target=target, type_name=type_name))
+    _, tensors, types = read(export(tmp_path, model, target=target, type_name=type_name, pure=True))
     hf = load_file(model / "model.safetensors")
     pairs = expected(model, tensors)
     assert sum(source.size for _, source in pairs.values()) == sum(tensor.size for tensor in hf.values())
@@ -260,7 +260,7 @@ def test_types_by_name_the_first_pattern_wins(dense: Path, tmp_path: Path):
 def test_rows_that_do_not_fill_blocks_fall_back_to_f16(make_checkpoint: Make, tmp_path: Path):
     model = make_checkpoint("llama", hidden_size=48, head_dim=16, intermediate_size=96)
     out = tmp_path / "model.gguf"
-    report = export_gguf(ExportConfig(model=model, out=out, type_name="Q4_0"))
+    report = export_gguf(ExportConfig(model=model, out=out, type_name="Q4_0", pure=True))
     assert report.notes[-1] == (
         "12 tensors with rows of 48 are stored as F16, because Q4_0 stores 32 weights together (token_embd.weight, ...)"
     )

@@ -1,0 +1,231 @@
+"""`tsconvert quantize`: a GGUF file in other types, in one pass; what llama-quantize makes of it, tensor for tensor.
+
+Keys, norms, routers, predictors and orders of neurons are copied; matrices get the type that the mix has for them.
+"""
+
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..convert.errors import TsconvertError
+from ..convert.writer import refuse_existing
+from . import ggml, mixes
+from .gguf_file import GGUF, GgufFile, GgufTensor
+from .gguf_writer import TensorPlan, Value, Verbatim, u32
+from .imatrix_file import ImportanceMatrix, is_imatrix, load_imatrix, with_importance
+from .shards import bytes_by_type, sharded, write_files
+from .sources import Rows, Sliced, Stacked, magnitude, not_finite
+from .targets import QUANTIZATION_VERSION, file_type
+from .type_choice import TypeChoice
+
+_OWN_RULES = ("falcon", "glm5-next", "bailingmoe3")  # whose tensors llama-quantize treats in other ways
+_DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
+_PREDICTOR = re.compile(r"\.fc[12](_exps)?\.weight$")
+_VALUES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """What to make of which file."""
+
+    source: Path
+    """A GGUF file, or the first shard of several."""
+    out: Path
+    type_name: str
+    """A mix as llama-quantize knows them: Q4_K_M, Q8_0, ..."""
+    imatrix: Path | None = None
+    """An importance matrix: which columns' errors cost most."""
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    """(pattern, type) for matrices whose name the pattern fits, the first match wins."""
+    pure: bool = False
+    """One type for all matrices, whatever the mix's rules say."""
+    allow_requantize: bool = False
+    """Take tensors that are quantized already; their errors add up."""
+    split_max_bytes: int | None = None
+    """Write several files, none larger than this unless one tensor is."""
+    threads: int | None = None
+    """None takes the cores that the process may use."""
+    dry_run: bool = False
+    """Say what would be written, write nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeReport:
+    """What was written."""
+
+    out: Path
+    """The file, or the first of its shards."""
+    source_bytes: int
+    size_bytes: int
+    tensors: dict[str, str]
+    """Type of each tensor, by name."""
+    types: dict[str, int]
+    """Bytes of all tensors of a type."""
+    files: list[str]
+    notes: list[str] = field(default_factory=list)
+    elapsed_s: float = 0.0
+    dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        return {**vars(self), "out": str(self.out)}
+
+    def __str__(self) -> str:
+        verb = "would write" if self.dry_run else "wrote"
+        head = f"{verb} {self.out}: {self.size_bytes / 1e6:,.1f} MB of {self.source_bytes / 1e6:,.1f} MB"
+        if len(self.files) > 1:
+            head += f" in {len(self.files)} files"
+        counts = {name: list(self.tensors.values()).count(name) for name in self.types}
+        lines = [f"  {name:<7} {counts[name]:>5} tensors {size / 1e6:>12,.1f} MB" for name, size in self.types.items()]
+        return "\n".join([head, *lines, *(f"note: {note}" for note in self.notes)])
+
+
+def quantize(config: QuantizeConfig) -> QuantizeReport:
+    """Write ``config.source`` in other types.
+
+    Returns:
+        What the file holds, or would hold with ``dry_run``.
+
+    Raises:
+        TsconvertError: the output exists, the source is damaged or no model, is quantized already, needs an importance
+            matrix, or a value is NaN or infinite. No file is left then.
+
+    Example:
+        >>> quantize(QuantizeConfig(source=Path("m-F16.gguf"), out=Path("m-Q4_K_M.gguf"), type_name="Q4_K_M"))
+    """
+    start_s = time.monotonic()
+    refuse_existing(config.out)
+    file = _open(config.source)
+    matrix = _matrix(config, file)
+    types = TypeChoice(config.type_name, "F32", config.tensor_types, _model(file, matrix is not None), pure=config.pure)
+    chosen = _choose(file, types, config)
+    tensors = [_plan(file, tensor, chosen[tensor.name]) for tensor in file.tensors.values()]
+    notes = types.notes()
+    metadata: dict[str, Value | Verbatim] = {
+        key: Verbatim(file.encoded(key)) for key in file.metadata if key not in _DROPPED
+    }
+    metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
+    metadata["general.file_type"] = u32(file_type(types.default))
+    if matrix is not None:
+        tensors, more = with_importance(tensors, matrix, types.default)
+        notes, metadata = [*notes, *more], {**metadata, **matrix.keys()}
+    files = sharded(config.out, metadata, tensors, max_bytes=config.split_max_bytes)
+    if not config.dry_run:
+        write_files(files, title="quantize", threads=config.threads)
+    return QuantizeReport(
+        out=files[0].path,
+        source_bytes=file.size_bytes,
+        size_bytes=sum(plan.size_bytes for plan in files),
+        tensors={tensor.name: tensor.type_name for tensor in tensors},
+        types=bytes_by_type(tensors),
+        files=[str(plan.path) for plan in files],
+        notes=notes,
+        elapsed_s=round(time.monotonic() - start_s, 3),
+        dry_run=config.dry_run,
+    )
+
+
+def _open(path: Path) -> GgufFile:
+    file = GgufFile(path)
+    if file.magic != GGUF:
+        raise TsconvertError(
+            f"{path}: PowerInfer takes few types and computes garbage with the others; export the model again with"
+            " --target powerinfer and the --type that it is to have"
+        )
+    if is_imatrix(file) or f"{file.architecture}.block_count" not in file.metadata:
+        raise TsconvertError(f"{path}: holds no model; give a GGUF file of one")
+    if file.architecture in _OWN_RULES:
+        raise TsconvertError(f"{path}: {file.architecture} models have rules of their own; use llama-quantize")
+    return file
+
+
+def _matrix(config: QuantizeConfig, file: GgufFile) -> ImportanceMatrix | None:
+    if config.imatrix is None:
+        return None
+    matrix = load_imatrix(config.imatrix)
+    made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
+    if made_from and matrix.model_fingerprint not in (None, made_from):
+        raise TsconvertError(f"{config.imatrix}: was made from another model; run `tsconvert imatrix` on this one")
+    return matrix
+
+
+def _model(file: GgufFile, importance: bool) -> mixes.Model:
+    def number(key: str, default: int) -> int:
+        value = file.metadata.get(f"{file.architecture}.{key}", default)
+        return int(value[0] if isinstance(value, list) else value)
+
+    heads = number("attention.head_count", 1)
+    return mixes.Model(
+        layers=number("block_count", 1),
+        heads=heads,
+        kv_heads=number("attention.head_count_kv", heads),
+        experts=number("expert_count", 0),
+        tied="output.weight" not in file.tensors,
+        importance=importance,
+    )
+
+
+def _choose(file: GgufFile, types: TypeChoice, config: QuantizeConfig) -> dict[str, str]:
+    """The type of each tensor, asked for in the order in which llama-quantize goes through them."""
+    chosen = {name: tensor.type_name for name, tensor in file.tensors.items()}
+    for name in sorted(file.tensors, key=_in_layers):
+        tensor = file.tensors[name]
+        if not mixes.takes_type(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name == "I32":
+            continue
+        chosen[name] = types.matrix(name, tensor.shape[-1])
+        quantized = tensor.type_name not in mixes.FLOATS
+        if quantized and chosen[name] != tensor.type_name and not config.allow_requantize:
+            raise TsconvertError(
+                f"{file.path}: {name} is {tensor.type_name} already, and errors add up; start from an F16, BF16 or F32"
+                " file, or give --allow-requantize"
+            )
+    return chosen
+
+
+def _in_layers(name: str) -> tuple[int, str]:
+    layer = re.match(r"blk\.(\d+)\.", name)
+    return int(layer[1]) if layer else -1, name
+
+
+def _plan(file: GgufFile, tensor: GgufTensor, type_name: str) -> TensorPlan:
+    experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
+    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64)) // experts
+    raw = tensor.raw.reshape(experts, rows, -1)
+    parts = [_source(file, tensor, raw[expert], type_name) for expert in range(experts)]
+    chunks = Stacked(parts) if experts > 1 else parts[0]
+    return TensorPlan(name=tensor.name, shape=tensor.shape, type_name=type_name, chunks=chunks)
+
+
+_NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def _source(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint8], type_name: str) -> Sliced:
+    """One matrix of a GGUF tensor: as it is if it is of float type or stays what it is, otherwise decoded."""
+    kind, columns, rows = tensor.type_name, tensor.shape[-1], raw_RB.shape[0]
+
+    def decoded(start: int, stop: int) -> Rows:
+        return ggml.dequantize(raw_RB[start:stop].reshape(-1), kind, (stop - start, columns))
+
+    def stored(start: int, stop: int) -> npt.NDArray[Any]:
+        return np.require(raw_RB[start:stop].view(_NUMPY.get(kind, np.uint8)), requirements=["C", "A"])
+
+    def check() -> float:
+        if kind == "I32":
+            return 0.0
+        step = max(1, _VALUES // columns)
+        ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        floats = kind in _NUMPY
+        largest = [magnitude(stored(*span) if floats else decoded(*span), kind if floats else "F32") for span in ranges]
+        if not np.isfinite(largest).all():
+            raise not_finite(file.path, tensor.name, tensor.to_float32())
+        return max(largest)
+
+    kept = kind in _NUMPY or kind == type_name
+    return Sliced(
+        rows=rows, columns=columns, dtype=kind if kept else "F32", read=stored if kept else decoded, check=check
+    )
