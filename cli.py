@@ -139,13 +139,19 @@ def main() -> None:
 @click.option("--context", type=COUNT, default=512, show_default=True, help="Tokens a sequence.")
 @click.option("--steps", type=COUNT, default=200, show_default=True, help="Training steps a layer.")
 @click.option("--batch-tokens", type=COUNT, default=2048, show_default=True, help="Tokens a step.")
-@click.option("--learning-rate", type=float, help="Default: by the model's width, 3e-3 up to 576.")
+@click.option("--learning-rate", type=float, help="Default: by the model's width, 6e-3 up to 576.")
 @click.option(
     "--attention/--no-attention", default=True, show_default=True, help="Train the attention's output as well."
 )
 @click.option("--target-sparsity", type=float, help="Share of neurons to be silent, such as 0.9.")
 @precision
-@click.option("--min-expert-tokens", type=COUNT, default=0, show_default=True, help="Stop if an expert sees fewer.")
+@click.option(
+    "--min-expert-tokens",
+    type=COUNT,
+    default=0,
+    show_default=True,
+    help="Train an expert that sees fewer on further tokens.",
+)
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
 @click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Of the output; default: as it is.")

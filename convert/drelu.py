@@ -44,6 +44,11 @@ def write_companions(checkpoint: Checkpoint, config: dict[str, Any], folder: Pat
     """Everything of the sparse checkpoint but its weights: config, modelling code, tokenizer."""
     write_json(folder / "config.json", config)
     shutil.copyfile(Path(__file__).with_name(f"{_MODELING}.py"), folder / f"{_MODELING}.py")
+    copy_tokenizer(checkpoint, folder)
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, chat template and generation defaults, as far as there are any."""
     for name in _COMPANIONS:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)

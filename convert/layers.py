@@ -100,6 +100,11 @@ class Layer:
             routes.append((token, weight_TK[token, slot, None]))
         return routes
 
+    def router_logits(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """How the router ranks the experts for each normed input, [T, E]."""
+        logits_TE: torch.Tensor = nn.functional.linear(x_TD, self.module.mlp.gate.weight)
+        return logits_TE
+
     def ffn_weights(self, expert: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """gate [F, D], up [F, D] and down [D, F] of one FFN: the parameters, or views of them."""
         mlp = self.module.mlp

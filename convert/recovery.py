@@ -8,7 +8,7 @@ gradients are summed, so the weights stay equal.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +31,7 @@ class LocalRecovery:
     steps: int = 200
     batch_tokens: int = 2048
     learning_rate: float | None = None
-    """AdamW's, at its peak; a cosine takes it to zero. None: 3e-3 up to width 576, where it was measured, and falling
+    """AdamW's, at its peak; a cosine takes it to zero. None: 6e-3 up to width 576, where it was measured, and falling
     as 1/width from there (muP, arXiv 2203.03466)."""
     train_attention: bool = True
     """The attention's output projection learns as well."""
@@ -52,7 +52,7 @@ class LocalRecovery:
 
     def peak(self, width: int) -> float:
         """The learning rate for a model of ``width``."""
-        return 3e-3 * min(1.0, 576 / width) if self.learning_rate is None else self.learning_rate
+        return 6e-3 * min(1.0, 576 / width) if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,18 @@ class LayerResult:
     density: float
     """Share of neurons that fire."""
     expert_tokens: list[int]
-    """Training tokens that each FFN saw."""
+    """Training tokens that the router gave each FFN."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """Tokens that the router did not give an expert, but that it is to learn from: starved_experts.py."""
+
+    expert: int
+    x_TD: torch.Tensor
+    """Normed inputs."""
+    target_TD: torch.Tensor
+    """What the dense expert makes of them."""
 
 
 @dataclass
@@ -87,7 +98,12 @@ class LayerData:
 
 
 def recover_layer(
-    layer: Layer, data: LayerData, how: LocalRecovery, generator: torch.Generator, expert_tokens: list[int]
+    layer: Layer,
+    data: LayerData,
+    how: LocalRecovery,
+    generator: torch.Generator,
+    expert_tokens: list[int],
+    further: Sequence[Further] = (),
 ) -> LayerResult:
     """Train ``layer``'s FFN (and attention output) in place.
 
@@ -107,6 +123,8 @@ def recover_layer(
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
         loss, fired = _backward(layer, data, batch, penalty, how)
+        for material in further:
+            _further_backward(layer, material, data, how, generator)
         if not math.isfinite(loss):
             raise TsconvertError(f"layer {layer.index}: the loss is {loss} at step {step}; lower the learning rate")
         for parameter in parameters:
@@ -159,6 +177,19 @@ def _backward(
     if len(batch):
         (error if penalty.goal is None else error + penalty.factor(sums[1]) * l1).backward()
     return sums[0], sums[2] / max(1.0, sums[3])
+
+
+def _further_backward(
+    layer: Layer, material: Further, data: LayerData, how: LocalRecovery, generator: torch.Generator
+) -> None:
+    """Add the gradient of further tokens, each as often drawn as one that the router gave."""
+    share = len(material.x_TD) * distributed.world() / data.all_train_tokens
+    chosen = torch.randint(len(material.x_TD), (math.ceil(how.batch_tokens * share),), generator=generator)
+    chosen = chosen[distributed.share(len(chosen))]
+    with torch.autocast(layer.device.type, torch.bfloat16, enabled=bool(how.autocast)):
+        h_TF = layer.activations(material.x_TD[chosen], material.expert)
+        out_TD = nn.functional.linear(h_TF, layer.ffn_weights(material.expert)[2]).float()
+    (relative_error(out_TD, material.target_TD[chosen]).sum() / how.batch_tokens).backward()
 
 
 def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tensor:

@@ -10,13 +10,13 @@ import torch
 from . import distributed
 from .checkpoint import Checkpoint, from_float32, read_header, shard_files, to_float32
 from .drelu import SignAlignment
-from .errors import TsconvertError
 from .journal import Journal
 from .layers import Layer
 from .names import hf_name
-from .progress import note, progress
+from .progress import progress
 from .recovery import LayerData, LayerResult, expert_tokens, ffn_inputs, judge_layer, recover_layer
 from .sequences import Sequences
+from .starved_experts import further_tokens, refuse_starved
 from .sweep import Stream
 from .writer import CheckpointWriter
 
@@ -118,11 +118,15 @@ class RecoverySweep:
         )
         energy = align(layer, data) if self.align else (0.0, 0.0)
         seen = expert_tokens(layer, data)
-        check_experts(layer, seen, self.config.min_expert_tokens)
+        least = self.config.min_expert_tokens
         if self.config.recover == "local":
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + layer.index)
-            result = recover_layer(layer, data, self.config.training, generator, seen)
+            if self.source.spec.sparse:
+                refuse_starved(layer, seen, least)
+            further = further_tokens(layer, data, seen, least)
+            result = recover_layer(layer, data, self.config.training, generator, seen, further)
         else:
+            refuse_starved(layer, seen, least)
             result = judge_layer(layer, data, seen)
         self._write(layer)
         if self.journal is not None:
@@ -173,23 +177,6 @@ def align(layer: Layer, data: LayerData) -> tuple[float, float]:
         before.append(was)
         after.append(now)
     return _mean(before), _mean(after)
-
-
-def check_experts(layer: Layer, seen: list[int], least: int) -> None:
-    """Name the experts that fewer than ``least`` tokens reach.
-
-    Raises:
-        TsconvertError: there are some.
-    """
-    starved = [expert for expert, tokens in enumerate(seen) if tokens < least]
-    if starved:
-        named = ", ".join(f"expert {expert} saw {seen[expert]} tokens" for expert in starved)
-        raise TsconvertError(
-            f"layer {layer.index}: {named}, fewer than --min-expert-tokens {least}; give more --tokens or other --data"
-        )
-    if layer.experts and not min(seen):
-        unseen = ", ".join(str(expert) for expert, tokens in enumerate(seen) if not tokens)
-        note(f"layer {layer.index}: no token reached expert {unseen}; it was not trained")
 
 
 def _mean(values: list[float]) -> float:

@@ -53,7 +53,8 @@ class RelufyConfig:
     teacher: str | None = None
     """The dense model to learn from; None is the model itself."""
     min_expert_tokens: int = 0
-    """An expert that sees fewer tokens stops the run, by name."""
+    """An expert that sees fewer is named and trained on further tokens, the router's next best; without training the
+    run stops."""
     training: LocalRecovery = field(default_factory=LocalRecovery)
     dtype: str | None = None
     """`F32`, `F16` or `BF16` for the output; None keeps each tensor's."""
@@ -111,6 +112,10 @@ class RelufyReport:
                 f"perplexity on sequences kept from training: {self.perplexity:.2f}, dense {self.dense_perplexity:.2f}"
                 f" ({ratio:.2f} times)"
             )
+        unseen = [(i, e) for i, layer in enumerate(self.layers) for e, n in enumerate(layer.expert_tokens) if not n]
+        if unseen:
+            named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen)
+            lines.append(f"experts that no token reached: {named}; --min-expert-tokens trains them")
         if self.layers:
             density = sum(layer.density for layer in self.layers) / len(self.layers)
             lines.append(f"density: {density:.1%} of the neurons fire, on average over layers")

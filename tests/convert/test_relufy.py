@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tsconvert.convert import recovery_sweep
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source
 from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.names import Place
 from tsconvert.convert.recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.sweep import Stream
 
 Make = Callable[..., Path]
 SHORT = LocalRecovery(steps=20, batch_tokens=256, learning_rate=3e-3)
@@ -124,6 +127,43 @@ def test_what_is_sparse_already_is_left_alone_but_can_be_recovered_further(dense
     assert all(layer.error_after < layer.error_before for layer in second.layers)
 
 
+@pytest.fixture
+def starved(make_checkpoint: Make) -> Path:
+    """A Mixtral whose router never chooses expert 4: the others' logits come in pairs of one sign."""
+    folder = make_checkpoint("mixtral", num_local_experts=5)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, weight_ED in tensors.items():
+        if name.endswith("gate.weight"):
+            weight_ED[1], weight_ED[2], weight_ED[3], weight_ED[4] = weight_ED[0], -weight_ED[0], -weight_ED[0], 0
+    save_file(tensors, file, {"format": "pt"})
+    return folder
+
+
+def test_a_starved_expert_is_named_and_trained_on_the_routers_next_best(starved: Path, tmp_path: Path, capsys):
+    plain = relufy(config(starved, tmp_path / "plain"))
+    assert [layer.expert_tokens[4] for layer in plain.layers] == [0, 0]
+    assert "experts that no token reached: 4 of layer 0, 4 of layer 1; --min-expert-tokens" in str(plain)
+    capsys.readouterr()
+    relufy(config(starved, tmp_path / "fed", min_expert_tokens=500))
+    assert "layer 1: expert 4 saw 0 tokens; trained on the router's next best up to 500" in capsys.readouterr().err
+    dense, left, fed = (Checkpoint(folder) for folder in (starved, tmp_path / "plain", tmp_path / "fed"))
+    place = Place("ffn_gate", 0, 4)
+    assert np.array_equal(left.array(place), dense.array(place))
+    rows = torch.randint(3, 4096, (4, 64), generator=torch.Generator().manual_seed(0))
+    target, before, after = (expert_outputs(model, rows) for model in (dense, left, fed))
+    assert (after - target).square().sum() < 0.95 * (before - target).square().sum()
+
+
+def expert_outputs(model: Checkpoint, rows: torch.Tensor) -> torch.Tensor:
+    """What expert 4 of layer 0 gives for inputs like those of ``rows``, all in SwiGLU's layer but the FFN."""
+    stream = Stream(model, rows)
+    layer = stream.layer(0)
+    x_TD = torch.nn.functional.rms_norm(stream.hidden_NSD.flatten(0, 1), (stream.hidden_NSD.shape[2],))
+    with torch.no_grad():
+        return layer.activations(x_TD, 4) @ layer.ffn_weights(4)[2].T
+
+
 def test_a_dry_run_writes_nothing(dense: Path, tmp_path: Path):
     report = relufy(config(dense, tmp_path / "out", dry_run=True))
     assert report.size_bytes == Checkpoint(dense).size_bytes
@@ -135,7 +175,11 @@ def test_a_dry_run_writes_nothing(dense: Path, tmp_path: Path):
     [
         (
             {"min_expert_tokens": 10**6},
-            "layer 0: expert 0 saw 3840 tokens, fewer than --min-expert-tokens 1000000; give",
+            "--min-expert-tokens 1000000: the text has 3840 tokens to train on; give more --tokens",
+        ),
+        (
+            {"min_expert_tokens": 10**6, "recover": "none"},
+            "layer 0: expert 0 saw 3840 tokens, fewer than --min-expert-tokens 1000000; give more --tokens or other",
         ),
         ({"activation": "gelu"}, "activation is 'gelu'; choose one of drelu, reglu"),
         ({"data": (Source(path="no-such-file"),)}, "no such file or folder"),

@@ -6,10 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tsconvert import models
 from tsconvert.convert.checkpoint import Checkpoint
+from tsconvert.convert.gguf_import import import_smollm2
+from tsconvert.convert.names import Place
+from tsconvert.convert.recovery import LocalRecovery
+from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.evaluate.perplexity import EvalConfig, evaluate
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -32,7 +38,11 @@ def run(name: str, *arguments: object) -> str:
 
 
 def test_every_example_is_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"pretrain_tiny.py", "embedded_text.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "pretrain_tiny.py",
+        "embedded_text.py",
+        "upcycle_mixtral.py",
+    }
 
 
 def test_pretrain_tiny(text: Path, tmp_path: Path):
@@ -52,3 +62,28 @@ def test_embedded_text(text: Path, tmp_path: Path):
     train, held_out = ((tmp_path / "out" / name).read_text() for name in ("train.txt", "heldout.txt"))
     assert len(train) > 48 * 19_000
     assert held_out[1000:1200] not in train
+
+
+def upcycled(dense: str, folder: Path, tokens: int, training: LocalRecovery) -> None:
+    """Grow a Mixtral, compare it with the dense model, and recover it."""
+    moe, sparse = folder / "moe", folder / "sparse"
+    run("upcycle_mixtral.py", dense, "--out", moe)
+    before, after = (evaluate(EvalConfig(model=str(model), tokens=tokens)).perplexity for model in (dense, moe))
+    assert after == pytest.approx(before, rel=1e-5)
+    report = relufy(RelufyConfig(model=str(moe), out=sparse, tokens=tokens, context=256, training=training))
+    assert all(layer.error_after < layer.error_before for layer in report.layers)
+    assert all(len(layer.expert_tokens) == 4 and min(layer.expert_tokens) > 0 for layer in report.layers)
+    train_tokens = tokens - max(1, tokens // 256 // 16) * 256
+    assert all(sum(layer.expert_tokens) == 2 * train_tokens for layer in report.layers)
+    experts = [Checkpoint(sparse).array(Place("ffn_gate", 0, expert)) for expert in range(4)]
+    assert all(not np.array_equal(experts[0], other) for other in experts[1:])
+
+
+def test_upcycle_mixtral(tmp_path: Path):
+    upcycled("tiny-mistral", tmp_path, 4096, LocalRecovery(steps=10, batch_tokens=512))
+
+
+@pytest.mark.slow
+def test_upcycle_mixtral_from_smollm2(tmp_path: Path):
+    dense = import_smollm2(tmp_path / "dense")
+    upcycled(str(dense), tmp_path, 2048, LocalRecovery(steps=4, batch_tokens=512))
