@@ -19,7 +19,7 @@ from .kquants_affine import encode_affine
 from .kquants_symmetric import encode_3, encode_6
 from .kquants_tiles import BLOCK, BYTE_ROWS, FLOAT_ROWS, aligned
 
-_COMPILED = ("kquants_simd", "kquants_tiles", "kquants_fits", "kquants_affine", "kquants_symmetric")
+_COMPILED = ("simd", "tiles", "turn", "fits", "affine", "symmetric")
 _BITS = {"Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}
 _BYTES = {"Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 # (first offset, step, count) of the numbers of levels that are tried, without and with importances
@@ -54,7 +54,7 @@ def quantize_rows(
         importance_P = np.zeros((0, BLOCK), np.float32)
         if importance_C is not None:
             importance_P = np.array(importance_C, np.float32).reshape(columns // BLOCK, BLOCK)
-        scratch = aligned(FLOAT_ROWS, np.float32), aligned(BYTE_ROWS, np.uint8)
+        scratch = aligned(FLOAT_ROWS, np.float32), aligned(BYTE_ROWS, np.uint8), np.empty((3, BLOCK), np.int64)
         encode = _encoder(type_name in _AFFINE_TRIES)
         tries = _tries(type_name, weighted)
         encode(x_B, importance_P, out.reshape(blocks, -1), _BITS[type_name], *tries, *scratch)
@@ -92,7 +92,7 @@ def _stamp() -> int:
     """A number that changes with any source that is compiled: Numba's cache looks at this file only."""
     digest = hashlib.sha256()
     for name in _COMPILED:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+        digest.update(Path(__file__).with_name(f"kquants_{name}.py").read_bytes())
     return int.from_bytes(digest.digest()[:7], "little")
 
 
@@ -109,8 +109,10 @@ def _build_affine(cache: bool) -> Any:
     stamp = _stamp()
 
     @njit(nogil=True, cache=cache)
-    def affine(x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, _: Any, t: Any, c: Any) -> int:
-        encode_affine(x_B, importance_P, out_B, bits, factors_K, t, c)
+    def affine(
+        x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, _: Any, t: Any, c: Any, rows: Any
+    ) -> int:
+        encode_affine(x_B, importance_P, out_B, bits, factors_K, t, c, rows)
         return stamp
 
     return affine
@@ -121,12 +123,12 @@ def _build_symmetric(cache: bool) -> Any:
 
     @njit(nogil=True, cache=cache)
     def symmetric(
-        x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, scales_K: Any, t: Any, c: Any
+        x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, scales_K: Any, t: Any, c: Any, rows: Any
     ) -> int:
         if bits == 3:
-            encode_3(x_B, importance_P, out_B, factors_K, scales_K, t, c)
+            encode_3(x_B, importance_P, out_B, factors_K, scales_K, t, c, rows)
         else:
-            encode_6(x_B, importance_P, out_B, factors_K, t, c)
+            encode_6(x_B, importance_P, out_B, factors_K, t, c, rows)
         return stamp
 
     return symmetric

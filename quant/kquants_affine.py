@@ -27,14 +27,13 @@ from .kquants_tiles import (
     clamp,
     compiled,
     inlined,
-    load_tile,
     magnitude,
     nearest,
     spread,
     store_half,
-    store_tile,
     weigh_by_importance,
 )
+from .kquants_turn import load_tile, store_tile
 
 
 @inlined
@@ -165,13 +164,15 @@ def _store_fifth_bits(c: Any, row: int) -> None:
 
 
 @compiled
-def encode_affine(x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, t: Any, c: Any) -> None:
+def encode_affine(
+    x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, t: Any, c: Any, rows: Any
+) -> None:
     """Encode super-blocks [B, 256] into [B, block bytes] with ``bits`` a level: 2, 4 or 5."""
     n, top, scale_top = (16, 3, 15) if bits == 2 else (32, (1 << bits) - 1, 63)
     subs, weighted = BLOCK // n, importance_P.shape[0] > 0
     steps = CODE + 80 if bits == 2 else CODE
     for first in range(0, x_B.shape[0], LANES):
-        load_tile(x_B, first, importance_P, t)
+        load_tile(x_B, first, importance_P, t, rows)
         _fit_blocks(t, c, bits, n, factors_K, weighted)
         if weighted:
             scale = fit_positive(t, c, SCALE, SUM, SCALE_LEVEL, subs, scale_top)
@@ -194,4 +195,4 @@ def encode_affine(x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K:
         else:
             _store_fifth_bits(c, CODE + 16)
             _store_levels_4(c, CODE + 48)
-        store_tile(c, first, out_B)
+        store_tile(c, out_B, rows)

@@ -27,14 +27,13 @@ from .kquants_tiles import (
     clamp,
     compiled,
     inlined,
-    load_tile,
     magnitude,
     nearest,
     spread,
     store_half,
-    store_tile,
     weigh_by_importance,
 )
+from .kquants_turn import load_tile, store_tile
 
 _SUB = 16  # weights of a sub-block
 _SUBS = BLOCK // _SUB
@@ -163,25 +162,27 @@ def _encode_3(t: Any, c: Any, scale: Any) -> None:
 
 
 @compiled
-def encode_6(x_B: Any, importance_P: Any, out_B: Any, factors_K: Any, t: Any, c: Any) -> None:
+def encode_6(x_B: Any, importance_P: Any, out_B: Any, factors_K: Any, t: Any, c: Any, rows: Any) -> None:
     """Encode super-blocks [B, 256] as Q6_K [B, 210]."""
     for first in range(0, x_B.shape[0], LANES):
-        load_tile(x_B, first, importance_P, t)
+        load_tile(x_B, first, importance_P, t, rows)
         _fit_6(t, c, factors_K, importance_P.shape[0] > 0)
         _encode_6(t, c)
-        store_tile(c, first, out_B)
+        store_tile(c, out_B, rows)
 
 
 @compiled
-def encode_3(x_B: Any, importance_P: Any, out_B: Any, factors_K: Any, scale_factors_K: Any, t: Any, c: Any) -> None:
+def encode_3(
+    x_B: Any, importance_P: Any, out_B: Any, factors_K: Any, scale_factors_K: Any, t: Any, c: Any, rows: Any
+) -> None:
     """Encode super-blocks [B, 256] as Q3_K [B, 110]; ``scale_factors_K`` are tried on the scales themselves."""
     weighted = importance_P.shape[0] > 0
     for first in range(0, x_B.shape[0], LANES):
-        load_tile(x_B, first, importance_P, t)
+        load_tile(x_B, first, importance_P, t, rows)
         _fit_3(t, c, factors_K, weighted)
         if weighted:
             scale = fit_symmetric(t, c, SCALE, SUM, SCALE_LEVEL, _SUBS, 32, scale_factors_K)
         else:
             scale = _round_scales_3(t, c)
         _encode_3(t, c, scale)
-        store_tile(c, first, out_B)
+        store_tile(c, out_B, rows)

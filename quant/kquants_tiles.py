@@ -11,7 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from .kquants_simd import LANES, as_floats, as_ints, load, select, square_root, store, store_bytes, wide, wide_int
+from .kquants_simd import (
+    LANES,
+    as_floats,
+    as_ints,
+    load,
+    select,
+    square_root,
+    store,
+    store_bytes,
+    wide,
+    wide_int,
+)
 
 BLOCK = 256  # weights of a super-block, QK_K in ggml
 MAX_SUBS = 16
@@ -30,8 +41,8 @@ BYTE_ROWS = CODE + 256
 
 # Below this ggml takes a group for zero (GROUP_MAX_EPS).
 TINY = np.float32(1e-15)
-inlined: Any = njit(nogil=True, forceinline=True)
-compiled: Any = njit(nogil=True)
+inlined: Any = njit(nogil=True, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+compiled: Any = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def aligned(rows: int, dtype: Any) -> npt.NDArray[Any]:
@@ -122,25 +133,3 @@ def weigh_by_importance(t: Any, first: int, n: int, sigma2: Any) -> Any:
         store(t, ERROR_WEIGHT + i, weight)
         total += weight
     return total
-
-
-@compiled
-def load_tile(x_B: Any, first: int, importance_P: Any, t: Any) -> None:
-    """Super-blocks ``first`` on, and their importances where given, into lanes; the last one fills what is missing."""
-    count, period = x_B.shape[0], importance_P.shape[0]
-    for lane in range(LANES):
-        b = min(first + lane, count - 1)
-        for i in range(BLOCK):
-            t[X + i, lane] = x_B[b, i]
-        if period:
-            for i in range(BLOCK):
-                t[IMPORTANCE + i, lane] = importance_P[b % period, i]
-
-
-@compiled
-def store_tile(c: Any, first: int, out_B: Any) -> None:
-    """The encoded lanes into super-blocks ``first`` on."""
-    count, size = out_B.shape
-    for lane in range(min(LANES, count - first)):
-        for i in range(size):
-            out_B[first + lane, i] = c[CODE + i, lane]
