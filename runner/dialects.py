@@ -60,10 +60,6 @@ def open_model(path: str | Path) -> ModelFile:
         TsconvertError: no GGUF file, damaged, or none of the three kinds; the message says which.
     """
     file = GgufFile(path)
-    if file.metadata.get("split.count", 1) not in (0, 1):
-        raise TsconvertError(
-            f"{path}: one part of {file.metadata['split.count']}; join them first with gguf-split --merge"
-        )
     name = file.architecture
     if file.magic == POWERINFER:
         if name not in ("bamboo", "llama"):

@@ -196,6 +196,15 @@ def test_neurons_out_of_order(model: dict, tmp_path: Path):
     )
 
 
+def test_shards_are_one_file(model: dict, tmp_path: Path):
+    config = ExportConfig(model=model["llama.cpp"], out=tmp_path / "m.gguf", split_max_bytes=300_000)
+    first = export_gguf(config).out
+    assert first.name.startswith("m-00001-of-")
+    report = verify(VerifyConfig(model=model["llama.cpp"], file=first))
+    report.require()
+    assert report.logits.tokens == 72
+
+
 def edit_bytes(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
     assert content.count(old) == 1

@@ -89,9 +89,3 @@ def test_predictors_that_do_not_fit(refusal):
     assert refusal(fcs=True, thresholds=thresholds, skip=["blk.1.fc2"]) == (
         "the predictor's fc1 and fc2 of layer 1 do not fit; export it again"
     )
-
-
-def test_one_part_of_many(refusal):
-    assert refusal(overrides={}, keys={"split.count": 2.0}) == (
-        "one part of 2.0; join them first with gguf-split --merge"
-    )
