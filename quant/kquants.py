@@ -8,6 +8,7 @@ libggml-python and llama.cpp's own base library are; on other processors compile
 import functools
 import hashlib
 import platform
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from . import ggml
 from .kquants_affine import encode_affine
 from .kquants_symmetric import encode_3, encode_6
 from .kquants_tiles import BLOCK, BYTE_ROWS, FLOAT_ROWS, aligned
 
 _COMPILED = ("simd", "tiles", "turn", "fits", "affine", "symmetric")
+_building = threading.Lock()
 _BITS = {"Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}
-_BYTES = {"Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 # (first offset, step, count) of the numbers of levels that are tried, without and with importances
 _AFFINE_TRIES = {
     "Q2_K": ((-0.5, 0.1, 16), (-0.9, 0.05, 37)),
@@ -47,7 +49,7 @@ def quantize_rows(
     if type_name not in _BITS or columns % BLOCK or platform.machine().lower() not in ("x86_64", "amd64"):
         return None
     blocks = rows * columns // BLOCK
-    out = np.empty((rows, columns // BLOCK * _BYTES[type_name]), np.uint8)
+    out = np.empty((rows, ggml.row_bytes(type_name, columns)), np.uint8)
     if blocks:
         x_B = _writeable(rows_RC).reshape(blocks, BLOCK)
         weighted = importance_C is not None
@@ -55,7 +57,8 @@ def quantize_rows(
         if importance_C is not None:
             importance_P = np.array(importance_C, np.float32).reshape(columns // BLOCK, BLOCK)
         scratch = aligned(FLOAT_ROWS, np.float32), aligned(BYTE_ROWS, np.uint8), np.empty((3, BLOCK), np.int64)
-        encode = _encoder(type_name in _AFFINE_TRIES)
+        with _building:
+            encode = _encoder(type_name in _AFFINE_TRIES)
         tries = _tries(type_name, weighted)
         encode(x_B, importance_P, out.reshape(blocks, -1), _BITS[type_name], *tries, *scratch)
     return out
