@@ -276,6 +276,28 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
     emit(estimate_predictors(config) if estimate else train_predictors(config), as_json)
 
 
+@main.command()
+@click.argument("model")
+@click.option("--out", type=OUT_FILE, required=True, help="The importance matrix, NAME.gguf; must not exist.")
+@click.option("--data", multiple=True, help="Text, .jsonl, .parquet, a folder, or a data set; =WEIGHT. Repeatable.")
+@click.option("--tokens", type=COUNT, default="64K", show_default=True)
+@click.option("--context", type=COUNT, default=512, show_default=True, help="Tokens a sequence.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@common
+def imatrix(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
+    """Collect an importance matrix, in llama.cpp's GGUF form: which columns' errors cost most.
+
+    export-gguf and quantize take it with --imatrix, and so does llama-quantize.
+    """
+    from .convert.corpora import parse_source
+    from .quant.imatrix import ImatrixConfig
+    from .quant.imatrix import imatrix as run_imatrix
+
+    sources = tuple(parse_source(argument) for argument in data)
+    emit(run_imatrix(ImatrixConfig(data=sources, **options)), as_json)
+
+
 @main.command("export-gguf")
 @click.argument("model")
 @click.option("--out", type=OUT_FILE, required=True, help="The GGUF file; must not exist.")
@@ -487,7 +509,6 @@ def _missing(name: str, stage: str, help_text: str) -> None:
         raise TsconvertError(f"{name} is not built yet: this version of tsconvert lacks the {stage} stage")
 
 
-_missing("imatrix", "importance matrix", "Collect an importance matrix, in llama.cpp's GGUF form.")
 _missing("check", "conversion check", "Run a conversion with thresholds, for CI.")
 _missing("plan", "planning", "Say what each stage would cost and what speed to expect.")
 _missing("report", "report", "Write one HTML page about a folder of outputs.")

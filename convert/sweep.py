@@ -7,7 +7,7 @@ visitor; local recovery drives two streams of its own. Under torchrun each proce
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -145,12 +145,23 @@ class Visitor(Protocol):
         """
 
 
+@runtime_checkable
+class EarlyVisitor(Visitor, Protocol):
+    """A visitor that wants to see what the attention is given, too."""
+
+    def before(self, layer: Layer, stream: Stream) -> None:
+        """Called before the attention half of ``layer``: the hidden states are the layer's input, hooks can be put."""
+
+
 def sweep(checkpoint: Checkpoint, rows_NS: torch.Tensor, visitors: Sequence[Visitor], device: str = "cpu") -> Stream:
     """Push ``rows_NS`` through every layer of ``checkpoint`` and let each visitor look at each layer."""
     stream = Stream(checkpoint, rows_NS, device)
     with progress("layers", checkpoint.spec.layers) as step:
         for index in range(checkpoint.spec.layers):
             layer = stream.layer(index)
+            for visitor in visitors:
+                if isinstance(visitor, EarlyVisitor):
+                    visitor.before(layer, stream)
             stream.attend(layer)
             said = [visitor.visit(layer, stream) for visitor in visitors]
             stream.feed_forward(layer)
