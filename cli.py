@@ -316,6 +316,7 @@ def imatrix(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--profile", type=PATH, help="How often neurons fire: hot ones are stored first. Default: by the predictors."
 )
+@click.option("--separate-predictors", is_flag=True, help="Put predictors into a second file, FILE.predictors.gguf.")
 @click.option("--order/--no-order", default=True, show_default=True, help="Store neurons in order of firing.")
 @click.option("--tensor-type", multiple=True, metavar="PATTERN=TYPE", help="Type of the tensors that fit. Repeatable.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Add or replace a key. Repeatable.")

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..quant.export import ExportConfig, ExportReport
 from ..quant.export import export_gguf as write_gguf_file
+from ..quant.model_card import card_path
 from .verify import VerifyConfig, VerifyReport, verify
 
 
@@ -62,4 +63,6 @@ def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
             importances=getattr(config, "imatrix", None) is not None,
         )
     )
+    with card_path(config.out).open("a", encoding="utf-8") as card:
+        card.write(f"\nVerified against the checkpoint when it was written:\n\n```\n{found}\n```\n")
     return VerifiedExport(export=report, verification=found)

@@ -13,6 +13,7 @@ from typing import Any
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.errors import CheckFailedError, TsconvertError
 from ..convert.progress import progress
+from ..quant import predictor_file
 from ..quant.gguf_file import GgufFile
 from ..quant.neuron_order import read_orders
 from ..quant.predictor_source import PredictorSource, find_predictors
@@ -157,13 +158,14 @@ def _tensors(
     predictors: PredictorSource | None,
 ) -> None:
     known = {*_OWN_TENSORS, *(f"blk.{layer}.ffn_order" for layer in range(checkpoint.spec.layers))}
+    beside = predictor_file.beside(file) or file
     importances = config.importances or any(key.startswith(_IMPORTANCE) for key in file.metadata)
 
     def results() -> Iterator[TensorResult]:
         for expected in expected_tensors(checkpoint.spec, report.dialect):
             yield compare_tensor(file, expected, checkpoint, orders, importances=importances)
         if predictors is not None:
-            yield from compare_predictors(file, predictors, orders, normed=report.dialect == "sparse")
+            yield from compare_predictors(beside, predictors, orders, normed=report.dialect == "sparse")
 
     with progress("verify", len(file.tensors)) as step:
         for result in results():
@@ -174,7 +176,8 @@ def _tensors(
                 count, worst = report.types.get(result.type_name, (0, 0.0))
                 report.types[result.type_name] = (count + 1, max(worst, result.worst))
             step(result.name)
-    rest = [name for name in file.tensors if name not in known]
+    names = dict.fromkeys([*file.tensors, *beside.tensors])
+    rest = [name for name in names if name not in known]
     bare = [name for name in rest if name.split(".")[-2].startswith(("fc1", "fc2"))]
     if bare and predictors is None:
         report.notes.append(f"{len(bare)} predictor tensors were not compared: give the folder with --predictors")

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..convert.checkpoint import Checkpoint
 from ..convert.spec import ModelSpec
+from ..quant import predictor_file
 from ..quant.gguf_file import POWERINFER, GgufFile
 from ..quant.predictor_source import PredictorSource
 
@@ -67,10 +68,13 @@ def compare_keys(
     if dialect == "sparse" and predictors is not None:
         wanted["turbosparse.predictor.threshold"] = [value for row in predictors.thresholds for value in row]
         wanted["turbosparse.predictor.rank"] = [value for row in predictors.ranks for value in row]
+    beside = predictor_file.beside(file)
     for key, value in wanted.items():
         if key in overridden:
             continue
         found = file.metadata.get(key)
+        if found is None and beside is not None:
+            found = beside.metadata.get(key)
         same = _same(found, value)
         yield key, "" if same else f"is {_shown(found)} where the model makes it {_shown(value)}"
 

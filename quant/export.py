@@ -9,10 +9,12 @@ from typing import Any
 from ..convert.checkpoint import open_checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.spec import ModelSpec
-from ..convert.writer import refuse_existing
-from . import gpu_split, mixes, neuron_order, target_llama_cpp, target_powerinfer, target_sparse
+from ..convert.writer import atomic_file, refuse_existing
+from . import mixes, neuron_order, predictor_file, target_llama_cpp, target_powerinfer, target_sparse
 from .gguf_writer import GGUF_MAGIC, Value
 from .imatrix_file import ImportanceMatrix, load_imatrix, with_importance
+from .model_card import card_path, model_card
+from .model_info import read_info
 from .predictor_source import PredictorSource, find_predictors
 from .shards import GgufPlan, bytes_by_type, sharded, write_files
 from .targets import TARGETS, Job, Plan, choose_target
@@ -47,6 +49,8 @@ class ExportConfig:
     """A predictor folder; None takes the predictors inside the checkpoint, if there are any."""
     predictor_type: str = "F16"
     """Of the predictors' matrices."""
+    separate_predictors: bool = False
+    """Put them into a file of their own, for engines that refuse tensors which they do not know."""
     profile: Path | None = None
     """How often neurons fire; None takes what the predictors' training counted, if they are given."""
     order: bool = True
@@ -127,9 +131,10 @@ def export_gguf(config: ExportConfig) -> ExportReport:
     """
     start_s = time.monotonic()
     refuse_existing(config.out)
-    if config.vram_bytes is not None:
-        refuse_existing(config.out.with_name(config.out.name + gpu_split.SUFFIX))
+    refuse_existing(card_path(config.out))
     plan, predictors = _plan(config)
+    for companion in plan.companions:
+        refuse_existing(config.out.with_name(config.out.name + companion.suffix))
     files = sharded(config.out, plan.metadata, plan.tensors, magic=plan.magic, max_bytes=config.split_max_bytes)
     if not config.dry_run:
         beside = [
@@ -140,7 +145,24 @@ def export_gguf(config: ExportConfig) -> ExportReport:
             for extra in plan.companions
         ]  # fmt: skip
         write_files([*files, *beside], title="export", threads=config.threads)
-    return _report(config, plan, predictors, files, time.monotonic() - start_s)
+    report = _report(config, plan, predictors, files, time.monotonic() - start_s)
+    if not config.dry_run:
+        _write_card(config.out, report, plan)
+    return report
+
+
+def _write_card(out: Path, report: ExportReport, plan: Plan) -> None:
+    card = model_card(
+        name=str(plan.metadata["general.name"].value),
+        file=report.out.name,
+        target=plan.target,
+        size_bytes=report.size_bytes,
+        types=report.types,
+        info=plan.info,
+        notes=report.notes,
+    )
+    with atomic_file(card_path(out)) as stream:
+        stream.write(card.encode())
 
 
 def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
@@ -162,9 +184,10 @@ def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
     name = config.name or checkpoint.folder.resolve().name
     counts = neuron_order.find_counts(checkpoint, config.profile, predictors)
     orders = neuron_order.firing_order(counts) if config.order else {}
+    info = read_info(checkpoint, predictors)
     job = Job(
         checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types, name=name, orders=orders,
-        counts=counts, vram_bytes=config.vram_bytes,
+        counts=counts, vram_bytes=config.vram_bytes, info=info,
     )  # fmt: skip
     plan = _PLANS[target](job)
     if config.split_max_bytes is not None and plan.magic != GGUF_MAGIC:
@@ -173,7 +196,21 @@ def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
     if matrix is not None:
         tensors, notes = with_importance(plan.tensors, matrix, types.default)
         plan = replace(plan, tensors=tensors, notes=[*plan.notes, *notes], metadata={**plan.metadata, **matrix.keys()})
-    return replace(plan, metadata=with_overrides(plan.metadata, plan.architecture, config.metadata)), predictors
+    plan = replace(plan, metadata=with_overrides(plan.metadata, plan.architecture, config.metadata), info=info)
+    return (_split_predictors(plan, config) if config.separate_predictors else plan), predictors
+
+
+def _split_predictors(plan: Plan, config: ExportConfig) -> Plan:
+    """The plan with the predictors in a file of their own."""
+    if plan.target != "sparse" or not any(predictor_file.is_predictor(tensor.name) for tensor in plan.tensors):
+        raise TsconvertError(
+            "--separate-predictors: there are no predictors that could go into a file of their own; give --predictors"
+            " and --target sparse"
+        )
+    metadata, tensors, beside = predictor_file.split_off(
+        plan.metadata, plan.tensors, plan.architecture, config.out.name
+    )
+    return replace(plan, metadata=metadata, tensors=tensors, companions=[*plan.companions, beside])
 
 
 def _mix_model(spec: ModelSpec, matrix: ImportanceMatrix | None) -> mixes.Model:

@@ -1,12 +1,14 @@
-"""The predictors that go into a file, wherever they are: a predictor folder, or inside the checkpoint.
+"""The predictors that go into a file, wherever they are: a predictor folder, ours or PowerInfer's, or the checkpoint.
 
-A folder's take the FFN's input after its norm and have calibrated thresholds. Those inside a TurboSparse release take
-the residual before the norm, with threshold 0. RMSNorm is a positive scale per token times a weight per channel, and a
-bias-free ReLU network is positively homogeneous, so moving the weights of the norm in or out of fc1 keeps every sign.
+Those of our folders take the FFN's input after its norm and have calibrated thresholds. PowerInfer's folders and those
+inside a TurboSparse release take the residual before the norm, with threshold 0. RMSNorm is a positive scale per token
+times a weight per channel, and a bias-free ReLU network is positively homogeneous, so moving the weights of the norm in
+or out of fc1 keeps every sign.
 """
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +26,21 @@ class PredictorSource:
         self.checkpoint = checkpoint
         self.folder = folder
         self._set: PredictorSet | None = None
-        if folder is not None:
+        if folder is not None and (folder / "model_0.pt").is_file():
+            from ..predictors.powerinfer_folder import load_powerinfer_predictors
+
+            self._set = load_powerinfer_predictors(folder, checkpoint)
+        elif folder is not None:
             self._set = load_predictors(folder, checkpoint.fingerprint)
         self.ranks: list[list[int]] = self._find_ranks()
         """Per layer and expert; 0 where an FFN has no predictor."""
         self.thresholds: list[list[float]] = self._find_thresholds()
         """Likewise, on the normed input; NaN where there is none."""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What their training said of them; empty for those inside a checkpoint."""
+        return self._set.report if self._set is not None else {}
 
     def normed(self, layer: int, expert: int) -> Predictor:
         """The predictor of the FFN's input after its norm."""

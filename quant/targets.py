@@ -11,6 +11,7 @@ from ..convert.names import Place, ffn_places, gguf_name, shape_of
 from ..convert.spec import ModelSpec
 from . import rope, sources
 from .gguf_writer import GGUF_MAGIC, Companion, TensorPlan, Value, f32, text, u32
+from .model_info import ModelInfo
 from .neuron_order import Counts, Orders, columns_in_order, order_tensors, rows_in_order
 from .predictor_source import PredictorSource
 from .type_choice import TypeChoice
@@ -30,6 +31,7 @@ class Job:
     types: TypeChoice
     name: str
     """The model's, for `general.name`."""
+    info: ModelInfo = field(default_factory=ModelInfo)
     orders: Orders = field(default_factory=dict)
     """In which order each FFN's neurons are stored; empty: as in the checkpoint."""
     counts: Counts = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Plan:
     """What the user should know: what was capped, replaced, or will behave differently."""
     magic: bytes = GGUF_MAGIC
     companions: list[Companion] = field(default_factory=list)
+    info: ModelInfo = field(default_factory=ModelInfo)
 
 
 def choose_target(spec: ModelSpec, asked: str | None) -> str:
@@ -79,7 +82,7 @@ def general_keys(job: Job, architecture: str) -> dict[str, Value]:
         "general.size_label": text(size_label(job.spec)),
         "general.file_type": u32(file_type(job.types.default)),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
-    }
+    } | job.info.keys()
 
 
 def model_keys(spec: ModelSpec, architecture: str, context: int) -> dict[str, Value]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..convert.errors import TsconvertError
 from ..convert.names import Place, gguf_name
 from ..convert.spec import ModelSpec
+from ..quant import predictor_file
 from ..quant.gguf_file import POWERINFER, GgufFile, GgufTensor
 from .rope import Rope
 
@@ -75,6 +76,7 @@ def open_model(path: str | Path) -> ModelFile:
 
 
 def _sparse(file: GgufFile) -> ModelFile:
+    apart = predictor_file.beside(file)
     keys = _Keys(file)
     version = keys.whole("format_version")
     if version != FORMAT_VERSION:
@@ -83,9 +85,9 @@ def _sparse(file: GgufFile) -> ModelFile:
         )
     activation = str(keys.get("activation", "drelu"))
     spec = _spec(keys, activation)
-    tensors = _tensors(file, spec, transposed=True)
+    tensors = _tensors(file, spec, transposed=True, apart=apart)
     thresholds = np.full((spec.layers, spec.ffns), np.nan, np.float32)
-    given = keys.get("predictor.threshold", [])
+    given = (apart or file).metadata.get(f"{SPARSE}.predictor.threshold", [])
     if given:
         if not isinstance(given, list) or len(given) != thresholds.size:
             raise TsconvertError(
@@ -214,7 +216,9 @@ def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
     )
 
 
-def _tensors(file: GgufFile, spec: ModelSpec, *, transposed: bool) -> dict[tuple[str, int | None], GgufTensor]:
+def _tensors(
+    file: GgufFile, spec: ModelSpec, *, transposed: bool, apart: GgufFile | None = None
+) -> dict[tuple[str, int | None], GgufTensor]:
     found: dict[tuple[str, int | None], GgufTensor] = {}
     wanted: list[tuple[str, int | None]] = [("token_embd", None), ("output_norm", None)]
     wanted += [] if spec.tied else [("output", None)]
@@ -223,6 +227,8 @@ def _tensors(file: GgufFile, spec: ModelSpec, *, transposed: bool) -> dict[tuple
     for role, at in wanted:
         name = _name(role, at, spec, transposed)
         tensor = file.tensors.get(name)
+        if tensor is None and apart is not None:
+            tensor = apart.tensors.get(name)
         if tensor is not None:
             _check_shape(file, tensor, role, spec, transposed)
             found[role, at] = tensor

@@ -237,7 +237,11 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
             f"{path}: a SwiGLU model, none of whose neurons is ever zero, runs dense only; relufy it first"
         )
     if mode == "predicted" and not source.has_predictors:
-        raise TsconvertError(f"{path}: the file holds no predictors; run it exact, or export it with --predictors")
+        apart = source.file.metadata.get(f"{source.file.architecture}.predictor.file")
+        where = f"; its predictors are in {apart}, put that beside it" if apart else ""
+        raise TsconvertError(
+            f"{path}: the file holds no predictors{where or '; run it exact, or export it with --predictors'}"
+        )
     return mode
 
 

@@ -18,7 +18,9 @@ TYPE_F32, TYPE_F16, TYPE_Q4_0, TYPE_Q8_0 = 0, 1, 2, 8
 D, F, R, V, LAYERS, HEADS, KV_HEADS = 64, 1024, 24, 4096, 2, 4, 2
 TYPES_OF_KEYS = {
     "general.architecture": STR, "general.type": STR, "general.name": STR, "general.size_label": STR,
-    "general.file_type": U32, "general.quantization_version": U32,
+    "general.file_type": U32, "general.quantization_version": U32, "general.tags": (ARR, STR),
+    "general.base_model.count": U32, "general.base_model.0.name": STR,
+    "tsconvert.version": STR, "tsconvert.source_fingerprint": STR, "tsconvert.recovery": STR,
     "bamboo.context_length": U32, "bamboo.embedding_length": U32, "bamboo.block_count": U32,
     "bamboo.feed_forward_length": U32, "bamboo.attention.head_count": U32, "bamboo.attention.head_count_kv": U32,
     "bamboo.rope.dimension_count": U32, "bamboo.attention.layer_norm_rms_epsilon": F32, "bamboo.rope.freq_base": F32,

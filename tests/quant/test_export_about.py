@@ -1,0 +1,162 @@
+"""What a file says of where it comes from, its model card, predictors elsewhere, and Mistral's own configuration."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsconvert.convert.checkpoint import open_checkpoint
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.evaluate.verify import VerifyConfig, verify
+from tsconvert.predictors.folder import load_predictors
+from tsconvert.predictors.powerinfer_folder import save_powerinfer_predictors
+from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.gguf_file import GgufFile
+from tsconvert.runner.model import load
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def told(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dReLU model whose dense model has a card."""
+    dense = make_checkpoint("mistral", intermediate_size=1024)
+    (dense / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlanguage:\n- en\n- de\nbase_model: mistralai/Mistral-7B-v0.1\ntags:\n- old\n"
+        "---\n# x\n"
+    )
+    out = tmp_path_factory.mktemp("told") / "sparse-model"
+    relufy(RelufyConfig(model=str(dense), out=out, recover="none", align=False))
+    return out
+
+
+def test_a_dense_models_card_becomes_keys(told: Path, tmp_path: Path):
+    dense = Path(json.loads((told / "tsconvert.json").read_text())["settings"]["model"])
+    export_gguf(ExportConfig(model=dense, out=tmp_path / "m.gguf"))
+    keys = GgufFile(tmp_path / "m.gguf").metadata
+    found = {name: value for name, value in keys.items() if name.startswith(("general.base", "general.l", "general.t"))}
+    assert found == {
+        "general.type": "model", "general.license": "apache-2.0", "general.languages": ["en", "de"],
+        "general.tags": ["text-generation", "old"], "general.base_model.count": 1,
+        "general.base_model.0.name": "Mistral 7B v0.1", "general.base_model.0.organization": "Mistralai",
+        "general.base_model.0.repo_url": "https://huggingface.co/mistralai/Mistral-7B-v0.1",
+    }  # fmt: skip
+    assert (keys["general.file_type"], keys["general.quantization_version"]) == (1, 2)
+    assert keys["tsconvert.source_fingerprint"] == open_checkpoint(dense).fingerprint
+
+
+def test_a_sparse_model_says_what_was_done_to_it(told: Path, make_predictors: Make, tmp_path: Path):
+    export_gguf(ExportConfig(model=told, out=tmp_path / "m.gguf", predictors=make_predictors(told)))
+    keys = GgufFile(tmp_path / "m.gguf").metadata
+    report = json.loads((told / "tsconvert.json").read_text())["report"]
+    recovery = json.loads(keys["tsconvert.recovery"])
+    assert recovery["activation"] == "drelu"
+    assert recovery["recover"] == "none"
+    assert recovery["made_from"] == report["source_fingerprint"]
+    assert keys["general.license"] == "apache-2.0"
+    assert keys["general.tags"] == ["text-generation", "drelu", "sparse"]
+    card = (tmp_path / "m.gguf.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\nbase_model:\n- ")
+    assert "\n- gguf\n- text-generation\n- drelu\n- sparse\n---\n\n# sparse-model\n" in card
+    assert f"| checkpoint (SHA-256) | `{open_checkpoint(told).fingerprint}` |" in card
+    assert "\n    tsconvert run m.gguf -p PROMPT\n" in card
+
+
+def test_a_card_that_is_no_yaml(dense: Path, tmp_path: Path):
+    model = Path(shutil.copytree(dense, tmp_path / "model"))
+    (model / "README.md").write_text("---\nlicense: [a\n---\n")
+    with pytest.raises(TsconvertError) as caught:
+        export_gguf(ExportConfig(model=model, out=tmp_path / "m.gguf"))
+    assert str(caught.value).startswith(f"{model / 'README.md'}: the front matter cannot be read (")
+
+
+def test_mistral_7b_v01_goes_through_with_its_context_capped(make_checkpoint: Make, tmp_path: Path):
+    """Its config.json but for the sizes: 32 k positions, a window of 4,096 tokens."""
+    fields = {
+        "max_position_embeddings": 32768, "sliding_window": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "bos_token_id": 1, "eos_token_id": 2, "num_key_value_heads": 1, "tie_word_embeddings": False,
+    }  # fmt: skip
+    model = make_checkpoint("mistral", **fields)
+    report = export_gguf(ExportConfig(model=model, out=tmp_path / "m.gguf", type_name="Q8_0"))
+    assert GgufFile(tmp_path / "m.gguf").metadata["llama.context_length"] == 4096
+    assert report.notes[0] == (
+        "context length capped at the sliding window, 4096 of 32768 tokens: llama.cpp's llama architecture attends to"
+        " everything, which is the same only up to there"
+    )
+    verify(VerifyConfig(model=model, file=tmp_path / "m.gguf")).require()
+
+
+@pytest.mark.parametrize("target", ["sparse", "powerinfer"])
+def test_powerinfers_own_predictor_folder(target: str, drelu: Path, make_predictors: Make, tmp_path: Path):
+    ours = make_predictors(drelu)
+    theirs = tmp_path / "theirs"
+    save_powerinfer_predictors(load_predictors(ours), open_checkpoint(drelu), theirs)
+    assert (theirs / "model_0.pt").is_file()
+    files = []
+    for name, folder in {"ours": ours, "theirs": theirs}.items():
+        out = tmp_path / f"{name}.gguf"
+        export_gguf(ExportConfig(model=drelu, out=out, target=target, predictors=folder))
+        files.append(GgufFile(out))
+    for layer in range(2):
+        for part in ("fc1", "fc2"):
+            one, other = (file.tensors[f"blk.{layer}.{part}.weight"].to_float32() for file in files)
+            assert np.array_equal(one, other)
+    verify(VerifyConfig(model=drelu, file=tmp_path / "theirs.gguf", predictors=theirs)).require()
+
+
+def test_predictors_in_a_file_of_their_own(drelu: Path, make_predictors: Make, tmp_path: Path):
+    predictors, prompt = make_predictors(drelu, threshold=-0.5), [1, 300, 500, 7]
+    one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
+    export_gguf(ExportConfig(model=drelu, out=one, predictors=predictors))
+    report = export_gguf(ExportConfig(model=drelu, out=two, predictors=predictors, separate_predictors=True))
+    apart = tmp_path / "two.gguf.predictors.gguf"
+    assert report.files == [str(two), str(apart)]
+    inside = {name for name in GgufFile(one).tensors if ".fc" in name}
+    assert set(GgufFile(two).tensors) == set(GgufFile(one).tensors) - inside
+    assert set(GgufFile(apart).tensors) == inside
+    assert GgufFile(two).metadata["turbosparse.predictor.file"] == apart.name
+    logits = []
+    for path in (one, two):
+        with load(path, mode="predicted", threads=1) as model:
+            logits.append(model.logits(prompt))
+    assert np.array_equal(logits[0], logits[1])
+    verify(VerifyConfig(model=drelu, file=two, predictors=predictors)).require()
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(two, other)
+    with pytest.raises(TsconvertError) as caught:
+        load(other / "two.gguf", mode="predicted")
+    assert str(caught.value) == (
+        f"{other / 'two.gguf'}: the file holds no predictors; its predictors are in {apart.name}, put that beside it"
+    )
+
+
+def test_predictors_of_another_model_beside_a_file(
+    drelu: Path, make_sparse: Make, make_predictors: Make, tmp_path: Path
+):
+    predictors = make_predictors(drelu)
+    out = tmp_path / "m.gguf"
+    export_gguf(ExportConfig(model=drelu, out=out, predictors=predictors, separate_predictors=True))
+    other = make_sparse(seed=8)
+    shutil.rmtree(predictors)
+    again = ExportConfig(
+        model=other, out=tmp_path / "o.gguf", predictors=make_predictors(other), separate_predictors=True
+    )
+    export_gguf(again)
+    shutil.copy(tmp_path / "o.gguf.predictors.gguf", tmp_path / "m.gguf.predictors.gguf")
+    with pytest.raises(TsconvertError) as caught:
+        load(out)
+    assert str(caught.value) == f"{out}.predictors.gguf: holds no predictors of {out}; export both again"
+
+
+def test_separate_predictors_without_any(drelu: Path, tmp_path: Path):
+    with pytest.raises(TsconvertError) as caught:
+        export_gguf(ExportConfig(model=drelu, out=tmp_path / "m.gguf", separate_predictors=True))
+    assert str(caught.value) == (
+        "--separate-predictors: there are no predictors that could go into a file of their own; give --predictors and"
+        " --target sparse"
+    )
