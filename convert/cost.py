@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from .relufy import RelufyConfig
 
 _COPY_BYTES_PER_S = 5e8  # of a checkpoint, read and written; disks differ
-_LIBRARIES_BYTES = 450_000_000  # torch, transformers and the tokenizer
+_TORCH_BYTES = 290_000_000
+_LIBRARIES_BYTES = 450_000_000  # with transformers and the tokenizer
 _TRAINED_BYTES = 12  # float32 gradient and AdamW's two moments, of each weight that is trained
 _HEADS_BYTES = 4 * 6  # per token and width: the step's inputs, targets, residuals and their gradients
-_STEP_BYTES = {False: 40, True: 34}  # per token and neuron in a step: gate, up, both relus, h, penalty and gradients
+_STEP_BYTES = {False: 30, True: 27}  # per token and neuron in a step: gate, up, both relus, h, penalty and gradients
 _PASS_BYTES = {False: 16, True: 10}  # the same without gradients
 
 
@@ -57,7 +58,7 @@ def relufy_cost(spec: ModelSpec, source_bytes: int, output_bytes: int, config: "
     """The cost of ``config`` on a model of ``spec``, in one process."""
     if config.recover == "none" and not config.align:
         tensor = 12 * max(spec.width * spec.neurons, spec.width * spec.vocab) if config.dtype else 0
-        memory = {"libraries": _LIBRARIES_BYTES, "one tensor": tensor}
+        memory = {"libraries": _TORCH_BYTES, "one tensor": tensor}
         time_s, rate, scratch = (source_bytes + output_bytes) / _COPY_BYTES_PER_S, None, 0
     else:
         memory, scratch = _memory(spec, config)

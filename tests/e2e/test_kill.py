@@ -1,42 +1,50 @@
-"""Killed with SIGKILL at random moments and resumed each time, relufy ends in the same bytes."""
+"""Killed with SIGKILL at ten random moments and resumed each time, relufy ends in the same bytes."""
 
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+LAYERS = 24
+KILLS = 10
 
-def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tsconvert", "relufy", "tiny-mistral", "--out", str(out), "--tokens", "16K"]
-    command += ["--steps", "20", *more]
+
+def start(model: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tsconvert", "relufy", str(model), "--out", str(out), "--tokens", "8K"]
+    command += ["--context", "256", "--steps", "60", "--batch-tokens", "512", *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+def finished(journal: Path) -> int:
+    """Layers in the journal, whose first line is its head."""
+    return journal.read_text().count("\n") - 1 if journal.is_file() else -1
 
 
 @pytest.mark.slow
-def test_ten_kills(tmp_path: Path):
+def test_ten_kills(make_checkpoint: Callable[..., Path], tmp_path: Path):
+    model = make_checkpoint("mistral", num_hidden_layers=LAYERS)
+    whole, out, journal = tmp_path / "whole", tmp_path / "killed", tmp_path / "killed.partial" / "journal.jsonl"
     begun_s = time.monotonic()
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0
-    took_s = time.monotonic() - begun_s
-    out, rng, kills = tmp_path / "killed", random.Random(0), 0
-    while kills < 10 and not out.exists():
-        process = start(out, "--resume")
+    assert start(model, whole).wait() == 0
+    layer_s = (time.monotonic() - begun_s) / LAYERS
+    rng = random.Random(0)
+    for layers in sorted(rng.sample(range(-1, LAYERS - 1), KILLS)):  # -1: before there is a journal
+        process = start(model, out, "--resume")
+        while finished(journal) < layers:
+            assert process.poll() is None, "the run ended before it was killed"
         try:
-            process.wait(timeout=rng.uniform(0.2, 0.9) * took_s)
+            process.wait(rng.uniform(0, layer_s))
+            pytest.fail("the run ended before it was killed")
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kills += 1
-    if not out.exists():
-        assert start(out, "--resume").wait() == 0
-    assert kills >= 1
-    assert weights(out) == weights(tmp_path / "whole")
+        assert not out.exists()
+    assert start(model, out, "--resume").wait() == 0
+    for file in ("model.safetensors", "config.json"):
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
     assert not out.with_name("killed.partial").exists()
