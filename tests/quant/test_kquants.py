@@ -1,7 +1,12 @@
 """The vectorised K-quant encoders give ggml's bytes: random, real and adversarial weights, with importances or not."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
@@ -131,3 +136,28 @@ def test_quantize_takes_the_fast_encoders_once_there_is_much_to_do(monkeypatch: 
     after = kquants._tries.cache_info()
     calls = after.hits + after.misses - before.hits - before.misses
     assert calls == 2  # ggml had the first four million weights
+
+
+OTHER_PROCESSOR = """
+import numpy as np
+from tsconvert.quant import ggml, kquants
+rng = np.random.default_rng(7)
+rows_RC = (rng.standard_normal((200, 512)) * np.exp(rng.normal(-3, 6, (200, 1)))).astype(np.float32)
+for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
+    for weights_C in (None, rng.random(512, np.float32)):
+        ours = kquants.quantize_rows(rows_RC, name, weights_C)
+        assert ours is None or np.array_equal(ours, ggml.quantize_chunk(rows_RC, name, weights_C)), name
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processor", "features"),
+    [("x86-64", "+sse2"), ("haswell", "+avx,+avx2,+fma,+f16c,+bmi,+bmi2")],
+)
+def test_other_processors_give_the_same_bytes(processor: str, features: str, tmp_path: Path):
+    here = llvm.get_host_cpu_features()
+    if not all(here.get(feature) for feature in features.replace("+", "").split(",")):
+        pytest.skip("this processor cannot run that code")
+    settings = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], env=os.environ | settings, check=True)
