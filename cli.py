@@ -89,6 +89,21 @@ def emit(result: Any, as_json: bool) -> None:
         click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else str(result))
 
 
+class Rank(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or auto."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The number, None for auto; what is neither is a usage error."""
+        if value is None or value == "auto":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a whole number", param, ctx)
+
+
 class Precision(click.Choice):  # type: ignore[type-arg]
     """bf16, f32, or what suits the device; the value is whether to use bfloat16, None to find out."""
 
@@ -153,6 +168,9 @@ def main() -> None:
     help="Train an expert that sees fewer on further tokens.",
 )
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
+@click.option("--predictors", type=OUT_FOLDER, help="Train predictors along, into this folder: mask in the loop.")
+@click.option("--rank", type=Rank(), default="auto", show_default=True, help="Of those predictors; auto: 4 % in all.")
+@click.option("--target-energy", type=float, default=0.98, show_default=True, help="That they are to keep.")
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
 @click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Of the output; default: as it is.")
 @click.option("--max-shard-size", type=COUNT, default="5G", show_default=True)
@@ -161,7 +179,10 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run into the same --out.")
 @click.option("--dry-run", is_flag=True, help="Say what it would take (memory, disk, time), and stop.")
 @common
-def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_shard_size: int, **options: Any) -> None:
+def relufy(
+    model: str, as_json: bool, recover: str, data: tuple[str, ...], max_shard_size: int, predictors: Path | None,
+    rank: int | None, target_energy: float, **options: Any,
+) -> None:  # fmt: skip
     """Replace SwiGLU by dReLU, relu(gate) * relu(up), and recover the model.
 
     With --recover none --no-align the weights are copied as they are and no text is needed. Under torchrun the
@@ -188,7 +209,12 @@ def relufy(model: str, as_json: bool, recover: str, data: tuple[str, ...], max_s
     config = RelufyConfig(
         model=model, recover=recover, data=sources, training=training, max_shard_bytes=max_shard_size, **options
     )
-    emit(run_relufy(config), as_json)
+    if predictors is None:
+        emit(run_relufy(config), as_json)
+        return
+    from .predictors.joint import JointConfig, relufy_with_predictors
+
+    emit(relufy_with_predictors(config, JointConfig(out=predictors, rank=rank, target_energy=target_energy)), as_json)
 
 
 @main.command()
@@ -212,21 +238,6 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 
     sources = tuple(parse_source(argument) for argument in data)
     emit(run_profile(ProfileConfig(data=sources, **options)), as_json)
-
-
-class Rank(click.ParamType):  # type: ignore[type-arg]
-    """A whole number, or auto."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """The number, None for auto; what is neither is a usage error."""
-        if value is None or value == "auto":
-            return None
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither auto nor a whole number", param, ctx)
 
 
 @main.command()

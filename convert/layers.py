@@ -1,6 +1,6 @@
 """One decoder layer at a time: transformers' own modules, built without weights and filled from a checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,11 +121,19 @@ class Layer:
             return nn.functional.silu(gate_TF) * up_TF
         return activate(gate_TF, up_TF, self.activation)
 
-    def ffn_parts(self, x_TD: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """What makes up `ffn`, FFN by FFN: the tokens that it sees, its h [T, F], its share of the output [T, D]."""
+    def ffn_parts(
+        self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What makes up `ffn`, FFN by FFN: the tokens that it sees, its h [T, F], its share of the output [T, D].
+
+        Args:
+            mask: gives for an expert and its inputs which neurons the output is made of, [T, F]; h is not masked.
+        """
         for expert, (token, weight_T1) in enumerate(self.route(x_TD)):
-            h_TF = self.activations(x_TD if weight_T1 is None else x_TD[token], expert)
-            out_TD = nn.functional.linear(h_TF, self.ffn_weights(expert)[2])
+            seen_TD = x_TD if weight_T1 is None else x_TD[token]
+            h_TF = self.activations(seen_TD, expert)
+            used_TF = h_TF if mask is None else h_TF * mask(expert, seen_TD)
+            out_TD = nn.functional.linear(used_TF, self.ffn_weights(expert)[2])
             yield token, h_TF, out_TD if weight_T1 is None else out_TD * weight_T1
 
     def tensors(self) -> Iterator[tuple[Place, torch.Tensor]]:

@@ -8,20 +8,21 @@ gradients are summed, so the weights stay equal.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from . import distributed
+from .along import Along
 from .errors import TsconvertError
 from .layers import Layer
 from .penalty import SparsityPenalty
 from .precision import multiplies_bfloat16
+from .recovery_data import LayerData, blocks
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
-_JUDGE_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,24 +80,6 @@ class Further:
     """What the dense expert makes of them."""
 
 
-@dataclass
-class LayerData:
-    """The student's way into the layer and the teacher's way out of it, for all tokens of this process."""
-
-    x_TD: torch.Tensor
-    """The student's hidden states before the layer."""
-    context_TC: torch.Tensor
-    """What its attention's output projection is given."""
-    target_TD: torch.Tensor
-    """The teacher's hidden states after the layer."""
-    train_tokens: int
-    """The first so many tokens are trained on, the rest judge."""
-    first_token: int
-    """Where this process's training tokens begin among those of all processes."""
-    all_train_tokens: int
-    """Of all processes."""
-
-
 def recover_layer(
     layer: Layer,
     data: LayerData,
@@ -104,6 +87,7 @@ def recover_layer(
     generator: torch.Generator,
     expert_tokens: list[int],
     further: Sequence[Further] = (),
+    along: Along | None = None,
 ) -> LayerResult:
     """Train ``layer``'s FFN (and attention output) in place.
 
@@ -118,11 +102,14 @@ def recover_layer(
     peak = how.peak(data.x_TD.shape[1])
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     penalty = SparsityPenalty(how.target_sparsity, how.steps)
+    masked_from = how.steps - round(how.steps * along.share) if along else how.steps
     for step in range(how.steps):
+        if along is not None and step == masked_from:
+            along.begin(layer, data, int(torch.randint(2**31, (), generator=generator)))
         optimizer.param_groups[0]["lr"] = peak * _schedule(step, how.steps)
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
-        loss, fired = _backward(layer, data, batch, penalty, how)
+        loss, fired = _backward(layer, data, batch, penalty, how, along if step >= masked_from else None)
         for material in further:
             _further_backward(layer, material, data, how, generator)
         if not math.isfinite(loss):
@@ -154,7 +141,12 @@ def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
 
 
 def _backward(
-    layer: Layer, data: LayerData, batch: torch.Tensor, penalty: SparsityPenalty, how: LocalRecovery
+    layer: Layer,
+    data: LayerData,
+    batch: torch.Tensor,
+    penalty: SparsityPenalty,
+    how: LocalRecovery,
+    along: Along | None = None,
 ) -> tuple[float, float]:
     """Fill the gradients for those tokens of ``batch`` that are this process's; the loss and density over all."""
     device, whole = layer.device, len(batch)
@@ -165,7 +157,9 @@ def _backward(
         out_TD = residual_TD
         l1 = torch.zeros((), device=device)
         fired, seen = 0.0, 0
-        for expert, (token, h_TF, part_TD) in enumerate(layer.ffn_parts(layer.norm(residual_TD))):
+        normed_TD = layer.norm(residual_TD)
+        mask = along.mask if along else None
+        for expert, (token, h_TF, part_TD) in enumerate(layer.ffn_parts(normed_TD, mask)):
             out_TD = out_TD.index_add(0, token, part_TD.float()) if layer.experts else out_TD + part_TD.float()
             if penalty.goal is not None:
                 down_F = layer.ffn_weights(expert)[2].detach().norm(dim=0)
@@ -176,6 +170,9 @@ def _backward(
     sums = distributed.sums(error.item(), l1.item(), fired, seen)
     if len(batch):
         (error if penalty.goal is None else error + penalty.factor(sums[1]) * l1).backward()
+    if along is not None:
+        for expert, (token, _) in enumerate(layer.route(normed_TD.detach())):
+            along.learn(expert, normed_TD.detach()[token])
     return sums[0], sums[2] / max(1.0, sums[3])
 
 
@@ -201,8 +198,8 @@ def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tenso
 def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
     """The mean relative error and the share of neurons that fire, on the tokens kept from training."""
     error, fired, seen = 0.0, 0, 0
-    for part in _parts(data.train_tokens, len(data.x_TD)):
-        residual_TD = residual(layer, data, part)
+    for part in blocks(data.held):
+        residual_TD = data.residual(layer, part)
         out_TD = residual_TD.clone()
         for token, h_TF, part_TD in layer.ffn_parts(layer.norm(residual_TD)):
             out_TD.index_add_(0, token, part_TD)
@@ -218,29 +215,10 @@ def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
 def expert_tokens(layer: Layer, data: LayerData) -> list[int]:
     """Training tokens that each FFN sees, of all processes."""
     counts = [0] * max(1, layer.experts)
-    for x_TD in ffn_inputs(layer, data):
+    for x_TD in data.ffn_inputs(layer, data.train):
         for expert, (token, _) in enumerate(layer.route(x_TD)):
             counts[expert] += len(token)
     return [int(count) for count in distributed.sums(*counts)]
-
-
-@torch.no_grad()
-def ffn_inputs(layer: Layer, data: LayerData) -> Iterator[torch.Tensor]:
-    """The FFN's normed inputs for this process's training tokens, block by block."""
-    for part in _parts(0, data.train_tokens):
-        yield layer.norm(residual(layer, data, part))
-
-
-def residual(layer: Layer, data: LayerData, part: slice) -> torch.Tensor:
-    """The student's residual stream [T, D] between the layer's halves."""
-    context_TC = data.context_TC[part].to(layer.device)
-    residual_TD: torch.Tensor = data.x_TD[part].to(layer.device) + layer.module.self_attn.o_proj(context_TC)
-    return residual_TD
-
-
-def _parts(start: int, stop: int) -> Iterator[slice]:
-    for first in range(start, stop, _JUDGE_TOKENS):
-        yield slice(first, min(first + _JUDGE_TOKENS, stop))
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 
 from . import distributed
+from .along import Along
 from .checkpoint import Checkpoint, from_float32, read_header, shard_files, to_float32
 from .drelu import SignAlignment
 from .journal import Journal
 from .layers import Layer
 from .names import hf_name
 from .progress import progress
-from .recovery import LayerData, LayerResult, expert_tokens, ffn_inputs, judge_layer, recover_layer
+from .recovery import LayerResult, expert_tokens, judge_layer, recover_layer
+from .recovery_data import LayerData
 from .sequences import Sequences
 from .starved_experts import further_tokens, refuse_starved
 from .sweep import Stream
@@ -49,12 +51,14 @@ class RecoverySweep:
         config: what was asked for.
         writer: of the output, in process 0 only.
         folder: where the output grows; the journal lies there too.
+        along: trained along with the layers; the student goes on with its mask.
     """
 
     def __init__(
         self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: "RelufyConfig",
-        writer: CheckpointWriter | None, folder: Path, journal: Journal | None,
+        writer: CheckpointWriter | None, folder: Path, journal: Journal | None, along: Along | None = None,
     ) -> None:  # fmt: skip
+        self.along = along
         self.source, self.sequences, self.config = source, sequences, config
         self.writer, self.folder, self.journal = writer, folder, journal
         self.align = config.align and not source.spec.sparse
@@ -71,6 +75,8 @@ class RecoverySweep:
             TsconvertError: a loss that is no number, or an expert that too few tokens reach. What is finished stays.
         """
         layers = self.source.spec.layers
+        if self.along is not None:
+            self.along.start(self.student, self.sequences.held)
         results: list[LayerResult] = []
         energies: list[tuple[float, float]] = []
         with progress("layers", layers) as step:
@@ -100,11 +106,16 @@ class RecoverySweep:
         entry = distributed.from_first(self.journal.entry(index) if self.journal else None)
         if entry is not None:
             self._restore(layer)
+            if self.along is not None:
+                self.along.restore(index, self.folder)
             result, energy = LayerResult(**entry["result"]), (entry["energy"][0], entry["energy"][1])
         else:
             result, energy = self._train(layer)
         self.student.attend(layer)
-        self.student.feed_forward(layer)
+        if self.along is not None:
+            self.along.feed_forward(self.student, layer)
+        else:
+            self.student.feed_forward(layer)
         return result, energy
 
     def _train(self, layer: Layer) -> tuple[LayerResult, tuple[float, float]]:
@@ -124,11 +135,14 @@ class RecoverySweep:
             if self.source.spec.sparse:
                 refuse_starved(layer, seen, least)
             further = further_tokens(layer, data, seen, least)
-            result = recover_layer(layer, data, self.config.training, generator, seen, further)
+            result = recover_layer(layer, data, self.config.training, generator, seen, further, self.along)
         else:
             refuse_starved(layer, seen, least)
             result = judge_layer(layer, data, seen)
         self._write(layer)
+        if self.along is not None:
+            self.along.end(layer, data)
+            self.along.save(layer.index, self.folder)
         if self.journal is not None:
             self.journal.add(layer.index, {"result": asdict(result), "energy": energy})
         return result, energy
@@ -165,7 +179,7 @@ class RecoverySweep:
 def align(layer: Layer, data: LayerData) -> tuple[float, float]:
     """Flip signs in place; the mean over FFNs of the energy share kept before and after."""
     tallies = [SignAlignment(*layer.ffn_weights(expert)[:2]) for expert in range(max(1, layer.experts))]
-    for x_TD in ffn_inputs(layer, data):
+    for x_TD in data.ffn_inputs(layer, data.train):
         for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
             tally.add(x_TD[token])
     before, after = [], []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import distributed
+from .along import Along
 from .checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
 from .corpora import Source, calibration_rows
 from .cost import RelufyCost, relufy_cost
@@ -122,10 +123,13 @@ class RelufyReport:
         return "\n".join(lines)
 
 
-def relufy(config: RelufyConfig) -> RelufyReport:
+def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
     """Convert ``config.model`` and write the sparse checkpoint to ``config.out``.
 
     Started by torchrun, the processes share the text, and the first one writes.
+
+    Args:
+        along: trained along with each layer (`predictors.joint`).
 
     Raises:
         TsconvertError: bad input; what was already written stays in `OUT.partial` for `--resume`.
@@ -150,11 +154,15 @@ def relufy(config: RelufyConfig) -> RelufyReport:
             return replace(report, cost=relufy_cost(source.spec, source.size_bytes, size_bytes, config))
         check_disk(config.out, size_bytes)
         with _output(config, plan) as (folder, writer):
-            found = _convert(source, teacher, folder, writer, config)
+            found = _convert(source, teacher, folder, writer, config, along)
             elapsed_s = time.monotonic() - start_s
             report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **found)
             if writer is not None:
                 write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
+                writer.flush()
+            if along is not None:
+                along.finish(folder)
+            if writer is not None:
                 (folder / JOURNAL).unlink(missing_ok=True)
                 write_json(folder / PROVENANCE, _provenance(config, report))
     return report
@@ -174,7 +182,12 @@ def _output(config: RelufyConfig, plan: list[PlannedTensor]) -> Iterator[tuple[P
 
 
 def _convert(
-    source: Checkpoint, teacher: Checkpoint, folder: Path, writer: CheckpointWriter | None, config: RelufyConfig
+    source: Checkpoint,
+    teacher: Checkpoint,
+    folder: Path,
+    writer: CheckpointWriter | None,
+    config: RelufyConfig,
+    along: Along | None,
 ) -> dict[str, Any]:
     """Write every tensor; what a sweep found, if there was one."""
     if config.recover == "none" and not config.align:
@@ -188,7 +201,7 @@ def _convert(
     if writer is not None:
         asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
         journal = Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
-    found = RecoverySweep(source, teacher, sequences, config, writer, folder, journal).run()
+    found = RecoverySweep(source, teacher, sequences, config, writer, folder, journal, along).run()
     return vars(found)
 
 

@@ -10,7 +10,8 @@ from . import distributed
 from .errors import TsconvertError
 from .layers import Layer
 from .progress import note
-from .recovery import Further, LayerData, ffn_inputs
+from .recovery import Further
+from .recovery_data import LayerData
 
 # Shape suffixes: T tokens, D model width, E experts.
 
@@ -68,7 +69,7 @@ def _next_best(layer: Layer, data: LayerData, starved: dict[int, int]) -> dict[i
     width = data.x_TD.shape[1]
     nothing = _Best(torch.empty(0, device=layer.device), torch.empty(0, width, device=layer.device))
     best = dict.fromkeys(starved, nothing)
-    for x_TD in ffn_inputs(layer, data):
+    for x_TD in data.ffn_inputs(layer, data.train):
         logits_TE, routes = layer.router_logits(x_TD), layer.route(x_TD)
         for expert, missing in starved.items():
             others_T = torch.ones(len(x_TD), dtype=torch.bool, device=x_TD.device)

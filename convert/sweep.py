@@ -78,14 +78,15 @@ class Stream:
         self.checkpoint.prefetch(index + 1)
         return layer
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """Of matrix products."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
     @torch.no_grad()
     def attend(self, layer: Layer) -> None:
         """Push the hidden states through the attention half."""
         for part in self.batches():
-            with self._precision():
+            with self.precision():
                 residual_NSD, _ = layer.attend(self.hidden_NSD[part].to(self.device))
             self.hidden_NSD[part] = residual_NSD.cpu()
 
@@ -95,7 +96,7 @@ class Stream:
         spec = self.checkpoint.spec
         context_NSC = token_buffer((*self.rows_NS.shape, spec.heads * spec.head_dim), self.scratch)
         for part in self.batches():
-            with self._precision():
+            with self.precision():
                 _, kept_NSC = layer.attend(self.hidden_NSD[part].to(self.device))
             context_NSC[part] = kept_NSC.cpu()
         return context_NSC
@@ -111,7 +112,7 @@ class Stream:
         """Push the hidden states through the FFN half."""
         for part in self.batches():
             residual_NSD = self.hidden_NSD[part].to(self.device)
-            with self._precision():
+            with self.precision():
                 out_TD = layer.ffn(layer.norm(residual_NSD).flatten(0, 1))
             self.hidden_NSD[part] = (residual_NSD + out_TD.view_as(residual_NSD)).cpu()
 

@@ -130,8 +130,9 @@ def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
 
 
 def logits(x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor) -> torch.Tensor:
-    """fc2 . relu(fc1 . x), [T, F]: the torch twin of `Predictor.logits`."""
-    return (x_TD @ fc1_RD.T).relu_() @ fc2_FR.T
+    """fc2 . relu(fc1 . x), [T, F]: the torch twin of `Predictor.logits`; in float32 whatever surrounds it."""
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return (x_TD @ fc1_RD.T).relu_() @ fc2_FR.T
 
 
 def _share(part: float, whole: float) -> float:

@@ -52,8 +52,8 @@ class FFN:
         self.train_tokens, self.calibration_tokens = (
             int(count) for count in distributed.sums(len(self.train), len(self.calibration))
         )
-        self.gate_FD, self.up_FD, down_DF = layer.ffn_weights(expert)
-        self.down_F = down_DF.norm(dim=0)
+        self.gate_FD, self.up_FD, self.down_DF = layer.ffn_weights(expert)
+        self.refresh()
         self.neurons, self.width = self.gate_FD.shape
         self._mean_energy: float | None = None
 
@@ -65,6 +65,11 @@ class FFN:
     def inputs(self, token: torch.Tensor) -> torch.Tensor:
         """The normed inputs [T, D] of some tokens."""
         return self.x_TD[token.to(self.x_TD.device)].to(self.device)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take note that the layer's weights have changed."""
+        self.down_F = self.down_DF.norm(dim=0)
 
     def own(self, chosen: torch.Tensor) -> torch.Tensor:
         """Of some of the training tokens of all processes (0 to ``train_tokens``) those that are this one's."""

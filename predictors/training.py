@@ -49,14 +49,72 @@ class Training:
         return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
 
 
+class LowRank:
+    """A predictor of ``ffn`` in training.
+
+    Args:
+        target_energy: share of the energy that the neurons with a logit of at least 0 are to keep.
+        generator: draws the start.
+    """
+
+    def __init__(self, ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator) -> None:
+        self.ffn, self.how = ffn, how
+        self.fc1_RD, self.fc2_FR = _start(ffn, rank, generator)
+        self.peaks = (how.learning_rate * math.sqrt(_REFERENCE_WIDTH / ffn.width), how.learning_rate)
+        groups = [{"params": [weight], "lr": 0.0} for weight in (self.fc1_RD, self.fc2_FR)]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.price = _Price(target_energy, how.steps)
+        self.mean_energy: float | None = None
+        self.steps = 0
+
+    def step(self, x_TD: torch.Tensor, batch_tokens: int, rate: float) -> None:
+        """Learn from some inputs.
+
+        Args:
+            x_TD: those of this process.
+            batch_tokens: how many they are in all processes.
+            rate: of the learning rate, 0 to 1.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * rate
+        labels = self.ffn.labels(x_TD)
+        mean = distributed.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
+        self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
+        weight_TF = labels.energy_TF / max(self.mean_energy, 1e-30) + self.how.floor * labels.fires_TF
+        kept = _gradient(
+            x_TD, self.fc1_RD, self.fc2_FR, weight_TF, labels.energy_TF, self.price.value, batch_tokens,
+            bool(self.how.autocast),
+        )  # fmt: skip
+        nn.utils.clip_grad_norm_([self.fc1_RD, self.fc2_FR], 1.0)
+        self.optimizer.step()
+        self.price.steer(self.steps, kept)
+        self.steps += 1
+
+    def train(self, generator: torch.Generator) -> None:
+        """All steps that were asked for, on tokens that ``generator`` draws.
+
+        Raises:
+            TsconvertError: the weights are no numbers any more.
+        """
+        ffn, how = self.ffn, self.how
+        for step in range(how.steps):
+            chosen = torch.randint(ffn.train_tokens, (how.batch_tokens,), generator=generator)
+            self.step(ffn.inputs(ffn.own(chosen)), how.batch_tokens, _schedule(step, how.steps))
+        self.check()
+
+    def check(self) -> None:
+        """Raise if the weights are no numbers any more."""
+        if not bool(self.fc1_RD.isfinite().all() and self.fc2_FR.isfinite().all()):
+            raise TsconvertError(
+                f"layer {self.ffn.layer.index}, expert {self.ffn.expert}: the predictor's weights are no numbers after"
+                " training; lower the learning rate"
+            )
+
+
 def train_low_rank(
     ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Train a predictor of ``ffn`` on its training tokens.
-
-    Args:
-        target_energy: share of the energy that the neurons with a logit of at least 0 are to keep.
-        generator: draws the start and the batches.
 
     Returns:
         fc1 [R, D], fc2 [F, R], float32.
@@ -64,45 +122,23 @@ def train_low_rank(
     Raises:
         TsconvertError: the weights are no numbers any more.
     """
-    fc1_RD, fc2_FR = _start(ffn, rank, generator)
-    parameters = [fc1_RD, fc2_FR]
-    peaks = (how.learning_rate * math.sqrt(_REFERENCE_WIDTH / ffn.width), how.learning_rate)
-    groups = [{"params": [weight], "lr": peak} for weight, peak in zip(parameters, peaks, strict=True)]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    price = _Price(target_energy, how.steps)
-    mean_energy: float | None = None
-    for step in range(how.steps):
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * _schedule(step, how.steps)
-        x_TD = ffn.inputs(ffn.own(torch.randint(ffn.train_tokens, (how.batch_tokens,), generator=generator)))
-        labels = ffn.labels(x_TD)
-        mean = distributed.sums(float(labels.energy_TF.sum()))[0] / (how.batch_tokens * ffn.neurons)
-        mean_energy = mean if mean_energy is None else 0.9 * mean_energy + 0.1 * mean
-        weight_TF = labels.energy_TF / max(mean_energy, 1e-30) + how.floor * labels.fires_TF
-        kept = _gradient(x_TD, fc1_RD, fc2_FR, weight_TF, labels.energy_TF, price.value, how)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        price.steer(step, kept)
-    if not bool(fc1_RD.isfinite().all() and fc2_FR.isfinite().all()):
-        raise TsconvertError(
-            f"layer {ffn.layer.index}, expert {ffn.expert}: the predictor's weights are no numbers after training;"
-            " lower the learning rate"
-        )
-    return fc1_RD.detach(), fc2_FR.detach()
+    predictor = LowRank(ffn, rank, target_energy, how, generator)
+    predictor.train(generator)
+    return predictor.fc1_RD.detach(), predictor.fc2_FR.detach()
 
 
 @torch.no_grad()
 def _gradient(
     x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, weight_TF: torch.Tensor, energy_TF: torch.Tensor,
-    price: float, how: Training,
+    price: float, batch_tokens: int, autocast: bool,
 ) -> float:  # fmt: skip
     """Fill both `.grad` for this process's part of a batch; the share of all its energy that threshold 0 keeps."""
-    kind = torch.bfloat16 if how.autocast else torch.float32
+    kind = torch.bfloat16 if autocast else torch.float32
     x_TD, narrow_RD, narrow_FR = x_TD.to(kind), fc1_RD.to(kind), fc2_FR.to(kind)
     hidden_TR = (x_TD @ narrow_RD.T).relu_()
     z_TF = (hidden_TR @ narrow_FR.T).float()
     whole, kept = distributed.sums(float(energy_TF.sum()), float((energy_TF * (z_TF >= 0)).sum()))
-    slope_TF = z_TF.sigmoid_().mul_(weight_TF + price).sub_(weight_TF).div_(how.batch_tokens).to(kind)
+    slope_TF = z_TF.sigmoid_().mul_(weight_TF + price).sub_(weight_TF).div_(batch_tokens).to(kind)
     fc2_FR.grad = distributed.sum_((slope_TF.T @ hidden_TR).float())
     fc1_RD.grad = distributed.sum_((((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float())
     return kept / whole if whole else 1.0

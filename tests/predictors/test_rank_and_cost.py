@@ -38,7 +38,7 @@ def test_the_gradient_written_out_is_autograds():
     x, fc1, fc2 = (torch.randn(shape, generator=generator) for shape in ((10, 6), (4, 6), (7, 4)))
     energy = torch.rand(10, 7, generator=generator)
     weight = energy + 0.1
-    kept = _gradient(x, fc1, fc2, weight, energy, 0.3, Training(batch_tokens=10, autocast=False))
+    kept = _gradient(x, fc1, fc2, weight, energy, 0.3, 10, False)
     ours = fc1.grad, fc2.grad
     fc1, fc2 = fc1.clone().requires_grad_(), fc2.clone().requires_grad_()
     z = (x @ fc1.T).relu() @ fc2.T

@@ -1,0 +1,245 @@
+"""Predictors in the loop of local recovery: model and predictor meet each other half way.
+
+For the first steps a layer is trained as ever. Then its predictors are trained on it, and for the rest of the steps
+only the neurons that they name make the layer's output, while they go on learning: the layer makes good what the mask
+leaves out, and the predictors follow the layer (TurboSparse trained both together, arXiv 2406.05955). Their threshold
+is 0 throughout, so that PowerInfer can run them.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..convert import distributed
+from ..convert.checkpoint import Checkpoint, open_checkpoint
+from ..convert.errors import TsconvertError
+from ..convert.layers import Layer
+from ..convert.recovery_data import LayerData
+from ..convert.relufy import RelufyConfig, RelufyReport, relufy
+from ..convert.spec import ModelSpec
+from ..convert.sweep import Stream
+from ..convert.writer import refuse_existing
+from .calibrate import FFNReport, judge, logits
+from .cost import Bits
+from .effect import feed_forward_predicted
+from .folder import Array, Predictor, PredictorSet, save_predictors
+from .labels import FFN
+from .report import PredictorReport
+from .training import LowRank, Training
+
+# Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
+_SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is not given
+_LATE_RATE = 0.2  # of the predictors' learning rate while the layer learns with them
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """How predictors are trained along."""
+
+    out: Path
+    """The predictor folder; must not exist."""
+    rank: int | None = None
+    """R, the same for all FFNs; None: what makes predictors of 4 % of the model's parameters, a multiple of 32."""
+    target_energy: float = 0.98
+    """Share of the activation energy (`Labels.energy_TF`) that the predicted neurons are to carry."""
+    share: float = 0.5
+    """Of a layer's steps, the last ones, those with the mask."""
+    training: Training = field(default_factory=lambda: Training(steps=250))
+    """Of the predictors, before the mask is used."""
+    bits: Bits = field(default_factory=Bits)
+
+    def __post_init__(self) -> None:
+        for name in ("target_energy", "share"):
+            if not 0 < getattr(self, name) < 1:
+                raise TsconvertError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
+        if self.rank is not None and self.rank < 2:
+            raise TsconvertError(f"--rank {self.rank}: it must be at least 2, or auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointReport:
+    """What `relufy_with_predictors` did."""
+
+    recovery: RelufyReport
+    """Its perplexity is that of predicted mode."""
+    predictors: PredictorReport | None
+    """None of a dry run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Both reports as plain values."""
+        return self.recovery.to_json() | {"predictors": self.predictors.to_json() if self.predictors else None}
+
+    def __str__(self) -> str:
+        return str(self.recovery) + (f"\n{self.predictors}" if self.predictors else "")
+
+
+def relufy_with_predictors(config: RelufyConfig, joint: JointConfig) -> JointReport:
+    """Recover a model and train its predictors along.
+
+    Raises:
+        TsconvertError: bad input, as for `relufy`; or another recovery than `local`.
+
+    Example:
+        >>> relufy_with_predictors(RelufyConfig(model="tiny-mistral", out=Path("s")), JointConfig(out=Path("p")))
+    """
+    refuse_existing(joint.out)
+    if config.recover != "local":
+        raise TsconvertError(
+            f"--predictors with --recover {config.recover}: they are trained along with local recovery"
+        )
+    spec = open_checkpoint(config.model).spec
+    along = JointPredictors(spec, replace(joint, rank=joint.rank or default_rank(spec)), config)
+    report = relufy(config, along)
+    return JointReport(recovery=report, predictors=along.report)
+
+
+def default_rank(spec: ModelSpec) -> int:
+    """The rank at which predictors have 4 % of the model's parameters, as a multiple of 32."""
+    each = spec.layers * spec.ffns * (spec.width + spec.neurons)
+    return max(32, int(_SIZE_SHARE * spec.parameters / each) // 32 * 32)
+
+
+class JointPredictors:
+    """`convert.along.Along` for low-rank predictors."""
+
+    def __init__(self, spec: ModelSpec, joint: JointConfig, config: RelufyConfig) -> None:
+        self.spec, self.joint, self.config = spec, joint, config
+        self.share = joint.share
+        self.training = joint.training
+        self.report: PredictorReport | None = None
+        self._ffns: list[list[Predictor]] = []
+        self._reports: list[FFNReport] = []
+        self._learning: list[LowRank] = []
+        self._exact: Stream | None = None
+        self._predicted: Stream | None = None
+        self._held = slice(None)
+
+    def start(self, stream: Stream, held: slice) -> None:
+        """The student's stream; its held sequences run through exact mode beside it."""
+        self.training = self.training.on(str(stream.device))
+        self._predicted, self._held = stream, held
+        self._exact = Stream(
+            stream.checkpoint, stream.rows_NS[held], stream.device,
+            activation=stream.stack.activation, autocast=stream.autocast,
+        )  # fmt: skip
+
+    def begin(self, layer: Layer, data: LayerData, seed: int) -> None:
+        """Train the predictors on the layer as it stands."""
+        generator = torch.Generator().manual_seed(seed)
+        rank = self.joint.rank or default_rank(self.spec)
+        self._learning = [
+            LowRank(ffn, rank, self.joint.target_energy, self.training, generator) for ffn in _ffns(layer, data)
+        ]
+        for predictor in self._learning:
+            if predictor.ffn.train_tokens:
+                predictor.train(generator)
+
+    @torch.no_grad()
+    def mask(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
+        """The neurons with a logit of at least 0."""
+        predictor = self._learning[expert]
+        return (logits(x_TD, predictor.fc1_RD, predictor.fc2_FR) >= 0).to(x_TD.dtype)
+
+    def learn(self, expert: int, x_TD: torch.Tensor) -> None:
+        """One step on ``x_TD``; the labels are the layer's as it is now."""
+        tokens = int(distributed.sums(len(x_TD))[0])
+        if tokens:
+            self._learning[expert].ffn.refresh()
+            self._learning[expert].step(x_TD, tokens, _LATE_RATE)
+
+    def end(self, layer: Layer, data: LayerData) -> None:
+        """Judge the predictors on the tokens kept from training."""
+        predictors = []
+        for ffn, learnt in zip(_ffns(layer, data), self._learning, strict=True):
+            learnt.check()
+            predictor = Predictor(
+                fc1_RD=learnt.fc1_RD.detach().cpu().numpy(), fc2_FR=learnt.fc2_FR.detach().cpu().numpy(),
+                fired_F=ffn.fired().cpu().numpy(),
+            )  # fmt: skip
+            predictors.append(predictor)
+            self._reports.append(judge(ffn, predictor, self.joint.bits))
+        self._ffns.append(predictors)
+        self._learning = []
+
+    def feed_forward(self, stream: Stream, layer: Layer) -> None:
+        """Push the student through with the mask, and its exact twin without."""
+        assert self._exact is not None
+        self._exact.attend(layer)
+        self._exact.feed_forward(layer)
+        feed_forward_predicted(stream, layer, list(self._ffns[layer.index]))
+
+    def save(self, layer: int, folder: Path) -> None:
+        """Keep the layer's predictors in the partial folder."""
+        from safetensors.numpy import save_file
+
+        if distributed.rank():
+            return
+        tensors: dict[str, Array] = {}
+        for expert, predictor in enumerate(self._ffns[layer]):
+            tensors |= {f"{expert}.fc1": predictor.fc1_RD, f"{expert}.fc2": predictor.fc2_FR}
+            if predictor.fired_F is not None:
+                tensors[f"{expert}.fired"] = predictor.fired_F
+        reports = [report.to_json() for report in self._reports if report.layer == layer]
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        save_file(tensors, _kept(folder, layer), {"reports": json.dumps(reports)})
+
+    def restore(self, layer: int, folder: Path) -> None:
+        """Read back what `save` kept; process 0 reads for all."""
+        predictors, reports = distributed.from_first(([], []) if distributed.rank() else _read(folder, layer))
+        self._ffns.append(predictors)
+        self._reports += reports
+
+    def finish(self, folder: Path) -> None:
+        """Write the predictor folder, bound to the finished checkpoint in ``folder``."""
+        assert self._exact is not None
+        assert self._predicted is not None
+        exact, predicted = self._exact.cross_entropy(slice(None)), self._predicted.cross_entropy(self._held)
+        self.report = PredictorReport(
+            out=self.joint.out, method="low-rank, trained along", target_energy=self.joint.target_energy,
+            tokens=self.config.tokens, model_parameters=self.spec.parameters,
+            predictor_parameters=sum(p.fc1_RD.size + p.fc2_FR.size for ffns in self._ffns for p in ffns),
+            ffns=tuple(self._reports), perplexity_exact=math.exp(exact), perplexity_predicted=math.exp(predicted),
+        )  # fmt: skip
+        if distributed.rank():
+            return
+        found = self.report.to_json() | {"data": [s.path for s in self.config.data], "seed": self.config.seed}
+        found.pop("out")
+        made_for = Checkpoint(folder).fingerprint
+        ffns: list[list[Predictor | None]] = [list(layer) for layer in self._ffns]
+        save_predictors(PredictorSet(model_fingerprint=made_for, ffns=ffns, report=found), self.joint.out)
+        for layer in range(self.spec.layers):
+            _kept(folder, layer).unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def _ffns(layer: Layer, data: LayerData) -> list[FFN]:
+    """The layer's FFNs with their tokens as the layer stands now."""
+    x_TD = torch.cat([*data.ffn_inputs(layer, slice(0, len(data.x_TD)))])
+    routes = layer.route(x_TD)
+    x_TD = x_TD.cpu()
+    return [FFN(layer, expert, x_TD, token, data.train_tokens) for expert, (token, _) in enumerate(routes)]
+
+
+def _kept(folder: Path, layer: int) -> Path:
+    return folder / f"predictors-{layer:05}.kept"
+
+
+def _read(folder: Path, layer: int) -> tuple[list[Predictor], list[FFNReport]]:
+    from safetensors import safe_open
+
+    with safe_open(_kept(folder, layer), "numpy") as file:
+        reports = [FFNReport(**fields) for fields in json.loads(file.metadata()["reports"])]
+        names = set(file.keys())
+        predictors = [
+            Predictor(
+                fc1_RD=file.get_tensor(f"{i}.fc1"), fc2_FR=file.get_tensor(f"{i}.fc2"),
+                fired_F=file.get_tensor(f"{i}.fired") if f"{i}.fired" in names else None,
+            )
+            for i in range(len(reports))
+        ]  # fmt: skip
+    return predictors, reports
