@@ -1,18 +1,24 @@
-"""llama_model_quantize of the library in the PyPI package llama-cpp-py-sync, in a process of its own.
+"""llama_model_quantize of a libllama.so, in a process of its own: a JSON list of jobs in, a JSON list of answers out.
 
-    python llama_quantize_process.py '{"source": ..., "out": ..., "mix": "Q4_K_M", "imatrix": "x.npz", ...}'
+    python llama_quantize_process.py LIBRARY_FOLDER < jobs.json
 
-Apart from the tests' process, because ggml's symbols are in that package and in libggml-python both. The structures are
-those of llama.h as of b11739.
+Apart from the tests' process, because ggml's symbols are in libggml-python too. The structures are those of llama.h as
+of b11739. A job has source, out and mix; maybe imatrix (an .npz), tensor_types, pure; with dry_run its answer is the
+type of each tensor, otherwise the library's code.
 """
 
 import ctypes
 import json
+import os
+import re
 import sys
-from importlib.util import find_spec
+import tempfile
 from pathlib import Path
 
+import gguf
 import numpy as np
+
+LINE = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\w+), size = .*? MiB(?: -> .*\((\w+)\))?$")
 
 
 class Importances(ctypes.Structure):
@@ -33,50 +39,65 @@ class Parameters(ctypes.Structure):
     _fields_ = (
         ("nthread", ctypes.c_int32), ("ftype", ctypes.c_int), ("output_type", ctypes.c_int),
         ("embedding_type", ctypes.c_int), ("allow_requantize", ctypes.c_bool), ("quantize_output", ctypes.c_bool),
-        ("only_copy", ctypes.c_bool), ("pure", ctypes.c_bool), ("keep_split", ctypes.c_bool), ("dry_run", ctypes.c_bool),
-        ("imatrix", ctypes.POINTER(Importances)), ("kv_overrides", ctypes.c_void_p),
+        ("only_copy", ctypes.c_bool), ("pure", ctypes.c_bool), ("keep_split", ctypes.c_bool),
+        ("dry_run", ctypes.c_bool), ("imatrix", ctypes.POINTER(Importances)), ("kv_overrides", ctypes.c_void_p),
         ("overrides", ctypes.POINTER(Override)), ("prune_layers", ctypes.c_void_p), ("max_buf_size", ctypes.c_size_t),
     )  # fmt: skip
 
 
-def load() -> ctypes.CDLL:
+def load(folder: Path) -> ctypes.CDLL:
     """The library."""
-    folder = Path(find_spec("llama_cpp_py_sync").submodule_search_locations[0])
-    for name in ("libggml-base.so.0", "libggml-cpu.so.0", "libggml-rpc.so.0", "libggml.so.0"):
-        ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-    llama = ctypes.CDLL(str(folder / "libllama.so.0"))
+    llama = ctypes.CDLL(str(folder / "libllama.so"), mode=ctypes.RTLD_GLOBAL)
     llama.llama_model_quantize_default_params.restype = Parameters
     llama.llama_model_quantize.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Parameters))
     llama.llama_model_quantize.restype = ctypes.c_uint32
     return llama
 
 
-def quantize(llama: ctypes.CDLL, job: dict) -> int:
-    """Quantize one file; 0 when done."""
-    import gguf
-
-    fields = gguf.LlamaFileType.__members__
+def quantize(llama: ctypes.CDLL, job: dict) -> int | dict:
+    """Do one job."""
+    types = gguf.LlamaFileType.__members__
     parameters = llama.llama_model_quantize_default_params()
-    parameters.ftype = int(fields["ALL_F32"] if job["mix"] == "F32" else fields[f"MOSTLY_{job['mix']}"])
-    parameters.nthread = 2
-    parameters.pure = job.get("pure", False)
-    keep = []
-    if job.get("imatrix"):
-        found = np.load(job["imatrix"])
-        values = {name: np.ascontiguousarray(found[name], np.float32).reshape(-1) for name in found.files}
-        items = [Importances(n.encode(), v.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), v.size) for n, v in values.items()]
-        keep.append((values, items))
+    parameters.ftype = int(types["ALL_F32"] if job["mix"] == "F32" else types[f"MOSTLY_{job['mix']}"])
+    parameters.nthread, parameters.pure, parameters.dry_run = 2, job.get("pure", False), job.get("dry_run", False)
+    values = dict(np.load(job["imatrix"])) if job.get("imatrix") else {}
+    if values:
+        flat = {name: np.ascontiguousarray(value, np.float32).reshape(-1) for name, value in values.items()}
+        floats = ctypes.POINTER(ctypes.c_float)
+        items = [Importances(name.encode(), v.ctypes.data_as(floats), v.size) for name, v in flat.items()]
         parameters.imatrix = (Importances * (len(items) + 1))(*items, Importances())
     if job.get("tensor_types"):
         pairs = [Override(p.encode(), gguf.GGMLQuantizationType[t].value) for p, t in job["tensor_types"]]
         parameters.overrides = (Override * (len(pairs) + 1))(*pairs, Override())
-    return int(llama.llama_model_quantize(job["source"].encode(), job["out"].encode(), ctypes.byref(parameters)))
+    arguments = job["source"].encode(), job["out"].encode(), ctypes.byref(parameters)
+    if not parameters.dry_run:
+        return int(llama.llama_model_quantize(*arguments))
+    return told(lambda: llama.llama_model_quantize(*arguments))
+
+
+def told(call) -> dict:
+    """The types that the library's messages name, while ``call`` runs."""
+    with tempfile.TemporaryFile("w+") as messages:
+        kept = os.dup(2)
+        os.dup2(messages.fileno(), 2)
+        try:
+            code = call()
+        finally:
+            ctypes.CDLL(None).fflush(None)
+            os.dup2(kept, 2)
+        messages.seek(0)
+        text = messages.read()
+    if code:
+        raise SystemExit(text[-2000:])
+    lines = [match.groups() for match in map(LINE.search, text.splitlines()) if match]
+    types = {name: (new or old).upper() for name, old, new in lines}
+    return {"types": types, "needs_imatrix": "will require an imatrix" in text}
 
 
 def main() -> None:
-    """Do the jobs of a JSON list, and print the codes as JSON."""
-    llama = load()
-    print(json.dumps([quantize(llama, job) for job in json.loads(sys.argv[1])]))
+    """Do all jobs."""
+    llama = load(Path(sys.argv[1]))
+    sys.stdout.write(json.dumps([quantize(llama, job) for job in json.load(sys.stdin)]))
 
 
 if __name__ == "__main__":
