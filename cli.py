@@ -112,6 +112,13 @@ class Precision(click.Choice):  # type: ignore[type-arg]
         return {"auto": None, "bf16": True, "f32": False}[super().convert(value, param, ctx)]
 
 
+stored_as = click.option(
+    "--stored-as",
+    type=click.Choice(["F16", "Q8_0", "Q4_0"]),
+    default="F16",
+    show_default=True,
+    help="Type of the predictors in the file to come; they are trained so rounded.",
+)
 precision = click.option(
     "--precision",
     "autocast",
@@ -171,6 +178,7 @@ def main() -> None:
 @click.option("--predictors", type=OUT_FOLDER, help="Train predictors along, into this folder: mask in the loop.")
 @click.option("--rank", type=Rank(), default="auto", show_default=True, help="Of those predictors; auto: 4 % in all.")
 @click.option("--target-energy", type=float, default=0.98, show_default=True, help="That they are to keep.")
+@stored_as
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
 @click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Of the output; default: as it is.")
 @click.option("--max-shard-size", type=COUNT, default="5G", show_default=True)
@@ -181,7 +189,7 @@ def main() -> None:
 @common
 def relufy(
     model: str, as_json: bool, recover: str, data: tuple[str, ...], max_shard_size: int, predictors: Path | None,
-    rank: int | None, target_energy: float, **options: Any,
+    rank: int | None, target_energy: float, stored_as: str, **options: Any,
 ) -> None:  # fmt: skip
     """Replace SwiGLU by dReLU, relu(gate) * relu(up), and recover the model.
 
@@ -212,9 +220,10 @@ def relufy(
     if predictors is None:
         emit(run_relufy(config), as_json)
         return
-    from .predictors.joint import JointConfig, relufy_with_predictors
+    from .predictors.joint import JointConfig, joint_training, relufy_with_predictors
 
-    emit(relufy_with_predictors(config, JointConfig(out=predictors, rank=rank, target_energy=target_energy)), as_json)
+    joint = JointConfig(out=predictors, rank=rank, target_energy=target_energy, training=joint_training(stored_as))
+    emit(relufy_with_predictors(config, joint), as_json)
 
 
 @main.command()
@@ -269,6 +278,7 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 @click.option("--batch-tokens", type=COUNT, default=512, show_default=True, help="Tokens a step.")
 @click.option("--learning-rate", type=float, default=3e-2, show_default=True)
 @precision
+@stored_as
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @common
@@ -281,7 +291,9 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
     from .predictors.train import PredictorConfig, train_predictors
     from .predictors.training import Training
 
-    training = Training(**{name: options.pop(name) for name in ("steps", "batch_tokens", "learning_rate", "autocast")})
+    training = Training(
+        **{name: options.pop(name) for name in ("steps", "batch_tokens", "learning_rate", "autocast", "stored_as")}
+    )
     sources = tuple(parse_source(argument) for argument in data)
     config = PredictorConfig(data=sources, training=training, **options)
     emit(estimate_predictors(config) if estimate else train_predictors(config), as_json)

@@ -30,11 +30,17 @@ from .effect import feed_forward_predicted
 from .folder import Array, Predictor, PredictorSet, save_predictors
 from .labels import FFN
 from .report import PredictorReport
+from .stored import BITS
 from .training import LowRank, Training
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 _SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is not given
 _LATE_RATE = 0.2  # of the predictors' learning rate while the layer learns with them
+
+
+def joint_training(stored_as: str = "F16") -> Training:
+    """The predictors' own training before the mask is used: shorter than alone, for it goes on with the layer."""
+    return Training(steps=250, stored_as=stored_as)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +55,13 @@ class JointConfig:
     """Share of the activation energy (`Labels.energy_TF`) that the predicted neurons are to carry."""
     share: float = 0.5
     """Of a layer's steps, the last ones, those with the mask."""
-    training: Training = field(default_factory=lambda: Training(steps=250))
+    training: Training = field(default_factory=joint_training)
     """Of the predictors, before the mask is used."""
-    bits: Bits = field(default_factory=Bits)
+
+    @property
+    def bits(self) -> Bits:
+        """For the cost model."""
+        return Bits(predictor=BITS[self.training.stored_as])
 
     def __post_init__(self) -> None:
         for name in ("target_energy", "share"):
@@ -158,7 +168,7 @@ class JointPredictors:
         for ffn, learnt in zip(_ffns(layer, data), self._learning, strict=True):
             learnt.check()
             predictor = Predictor(
-                fc1_RD=learnt.fc1_RD.detach().cpu().numpy(), fc2_FR=learnt.fc2_FR.detach().cpu().numpy(),
+                fc1_RD=learnt.fc1_RD.cpu().numpy(), fc2_FR=learnt.fc2_FR.cpu().numpy(),
                 fired_F=ffn.fired().cpu().numpy(),
             )  # fmt: skip
             predictors.append(predictor)

@@ -25,6 +25,7 @@ from .linear import gate_svd
 from .profile import refuse_dense
 from .rank import Budget, Trial, candidates, search
 from .report import PredictorReport
+from .stored import BITS, as_stored
 from .training import Training, train_low_rank
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, R predictor rank.
@@ -60,8 +61,8 @@ class PredictorConfig:
     everywhere: bool | None = None
     """A predictor for every FFN; False leaves those that do not pay to exact mode. None: True for a fixed rank."""
     training: Training = field(default_factory=Training)
-    bits: Bits = field(default_factory=Bits)
-    """How the weights will be stored, for the cost model."""
+    model_bits: float = 16.0
+    """A weight's size as the model is going to be stored, for the cost model; the predictors' is their training's."""
     device: str = "cpu"
     seed: int = 0
 
@@ -79,6 +80,11 @@ class PredictorConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise TsconvertError(f"--{name.replace('_', '-')} {value:g}: it must lie between 0 and 1")
+
+    @property
+    def bits(self) -> Bits:
+        """For the cost model."""
+        return Bits(model=self.model_bits, predictor=BITS[self.training.stored_as])
 
     @property
     def needs_everywhere(self) -> bool:
@@ -163,7 +169,7 @@ def train_one(ffn: FFN, rank: int, config: PredictorConfig) -> Trial:
     """One predictor of ``ffn``, with its threshold and what it does on the calibration tokens."""
     generator = torch.Generator().manual_seed(hash_seed(config.seed, ffn.layer.index, ffn.expert, rank))
     if config.method == "svd":
-        fc1_RD, fc2_FR = gate_svd(ffn, rank, generator)
+        fc1_RD, fc2_FR = (as_stored(w, config.training.stored_as) for w in gate_svd(ffn, rank, generator))
     else:
         fc1_RD, fc2_FR = train_low_rank(ffn, rank, config.target_energy, config.training, generator)
     predictor = Predictor(

@@ -19,6 +19,7 @@ from ..convert import distributed
 from ..convert.errors import TsconvertError
 from ..convert.precision import multiplies_bfloat16
 from .labels import FFN
+from .stored import BITS, as_stored
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 _REFERENCE_WIDTH = 128
@@ -32,6 +33,8 @@ class Training:
     batch_tokens: int = 512
     learning_rate: float = 3e-2
     """AdamW's, at its peak, for a model of width 128; fc1's falls with the root of the width, as its weights do."""
+    stored_as: str = "F16"
+    """The type that the predictors are going to be stored in: F16, Q8_0 or Q4_0; they are trained so rounded."""
     floor: float = 0.1
     """Weight of a neuron that fires with next to no energy, against 1 for one of mean energy."""
     autocast: bool | None = None
@@ -41,6 +44,8 @@ class Training:
         for name in ("steps", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.stored_as not in BITS:
+            raise TsconvertError(f"stored_as is {self.stored_as!r}: it must be one of {', '.join(BITS)}")
         if not self.learning_rate > 0:
             raise TsconvertError(f"learning_rate is {self.learning_rate}: it must be above 0")
 
@@ -59,13 +64,23 @@ class LowRank:
 
     def __init__(self, ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator) -> None:
         self.ffn, self.how = ffn, how
-        self.fc1_RD, self.fc2_FR = _start(ffn, rank, generator)
+        self._fc1_RD, self._fc2_FR = _start(ffn, rank, generator)
         self.peaks = (how.learning_rate * math.sqrt(_REFERENCE_WIDTH / ffn.width), how.learning_rate)
-        groups = [{"params": [weight], "lr": 0.0} for weight in (self.fc1_RD, self.fc2_FR)]
+        groups = [{"params": [weight], "lr": 0.0} for weight in (self._fc1_RD, self._fc2_FR)]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.price = _Price(target_energy, how.steps)
         self.mean_energy: float | None = None
         self.steps = 0
+
+    @property
+    def fc1_RD(self) -> torch.Tensor:
+        """As it is going to be stored."""
+        return as_stored(self._fc1_RD, self.how.stored_as)
+
+    @property
+    def fc2_FR(self) -> torch.Tensor:
+        """As it is going to be stored."""
+        return as_stored(self._fc2_FR, self.how.stored_as)
 
     def step(self, x_TD: torch.Tensor, batch_tokens: int, rate: float) -> None:
         """Learn from some inputs.
@@ -81,11 +96,11 @@ class LowRank:
         mean = distributed.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
         self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
         weight_TF = labels.energy_TF / max(self.mean_energy, 1e-30) + self.how.floor * labels.fires_TF
-        kept = _gradient(
+        self._fc1_RD.grad, self._fc2_FR.grad, kept = _gradient(
             x_TD, self.fc1_RD, self.fc2_FR, weight_TF, labels.energy_TF, self.price.value, batch_tokens,
             bool(self.how.autocast),
         )  # fmt: skip
-        nn.utils.clip_grad_norm_([self.fc1_RD, self.fc2_FR], 1.0)
+        nn.utils.clip_grad_norm_([self._fc1_RD, self._fc2_FR], 1.0)
         self.optimizer.step()
         self.price.steer(self.steps, kept)
         self.steps += 1
@@ -104,7 +119,7 @@ class LowRank:
 
     def check(self) -> None:
         """Raise if the weights are no numbers any more."""
-        if not bool(self.fc1_RD.isfinite().all() and self.fc2_FR.isfinite().all()):
+        if not bool(self._fc1_RD.isfinite().all() and self._fc2_FR.isfinite().all()):
             raise TsconvertError(
                 f"layer {self.ffn.layer.index}, expert {self.ffn.expert}: the predictor's weights are no numbers after"
                 " training; lower the learning rate"
@@ -124,24 +139,24 @@ def train_low_rank(
     """
     predictor = LowRank(ffn, rank, target_energy, how, generator)
     predictor.train(generator)
-    return predictor.fc1_RD.detach(), predictor.fc2_FR.detach()
+    return predictor.fc1_RD, predictor.fc2_FR
 
 
 @torch.no_grad()
 def _gradient(
     x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, weight_TF: torch.Tensor, energy_TF: torch.Tensor,
     price: float, batch_tokens: int, autocast: bool,
-) -> float:  # fmt: skip
-    """Fill both `.grad` for this process's part of a batch; the share of all its energy that threshold 0 keeps."""
+) -> tuple[torch.Tensor, torch.Tensor, float]:  # fmt: skip
+    """Both gradients, of all processes' parts of a batch; the share of all its energy that threshold 0 keeps."""
     kind = torch.bfloat16 if autocast else torch.float32
     x_TD, narrow_RD, narrow_FR = x_TD.to(kind), fc1_RD.to(kind), fc2_FR.to(kind)
     hidden_TR = (x_TD @ narrow_RD.T).relu_()
     z_TF = (hidden_TR @ narrow_FR.T).float()
     whole, kept = distributed.sums(float(energy_TF.sum()), float((energy_TF * (z_TF >= 0)).sum()))
     slope_TF = z_TF.sigmoid_().mul_(weight_TF + price).sub_(weight_TF).div_(batch_tokens).to(kind)
-    fc2_FR.grad = distributed.sum_((slope_TF.T @ hidden_TR).float())
-    fc1_RD.grad = distributed.sum_((((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float())
-    return kept / whole if whole else 1.0
+    to_fc2_FR = distributed.sum_((slope_TF.T @ hidden_TR).float())
+    to_fc1_RD = distributed.sum_((((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float())
+    return to_fc1_RD, to_fc2_FR, kept / whole if whole else 1.0
 
 
 class _Price:

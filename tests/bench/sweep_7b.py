@@ -3,8 +3,8 @@
     python tests/bench/sweep_7b.py /scratch            # writes 15 GB there, twice; removes them again
     python tests/bench/sweep_7b.py /scratch --only mixtral
 
-Run alone on an idle machine. Copying is compared with `cp` of the same folder, the file cache dropped by reading
-another way in neither case: both read what the shape writer has just written, and both end with `sync`.
+Run alone on an idle machine. Copying is compared with `cp` of the same folder: both read
+what the shape writer has just written, and both end with `sync`.
 """
 
 import argparse

@@ -10,14 +10,18 @@ from tsconvert.cli import main
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source
 from tsconvert.convert.errors import TsconvertError
-from tsconvert.predictors.calibrate import FFNReport
+from tsconvert.convert.sweep import Stream
+from tsconvert.predictors.calibrate import FFNReport, calibrate, judge
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, predicted_bytes
 from tsconvert.predictors.estimate import estimate_predictors
+from tsconvert.predictors.folder import Predictor
 from tsconvert.predictors.linear import _reduced_rank
 from tsconvert.predictors.rank import Budget, candidates, search
 from tsconvert.predictors.statistics import EnergyHistogram, hot_set, hot_share, overlap
-from tsconvert.predictors.train import PredictorConfig, train_predictors
-from tsconvert.predictors.training import Training, _gradient
+from tsconvert.predictors.stored import as_stored
+from tsconvert.predictors.train import PredictorConfig, layer_ffns, train_predictors
+from tsconvert.predictors.training import Training, _gradient, train_low_rank
+from tsconvert.quant import ggml
 
 SIGN = (
     "--method sign: packed sign bits (SparseInfer) are no fc1 and fc2, so a predictor folder cannot hold them;"
@@ -38,8 +42,7 @@ def test_the_gradient_written_out_is_autograds():
     x, fc1, fc2 = (torch.randn(shape, generator=generator) for shape in ((10, 6), (4, 6), (7, 4)))
     energy = torch.rand(10, 7, generator=generator)
     weight = energy + 0.1
-    kept = _gradient(x, fc1, fc2, weight, energy, 0.3, 10, False)
-    ours = fc1.grad, fc2.grad
+    *ours, kept = _gradient(x, fc1, fc2, weight, energy, 0.3, 10, False)
     fc1, fc2 = fc1.clone().requires_grad_(), fc2.clone().requires_grad_()
     z = (x @ fc1.T).relu() @ fc2.T
     softplus = torch.nn.functional.softplus
@@ -116,7 +119,7 @@ def test_a_rank_over_the_budget_is_refused(sparse: Path):
 def test_auto_leaves_what_does_not_pay_to_exact_mode(sparse: Path, text: Source):
     asked = PredictorConfig(
         model=str(sparse), data=(text,), tokens=4096, context=64, training=QUICK, target_energy=0.999,
-        bits=Bits(model=1, predictor=64),
+        model_bits=0.25,
     )  # fmt: skip
     found = train_predictors(asked)
     assert {ffn.reason for ffn in found.ffns} == {"does not pay"}
@@ -199,3 +202,32 @@ def test_both_commands(sparse: Path, text: Source, tmp_path: Path):
     done = runner.invoke(main, asked)
     assert done.exit_code == 2
     assert "--out is missing; only --estimate goes without" in done.stderr
+
+
+@pytest.mark.parametrize("type_name", ["F16", "Q8_0", "Q4_0"])
+def test_what_is_stored_is_what_ggml_makes_of_it(type_name: str):
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    weight[0] = 0
+    weight[1, 32:] = -3e-4
+    stored = as_stored(weight, type_name)
+    theirs = ggml.dequantize(ggml.quantize(weight.numpy(), type_name), type_name, weight.shape)
+    assert np.abs(stored.numpy() - theirs).max() <= 1e-6
+    again = ggml.dequantize(ggml.quantize(stored.numpy(), type_name), type_name, weight.shape)
+    assert np.array_equal(again, stored.numpy())
+
+
+def test_training_looks_through_the_rounding(sparse: Path):
+    """For the same energy, in Q4_0, a predictor that was trained so names fewer neurons than one rounded afterwards."""
+    stream = Stream(Checkpoint(sparse), torch.randint(3, 4096, (48, 64), generator=torch.Generator().manual_seed(0)))
+    layer = stream.layer(0)
+    stream.attend(layer)
+    [ffn] = layer_ffns(layer, stream, 40 * 64)
+    density = {}
+    for name in ("Q4_0", "F16"):
+        how = Training(steps=150, batch_tokens=256, autocast=False, stored_as=name)
+        fc1_RD, fc2_FR = train_low_rank(ffn, 32, 0.9, how, torch.Generator().manual_seed(0))
+        fc1_RD, fc2_FR = as_stored(fc1_RD, "Q4_0"), as_stored(fc2_FR, "Q4_0")
+        threshold = calibrate(ffn, fc1_RD, fc2_FR, 0.9)
+        predictor = Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy(), threshold=threshold)
+        density[name] = judge(ffn, predictor, Bits()).predicted_density
+    assert density["Q4_0"] < density["F16"]
