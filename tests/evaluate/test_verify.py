@@ -105,8 +105,9 @@ def test_a_right_file_passes(model: dict[str, Path], target: str, type_name: str
 def test_every_type_is_within_its_bound(type_name: str, make_checkpoint: Make, tmp_path: Path):
     folder = make_checkpoint("mistral", hidden_size=256, intermediate_size=256, num_hidden_layers=1, vocab_size=4096)
     export_gguf(ExportConfig(model=folder, out=tmp_path / "m.gguf", type_name=type_name, pure=True))
-    report = verify(VerifyConfig(model=folder, file=tmp_path / "m.gguf", logits=False))
+    report = verify(VerifyConfig(model=folder, file=tmp_path / "m.gguf"))
     report.require()
+    assert report.logits.difference < (1e-3 if type_name in ("F32", "F16", "BF16") else 0.1)
     count, worst = report.types[type_name]
     assert count == 9 if type_name != "F32" else 12
     assert worst == 0 if type_name in ("F32", "F16", "BF16") else 0.5 < worst <= 1
