@@ -86,7 +86,6 @@ class _Recipe:
     training: LocalRecovery
     look_tokens: int
     """For sign alignment alone, and for the profile."""
-    predictor_tokens: int
     rank: int
     target_energy: float
     score_tokens: int
@@ -94,12 +93,12 @@ class _Recipe:
 
 
 _TINY = _Recipe(
-    tokens=131_072, training=LocalRecovery(target_sparsity=0.85),
-    look_tokens=16_384, predictor_tokens=65_536, rank=32, target_energy=0.98, score_tokens=16_384, type_name="F16",
+    tokens=131_072, training=LocalRecovery(target_sparsity=0.87),
+    look_tokens=16_384, rank=32, target_energy=0.975, score_tokens=16_384, type_name="F16",
 )  # fmt: skip
 _LARGER = _Recipe(
     tokens=98_304, training=LocalRecovery(target_sparsity=0.8),
-    look_tokens=8_192, predictor_tokens=32_768, rank=64, target_energy=0.99, score_tokens=4_096, type_name="Q8_0",
+    look_tokens=8_192, rank=64, target_energy=0.98, score_tokens=4_096, type_name="Q8_0",
 )  # fmt: skip
 
 
@@ -155,32 +154,29 @@ class _Run:
 
 
 def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
-    """Substitute, align, recover; the perplexity of each."""
+    """Substitute, align, recover with predictors trained along; the perplexity of each."""
+    from ..predictors.joint import JointConfig, relufy_with_predictors
+
     substituted, aligned, sparse = (run.out / name for name in ("substituted", "aligned", "sparse"))
     bare = RelufyConfig(model=model, out=substituted, recover="none", align=False)
     run.stage("substitute", lambda: relufy(bare), quiet=False)
     turned = RelufyConfig(model=model, out=aligned, recover="none", tokens=recipe.look_tokens)
     run.stage("align", lambda: relufy(turned), quiet=False)
     local = RelufyConfig(model=model, out=sparse, tokens=recipe.tokens, training=recipe.training)
-    run.stage("recover", lambda: relufy(local), quiet=False)
+    along = JointConfig(out=run.out / "predictors", rank=recipe.rank, target_energy=recipe.target_energy)
+    run.stage("recover and predict", lambda: relufy_with_predictors(local, along), quiet=False)
     steps = {"dReLU substituted": substituted, "  and signs aligned": aligned, "  and locally recovered": sparse}
     return {name: run.score(str(folder), recipe).perplexity for name, folder in steps.items()}
 
 
 def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, Path]:
-    """Profile, predictors, and a file for each engine that can run the model."""
+    """Profile, and a file for each engine that can run the model."""
     from ..predictors.profile import ProfileConfig, profile
-    from ..predictors.train import PredictorConfig, train_predictors
     from ..quant.export import ExportConfig, export_gguf
 
     out, sparse = run.out, str(run.out / "sparse")
     seen = ProfileConfig(model=sparse, out=out / "profile.safetensors", tokens=recipe.look_tokens)
     run.stage("profile", lambda: profile(seen), quiet=False)
-    asked = PredictorConfig(
-        model=sparse, out=out / "predictors", tokens=recipe.predictor_tokens, rank=recipe.rank,
-        target_energy=recipe.target_energy,
-    )  # fmt: skip
-    run.stage("predictors", lambda: train_predictors(asked), quiet=False)
     predictors = out / "predictors"
     exports = {
         "sparse": ExportConfig(

@@ -1,4 +1,5 @@
 import shutil
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from memory import watched
+from shapes import write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from tsconvert.convert import sweep as sweep_module
@@ -215,3 +218,15 @@ def test_a_layers_inputs_are_held_once(sparse_moe: Path):
     ffns = layer_ffns(layer, stream, 14 * 64)
     assert len({ffn.x_TD.data_ptr() for ffn in ffns}) == 1
     assert all((ffn.train < 14 * 64).all() and (ffn.calibration >= 14 * 64).all() for ffn in ffns)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_layers(tmp_path: Path):
+    """Six layers more, of 67 MB each in float32, may cost next to nothing."""
+    peak = {}
+    for layers in (2, 8):
+        shape = {"layers": layers, "width": 1024, "neurons": 4096, "heads": 8, "kv_heads": 2, "vocab": 4096}
+        model = write_checkpoint(tmp_path / str(layers), activation="drelu", **shape)
+        command = [sys.executable, "-m", "tsconvert", "predictors", str(model), "--out", str(tmp_path / f"p{layers}")]
+        peak[layers] = watched([*command, "--rank", "32", "--steps", "2", "--tokens", "2K"]).peak_anonymous_bytes
+    assert peak[8] < peak[2] + 40_000_000
