@@ -18,7 +18,7 @@ from torch import nn
 from ..convert import distributed
 from ..convert.errors import TsconvertError
 from ..convert.precision import multiplies_bfloat16
-from .labels import FFN
+from .labels import FFN, Labels
 from .stored import BITS, as_stored
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
@@ -82,17 +82,22 @@ class LowRank:
         """As it is going to be stored."""
         return as_stored(self._fc2_FR, self.how.stored_as)
 
-    def step(self, x_TD: torch.Tensor, batch_tokens: int, rate: float) -> None:
+    def rate(self, step: int) -> float:
+        """Of the learning rate, 0 to 1: a short rise, then a cosine down to 0 at the last of the steps."""
+        return _schedule(step, self.how.steps)
+
+    def step(self, x_TD: torch.Tensor, batch_tokens: int, rate: float, labels: Labels | None = None) -> None:
         """Learn from some inputs.
 
         Args:
             x_TD: those of this process.
             batch_tokens: how many they are in all processes.
             rate: of the learning rate, 0 to 1.
+            labels: what is to be foreseen; None is what the FFN does with these inputs.
         """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
-        labels = self.ffn.labels(x_TD)
+        labels = labels or self.ffn.labels(x_TD)
         mean = distributed.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
         self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
         weight_TF = labels.energy_TF / max(self.mean_energy, 1e-30) + self.how.floor * labels.fires_TF
@@ -114,7 +119,7 @@ class LowRank:
         ffn, how = self.ffn, self.how
         for step in range(how.steps):
             chosen = torch.randint(ffn.train_tokens, (how.batch_tokens,), generator=generator)
-            self.step(ffn.inputs(ffn.own(chosen)), how.batch_tokens, _schedule(step, how.steps))
+            self.step(ffn.inputs(ffn.own(chosen)), how.batch_tokens, self.rate(step))
         self.check()
 
     def check(self) -> None:
