@@ -1,60 +1,19 @@
-"""Reading a GGUF file: header, metadata and tensors, each checked against the file's size before it is used.
+"""Reading a GGUF model, of one file or of several shards. Tensors are views of the mapped files.
 
 The layout is that of ggml's docs/gguf.md, versions 2 and 3, little-endian; PowerInfer's files differ in the first four
-bytes and in the ids of the integer types. Tensors are views of the mapped file.
+bytes and in the ids of the integer types. Shards are llama.cpp's (tools/gguf-split).
 """
 
-import mmap
 import re
-import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ..convert.errors import TsconvertError
-from . import ggml
+from .gguf_reader import GGUF as GGUF
+from .gguf_reader import MAGICS, Part
+from .gguf_reader import POWERINFER as POWERINFER
+from .gguf_reader import GgufTensor as GgufTensor
 
-GGUF, POWERINFER = "GGUF", "PWRI"
-_MAGICS = {b"GGUF": GGUF, b"PWRI": POWERINFER}
-_VERSIONS = (2, 3)
-_DEFAULT_ALIGNMENT = 32
-_MOST_DIMENSIONS = 4
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
-_DEEPEST_ARRAY = 3
-_POWERINFER_IDS = {16: "I8", 17: "I16", 18: "I32"}
-# GGUF value type: (struct code, NumPy type); 8 is a string, 9 an array
-_NUMBERS = {
-    0: ("B", "<u1"), 1: ("b", "<i1"), 2: ("H", "<u2"), 3: ("h", "<i2"), 4: ("I", "<u4"), 5: ("i", "<i4"),
-    6: ("f", "<f4"), 7: ("?", "?"), 10: ("Q", "<u8"), 11: ("q", "<i8"), 12: ("d", "<f8"),
-}  # fmt: skip
-_STRING, _ARRAY = 8, 9
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """One tensor of a file."""
-
-    name: str
-    type_name: str
-    """As in `ggml.TYPES`."""
-    shape: tuple[int, ...]
-    """In NumPy's order, the reverse of GGUF's: the last dimension is contiguous."""
-    offset: int
-    """Of its first byte in the file."""
-    raw: npt.NDArray[np.uint8]
-    """Its bytes, a read-only view of the mapped file."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Of its bytes in the file."""
-        return int(self.raw.nbytes)
-
-    def to_float32(self) -> npt.NDArray[np.float32]:
-        """The decoded weights, a copy."""
-        return ggml.dequantize(self.raw, self.type_name, self.shape)
 
 
 class GgufFile:
@@ -77,7 +36,7 @@ class GgufFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        first = _Part(self.path)
+        first = Part(self.path)
         self.magic, self.version, self.metadata = first.magic, first.version, first.metadata
         self.tensors: dict[str, GgufTensor] = dict(first.tensors)
         self._first = first
@@ -104,7 +63,7 @@ class GgufFile:
         start, end = self._first.spans[key]
         return bytes(self._first.content[start:end])
 
-    def _add_shards(self, first: "_Part") -> None:
+    def _add_shards(self, first: "Part") -> None:
         count = first.metadata.get("split.count", 1)
         if count == 1 or not isinstance(count, int):
             return
@@ -117,7 +76,7 @@ class GgufFile:
         if first.metadata.get("split.no") != 0:
             raise TsconvertError(f"{self.path}: is not the first of {count} shards; give {paths[0]}")
         for number, path in enumerate(paths[1:], 1):
-            part = _Part(path)  # type: ignore[arg-type]
+            part = Part(path)  # type: ignore[arg-type]
             if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
                 raise TsconvertError(f"{path}: is not shard {number + 1} of {count}; download or write it again")
             for name, tensor in part.tensors.items():
@@ -148,160 +107,9 @@ def sibling_path(path: Path, number: int) -> Path | None:
     return path.with_name(f"{match['stem']}-{number + 1:05}-of-{match['count']}.gguf") if match else None
 
 
-class _Part:
-    """One file: all of a model, or a shard."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content = _map(self.path)
-        reader = _Reader(self.path, self.content)
-        self.magic, self.version, tensor_count, key_count = _header(reader)
-        self.metadata: dict[str, Any] = {}
-        self.spans: dict[str, tuple[int, int]] = {}
-        for _ in range(key_count):
-            key = reader.string("a key")
-            if key in self.metadata:
-                raise reader.damaged(f"key {key} stands there twice")
-            start = reader.at
-            self.metadata[key] = reader.value(key)
-            self.spans[key] = start, reader.at
-        self.alignment = self._alignment()
-        infos = [_tensor_info(reader, self.magic) for _ in range(tensor_count)]
-        start = -(-reader.at // self.alignment) * self.alignment
-        self.tensors: dict[str, GgufTensor] = {}
-        for name, type_name, shape, offset in infos:
-            if name in self.tensors:
-                raise reader.damaged(f"tensor {name} stands there twice")
-            self.tensors[name] = self._tensor(name, type_name, shape, start + offset)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the file."""
-        return int(self.content.nbytes)
-
-    def _alignment(self) -> int:
-        value = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-        if not isinstance(value, int) or value < 8 or value & (value - 1):
-            raise TsconvertError(
-                f"{self.path}: general.alignment is {value!r}, no power of two from 8 up; write the file again"
-            )
-        return value
-
-    def _tensor(self, name: str, type_name: str, shape: tuple[int, ...], offset: int) -> GgufTensor:
-        try:
-            row = ggml.row_bytes(type_name, shape[-1])
-        except TsconvertError as error:
-            raise TsconvertError(f"{self.path}: tensor {name}: {error}") from None
-        size = row
-        for n in shape[:-1]:
-            size *= n
-        if offset % self.alignment:
-            raise TsconvertError(
-                f"{self.path}: tensor {name} starts at byte {offset}, no multiple of {self.alignment};"
-                " write the file again"
-            )
-        if offset + size > self.size_bytes:
-            raise TsconvertError(
-                f"{self.path}: cut off, tensor {name} lacks {offset + size - self.size_bytes} bytes at the end;"
-                " download or write the file again"
-            )
-        return GgufTensor(name, type_name, shape, offset, self.content[offset : offset + size])
-
-
 def is_gguf(path: Path) -> bool:
     """Whether ``path`` is a file that begins as GGUF or PowerInfer files do."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
-        return stream.read(4) in _MAGICS
-
-
-def _map(path: Path) -> npt.NDArray[np.uint8]:
-    if not path.is_file():
-        raise TsconvertError(f"{path}: no such file; give a GGUF file")
-    if path.stat().st_size < 24:
-        raise TsconvertError(f"{path}: too short for a GGUF file; download or write it again")
-    with path.open("rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-
-
-def _header(reader: "_Reader") -> tuple[str, int, int, int]:
-    magic = bytes(reader.take(4, "the magic"))
-    if magic not in _MAGICS:
-        raise TsconvertError(f"{reader.path}: begins with {magic!r}, not with GGUF or PWRI; give a GGUF file")
-    version = reader.number("I", "the version")
-    if version not in _VERSIONS:
-        kind = (
-            "big-endian" if int.from_bytes(version.to_bytes(4, "big"), "little") in _VERSIONS else f"version {version}"
-        )
-        raise TsconvertError(f"{reader.path}: GGUF of {kind}; tsconvert reads little-endian versions 2 and 3")
-    tensor_count, key_count = reader.number("Q", "the tensor count"), reader.number("Q", "the key count")
-    # a tensor takes at least 8 + 4 + 8 + 4 + 8 bytes of header, a key 8 + 4 + 1
-    if tensor_count * 32 + key_count * 13 > reader.left:
-        raise reader.damaged(f"{tensor_count} tensors and {key_count} keys do not fit into the file")
-    return _MAGICS[magic], version, tensor_count, key_count
-
-
-def _tensor_info(reader: "_Reader", magic: str) -> tuple[str, str, tuple[int, ...], int]:
-    name = reader.string("a tensor's name")
-    dimensions = reader.number("I", f"tensor {name}")
-    if not 1 <= dimensions <= _MOST_DIMENSIONS:
-        raise reader.damaged(f"tensor {name} has {dimensions} dimensions")
-    ne = [reader.number("Q", f"tensor {name}") for _ in range(dimensions)]
-    type_id, offset = reader.number("I", f"tensor {name}"), reader.number("Q", f"tensor {name}")
-    if min(ne) < 1:
-        raise reader.damaged(f"tensor {name} has shape {ne[::-1]}")
-    known = {block.id: block.name for block in ggml.TYPES.values()}
-    if magic == POWERINFER:
-        known |= _POWERINFER_IDS
-    if type_id not in known:
-        raise TsconvertError(
-            f"{reader.path}: tensor {name} has type id {type_id}, which tsconvert does not know; requantize it"
-        )
-    return name, known[type_id], tuple(reversed(ne)), offset
-
-
-class _Reader:
-    """A cursor over the mapped header that never reads past the end."""
-
-    def __init__(self, path: Path, content: npt.NDArray[np.uint8]) -> None:
-        self.path, self.content, self.at = path, content.data, 0
-
-    @property
-    def left(self) -> int:
-        return len(self.content) - self.at
-
-    def damaged(self, what: str) -> TsconvertError:
-        return TsconvertError(f"{self.path}: damaged, {what}; download or write the file again")
-
-    def take(self, size: int, what: str) -> memoryview:
-        if size > self.left:
-            raise self.damaged(f"it ends within {what}")
-        self.at += size
-        return self.content[self.at - size : self.at]
-
-    def number(self, code: str, what: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
-
-    def string(self, what: str) -> str:
-        size = self.number("Q", what)
-        return bytes(self.take(size, what)).decode("utf-8", errors="replace")
-
-    def value(self, key: str, depth: int = 0) -> Any:
-        return self._value_of(self.number("I", f"key {key}"), key, depth)
-
-    def _value_of(self, kind: int, key: str, depth: int) -> Any:
-        what = f"key {key}"
-        if kind in _NUMBERS:
-            return self.number(_NUMBERS[kind][0], what)
-        if kind == _STRING:
-            return self.string(what)
-        if kind != _ARRAY or depth >= _DEEPEST_ARRAY:
-            raise self.damaged(f"{what} has value type {kind}")
-        kind, count = self.number("I", what), self.number("Q", what)
-        if kind in _NUMBERS:
-            dtype = np.dtype(_NUMBERS[kind][1])
-            return np.frombuffer(self.take(count * dtype.itemsize, what), dtype).tolist()
-        if count * 8 > self.left:
-            raise self.damaged(f"it ends within {what}")
-        return [self._value_of(kind, key, depth + 1) for _ in range(count)]
+        return stream.read(4) in MAGICS

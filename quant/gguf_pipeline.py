@@ -100,20 +100,20 @@ def reserve(stream: BinaryIO, size_bytes: int) -> None:
 
 
 def write_at(stream: BinaryIO, offset: int, content: "bytes | memoryview[Any]") -> None:
-    """Write at an offset, from any thread."""
+    """Write at an offset, from any thread; one at a time, for Linux lets those that wait for the file spin."""
     left = memoryview(content).cast("B")
-    if hasattr(os, "pwrite"):
+    with _WRITING:
+        if not hasattr(os, "pwrite"):
+            stream.seek(offset)
+            stream.write(left)
+            stream.flush()
+            return
         while left:
             done = os.pwrite(stream.fileno(), left, offset)
             left, offset = left[done:], offset + done
-        return
-    with _SEEKING:
-        stream.seek(offset)
-        stream.write(left)
-        stream.flush()
 
 
-_SEEKING = threading.Lock()
+_WRITING = threading.Lock()
 
 
 def cores() -> int:
