@@ -117,7 +117,7 @@ stored_as = click.option(
     type=click.Choice(["F16", "Q8_0", "Q4_0"]),
     default="F16",
     show_default=True,
-    help="Type of the predictors in the file to come; they are trained so rounded.",
+    help="The predictors' type in the GGUF file to come; they are trained so rounded.",
 )
 precision = click.option(
     "--precision",
@@ -176,8 +176,20 @@ def main() -> None:
 )
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
 @click.option("--predictors", type=OUT_FOLDER, help="Train predictors along, into this folder: mask in the loop.")
-@click.option("--rank", type=Rank(), default="auto", show_default=True, help="Of those predictors; auto: 4 % in all.")
-@click.option("--target-energy", type=float, default=0.98, show_default=True, help="That they are to keep.")
+@click.option(
+    "--rank",
+    type=Rank(),
+    default="auto",
+    show_default=True,
+    help="Their width; auto: 4 % of the model's weights in all.",
+)
+@click.option(
+    "--target-energy",
+    type=float,
+    default=0.98,
+    show_default=True,
+    help="Share of the activation energy that they keep.",
+)
 @stored_as
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
 @click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Of the output; default: as it is.")

@@ -43,4 +43,7 @@ class Along(Protocol):
         """Read back what `save` kept."""
 
     def finish(self, folder: Path) -> None:
-        """The checkpoint in ``folder`` is whole, in process 0; what is kept there for resuming goes."""
+        """The checkpoint in ``folder`` is whole, in process 0."""
+
+    def forget(self, folder: Path) -> None:
+        """No resumed run will want what `save` kept."""

@@ -164,6 +164,8 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
                 along.finish(folder)
             if writer is not None:
                 (folder / JOURNAL).unlink(missing_ok=True)
+                if along is not None:
+                    along.forget(folder)
                 write_json(folder / PROVENANCE, _provenance(config, report))
     return report
 

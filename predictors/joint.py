@@ -27,7 +27,7 @@ from ..convert.writer import refuse_existing
 from .calibrate import FFNReport, judge, logits
 from .cost import Bits
 from .effect import feed_forward_predicted
-from .folder import Array, Predictor, PredictorSet, save_predictors
+from .folder import Array, Predictor, PredictorSet, load_predictors, save_predictors
 from .labels import FFN
 from .report import PredictorReport
 from .stored import BITS
@@ -97,7 +97,8 @@ def relufy_with_predictors(config: RelufyConfig, joint: JointConfig) -> JointRep
     Example:
         >>> relufy_with_predictors(RelufyConfig(model="tiny-mistral", out=Path("s")), JointConfig(out=Path("p")))
     """
-    refuse_existing(joint.out)
+    if not config.resume:
+        refuse_existing(joint.out)
     if config.recover != "local":
         raise TsconvertError(
             f"--predictors with --recover {config.recover}: they are trained along with local recovery"
@@ -221,9 +222,23 @@ class JointPredictors:
         found.pop("out")
         made_for = Checkpoint(folder).fingerprint
         ffns: list[list[Predictor | None]] = [list(layer) for layer in self._ffns]
-        save_predictors(PredictorSet(model_fingerprint=made_for, ffns=ffns, report=found), self.joint.out)
+        if not self._saved_before(made_for):
+            save_predictors(PredictorSet(model_fingerprint=made_for, ffns=ffns, report=found), self.joint.out)
+
+    def forget(self, folder: Path) -> None:
+        """Remove what `save` kept."""
         for layer in range(self.spec.layers):
             _kept(folder, layer).unlink(missing_ok=True)
+
+    def _saved_before(self, fingerprint: str) -> bool:
+        """A run that was killed between writing these predictors and naming the model is being resumed."""
+        if not self.joint.out.exists():
+            return False
+        if load_predictors(self.joint.out).model_fingerprint != fingerprint:
+            raise TsconvertError(
+                f"{self.joint.out}: holds predictors of another model; choose another --predictors and --resume"
+            )
+        return True
 
 
 @torch.no_grad()

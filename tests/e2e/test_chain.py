@@ -55,6 +55,20 @@ def test_the_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: st
         assert call(capsys, "inspect", path)["kind"]
 
 
+def test_the_chain_with_predictors_in_the_loop(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    sparse, predictors, file = tmp_path / "sparse", tmp_path / "predictors", tmp_path / "powerinfer.gguf"
+    asked = ["relufy", "tiny-mistral", "--out", sparse, "--predictors", predictors, "--rank", 32, "--tokens", "8K"]
+    found = call(capsys, *asked, "--steps", 20, "--batch-tokens", 1024)
+    assert found["predictors"]["ffns"][2]["threshold"] == 0
+    call(capsys, "export-gguf", sparse, "--predictors", predictors, "--out", file, "--target", "powerinfer")
+    scores = [
+        call(capsys, "eval", file, "--tokens", 2048, "--sparsity", mode)["perplexity"]
+        for mode in ("exact", "predicted")
+    ]
+    reported = [found["predictors"][f"perplexity_{mode}"] for mode in ("exact", "predicted")]
+    assert scores[1] / scores[0] == pytest.approx(reported[1] / reported[0], rel=0.03)
+
+
 @pytest.mark.parametrize("model", ["tiny-mistral", "tiny-mixtral"])
 @pytest.mark.parametrize("type_name", ["F32", "F16"])
 def test_the_runner_gives_the_logits_of_transformers(tmp_path: Path, model: str, type_name: str):

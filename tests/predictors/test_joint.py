@@ -15,7 +15,7 @@ from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.joint import JointConfig, JointReport, default_rank, relufy_with_predictors
+from tsconvert.predictors.joint import JointConfig, JointPredictors, JointReport, default_rank, relufy_with_predictors
 from tsconvert.predictors.train import PredictorConfig, train_predictors
 from tsconvert.predictors.training import Training
 
@@ -115,6 +115,22 @@ def test_a_resumed_run_ends_in_the_same_bytes(dense: Path, tmp_path: Path, monke
     assert not (tmp_path / "resumed" / "predictors").exists()
     trained_along(replace(config, resume=True))
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+
+
+def test_a_run_killed_between_its_two_outputs_is_resumed(dense: Path, tmp_path: Path, monkeypatch):
+    def dies(self, folder):
+        finish(self, folder)
+        raise KeyboardInterrupt
+
+    finish, config = JointPredictors.finish, asked(dense, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(JointPredictors, "finish", dies)
+        trained_along(config)
+    assert (tmp_path / "predictors").is_dir()
+    assert not config.out.exists()
+    trained_along(replace(config, resume=True))
+    made_for = load_predictors(tmp_path / "predictors").model_fingerprint
+    assert made_for == open_checkpoint(config.out).fingerprint
 
 
 def test_the_rank_follows_the_models_size():
