@@ -36,6 +36,11 @@ class LlamaCpp:
         """The most likely continuation, without the end-of-text token."""
         return [token["id"] for token in self._complete(prompt, tokens, 1)]
 
+    def continuation(self, prompt: list[int], tokens: int) -> list[int]:
+        """The most likely ``tokens`` tokens after ``prompt``, also those that are parts of a character, end or not."""
+        request = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+        return self._call("completion", request | {"cache_prompt": False})["tokens"]
+
     def logprobs(self, prompt: list[int]) -> dict[int, float]:
         """The log-probabilities of the 20 most likely next tokens."""
         first = self._complete(prompt, 1, 20)[0]

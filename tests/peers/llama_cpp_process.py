@@ -26,14 +26,18 @@ def main(path: str, context: int) -> None:
     params.verbosity = 0
     server = xllamacpp.Server(params)
 
-    def tokenize(content: dict) -> dict:
+    def post(path: str, content: dict) -> dict:
         request = urllib.request.Request(
-            f"{server.listening_address}/tokenize", json.dumps(content).encode(), {"Content-Type": "application/json"}
+            f"{server.listening_address}/{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
-    calls = {"complete": server.handle_completions, "tokenize": tokenize}
+    calls = {
+        "complete": server.handle_completions,
+        "tokenize": lambda content: post("tokenize", content),
+        "completion": lambda content: post("completion", content),
+    }
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         call, request = json.loads(line)

@@ -50,12 +50,13 @@ def assert_same_greedy(folder: Path, out: Path, load: Callable, type_name: str =
         assert len(theirs) > 20
 
 
+@pytest.mark.parametrize("type_name", ["F32", "F16"])
 @pytest.mark.parametrize("name", models.NAMES)
-def test_the_embedded_models_say_the_same(name: str, llama_cpp: Callable, tmp_path: Path):
+def test_the_embedded_models_say_the_same(name: str, type_name: str, llama_cpp: Callable, tmp_path: Path):
     folder = models.folder(name)
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"{name} is not embedded yet")
-    assert_same_greedy(folder, tmp_path / "model.gguf", llama_cpp)
+    assert_same_greedy(folder, tmp_path / "model.gguf", llama_cpp, type_name)
 
 
 def test_smollm2_says_the_same(smollm2: Path, llama_cpp: Callable, tmp_path: Path):
