@@ -4,6 +4,7 @@ A checkpoint's header is known before its weights are, so shards are laid out fi
 belong, in any order and from any layer; that is what lets a sweep resume.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -57,6 +58,24 @@ def check_disk(out: Path, need_bytes: int) -> None:
         raise TsconvertError(
             f"{out}: needs {need_bytes:,} bytes and {folder} has {free:,} free; make room or choose another --out"
         )
+
+
+def reserve(stream: BinaryIO, size_bytes: int) -> None:
+    """Give the file its full size, on the disk where the system can.
+
+    Raises:
+        TsconvertError: the disk is full.
+    """
+    try:
+        os.posix_fallocate(stream.fileno(), 0, size_bytes)
+    except AttributeError:  # not on Windows and macOS
+        os.truncate(stream.fileno(), size_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise TsconvertError(
+                f"{stream.name}: the disk has no room for {size_bytes:,} bytes; make room or choose another --out"
+            ) from None
+        os.truncate(stream.fileno(), size_bytes)
 
 
 @contextmanager
@@ -159,7 +178,8 @@ class CheckpointWriter:
             self._slots[tensor.name] = slot
         stream = file.open("r+b" if file.exists() else "w+b")
         stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(base + offset)
+        stream.flush()
+        reserve(stream, base + offset)
         self._open[file] = stream
 
 

@@ -8,7 +8,6 @@ the pieces several times faster.
 Shape suffixes: R rows, C columns, E experts.
 """
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -79,24 +78,6 @@ def write_tensors(
         except BaseException:
             work.stop()
             raise
-
-
-def reserve(stream: BinaryIO, size_bytes: int) -> None:
-    """Give the file its full size, on the disk where the system can.
-
-    Raises:
-        TsconvertError: the disk is full.
-    """
-    try:
-        os.posix_fallocate(stream.fileno(), 0, size_bytes)
-    except AttributeError:  # not on Windows and macOS
-        os.truncate(stream.fileno(), size_bytes)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise TsconvertError(
-                f"{stream.name}: the disk has no room for {size_bytes:,} bytes; make room or choose another --out"
-            ) from None
-        os.truncate(stream.fileno(), size_bytes)
 
 
 def write_at(stream: BinaryIO, offset: int, content: "bytes | memoryview[Any]") -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from ..convert.writer import reserve
 from . import ggml
 from .gguf_pipeline import TensorPlan as TensorPlan
-from .gguf_pipeline import check_tensors, reserve, write_at, write_tensors
+from .gguf_pipeline import check_tensors, write_at, write_tensors
 from .sources import Rows as Rows
 
 GGUF_MAGIC = b"GGUF"

@@ -1,10 +1,10 @@
 """Shapes that do not fit the machine: the copy and the sweep of a 7B model, two layers of an 8x7B one.
 
-    python tests/bench/sweep_7b.py /scratch            # writes 15 GB there, twice; removes them again
+    python tests/bench/sweep_7b.py /scratch            # writes 15 GB there, twice, and removes them
     python tests/bench/sweep_7b.py /scratch --only mixtral
 
-Run alone on an idle machine. Copying is compared with `cp` of the same folder: both read
-what the shape writer has just written, and both end with `sync`.
+Run alone on an idle machine. Copying is compared with `cp` of the same folder, in turn; both end with `sync`. Each
+row is printed as soon as it is measured.
 """
 
 import argparse
@@ -43,7 +43,9 @@ def row(name: str, command: list[str], **more: Any) -> dict[str, Any]:
 
 
 def dense(folder: Path) -> list[dict[str, Any]]:
-    model, out = write_checkpoint(folder / "7b"), folder / "out"
+    model, out = folder / "7b", folder / "out"
+    if not model.exists():
+        write_checkpoint(model)
     rows = []
     for turn in range(3):
         cp_s = copied(model, out)
