@@ -35,7 +35,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     """A folder with what one process made and what two made, and what they said."""
     folder = tmp_path_factory.mktemp("distributed")
     how = ["relufy", "tiny-mixtral", "--steps", "8", "--precision", "f32", "--dtype", "F32", *TEXT]
-    how += ["--batch-tokens", "512", "--target-sparsity", "0.85"]
+    how += ["--batch-tokens", "512", "--target-sparsity", "0.85", "--learning-rate", "1e-3"]
     return folder, *(tsconvert(p, *how, "--out", str(folder / name)) for p, name in ((ONE, "one"), (TWO, "two")))
 
 
@@ -52,6 +52,7 @@ def test_relufy(converted):
     assert max(distance(before.array(place), after.array(place)) for place in before.places) < 1e-3
 
 
+@pytest.mark.slow
 def test_profile(converted):
     folder = converted[0]
     for program, name in ((ONE, "1"), (TWO, "2")):
@@ -68,10 +69,12 @@ def test_profile(converted):
 def test_predictors(converted):
     folder = converted[0]
     how = ["predictors", str(folder / "one"), "--rank", "32", "--steps", "8", "--precision", "f32", *TEXT]
+    how += ["--learning-rate", "3e-3"]
     said = [tsconvert(p, *how, "--out", str(folder / name)) for p, name in ((ONE, "p1"), (TWO, "p2"))]
     assert said[1]["perplexity_predicted"] == pytest.approx(said[0]["perplexity_predicted"], rel=1e-4)
     one, two = load_predictors(folder / "p1"), load_predictors(folder / "p2")
     pairs = [pair for layers in zip(one.ffns, two.ffns, strict=True) for pair in zip(*layers, strict=True)]
     assert len(pairs) == 3 * 4
-    assert max(distance(a.fc1_RD, b.fc1_RD) for a, b in pairs) < 1e-4
-    assert max(distance(a.fc2_FR, b.fc2_FR) for a, b in pairs) < 1e-4
+    # weights are stored in F16, whose steps are 1e-3 apart
+    assert max(distance(a.fc1_RD, b.fc1_RD) for a, b in pairs) < 1e-3
+    assert max(distance(a.fc2_FR, b.fc2_FR) for a, b in pairs) < 1e-3
