@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -193,7 +194,10 @@ def _convert(
 ) -> dict[str, Any]:
     """Write every tensor; what a sweep found, if there was one."""
     if config.recover == "none" and not config.align:
-        _copy(source, writer, config, source.places)
+        with ThreadPoolExecutor(1) as pool:  # the fingerprint reads what the copy reads
+            fingerprint = pool.submit(lambda: source.fingerprint)
+            _copy(source, writer, config, source.places)
+            fingerprint.result()
         return {}
     rows_NS = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
     sequences = Sequences(rows_NS, JUDGE_SHARE)
@@ -213,10 +217,12 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
         return
     with progress("tensors", len(places)) as step:
         for place in places:
-            raw, dtype = source.raw(place), source.info(place).dtype
-            if config.dtype and config.dtype != dtype:
-                raw = from_float32(to_float32(raw, dtype), config.dtype)
-            writer.write(hf_name(place), raw)
+            info = source.info(place)
+            if config.dtype and config.dtype != info.dtype:
+                raw = from_float32(to_float32(source.raw(place), info.dtype), config.dtype)
+                writer.write(hf_name(place), raw)
+            else:
+                writer.copy(hf_name(place), info)
             step("")
 
 

@@ -21,6 +21,7 @@ from .checkpoint import DTYPE_BYTES, INDEX, TensorInfo
 from .errors import TsconvertError
 
 PARTIAL = ".partial"
+_PIECE_BYTES = 1 << 24
 
 
 @contextmanager
@@ -147,6 +148,24 @@ class CheckpointWriter:
         stream.seek(slot.start)
         stream.write(raw.reshape(-1).data)
 
+    def copy(self, name: str, source: TensorInfo) -> None:
+        """Put a tensor of another checkpoint, of the same dtype, in its place: by the kernel, where it can."""
+        slot = self._slots[name]
+        if source.size_bytes != slot.size_bytes:
+            raise ValueError(f"{name}: {source.size_bytes} bytes for a slot of {slot.size_bytes}")
+        stream = self._open[slot.file]
+        stream.flush()
+        with source.file.open("rb") as original:
+            done = _copy_range(original, stream, source, slot)
+            original.seek(source.start + done)
+            stream.seek(slot.start + done)
+            while done < slot.size_bytes:
+                piece = original.read(min(_PIECE_BYTES, slot.size_bytes - done))
+                if not piece:
+                    raise TsconvertError(f"{source.file}: became shorter while it was read; start again")
+                stream.write(piece)
+                done += len(piece)
+
     def flush(self) -> None:
         """All that was written so far is on the disk when this returns."""
         for stream in self._open.values():
@@ -181,6 +200,23 @@ class CheckpointWriter:
         stream.flush()
         reserve(stream, base + offset)
         self._open[file] = stream
+
+
+def _copy_range(original: BinaryIO, stream: BinaryIO, source: TensorInfo, slot: TensorInfo) -> int:
+    """Copy within the kernel (copy_file_range); how many bytes it took, fewer than asked where it cannot."""
+    done = 0
+    try:
+        while done < slot.size_bytes:
+            count = os.copy_file_range(
+                original.fileno(), stream.fileno(), slot.size_bytes - done, source.start + done, slot.start + done
+            )
+            if not count:
+                break
+            done += count
+    except (AttributeError, OSError) as error:  # not on macOS; not between all file systems
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+    return done
 
 
 def plan_like(infos: Sequence[TensorInfo], dtype: str | None = None) -> list[PlannedTensor]:

@@ -1,9 +1,12 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tsconvert.convert import writer as writer_module
+from tsconvert.convert.checkpoint import read_header
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.writer import (
     CheckpointWriter,
@@ -85,3 +88,32 @@ def test_a_full_disk_is_said_before_work_starts(tmp_path: Path):
     with pytest.raises(TsconvertError, match=r"needs 1,000,000,000,000,000,000 bytes and .* free; make room"):
         check_disk(tmp_path / "new" / "out", 10**18)
     refuse_existing(tmp_path / "new")
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_tensor_is_copied_by_the_kernel_or_in_pieces(tmp_path: Path, monkeypatch, kernel: bool):
+    values = np.arange(1000, dtype=np.float32)
+    plan = [PlannedTensor(name="a", dtype="F32", shape=(8,)), PlannedTensor(name="b", dtype="F32", shape=(1000,))]
+    with CheckpointWriter(tmp_path, plan[1:]) as writer:
+        writer.write("b", values.view(np.uint8))
+    if not kernel:
+        monkeypatch.delattr(os, "copy_file_range")
+        monkeypatch.setattr(writer_module, "_PIECE_BYTES", 333)
+    source = read_header(tmp_path / "model.safetensors")["b"]
+    (tmp_path / "copy").mkdir()
+    with CheckpointWriter(tmp_path / "copy", plan) as writer:
+        writer.write("a", values[:8].view(np.uint8))
+        writer.copy("b", source)
+    assert np.array_equal(load_file(tmp_path / "copy" / "model.safetensors")["b"], values)
+
+
+def test_a_source_that_shrinks_is_named(tmp_path: Path, monkeypatch):
+    plan = [PlannedTensor(name="b", dtype="F32", shape=(1000,))]
+    with CheckpointWriter(tmp_path, plan) as writer:
+        writer.write("b", np.zeros(4000, np.uint8))
+    source = read_header(tmp_path / "model.safetensors")["b"]
+    os.truncate(source.file, 2000)
+    (tmp_path / "copy").mkdir()
+    with CheckpointWriter(tmp_path / "copy", plan) as writer, pytest.raises(TsconvertError) as caught:
+        writer.copy("b", source)
+    assert str(caught.value) == f"{source.file}: became shorter while it was read; start again"
