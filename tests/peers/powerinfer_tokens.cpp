@@ -2,8 +2,8 @@
 //
 //     powerinfer_tokens MODEL.gguf COUNT PROMPT...
 //
-// A prompt is text, or ids after "ids:". Prints a line for each: prompt ids, "|", generated ids. Build it against a CPU
-// build of PowerInfer (docs/benchmarks/powerinfer_2cores_2026-11-23.md has the commands).
+// A prompt is text, or ids after "ids:". Prints a line for each: prompt ids, "|", generated ids. Compile it
+// outside the project against PowerInfer's llama.h and library: docs/benchmarks/powerinfer_2cores_2026-11-23.md.
 
 #include "llama.h"
 
