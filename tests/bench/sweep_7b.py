@@ -42,21 +42,31 @@ def row(name: str, command: list[str], **more: Any) -> dict[str, Any]:
     return found
 
 
-def dense(folder: Path) -> list[dict[str, Any]]:
-    model, out = folder / "7b", folder / "out"
-    if not model.exists():
-        write_checkpoint(model)
+def copy(folder: Path) -> list[dict[str, Any]]:
+    model, out = the_7b(folder), folder / "out"
     rows = []
-    for turn in range(3):
+    for _ in range(3):
         cp_s = copied(model, out)
-        found = row("copy", ["relufy", str(model), "--out", str(out), "--recover", "none", "--no-align"], cp_s=cp_s)
-        rows.append(found | {"times_cp": round(cp_s / found["s"], 2), "turn": turn})
+        command = ["relufy", str(model), "--out", str(out), "--recover", "none", "--no-align"]
+        rows.append(row("7B: copy", command, cp_s=round(cp_s, 1)))
         shutil.rmtree(out)
-    rows.append(row("align", ["relufy", str(model), "--out", str(out), "--recover", "none", *SWEEP]))
-    rows.append(row("profile", ["profile", str(out), "--out", str(folder / "profile"), *SWEEP]))
+    return rows
+
+
+def dense(folder: Path) -> list[dict[str, Any]]:
+    model, out = the_7b(folder), folder / "out"
+    rows = [
+        row("7B: align", ["relufy", str(model), "--out", str(out), "--recover", "none", *SWEEP]),
+        row("7B: profile", ["profile", str(out), "--out", str(folder / "profile"), *SWEEP]),
+    ]
     for path in (model, out):
         shutil.rmtree(path)
     return rows
+
+
+def the_7b(folder: Path) -> Path:
+    model = folder / "7b"
+    return model if model.exists() else write_checkpoint(model)
 
 
 def mixtral(folder: Path) -> list[dict[str, Any]]:
@@ -73,16 +83,14 @@ def mixtral(folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", choices=["dense", "mixtral"])
+    parser.add_argument("--only", choices=list(PARTS))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    if arguments.only != "mixtral":
-        rows += dense(arguments.folder)
-    if arguments.only != "dense":
-        rows += mixtral(arguments.folder)
-    print(json.dumps({"rows": rows}))
+    chosen = [arguments.only] if arguments.only else list(PARTS)
+    print(json.dumps({"rows": [row for part in chosen for row in PARTS[part](arguments.folder)]}))
 
+
+PARTS = {"copy": copy, "dense": dense, "mixtral": mixtral}
 
 if __name__ == "__main__":
     main()
