@@ -1,13 +1,14 @@
 """What may be trained along with each layer of a recovery: predictors, whose mask the layer learns to live with."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from .layers import Layer
-from .recovery_data import LayerData
-from .sweep import Stream
+if TYPE_CHECKING:
+    from .layers import Layer
+    from .recovery_data import LayerData
+    from .sweep import Stream
 
 # Shape suffixes: T tokens, D model width, F neurons.
 
@@ -18,10 +19,10 @@ class Along(Protocol):
     share: float
     """Of a layer's steps, the last ones, those that are taken with the mask."""
 
-    def start(self, stream: Stream, held: slice) -> None:
+    def start(self, stream: "Stream", held: slice) -> None:
         """The student's stream, before its first layer; the sequences ``held`` are not trained on."""
 
-    def begin(self, layer: Layer, data: LayerData, seed: int) -> None:
+    def begin(self, layer: "Layer", data: "LayerData", seed: int) -> None:
         """The layer has been trained without a mask so far."""
 
     def mask(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
@@ -30,10 +31,10 @@ class Along(Protocol):
     def learn(self, expert: int, x_TD: torch.Tensor) -> None:
         """Take a step of its own on the same inputs."""
 
-    def end(self, layer: Layer, data: LayerData) -> None:
+    def end(self, layer: "Layer", data: "LayerData") -> None:
         """The layer is trained and rounded as it will be written."""
 
-    def feed_forward(self, stream: Stream, layer: Layer) -> None:
+    def feed_forward(self, stream: "Stream", layer: "Layer") -> None:
         """Push the stream through the layer's FFN half with the mask."""
 
     def save(self, layer: int, folder: Path) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .relufy import RelufyConfig
 
 _COPY_BYTES_PER_S = 5e8  # of a checkpoint, read and written; disks differ
-_TORCH_BYTES = 290_000_000
+_TORCH_BYTES = 155_000_000
 _LIBRARIES_BYTES = 450_000_000  # with transformers and the tokenizer
 _TRAINED_BYTES = 12  # float32 gradient and AdamW's two moments, of each weight that is trained
 _HEADS_BYTES = 4 * 6  # per token and width: the step's inputs, targets, residuals and their gradients

@@ -10,6 +10,7 @@ gradients are summed, so the weights stay equal.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,10 +18,12 @@ from torch import nn
 from . import distributed
 from .along import Along
 from .errors import TsconvertError
-from .layers import Layer
 from .penalty import SparsityPenalty
 from .precision import multiplies_bfloat16
 from .recovery_data import LayerData, blocks
+
+if TYPE_CHECKING:
+    from .layers import Layer
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
 
@@ -81,7 +84,7 @@ class Further:
 
 
 def recover_layer(
-    layer: Layer,
+    layer: "Layer",
     data: LayerData,
     how: LocalRecovery,
     generator: torch.Generator,
@@ -124,13 +127,13 @@ def recover_layer(
     return LayerResult(error_before=before, error_after=after, density=density, expert_tokens=expert_tokens)
 
 
-def judge_layer(layer: Layer, data: LayerData, expert_tokens: list[int]) -> LayerResult:
+def judge_layer(layer: "Layer", data: LayerData, expert_tokens: list[int]) -> LayerResult:
     """What `recover_layer` reports, for a layer that stays as it is."""
     error, density = _judge(layer, data)
     return LayerResult(error_before=error, error_after=error, density=density, expert_tokens=expert_tokens)
 
 
-def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
+def _trainable(layer: "Layer", how: LocalRecovery) -> list[nn.Parameter]:
     mlp = layer.module.mlp
     ffn = list(mlp.experts.parameters()) if layer.experts else list(mlp.parameters())
     attention = [layer.module.self_attn.o_proj.weight] if how.train_attention else []
@@ -141,7 +144,7 @@ def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
 
 
 def _backward(
-    layer: Layer,
+    layer: "Layer",
     data: LayerData,
     batch: torch.Tensor,
     penalty: SparsityPenalty,
@@ -177,7 +180,7 @@ def _backward(
 
 
 def _further_backward(
-    layer: Layer, material: Further, data: LayerData, how: LocalRecovery, generator: torch.Generator
+    layer: "Layer", material: Further, data: LayerData, how: LocalRecovery, generator: torch.Generator
 ) -> None:
     """Add the gradient of further tokens, each as often drawn as one that the router gave."""
     share = len(material.x_TD) * distributed.world() / data.all_train_tokens
@@ -195,7 +198,7 @@ def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tenso
 
 
 @torch.no_grad()
-def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
+def _judge(layer: "Layer", data: LayerData) -> tuple[float, float]:
     """The mean relative error and the share of neurons that fire, on the tokens kept from training."""
     error, fired, seen = 0.0, 0, 0
     for part in blocks(data.held):
@@ -212,7 +215,7 @@ def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def expert_tokens(layer: Layer, data: LayerData) -> list[int]:
+def expert_tokens(layer: "Layer", data: LayerData) -> list[int]:
     """Training tokens that each FFN sees, of all processes."""
     counts = [0] * max(1, layer.experts)
     for x_TD in data.ffn_inputs(layer, data.train):

@@ -6,20 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import distributed
 from .along import Along
 from .checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
 from .corpora import Source, calibration_rows
-from .cost import RelufyCost, relufy_cost
 from .drelu import sparse_config, write_companions
 from .errors import TsconvertError
 from .journal import JOURNAL, Journal
 from .names import Place, hf_name
 from .progress import progress
 from .recovery import LayerResult, LocalRecovery
-from .recovery_sweep import JUDGE_SHARE, RecoverySweep
 from .sequences import Sequences
 from .writer import (
     PARTIAL,
@@ -31,6 +29,9 @@ from .writer import (
     refuse_existing,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from .cost import RelufyCost
 
 FORMAT_VERSION = 1
 PROVENANCE = "tsconvert.json"
@@ -92,7 +93,7 @@ class RelufyReport:
     """On the sequences that were kept from training."""
     perplexity: float | None = None
     elapsed_s: float = 0.0
-    cost: RelufyCost | None = None
+    cost: "RelufyCost | None" = None
     """Of a dry run: what the run would take."""
 
     def to_json(self) -> dict[str, Any]:
@@ -152,6 +153,8 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
             out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes
         )
         if config.dry_run:
+            from .cost import relufy_cost
+
             return replace(report, cost=relufy_cost(source.spec, source.size_bytes, size_bytes, config))
         check_disk(config.out, size_bytes)
         with _output(config, plan) as (folder, writer):
@@ -199,6 +202,8 @@ def _convert(
             _copy(source, writer, config, source.places)
             fingerprint.result()
         return {}
+    from .recovery_sweep import JUDGE_SHARE, RecoverySweep  # transformers takes seconds to load; a copy needs none
+
     rows_NS = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
     sequences = Sequences(rows_NS, JUDGE_SHARE)
     outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
