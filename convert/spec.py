@@ -155,11 +155,20 @@ def _activation(config: Mapping[str, Any], where: Path) -> str:
     if config["model_type"] in SPARSE_TYPES:
         return str(config.get("ffn_activation", "drelu"))
     act = config.get("hidden_act", "silu")
+    if act == "relu" and _released_sparse(config):
+        return "drelu"
     if act not in ("silu", "swish"):
         raise TsconvertError(
             f"{where}: hidden_act is {act!r}; tsconvert replaces SwiGLU, so the model must have hidden_act 'silu'"
         )
     return "swiglu"
+
+
+def _released_sparse(config: Mapping[str, Any]) -> bool:
+    """The classes are those of TurboSparse's releases, which compute dReLU, under a base model's `model_type`."""
+    auto = config.get("auto_map")
+    classes = [*(config.get("architectures") or ()), *(auto.values() if isinstance(auto, Mapping) else ())]
+    return any(name in str(each).lower() for each in classes for name in ("turbosparse", "bamboo"))
 
 
 def _refuse(config: Mapping[str, Any], where: Path) -> None:

@@ -28,7 +28,7 @@ from .calibrate import FFNReport, judge, logits
 from .cost import Bits
 from .effect import feed_forward_predicted
 from .folder import Array, Predictor, PredictorSet, load_predictors, save_predictors
-from .labels import FFN
+from .labels import FFN, ffns_of
 from .report import PredictorReport
 from .stored import BITS
 from .training import LowRank, Training
@@ -244,10 +244,8 @@ class JointPredictors:
 @torch.no_grad()
 def _ffns(layer: Layer, data: LayerData) -> list[FFN]:
     """The layer's FFNs with their tokens as the layer stands now."""
-    x_TD = torch.cat([*data.ffn_inputs(layer, slice(0, len(data.x_TD)))])
-    routes = layer.route(x_TD)
-    x_TD = x_TD.cpu()
-    return [FFN(layer, expert, x_TD, token, data.train_tokens) for expert, (token, _) in enumerate(routes)]
+    x_TD = torch.cat([part_TD.cpu() for part_TD in data.ffn_inputs(layer, slice(0, len(data.x_TD)))])
+    return ffns_of(layer, x_TD, data.train_tokens)
 
 
 def _kept(folder: Path, layer: int) -> Path:

@@ -106,3 +106,10 @@ class FFN:
         """The inputs of the tokens that calibrate, in blocks whose labels stay small."""
         for token in self.calibration.split(max(1, _BLOCK_ELEMENTS // self.neurons)):
             yield self.inputs(token)
+
+
+@torch.no_grad()
+def ffns_of(layer: Layer, x_TD: torch.Tensor, train_tokens: int) -> list[FFN]:
+    """The FFNs of ``layer`` for its normed inputs, of which the first ``train_tokens`` train; all share ``x_TD``."""
+    routes = layer.route(x_TD.to(layer.device))
+    return [FFN(layer, expert, x_TD, token, train_tokens) for expert, (token, _) in enumerate(routes)]

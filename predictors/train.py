@@ -20,7 +20,7 @@ from .calibrate import FFNReport, calibrate, judge
 from .cost import Bits
 from .effect import feed_forward_predicted
 from .folder import Predictor, PredictorSet, save_predictors
-from .labels import FFN
+from .labels import FFN, ffns_of
 from .linear import gate_svd
 from .profile import refuse_dense
 from .rank import Budget, Trial, candidates, search
@@ -160,9 +160,7 @@ def layer_ffns(layer: Layer, stream: Stream, train_tokens: int) -> list[FFN]:
     for part_TD in stream.inputs(layer):
         x_TD[start : start + len(part_TD)] = part_TD
         start += len(part_TD)
-    with torch.no_grad():
-        routes = layer.route(x_TD.to(layer.device))
-    return [FFN(layer, expert, x_TD, token, train_tokens) for expert, (token, _) in enumerate(routes)]
+    return ffns_of(layer, x_TD, train_tokens)
 
 
 def train_one(ffn: FFN, rank: int, config: PredictorConfig) -> Trial:

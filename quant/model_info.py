@@ -5,10 +5,11 @@ The model card (README.md) is read by gguf-py's own helper; what tsconvert did i
 
 import json
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, models
+from .. import models
 from ..convert.checkpoint import Checkpoint
 from ..convert.errors import TsconvertError
 from .gguf_writer import Value, array, text, u32
@@ -56,7 +57,7 @@ class ModelInfo:
             keys |= {f"general.base_model.{i}.{name}": text(value) for name, value in vars(base).items() if value}
         lists = {"tags": self.tags, "languages": self.languages, "datasets": self.datasets}
         keys |= {f"general.{name}": array("str", values) for name, values in lists.items() if values}
-        keys["tsconvert.version"] = text(__version__)
+        keys["tsconvert.version"] = text(version("tsconvert"))
         keys["tsconvert.source_fingerprint"] = text(self.fingerprint)
         for name, summary in (("recovery", self.recovery), ("predictors", self.predictors)):
             if summary:

@@ -43,6 +43,14 @@ def test_bamboo_is_a_drelu_mistral():
     assert (spec.family, spec.activation) == ("mistral", "drelu")
 
 
+def test_turbosparse_mixtral_under_its_bases_model_type():
+    moe = MISTRAL_7B | {"model_type": "mixtral", "hidden_act": "relu", "num_local_experts": 8}
+    for marks in ({"architectures": ["TurboSparseMixtralForCausalLM"]}, {"auto_map": {"AutoModel": "m.BambooModel"}}):
+        assert spec_of(moe | marks, WHERE).activation == "drelu"
+    with pytest.raises(TsconvertError, match="hidden_act is 'relu'"):
+        spec_of(moe, WHERE)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
