@@ -105,6 +105,8 @@ def recover_layer(
     peak = how.peak(data.x_TD.shape[1])
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     penalty = SparsityPenalty(how.target_sparsity, how.steps)
+    # processes hold different further tokens: drawing those must not move the generator that all share
+    further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
     masked_from = how.steps - round(how.steps * along.share) if along else how.steps
     for step in range(how.steps):
         if along is not None and step == masked_from:
@@ -114,7 +116,7 @@ def recover_layer(
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
         loss, fired = _backward(layer, data, batch, penalty, how, along if step >= masked_from else None)
         for material in further:
-            _further_backward(layer, material, data, how, generator)
+            _further_backward(layer, material, data, how, further_generator)
         if not math.isfinite(loss):
             raise TsconvertError(f"layer {layer.index}: the loss is {loss} at step {step}; lower the learning rate")
         for parameter in parameters:
@@ -183,6 +185,8 @@ def _further_backward(
     layer: "Layer", material: Further, data: LayerData, how: LocalRecovery, generator: torch.Generator
 ) -> None:
     """Add the gradient of further tokens, each as often drawn as one that the router gave."""
+    if not len(material.x_TD):
+        return
     share = len(material.x_TD) * distributed.world() / data.all_train_tokens
     chosen = torch.randint(len(material.x_TD), (math.ceil(how.batch_tokens * share),), generator=generator)
     chosen = chosen[distributed.share(len(chosen))]
