@@ -123,6 +123,15 @@ def token_rows(
     return packed[np.random.default_rng(seed).permutation(len(packed))]
 
 
+def ordered_texts(path: str) -> Iterator[str]:
+    """The texts at ``path`` (as in `Source`), in order, for scoring.
+
+    Raises:
+        TsconvertError: it is missing or unreadable.
+    """
+    return _texts(Source(path=path), None)
+
+
 def spaced_rows(
     encode: Callable[[str], list[int]], path: str, *, tokens: int | None, context: int
 ) -> npt.NDArray[np.int64]:
