@@ -3,21 +3,20 @@
 Every tensor is found by its place (names.py), whatever layout the file has; nothing is read until it is asked for.
 """
 
-import hashlib
 import json
 import mmap
-import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blake3
 import numpy as np
 import numpy.typing as npt
 
 from . import names
 from .errors import TsconvertError
+from .look import Looks
 from .names import Place
 from .spec import ModelSpec, read_config, spec_of
 
@@ -48,7 +47,7 @@ class Checkpoint:
         self.spec: ModelSpec = spec_of(self.config, folder / "config.json")
         self._maps: dict[Path, mmap.mmap] = {}
         self._infos = self._find()
-        self._fingerprint: str | None = None
+        self.looks = Looks({place: info.dtype for place, info in self._infos.items()}, self.raw)
 
     def info(self, place: Place) -> TensorInfo:
         """What is known of the tensor at ``place`` without reading it."""
@@ -93,26 +92,18 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over spec and every tensor's bytes: what predictors, profiles and files say they were made from."""
-        if self._fingerprint is None:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                digests = pool.map(self._digest, self._infos)
-            whole = hashlib.sha256(repr(self.spec).encode())
-            for digest in digests:
-                whole.update(digest)
-            self._fingerprint = whole.hexdigest()
-        return self._fingerprint
+        """BLAKE3 over spec and every tensor's bytes: what predictors, profiles and files say they were made from."""
+        self.looks.start()
+        whole = blake3.blake3(repr(self.spec).encode())
+        for place, info in self._infos.items():
+            whole.update(f"{place} {info.dtype} {info.shape} ".encode() + self.looks[place].digest)
+        return whole.hexdigest()
 
     def _mapped(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
             with file.open("rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[file]
-
-    def _digest(self, place: Place) -> bytes:
-        info = self._infos[place]
-        head = f"{place} {info.dtype} {info.shape} ".encode()
-        return hashlib.sha256(head + hashlib.sha256(self.raw(place).data).digest()).digest()
 
     def _find(self) -> dict[Place, TensorInfo]:
         found: dict[Place, TensorInfo] = {}

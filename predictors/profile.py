@@ -14,8 +14,9 @@ from ..convert.errors import TsconvertError
 from ..convert.layers import Layer
 from ..convert.sweep import Stream, sweep
 from ..convert.writer import refuse_existing
+from .hot import hot_share
 from .profile_file import LayerProfile, Profile, load_profile, save_powerinfer_activations, save_profile
-from .statistics import EnergyHistogram, fired_union, hot_share
+from .statistics import EnergyHistogram, fired_union
 
 __all__ = ["Profile", "ProfileConfig", "load_profile", "profile"]
 

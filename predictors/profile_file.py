@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..convert.errors import TsconvertError
 from ..convert.writer import atomic_file, atomic_folder
-from .statistics import hot_set, overlap
+from .hot import hot_set, overlap
 
 # Shape suffixes: L layers, C corpora, E experts, F neurons.
 FORMAT_VERSION = 1

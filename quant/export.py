@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..convert.checkpoint import open_checkpoint
+from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.spec import ModelSpec
 from ..convert.writer import atomic_file, refuse_existing
@@ -167,6 +167,15 @@ def _write_card(out: Path, report: ExportReport, plan: Plan) -> None:
 
 def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
     checkpoint = open_checkpoint(config.model)
+    checkpoint.looks.start()  # while the tokenizer is read
+    try:
+        return _plan_of(config, checkpoint)
+    except BaseException:
+        checkpoint.looks.stop()
+        raise
+
+
+def _plan_of(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, PredictorSource | None]:
     spec = checkpoint.spec
     target = choose_target(spec, config.target)
     if config.vram_bytes is not None and target != "powerinfer":

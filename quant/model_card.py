@@ -37,7 +37,7 @@ def model_card(
     rows = {
         "size": size_text(size_bytes),
         "types": ", ".join(f"{kind} {size_text(size)}" for kind, size in types.items()),
-        "checkpoint (SHA-256)": f"`{info.fingerprint}`",
+        "checkpoint (BLAKE3)": f"`{info.fingerprint}`",
         **{f"recovery: {key}": _shown(value) for key, value in info.recovery.items()},
         **{f"predictors: {key}": _shown(value) for key, value in info.predictors.items()},
     }

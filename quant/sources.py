@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..convert.checkpoint import Checkpoint, to_float32
 from ..convert.errors import TsconvertError
+from ..convert.look import largest_bits
 from ..convert.names import Place
 
 Rows = npt.NDArray[np.float32]
@@ -139,7 +140,7 @@ def check(checkpoint: Checkpoint, place: Place) -> float:
         TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
     """
     info = checkpoint.info(place)
-    largest = magnitude(_matrix(checkpoint, place), info.dtype)
+    largest = _value(checkpoint.looks[place].largest_bits, info.dtype)
     if not np.isfinite(largest):
         raise not_finite(info.file, info.name, checkpoint.array(place))
     return largest
@@ -147,23 +148,11 @@ def check(checkpoint: Checkpoint, place: Place) -> float:
 
 def magnitude(values: npt.NDArray[Any], dtype: str) -> float:
     """The largest magnitude of F32, F16 or BF16 (uint16) values; infinity or NaN if one is that."""
-    one = np.array([_largest_bits(values, dtype)], _BITS[dtype]).view(np.uint8)
-    return float(to_float32(one, dtype)[0])
+    return _value(largest_bits(values), dtype)
 
 
-def _largest_bits(values: npt.NDArray[Any], dtype: str) -> int:
-    """The bits of the largest magnitude, NaN above infinity: magnitudes are ordered as their bits are."""
-    bits = values.reshape(-1).view(_BITS[dtype])
-    if not bits.size:
-        return 0
-    sign = 1 << (8 * bits.itemsize - 1)
-    step, largest = 1 << 18, 0
-    for start in range(0, bits.size, step):  # stays in the cache for the second look
-        part = bits[start : start + step]
-        # as signed numbers the largest is the largest positive one, as unsigned the largest negative one
-        above, below = int(part.view(f"i{bits.itemsize}").max()), int(part.max())
-        largest = max(largest, above, below - sign if below >= sign else 0)
-    return largest
+def _value(bits: int, dtype: str) -> float:
+    return float(to_float32(np.array([bits], _BITS[dtype]).view(np.uint8), dtype)[0])
 
 
 def not_finite(file: Path, name: str, values: Rows) -> TsconvertError:

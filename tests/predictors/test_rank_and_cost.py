@@ -15,9 +15,10 @@ from tsconvert.predictors.calibrate import FFNReport, calibrate, judge
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, predicted_bytes
 from tsconvert.predictors.estimate import estimate_predictors
 from tsconvert.predictors.folder import Predictor
+from tsconvert.predictors.hot import hot_set, hot_share, overlap
 from tsconvert.predictors.linear import _reduced_rank
 from tsconvert.predictors.rank import Budget, candidates, search
-from tsconvert.predictors.statistics import EnergyHistogram, hot_set, hot_share, overlap
+from tsconvert.predictors.statistics import EnergyHistogram
 from tsconvert.predictors.stored import as_stored
 from tsconvert.predictors.train import PredictorConfig, layer_ffns, train_predictors
 from tsconvert.predictors.training import Training, _gradient, train_low_rank

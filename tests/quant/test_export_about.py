@@ -62,7 +62,7 @@ def test_a_sparse_model_says_what_was_done_to_it(told: Path, make_predictors: Ma
     card = (tmp_path / "m.gguf.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nbase_model:\n- ")
     assert "\n- gguf\n- text-generation\n- drelu\n- sparse\n---\n\n# sparse-model\n" in card
-    assert f"| checkpoint (SHA-256) | `{open_checkpoint(told).fingerprint}` |" in card
+    assert f"| checkpoint (BLAKE3) | `{open_checkpoint(told).fingerprint}` |" in card
     assert "\n    tsconvert run m.gguf -p PROMPT\n" in card
 
 
