@@ -511,6 +511,34 @@ def verify(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("spec", type=PATH)
+@click.option("--out", type=OUT_FOLDER, help="Folder in which the stages run; default: the spec's.")
+@click.option("--set", "variables", multiple=True, metavar="NAME=VALUE", help="Of the spec's [variables]. Repeatable.")
+@click.option("--resume", is_flag=True, help="Take over the stages that an earlier check finished.")
+@click.option("--junit", type=OUT_FILE, help="Also write the lines as JUnit's XML.")
+@click.option("--baseline", type=OUT_FILE, help="Figures of an earlier run; default: the spec's.")
+@click.option("--update-baseline", is_flag=True, help="Write this run's figures there, if all else passes.")
+@common
+def check(as_json: bool, variables: tuple[str, ...], **options: Any) -> None:
+    """Run a conversion with thresholds, for CI; exit code 1 with the lines that failed.
+
+    SPEC is a TOML file (docs/check.md): the commands to run, finished outputs to look at, and what may come out.
+    """
+    from .evaluate.check import CheckConfig
+    from .evaluate.check import check as run_check
+    from .quant.export import parse_pair
+
+    known = {
+        name: [option for param in command.params for option in (*param.opts, *param.secondary_opts)]
+        for name, command in main.commands.items()
+    }
+    pairs = dict(parse_pair("--set", pair) for pair in variables)
+    report = run_check(CheckConfig(variables=pairs, options=known, **options))
+    emit(report, as_json)
+    report.require()
+
+
+@main.command()
 @click.argument("path")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @common
@@ -545,6 +573,5 @@ def _missing(name: str, stage: str, help_text: str) -> None:
         raise TsconvertError(f"{name} is not built yet: this version of tsconvert lacks the {stage} stage")
 
 
-_missing("check", "conversion check", "Run a conversion with thresholds, for CI.")
 _missing("plan", "planning", "Say what each stage would cost and what speed to expect.")
 _missing("report", "report", "Write one HTML page about a folder of outputs.")
