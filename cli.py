@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .convert import command_line
 from .convert.errors import TsconvertError
 
 
@@ -47,7 +48,9 @@ class Chain(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 1 a verification failed, 2 bad input, 130 interrupted."""
         given = args[0] if args else kwargs.get("args")
-        debug = "--debug" in (sys.argv[1:] if given is None else given)
+        words = sys.argv[1:] if given is None else list(given)
+        command_line.remember(words)
+        debug = "--debug" in words
         try:
             super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Exit as stop:
@@ -82,11 +85,12 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def emit(result: Any, as_json: bool) -> None:
-    """Print what a command found: ``result.to_json()`` as JSON, or ``str(result)``."""
+    """Print what a command found: ``result.to_json()`` and the command as JSON, or ``str(result)``."""
     from .convert.progress import speaks
 
     if speaks():
-        click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else str(result))
+        command = {"command": command_line.typed()}
+        click.echo(json.dumps({**result.to_json(), **command}, ensure_ascii=False) if as_json else str(result))
 
 
 class Rank(click.ParamType):  # type: ignore[type-arg]

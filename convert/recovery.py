@@ -9,7 +9,8 @@ gradients are summed, so the weights stay equal.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +71,8 @@ class LayerResult:
     """Share of neurons that fire."""
     expert_tokens: list[int]
     """Training tokens that the router gave each FFN."""
+    curve: list[float] = field(default_factory=list)
+    """The training loss, `error`'s measure, in at most 24 equal stretches of the steps: the mean of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,7 @@ def recover_layer(
     # processes hold different further tokens: drawing those must not move the generator that all share
     further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
     masked_from = how.steps - round(how.steps * along.share) if along else how.steps
+    losses: list[float] = []
     for step in range(how.steps):
         if along is not None and step == masked_from:
             along.begin(layer, data, int(torch.randint(2**31, (), generator=generator)))
@@ -119,6 +123,7 @@ def recover_layer(
             _further_backward(layer, material, data, how, further_generator)
         if not math.isfinite(loss):
             raise TsconvertError(f"layer {layer.index}: the loss is {loss} at step {step}; lower the learning rate")
+        losses.append(loss)
         for parameter in parameters:
             parameter.grad = distributed.sum_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -126,7 +131,15 @@ def recover_layer(
         penalty.steer(step, fired)
     layer.module.requires_grad_(False)
     after, density = _judge(layer, data)
-    return LayerResult(error_before=before, error_after=after, density=density, expert_tokens=expert_tokens)
+    return LayerResult(
+        error_before=before, error_after=after, density=density, expert_tokens=expert_tokens, curve=stretches(losses)
+    )
+
+
+def stretches(values: list[float], most: int = 24) -> list[float]:
+    """The means of at most ``most`` equal stretches, to four digits."""
+    ends = [round(len(values) * i / most) for i in range(most + 1)] if len(values) > most else range(len(values) + 1)
+    return [float(f"{sum(values[a:b]) / (b - a):.4g}") for a, b in pairwise(ends)]
 
 
 def judge_layer(layer: "Layer", data: LayerData, expert_tokens: list[int]) -> LayerResult:

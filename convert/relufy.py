@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import distributed
 from .along import Along
 from .checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
+from .command_line import typed
 from .corpora import Source, calibration_rows
 from .drelu import sparse_config, write_companions
 from .errors import TsconvertError
@@ -265,6 +266,7 @@ def _provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:
     return {
         "format": "tsconvert relufy",
         "format_version": FORMAT_VERSION,
+        "command": typed(),
         "settings": settings,
         "report": report.to_json(),
     }
