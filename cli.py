@@ -133,6 +133,47 @@ precision = click.option(
 )
 
 
+FULL_OPTIONS = (
+    "full_tokens", "full_batch_tokens", "micro_tokens", "full_learning_rate", "cross_entropy", "divergence", "hidden",
+    "penalty", "evaluations", "patience", "checkpointing", "train_embeddings", "report_to",
+)  # fmt: skip
+
+
+def full_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of --recover full, in the order in which help shows them."""
+    for option in reversed(
+        [
+            click.option("--full-tokens", type=COUNT, default="1M", show_default=True, help="full: to train on."),
+            click.option("--full-batch-tokens", type=COUNT, default=4096, show_default=True, help="full: a step."),
+            click.option("--micro-tokens", type=COUNT, default=2048, show_default=True, help="full: at a time."),
+            click.option("--full-learning-rate", type=float, help="full: default by the model's width."),
+            click.option("--cross-entropy", type=float, default=1.0, show_default=True, help="full: its weight."),
+            click.option(
+                "--divergence", type=float, default=1.0, show_default=True, help="full: weight of KL(teacher)."
+            ),
+            click.option(
+                "--hidden", type=float, default=0.0, show_default=True, help="full: weight of hidden states' distance."
+            ),
+            click.option(
+                "--penalty",
+                type=click.Choice(["steered", "sine"]),
+                default="steered",
+                show_default=True,
+                help="full: how L1 is raised.",
+            ),
+            click.option("--evaluations", type=COUNT, default=10, show_default=True, help="full: on held-out text."),
+            click.option(
+                "--patience", type=int, default=0, show_default=True, help="full: stop after so many without a gain."
+            ),
+            click.option("--checkpointing", is_flag=True, help="full: compute activations again, for less memory."),
+            click.option("--train-embeddings", is_flag=True, help="full: embeddings and output head as well."),
+            click.option("--report-to", multiple=True, help="full: transformers' logging backends, tensorboard..."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @click.group(cls=Chain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tsconvert")
 def main() -> None:
@@ -158,7 +199,7 @@ def main() -> None:
     type=click.Choice(["none", "local", "full"]),
     default="local",
     show_default=True,
-    help="local: train each layer towards the dense one.",
+    help="local: train each layer towards the dense one; full: then the whole model.",
 )
 @click.option("--data", multiple=True, help="Text, .jsonl, .parquet, a folder, or a data set; =WEIGHT. Repeatable.")
 @click.option("--tokens", type=COUNT, default="64K", show_default=True, help="Calibration tokens.")
@@ -179,6 +220,7 @@ def main() -> None:
     help="Train an expert that sees fewer on further tokens.",
 )
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
+@full_options
 @click.option("--predictors", type=OUT_FOLDER, help="Train predictors along, into this folder: mask in the loop.")
 @click.option(
     "--rank",
@@ -212,11 +254,8 @@ def relufy(
     With --recover none --no-align the weights are copied as they are and no text is needed. Under torchrun the
     processes share the text.
     """
-    if recover == "full":
-        raise TsconvertError(
-            "--recover full is not built yet: this version lacks the continual training stage; use local"
-        )
     from .convert.corpora import parse_source
+    from .convert.full_config import FullRecovery
     from .convert.recovery import LocalRecovery
     from .convert.relufy import RelufyConfig
     from .convert.relufy import relufy as run_relufy
@@ -230,9 +269,11 @@ def relufy(
         autocast=options.pop("autocast"),
     )
     sources = tuple(parse_source(argument) for argument in data)
+    full = FullRecovery(**{name.removeprefix("full_"): options.pop(name) for name in FULL_OPTIONS})
     config = RelufyConfig(
-        model=model, recover=recover, data=sources, training=training, max_shard_bytes=max_shard_size, **options
-    )
+        model=model, recover=recover, data=sources, training=training, full=full, max_shard_bytes=max_shard_size,
+        **options,
+    )  # fmt: skip
     if predictors is None:
         emit(run_relufy(config), as_json)
         return

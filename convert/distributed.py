@@ -50,6 +50,12 @@ def processes(device: str) -> Iterator[str]:
         dist.destroy_process_group()
 
 
+def barrier() -> None:
+    """Wait for all processes."""
+    if _together():
+        dist.barrier()
+
+
 def share(count: int) -> slice:
     """The part of ``count`` items in a row that is this process's; the parts differ by one at most."""
     return slice(count * rank() // world(), count * (rank() + 1) // world())

@@ -4,6 +4,8 @@ TurboSparse (arXiv 2406.05955). This file is saved with every converted checkpoi
 ``AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`` needs transformers and nothing else.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import (
@@ -17,6 +19,8 @@ from transformers import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 # Shape suffixes: T tokens, D model width, F neurons, E experts, K experts per token.
+Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor | None], torch.Tensor]
+"""Set by who trains: from h, the inputs, down's weight, the expert and its tokens it makes the h that is used."""
 
 
 class TurboSparseLlamaConfig(LlamaConfig):
@@ -50,6 +54,8 @@ def activate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str) -> tor
 class SparseFFN(nn.Module):
     """down(activate(gate(x), up(x))), without biases."""
 
+    watch: Watch | None = None
+
     def __init__(self, width: int, neurons: int, activation: str) -> None:
         super().__init__()
         self.activation = activation
@@ -59,12 +65,17 @@ class SparseFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
-        out: torch.Tensor = self.down_proj(activate(self.gate_proj(x), self.up_proj(x), self.activation))
+        h = activate(self.gate_proj(x), self.up_proj(x), self.activation)
+        if self.watch is not None:
+            h = self.watch(h, x, self.down_proj.weight, 0, None)
+        out: torch.Tensor = self.down_proj(h)
         return out
 
 
 class SparseExperts(nn.Module):
     """Mixtral's experts with the sparse activation; parameters as transformers' MixtralExperts holds them."""
+
+    watch: Watch | None = None
 
     def __init__(self, experts: int, width: int, neurons: int, activation: str) -> None:
         super().__init__()
@@ -78,7 +89,10 @@ class SparseExperts(nn.Module):
         for expert in choice_TK.unique().tolist():
             token, slot = torch.where(choice_TK == expert)
             gate_TF, up_TF = nn.functional.linear(x_TD[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            y_TD = nn.functional.linear(activate(gate_TF, up_TF, self.activation), self.down_proj[expert])
+            h_TF = activate(gate_TF, up_TF, self.activation)
+            if self.watch is not None:
+                h_TF = self.watch(h_TF, x_TD[token], self.down_proj[expert], expert, token)
+            y_TD = nn.functional.linear(h_TF, self.down_proj[expert])
             y_TD = y_TD * weight_TK[token, slot, None]
             out_TD = out_TD.index_add(0, token, y_TD.to(out_TD.dtype))
         return out_TD

@@ -15,6 +15,7 @@ from .command_line import typed
 from .corpora import Source, calibration_rows
 from .drelu import sparse_config, write_companions
 from .errors import TsconvertError
+from .full_config import FullFound, FullRecovery
 from .journal import JOURNAL, Journal
 from .names import Place, hf_name
 from .progress import progress
@@ -47,7 +48,7 @@ class RelufyConfig:
     activation: str = "drelu"
     """`drelu` or `reglu`."""
     recover: str = "local"
-    """`none` or `local`."""
+    """`none`, `local`, or `full`: local, then training of the whole model (full_recovery.py)."""
     align: bool = True
     data: tuple[Source, ...] = ()
     """Text to align and recover on; empty takes the embedded text."""
@@ -60,6 +61,8 @@ class RelufyConfig:
     """An expert that sees fewer is named and trained on further tokens, the router's next best; without training the
     run stops."""
     training: LocalRecovery = field(default_factory=LocalRecovery)
+    full: FullRecovery = field(default_factory=FullRecovery)
+    """The second stage of `full`."""
     dtype: str | None = None
     """`F32`, `F16` or `BF16` for the output; None keeps each tensor's."""
     max_shard_bytes: int = 5_000_000_000
@@ -71,7 +74,7 @@ class RelufyConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("activation", ("drelu", "reglu")),
-            ("recover", ("none", "local")),
+            ("recover", ("none", "local", "full")),
             ("dtype", (None, "F32", "F16", "BF16")),
         ):
             if getattr(self, name) not in choices:
@@ -93,6 +96,8 @@ class RelufyReport:
     dense_perplexity: float | None = None
     """On the sequences that were kept from training."""
     perplexity: float | None = None
+    full: FullFound | None = None
+    """What training the whole model found; the perplexities are then those after it."""
     elapsed_s: float = 0.0
     cost: "RelufyCost | None" = None
     """Of a dry run: what the run would take."""
@@ -120,7 +125,11 @@ class RelufyReport:
         if unseen:
             named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen)
             lines.append(f"experts that no token reached: {named}; --min-expert-tokens trains them")
-        if self.layers:
+        if self.full:
+            full, density = self.full, sum(self.full.density) / len(self.full.density)
+            lines.append(f"the whole model: {full.steps} steps, {full.tokens:,} tokens; best at step {full.best_step}")
+            lines.append(f"density: {density:.1%} of the neurons fire, on average over layers")
+        elif self.layers:
             density = sum(layer.density for layer in self.layers) / len(self.layers)
             lines.append(f"density: {density:.1%} of the neurons fire, on average over layers")
         return "\n".join(lines)
@@ -140,6 +149,10 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
     Example:
         >>> relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse"), recover="none"))
     """
+    if config.recover == "full":
+        from .full_recovery import relufy_fully
+
+        return relufy_fully(config)
     start_s = time.monotonic()
     with distributed.processes(config.device) as device:
         config = replace(config, device=device, training=config.training.on(device))
@@ -171,7 +184,7 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
                 (folder / JOURNAL).unlink(missing_ok=True)
                 if along is not None:
                     along.forget(folder)
-                write_json(folder / PROVENANCE, _provenance(config, report))
+                write_json(folder / PROVENANCE, provenance(config, report))
     return report
 
 
@@ -261,7 +274,8 @@ def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> Non
         )
 
 
-def _provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:
+def provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:
+    """What is kept beside the weights: the settings and the report."""
     settings = asdict(config) | {"out": str(config.out)}
     return {
         "format": "tsconvert relufy",
