@@ -519,21 +519,49 @@ def bench(file: Path, as_json: bool, **options: Any) -> None:
 
 @main.command(name="eval")
 @click.argument("model", metavar="MODEL_OR_GGUF")
-@click.option("--data", help="Text to score; default: the embedded held-out text.")
+@click.option("--data", multiple=True, help="One corpus each: text, .jsonl, .parquet, a folder, a data set; =WEIGHT.")
 @click.option("--ctx", "context", type=COUNT, default=512, show_default=True, help="Tokens a window.")
-@click.option("--tokens", type=COUNT, default="16K", show_default=True)
+@click.option(
+    "--tokens", type=COUNT, default="16K", show_default=True, help="At most, of windows spread over the text."
+)
+@click.option("--chunks", type=COUNT, help="Instead: the text's first N windows, as llama-perplexity --chunks.")
+@click.option(
+    "--method",
+    type=click.Choice(["llama.cpp", "papers"]),
+    default="llama.cpp",
+    show_default=True,
+    help="llama.cpp: the second half of each window counts; papers: every token does.",
+)
+@click.option("--stride", type=COUNT, help="Tokens from one window's start to the next one's; default: --ctx.")
 @click.option(
     "--sparsity", "mode", type=click.Choice(["auto", "dense", "exact", "predicted"]), default="auto", show_default=True
 )
-@click.option("--against", help="Model to compare with: KL divergence and equal first choices.")
+@click.option("--against", help="Model to compare with, or what --save-logits wrote of one: KL divergence and more.")
+@click.option("--save-logits", type=OUT_FILE, help="Keep the predictions here, NAME.safetensors, for --against.")
+@click.option("--top", type=COUNT, default=256, show_default=True, help="Tokens kept of each prediction.")
+@click.option("--tasks", multiple=True, help="Instead of text: lm-eval's tasks, or agreement, which is shipped.")
+@click.option("--task-folder", "folder", type=PATH, help="Task files of your own.")
+@click.option("--limit", type=COUNT, help="Questions of each task; default: all.")
 @click.option("--threads", "-t", type=click.IntRange(1), help="Default: one a core.")
 @common
-def evaluate(as_json: bool, **options: Any) -> None:
-    """Measure perplexity, density and divergence of a checkpoint or a GGUF file."""
+def evaluate(
+    as_json: bool, data: tuple[str, ...], tasks: tuple[str, ...], folder: Path | None, limit: int | None, **options: Any
+) -> None:
+    """Measure perplexity, density and divergence of a checkpoint or a GGUF file, or put tasks to it.
+
+    By default perplexity is exactly what llama-perplexity -c CTX computes.
+    """
+    if tasks:
+        from .evaluate.lm_eval_tasks import TaskConfig, names, run_tasks
+
+        asked = {name: options[name] for name in ("model", "mode", "threads")}
+        emit(run_tasks(TaskConfig(tasks=names(tasks), folder=folder, limit=limit, **asked)), as_json)
+        return
+    from .convert.corpora import parse_source
     from .evaluate.perplexity import EvalConfig
     from .evaluate.perplexity import evaluate as run_evaluate
 
-    emit(run_evaluate(EvalConfig(**options)), as_json)
+    emit(run_evaluate(EvalConfig(data=tuple(parse_source(argument) for argument in data), **options)), as_json)
 
 
 @main.command()

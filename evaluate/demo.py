@@ -13,7 +13,8 @@ from ..convert.recovery import LocalRecovery
 from ..convert.relufy import RelufyConfig, relufy
 from ..convert.units import size_text
 from ..convert.writer import refuse_existing
-from .perplexity import EvalConfig, EvalReport, evaluate, mean
+from .eval_report import EvalReport, mean
+from .perplexity import EvalConfig, evaluate
 
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")
@@ -149,7 +150,7 @@ class _Run:
         return result
 
     def score(self, model: str, recipe: _Recipe, mode: str = "auto") -> EvalReport:
-        config = EvalConfig(model=model, tokens=recipe.score_tokens, mode=mode)
+        config = EvalConfig(model=model, tokens=recipe.score_tokens, method="papers", mode=mode)
         return self.stage("eval", lambda: evaluate(config), quiet=False)
 
 

@@ -1,25 +1,35 @@
 """`tsconvert eval`: perplexity, density and, against another model, divergence; of checkpoints and of GGUF files.
 
-Text is cut into windows of ``context`` tokens that do not overlap (`spaced_rows` chooses some), and every token of a
-window but its first is predicted, as the papers do it. Checkpoints run through the layer sweep, so that their size does
-not matter.
+Checkpoints run through the layer sweep, so that their size does not matter; GGUF files through the runner, in any of
+its modes. How text is cut into windows and which tokens count is windows.py's matter. docs/eval.md lists the JSON
+output's keys, which scripts and `tsconvert check` count on.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import models
+from ..convert.corpora import Source
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
-
-# Shape suffixes: N windows, S tokens a window, V vocabulary.
-Floats = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int64]
+from .divergence import (
+    Compared,
+    Divergence,
+    Doubles,
+    LiveReference,
+    Reference,
+    diverge,
+    log_softmax,
+    loss_of,
+    mean_error,
+)
+from .divergence_file import LogitsWriter, StoredReference
+from .eval_report import CorpusScore, EvalReport, mean_or_none
+from .scorer import Scorer, open_scorer
+from .windows import Windowing, Windows, cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,69 +38,30 @@ class EvalConfig:
 
     model: str
     """A checkpoint folder, an embedded model, a hub id, or a .gguf file."""
-    data: str | None = None
-    """A text; None takes the embedded held-out text."""
+    data: tuple[Source, ...] = ()
+    """Corpora; empty takes the embedded held-out text."""
     tokens: int = 16_384
     context: int = 512
+    method: str = "llama.cpp"
+    """How windows are cut and which tokens count: `llama.cpp` or `papers`, see windows.py."""
+    stride: int | None = None
+    chunks: int | None = None
     mode: str = "auto"
     """For GGUF files: `auto`, `dense`, `exact` or `predicted`."""
     against: str | None = None
-    """The model to compare with, on the same tokens."""
+    """The model to compare with on the same tokens, or what ``save_logits`` wrote of one."""
+    save_logits: Path | None = None
+    """Where the model's predictions are kept, for later comparisons with it."""
+    top: int = 256
+    """Tokens that are kept of each prediction."""
     threads: int | None = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvalReport:
-    """What `evaluate` found."""
-
-    model: str
-    mode: str
-    tokens: int
-    perplexity: float
-    density: list[float]
-    """Share of neurons that fire, per layer; empty for SwiGLU."""
-    predicted_density: list[float]
-    """Share of neurons that the predictors name, per layer; empty without."""
-    recall: list[float]
-    """Share of the firing neurons that were predicted, per layer; empty without."""
-    against: str | None = None
-    against_perplexity: float | None = None
-    kl_mean: float | None = None
-    """Mean KL(against || model) per token, nats."""
-    top1_agreement: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        lines = [f"{self.model} ({self.mode}): perplexity {self.perplexity:.3f} on {self.tokens:,} tokens"]
-        if self.density:
-            lines.append(f"density {mean(self.density):.1%} ({', '.join(f'{d:.0%}' for d in self.density)})")
-        if self.predicted_density:
-            lines.append(f"predicted density {mean(self.predicted_density):.1%}, recall {mean(self.recall):.1%}")
-        if self.against is not None:
-            lines.append(
-                f"against {self.against} (perplexity {self.against_perplexity:.3f}): KL {self.kl_mean:.5f} nats,"
-                f" the same first choice for {self.top1_agreement:.1%} of the tokens"
-            )
-        return "\n".join(lines)
-
-
-class Scorer(Protocol):
-    """A model that gives next-token logits for windows of tokens."""
-
-    mode: str
-    context: int
-
-    def encode(self, text: str) -> list[int]:
-        """The model's tokens of ``text``."""
-
-    def logits(self, rows_NS: Tokens) -> Iterator[Floats]:
-        """[S, V] for each window."""
-
-    def statistics(self) -> tuple[list[float], list[float], list[float]]:
-        """Density, predicted density and recall per layer, of all that was scored."""
+    @property
+    def windowing(self) -> Windowing:
+        """How text is to be cut."""
+        return Windowing(
+            method=self.method, context=self.context, stride=self.stride, tokens=self.tokens, chunks=self.chunks
+        )
 
 
 def evaluate(config: EvalConfig) -> EvalReport:
@@ -99,74 +70,100 @@ def evaluate(config: EvalConfig) -> EvalReport:
     Raises:
         TsconvertError: a model or the text cannot be read, or the two models' vocabularies differ.
     """
-    from ..convert.corpora import spaced_rows
+    stored = _stored(config)
+    how = stored.how if stored else config.windowing
+    model = open_scorer(config.model, config.mode, config.threads, how.context)
+    if stored is None:
+        how = replace(how, context=min(how.context, model.context))
+        windows = cut(model.encode, model.bos, config.data or _embedded(), how)
+    else:
+        windows = stored.windows
+    writer = LogitsWriter(config.save_logits, config.top) if config.save_logits else None
+    reference = stored or _live(config, windows, how)
+    loss_P, compared = _score(model, windows, reference, writer)
+    if writer:
+        writer.write(windows, how, config.model, model.fingerprint)
+    divergence = diverge(loss_P, compared) if reference else None
+    report = _report(config, model, windows, how, loss_P)
+    return replace(report, **_compared(reference, divergence))
 
-    model = open_scorer(config.model, config.mode, config.threads)
-    context = min(config.context, model.context)
-    data = config.data or str(models.text("heldout.txt"))
-    rows_NS = spaced_rows(model.encode, data, tokens=config.tokens, context=context)
-    other = open_scorer(config.against, "auto", config.threads) if config.against else None
-    loss, other_loss, divergence, agreed = _score(model, other, rows_NS)
-    density, predicted, recall = model.statistics()
+
+def _stored(config: EvalConfig) -> StoredReference | None:
+    """The stored predictions that ``config.against`` names, if it names some."""
+    if config.against is None or Path(config.against).suffix != ".safetensors":
+        return None
+    if config.data:
+        raise TsconvertError(f"--against {config.against}: the file says on which tokens to compare; leave --data out")
+    return StoredReference(Path(config.against))
+
+
+def _live(config: EvalConfig, windows: Windows, how: Windowing) -> Reference | None:
+    if config.against is None:
+        return None
+    other = open_scorer(config.against, "auto", config.threads, how.context)
+    return LiveReference(config.against, other.logits(windows))
+
+
+def _embedded() -> tuple[Source, ...]:
+    return (Source(path=str(models.text("heldout.txt"))),)
+
+
+def _score(
+    model: Scorer, windows: Windows, reference: Reference | None, writer: LogitsWriter | None
+) -> tuple[Doubles, list[Compared]]:
+    """The loss of every token that counts, and each window's comparison with the reference."""
+    losses: list[Doubles] = []
+    compared: list[Compared] = []
+    total = 0.0
+    with progress("windows", len(windows.rows_NS)) as step:
+        logits = model.logits(windows)
+        for logits_PV, row_S, first in zip(logits, windows.rows_NS, windows.first_N, strict=True):
+            log_PV, target_P = log_softmax(logits_PV), row_S[first + 1 :]
+            losses.append(loss_of(log_PV, target_P))
+            total += losses[-1].mean()
+            if reference:
+                compared.append(reference.compare(log_PV, target_P))
+            if writer:
+                writer.add(log_PV, target_P)
+            step(f"perplexity {np.exp(total / len(losses)):.2f}")
+    return np.concatenate(losses), compared
+
+
+def _report(config: EvalConfig, model: Scorer, windows: Windows, how: Windowing, loss_P: Doubles) -> EvalReport:
+    activity = model.activity()
+    perplexity = float(np.exp(loss_P.mean()))
+    density, predicted, recall = activity.density(), activity.predicted_density(), activity.recall()
     return EvalReport(
-        model=config.model, mode=model.mode, tokens=int(rows_NS.size), perplexity=float(np.exp(loss)),
-        density=density, predicted_density=predicted, recall=recall, against=config.against,
-        against_perplexity=None if other is None else float(np.exp(other_loss)),
-        kl_mean=None if other is None else divergence, top1_agreement=None if other is None else agreed,
+        model=config.model, mode=model.mode, method=how.method, context=how.context, stride=how.stride,
+        windows=len(windows.rows_NS), tokens=int(windows.rows_NS.size), counted=windows.counted,
+        perplexity=perplexity, perplexity_error=perplexity * mean_error(loss_P), density=density,
+        predicted_density=predicted, recall=recall, mean_density=mean_or_none(density),
+        mean_predicted_density=mean_or_none(predicted), mean_recall=mean_or_none(recall),
+        expert_density=activity.experts(), expert_tokens=activity.expert_tokens(),
+        corpora=[_corpus(number, model, windows, loss_P) for number in range(len(windows.corpora))],
     )  # fmt: skip
 
 
-def open_scorer(model: str, mode: str = "auto", threads: int | None = None) -> Scorer:
-    """The scorer for a checkpoint or a GGUF file."""
-    path = Path(model)
-    if path.is_file():
-        from .gguf_scorer import GgufScorer
-
-        return GgufScorer(path, mode, threads)
-    if mode not in ("auto", "dense"):
-        raise TsconvertError(f"--sparsity {mode}: for GGUF files; a checkpoint always computes all of its neurons")
-    from .checkpoint_scorer import CheckpointScorer
-
-    return CheckpointScorer(model)
+def _corpus(number: int, model: Scorer, windows: Windows, loss_P: Doubles) -> CorpusScore:
+    activity, context = model.activity(), windows.rows_NS.shape[1]
+    counted_N = [context - 1 - first for first in windows.first_N]
+    own_P = loss_P[np.repeat(windows.corpus_N, counted_N) == number]
+    return CorpusScore(
+        name=windows.corpora[number], tokens=context * list(windows.corpus_N).count(number), counted=len(own_P),
+        perplexity=float(np.exp(own_P.mean())), density=mean_or_none(activity.density(number)),
+        predicted_density=mean_or_none(activity.predicted_density(number)),
+        recall=mean_or_none(activity.recall(number)),
+    )  # fmt: skip
 
 
-def _score(model: Scorer, other: Scorer | None, rows_NS: Tokens) -> tuple[float, float, float, float]:
-    """Mean loss of both models, mean KL and share of equal first choices, over all predicted tokens."""
-    ours = model.logits(rows_NS)
-    theirs = other.logits(rows_NS) if other else None
-    sums = np.zeros(4)
-    count = 0
-    with progress("windows", len(rows_NS)) as step:
-        for row_S in rows_NS:
-            log_SV = log_softmax(next(ours)[:-1])
-            target_S = row_S[1:, None]
-            count += len(target_S)
-            sums[0] -= np.take_along_axis(log_SV, target_S, -1).sum()
-            if theirs is not None:
-                sums[1:] += _compare(log_SV, log_softmax(next(theirs)[:-1]), target_S)
-            step("")
-    loss, other_loss, divergence, agreed = (sums / count).tolist()
-    return loss, other_loss, divergence, agreed
-
-
-def _compare(log_SV: Floats, other_SV: Floats, target_S: Tokens) -> tuple[float, float, float]:
-    if log_SV.shape != other_SV.shape:
-        raise TsconvertError(
-            f"the models have vocabularies of {log_SV.shape[1]} and {other_SV.shape[1]} tokens;"
-            " compare models of one family"
-        )
-    other_loss = -np.take_along_axis(other_SV, target_S, -1).sum()
-    divergence = (np.exp(other_SV) * (other_SV - log_SV)).sum()
-    agreed = (log_SV.argmax(-1) == other_SV.argmax(-1)).sum()
-    return float(other_loss), float(divergence), float(agreed)
-
-
-def log_softmax(logits_SV: Floats) -> Floats:
-    """Log-probabilities [S, V]."""
-    shifted_SV = logits_SV - logits_SV.max(-1, keepdims=True)
-    return np.asarray(shifted_SV - np.log(np.exp(shifted_SV).sum(-1, keepdims=True)), np.float32)
-
-
-def mean(values: list[float]) -> float:
-    """The mean; 0 of nothing."""
-    return sum(values) / max(1, len(values))
+def _compared(reference: Reference | None, found: Divergence | None) -> dict[str, Any]:
+    """The report's fields of a comparison."""
+    if reference is None or found is None:
+        return {}
+    fields = asdict(found)
+    renamed = {"perplexity": "against_perplexity", "ratio": "perplexity_ratio", "ratio_error": "perplexity_ratio_error"}
+    kept = reference.top if isinstance(reference, StoredReference) else None
+    return {renamed.get(name, name): value for name, value in fields.items()} | {
+        "against": reference.name,
+        "kept_logits": kept,
+    }

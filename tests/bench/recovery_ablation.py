@@ -106,7 +106,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
     )  # fmt: skip
     data = tuple(parse_source(argument) for argument in arguments.data)
     base = RelufyConfig(model=arguments.model, out=Path(), tokens=arguments.tokens, training=training, data=data)
-    scored = EvalConfig(model=arguments.model, tokens=8192)
+    scored = EvalConfig(model=arguments.model, tokens=8192, method="papers")
     dense = evaluate(scored).perplexity
     print(f"dense: perplexity {dense:.3f}", flush=True)
     found = curve(base) if arguments.variants == "curve" else variants(base)
