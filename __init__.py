@@ -6,7 +6,7 @@ The stages as functions, each imported when it is first used:
     from tsconvert.convert.relufy import RelufyConfig
 
     tsconvert.relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse")))
-    tsconvert.train_predictors(...)     # tsconvert.predictors.train.PredictorConfig
+    tsconvert.train_predictors(...)     # tsconvert.predictors.config.PredictorConfig
     tsconvert.export_gguf(...)          # tsconvert.quant.export.ExportConfig
     with tsconvert.load("sparse.gguf") as model:
         print("".join(piece.text for piece in model.generate("The people")))

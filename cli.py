@@ -323,7 +323,7 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
     type=click.Choice(["low-rank", "svd", "sign"]),
     default="low-rank",
     show_default=True,
-    help="low-rank: trained; svd: of the gate, no training.",
+    help="low-rank: trained. svd: of gate and up, no training. sign: their sign bits, to compare with; not for GGUF.",
 )
 @click.option(
     "--everywhere/--where-it-pays",
@@ -338,14 +338,17 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 @stored_as
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run into the same --out.")
+@click.option("--dry-run", is_flag=True, help="Say what it would take (memory, disk, time), and stop.")
 @common
 def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: Any) -> None:
     """Train small networks that foresee which neurons fire, one per FFN or expert."""
     if options["out"] is None and not estimate:
         raise click.UsageError("--out is missing; only --estimate goes without")
     from .convert.corpora import parse_source
+    from .predictors.config import PredictorConfig
     from .predictors.estimate import estimate_predictors
-    from .predictors.train import PredictorConfig, train_predictors
+    from .predictors.train import train_predictors
     from .predictors.training import Training
 
     training = Training(

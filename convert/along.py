@@ -31,20 +31,17 @@ class Along(Protocol):
     def learn(self, expert: int, x_TD: torch.Tensor) -> None:
         """Take a step of its own on the same inputs."""
 
-    def end(self, layer: "Layer", data: "LayerData") -> None:
-        """The layer is trained and rounded as it will be written."""
+    def end(self, layer: "Layer", data: "LayerData", folder: Path) -> None:
+        """The layer is trained and rounded as it will be written; keep what belongs to it, for a resumed run."""
 
     def feed_forward(self, stream: "Stream", layer: "Layer") -> None:
         """Push the stream through the layer's FFN half with the mask."""
 
-    def save(self, layer: int, folder: Path) -> None:
-        """Keep what belongs to ``layer``, for a resumed run."""
-
     def restore(self, layer: int, folder: Path) -> None:
-        """Read back what `save` kept."""
+        """Read back what `end` kept of a layer that an earlier run finished; `feed_forward` follows."""
 
     def finish(self, folder: Path) -> None:
         """The checkpoint in ``folder`` is whole, in process 0."""
 
     def forget(self, folder: Path) -> None:
-        """No resumed run will want what `save` kept."""
+        """No resumed run will want what `end` kept."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .precision import product_rate
 from .spec import ModelSpec
 from .sweep import IN_MEMORY_BYTES, batch_tokens
+from .units import duration
 
 if TYPE_CHECKING:
     from .relufy import RelufyConfig
@@ -49,7 +50,7 @@ class RelufyCost:
             [
                 f"memory {self.memory_bytes / 1e9:.2f} GB ({parts}), and pages of the mapped checkpoint",
                 disk,
-                f"time about {_duration(self.time_s)} (at {basis})",
+                f"time about {duration(self.time_s)} (at {basis})",
             ]
         )
 
@@ -110,9 +111,3 @@ def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], in
     memory = max(layer, head, key=lambda parts: sum(parts.values()))
     memory["hidden states"] = sum(size for size in buffers if size <= IN_MEMORY_BYTES)
     return memory, sum(size for size in buffers if size > IN_MEMORY_BYTES)
-
-
-def _duration(time_s: float) -> str:
-    if time_s < 90:
-        return f"{time_s:.0f} s"
-    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"

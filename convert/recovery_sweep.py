@@ -141,8 +141,7 @@ class RecoverySweep:
             result = judge_layer(layer, data, seen)
         self._write(layer)
         if self.along is not None:
-            self.along.end(layer, data)
-            self.along.save(layer.index, self.folder)
+            self.along.end(layer, data, self.folder)
         if self.journal is not None:
             self.journal.add(layer.index, {"result": asdict(result), "energy": energy})
         return result, energy

@@ -25,3 +25,10 @@ def size_text(size_bytes: float) -> str:
         if size_bytes >= factor:
             return f"{size_bytes / factor:,.1f} {unit}"
     return f"{size_bytes:.0f} bytes"
+
+
+def duration(time_s: float) -> str:
+    """A time for people: `45 s`, `12 min`, `3.5 h`."""
+    if time_s < 90:
+        return f"{time_s:.0f} s"
+    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"

@@ -99,7 +99,7 @@ def _predictors(folder: Path) -> Inspection:
         "for model": found.model_fingerprint,
         "FFNs": f"{len(trained)} of {sum(map(len, ranks))} have a predictor",
         "ranks": ranks,
-        "parameters": f"{sum(p.fc1_RD.size + p.fc2_FR.size for p in trained) / 1e6:,.2f}M",
+        "parameters": f"{sum(p.parameters for p in trained) / 1e6:,.2f}M",
     }
     simple = {key: value for key, value in found.report.items() if isinstance(value, str | int | float)}
     return Inspection(path=str(folder), kind="predictors", facts=facts | simple)

@@ -8,10 +8,10 @@ import torch
 
 from ..convert import distributed
 from .cost import Bits, Rates, exact_bytes, predicted_bytes
-from .folder import Predictor
 from .labels import FFN
+from .predictor import AnyPredictor, Scores, stored_bytes
 
-# Shape suffixes: T tokens, F neurons, R predictor rank, D model width.
+# Shape suffixes: T tokens, F neurons, D model width.
 _BINS = 1 << 15
 
 
@@ -59,21 +59,22 @@ class FFNReport:
 
 
 @torch.no_grad()
-def calibrate(ffn: FFN, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, target_energy: float) -> float:
+def calibrate(ffn: FFN, predictor: AnyPredictor, target_energy: float) -> float:
     """The highest threshold at which the predicted neurons keep ``target_energy`` of the energy, to one bin.
 
     Two passes over the calibration tokens: the range of the logits, then the energy in each of 32,768 bins of it.
     """
+    scores = Scores(predictor, ffn.device)
     low, high = float("inf"), float("-inf")
     for x_TD in ffn.calibration_blocks():
-        z_TF = logits(x_TD, fc1_RD, fc2_FR)
+        z_TF = scores(x_TD)
         low, high = min(low, float(z_TF.min())), max(high, float(z_TF.max()))
     low, high = distributed.extremes(low, high)
     edges = np.linspace(low, high, _BINS, dtype=np.float32)  # the last bin holds what equals the highest logit
     energy = np.zeros(_BINS)
     for x_TD in ffn.calibration_blocks():
         index = torch.from_numpy(edges).to(x_TD.device)
-        bins = torch.bucketize(logits(x_TD, fc1_RD, fc2_FR), index, right=True) - 1
+        bins = torch.bucketize(scores(x_TD), index, right=True) - 1
         weight = ffn.labels(x_TD).energy_TF.double()
         energy += torch.bincount(bins.flatten().clamp_min(0), weights=weight.flatten(), minlength=_BINS).cpu().numpy()
     energy = distributed.sum_(torch.from_numpy(energy).to(ffn.device)).cpu().numpy()
@@ -83,15 +84,14 @@ def calibrate(ffn: FFN, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, target_energ
 
 
 @torch.no_grad()
-def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
+def judge(ffn: FFN, predictor: AnyPredictor, bits: Bits) -> FFNReport:
     """What ``predictor`` does on the calibration tokens."""
-    fc1_RD = torch.from_numpy(predictor.fc1_RD).to(ffn.device)
-    fc2_FR = torch.from_numpy(predictor.fc2_FR).to(ffn.device)
+    scores = Scores(predictor, ffn.device)
     sums = dict.fromkeys(
         ("pairs", "fired", "gate", "predicted", "gated", "hit", "all", "kept", "kept0", "predicted0"), 0.0
     )
     for x_TD in ffn.calibration_blocks():
-        z_TF, labels = logits(x_TD, fc1_RD, fc2_FR), ffn.labels(x_TD)
+        z_TF, labels = scores(x_TD), ffn.labels(x_TD)
         chosen_TF = z_TF >= predictor.threshold
         sums["pairs"] += z_TF.numel()
         sums["fired"] += float(labels.fires_TF.sum())
@@ -124,15 +124,9 @@ def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
         energy=_share(sums["kept"], sums["all"]),
         energy_at_zero=_share(sums["kept0"], sums["all"]),
         predicted_density_at_zero=sums["predicted0"] / pairs,
-        bytes_predicted=predicted_bytes(ffn.width, ffn.neurons, predictor.rank, rates, bits),
+        bytes_predicted=predicted_bytes(ffn.width, ffn.neurons, stored_bytes(predictor, bits), rates, bits),
         bytes_exact=exact_bytes(ffn.width, ffn.neurons, rates, bits),
     )
-
-
-def logits(x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor) -> torch.Tensor:
-    """fc2 . relu(fc1 . x), [T, F]: the torch twin of `Predictor.logits`; in float32 whatever surrounds it."""
-    with torch.autocast(x_TD.device.type, enabled=False):
-        return (x_TD @ fc1_RD.T).relu_() @ fc2_FR.T
 
 
 def _share(part: float, whole: float) -> float:

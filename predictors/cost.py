@@ -41,19 +41,25 @@ def exact_bytes(width: int, neurons: int, rates: Rates, bits: Bits) -> float:
     return (1 + rates.gate + rates.fired) * neurons * width * bits.model / 8
 
 
-def predictor_bytes(width: int, neurons: int, rank: int, bits: Bits) -> float:
+def low_rank_bytes(width: int, neurons: int, rank: int, bits: Bits) -> float:
     """Bytes of fc1 [R, D] and fc2 [F, R], all of which every token reads."""
     return rank * (width + neurons) * bits.predictor / 8
 
 
-def predicted_bytes(width: int, neurons: int, rank: int, rates: Rates, bits: Bits) -> float:
-    """Bytes that a token reads in one FFN with a predictor of rank ``rank``.
+def sign_bytes(matrices: int, neurons: int, width: int) -> float:
+    """Bytes of the sign bits of ``matrices`` of F rows and D columns."""
+    return matrices * neurons * width / 8
+
+
+def predicted_bytes(width: int, neurons: int, predictor: float, rates: Rates, bits: Bits) -> float:
+    """Bytes that a token reads in one FFN with a predictor of ``predictor`` bytes.
 
     Example:
         >>> rates = Rates(gate=0.4, fired=0.1, predicted=0.15, predicted_gate=0.14, hit=0.095)
-        >>> saved = predicted_bytes(4096, 14336, 512, rates, Bits()) / exact_bytes(4096, 14336, rates, Bits())
+        >>> read = predicted_bytes(4096, 14336, low_rank_bytes(4096, 14336, 512, Bits()), rates, Bits())
+        >>> saved = read / exact_bytes(4096, 14336, rates, Bits())
         >>> round(saved, 2)
         0.36
     """
     rows = rates.predicted + rates.predicted_gate + rates.hit
-    return predictor_bytes(width, neurons, rank, bits) + rows * neurons * width * bits.model / 8
+    return predictor + rows * neurons * width * bits.model / 8

@@ -8,8 +8,10 @@ from ..convert.checkpoint import open_checkpoint
 from ..convert.layers import Layer
 from ..convert.sweep import Stream, sweep
 from .calibrate import FFNReport
+from .config import PredictorConfig
 from .profile import refuse_dense
-from .train import MIN_TOKENS, PredictorConfig, layer_ffns, train_one, training_sequences
+from .train import training_sequences
+from .trials import MIN_TOKENS, layer_ffns, train_one
 
 _TOKENS = 8192
 _STEPS = 150

@@ -6,13 +6,10 @@ leaves out, and the predictors follow the layer (TurboSparse trained both togeth
 is 0 throughout, so that PowerInfer can run them.
 """
 
-import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..convert import distributed
@@ -23,12 +20,14 @@ from ..convert.recovery_data import LayerData
 from ..convert.relufy import RelufyConfig, RelufyReport, relufy
 from ..convert.spec import ModelSpec
 from ..convert.sweep import Stream
-from ..convert.writer import refuse_existing
-from .calibrate import FFNReport, judge, logits
+from ..convert.writer import atomic_folder, refuse_existing
+from .calibrate import judge
 from .cost import Bits
-from .effect import feed_forward_predicted
-from .folder import Array, Predictor, PredictorSet, load_predictors, save_predictors
+from .effect import compare, feed_forward_predicted
+from .folder import load_predictors, write_predictors
+from .kept import Kept
 from .labels import FFN, ffns_of
+from .predictor import AnyPredictor, Predictor, logits
 from .report import PredictorReport
 from .stored import BITS
 from .training import LowRank, Training
@@ -123,8 +122,7 @@ class JointPredictors:
         self.share = joint.share
         self.training = joint.training
         self.report: PredictorReport | None = None
-        self._ffns: list[list[Predictor]] = []
-        self._reports: list[FFNReport] = []
+        self._layer: list[AnyPredictor | None] = []
         self._learning: list[LowRank] = []
         self._exact: Stream | None = None
         self._predicted: Stream | None = None
@@ -163,18 +161,18 @@ class JointPredictors:
             self._learning[expert].ffn.refresh()
             self._learning[expert].step(x_TD, tokens, _LATE_RATE)
 
-    def end(self, layer: Layer, data: LayerData) -> None:
-        """Judge the predictors on the tokens kept from training."""
-        predictors = []
+    def end(self, layer: Layer, data: LayerData, folder: Path) -> None:
+        """Judge the predictors on the tokens kept from training, and keep them in the partial folder."""
+        trials = []
         for ffn, learnt in zip(_ffns(layer, data), self._learning, strict=True):
             learnt.check()
             predictor = Predictor(
                 fc1_RD=learnt.fc1_RD.cpu().numpy(), fc2_FR=learnt.fc2_FR.cpu().numpy(),
                 fired_F=ffn.fired().cpu().numpy(),
             )  # fmt: skip
-            predictors.append(predictor)
-            self._reports.append(judge(ffn, predictor, self.joint.bits))
-        self._ffns.append(predictors)
+            trials.append([(predictor, judge(ffn, predictor, self.joint.bits))])
+        Kept(folder).save(layer.index, trials)
+        self._layer = [predictor for ((predictor, _),) in trials]
         self._learning = []
 
     def feed_forward(self, stream: Stream, layer: Layer) -> None:
@@ -182,53 +180,41 @@ class JointPredictors:
         assert self._exact is not None
         self._exact.attend(layer)
         self._exact.feed_forward(layer)
-        feed_forward_predicted(stream, layer, list(self._ffns[layer.index]))
-
-    def save(self, layer: int, folder: Path) -> None:
-        """Keep the layer's predictors in the partial folder."""
-        from safetensors.numpy import save_file
-
-        if distributed.rank():
-            return
-        tensors: dict[str, Array] = {}
-        for expert, predictor in enumerate(self._ffns[layer]):
-            tensors |= {f"{expert}.fc1": predictor.fc1_RD, f"{expert}.fc2": predictor.fc2_FR}
-            if predictor.fired_F is not None:
-                tensors[f"{expert}.fired"] = predictor.fired_F
-        reports = [report.to_json() for report in self._reports if report.layer == layer]
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        save_file(tensors, _kept(folder, layer), {"reports": json.dumps(reports)})
+        feed_forward_predicted(stream, layer, self._layer)
 
     def restore(self, layer: int, folder: Path) -> None:
-        """Read back what `save` kept; process 0 reads for all."""
-        predictors, reports = distributed.from_first(([], []) if distributed.rank() else _read(folder, layer))
-        self._ffns.append(predictors)
-        self._reports += reports
+        """Read back what `end` kept."""
+        self._layer = Kept(folder).load(layer, self._first)
 
     def finish(self, folder: Path) -> None:
         """Write the predictor folder, bound to the finished checkpoint in ``folder``."""
         assert self._exact is not None
         assert self._predicted is not None
-        exact, predicted = self._exact.cross_entropy(slice(None)), self._predicted.cross_entropy(self._held)
+        kept, layers = Kept(folder), range(self.spec.layers)
+        ffns = tuple(report for layer in layers for (report,) in kept.reports(layer))
         self.report = PredictorReport(
             out=self.joint.out, method="low-rank, trained along", target_energy=self.joint.target_energy,
-            tokens=self.config.tokens, model_parameters=self.spec.parameters,
-            predictor_parameters=sum(p.fc1_RD.size + p.fc2_FR.size for ffns in self._ffns for p in ffns),
-            ffns=tuple(self._reports), perplexity_exact=math.exp(exact), perplexity_predicted=math.exp(predicted),
+            tokens=self.config.tokens, model_parameters=self.spec.parameters, ffns=ffns,
+            predictor_parameters=sum(ffn.rank for ffn in ffns) * (self.spec.width + self.spec.neurons),
+            **vars(compare(self._exact, slice(None), self._predicted, self._held)),
         )  # fmt: skip
         if distributed.rank():
             return
         found = self.report.to_json() | {"data": [s.path for s in self.config.data], "seed": self.config.seed}
         found.pop("out")
         made_for = Checkpoint(folder).fingerprint
-        ffns: list[list[Predictor | None]] = [list(layer) for layer in self._ffns]
         if not self._saved_before(made_for):
-            save_predictors(PredictorSet(model_fingerprint=made_for, ffns=ffns, report=found), self.joint.out)
+            with atomic_folder(self.joint.out) as partial:
+                write_predictors((kept.read(layer, self._first) for layer in layers), made_for, found, partial)
 
     def forget(self, folder: Path) -> None:
-        """Remove what `save` kept."""
-        for layer in range(self.spec.layers):
-            _kept(folder, layer).unlink(missing_ok=True)
+        """Remove what `end` kept."""
+        Kept(folder).forget(self.spec.layers)
+
+    @property
+    def _first(self) -> list[int | None]:
+        """Each FFN has one trial."""
+        return [0] * self.spec.ffns
 
     def _saved_before(self, fingerprint: str) -> bool:
         """A run that was killed between writing these predictors and naming the model is being resumed."""
@@ -246,23 +232,3 @@ def _ffns(layer: Layer, data: LayerData) -> list[FFN]:
     """The layer's FFNs with their tokens as the layer stands now."""
     x_TD = torch.cat([part_TD.cpu() for part_TD in data.ffn_inputs(layer, slice(0, len(data.x_TD)))])
     return ffns_of(layer, x_TD, data.train_tokens)
-
-
-def _kept(folder: Path, layer: int) -> Path:
-    return folder / f"predictors-{layer:05}.kept"
-
-
-def _read(folder: Path, layer: int) -> tuple[list[Predictor], list[FFNReport]]:
-    from safetensors import safe_open
-
-    with safe_open(_kept(folder, layer), "numpy") as file:
-        reports = [FFNReport(**fields) for fields in json.loads(file.metadata()["reports"])]
-        names = set(file.keys())
-        predictors = [
-            Predictor(
-                fc1_RD=file.get_tensor(f"{i}.fc1"), fc2_FR=file.get_tensor(f"{i}.fc2"),
-                fired_F=file.get_tensor(f"{i}.fired") if f"{i}.fired" in names else None,
-            )
-            for i in range(len(reports))
-        ]  # fmt: skip
-    return predictors, reports

@@ -1,7 +1,11 @@
-"""A predictor from linear algebra alone: the truncated SVD of the gate.
+"""A predictor from linear algebra alone: a truncated SVD of the rows that decide whether a neuron fires.
 
 fc2 . relu(fc1 . x) computes a linear map exactly when fc1 holds each of its rows with both signs:
 P x = relu(P x) - relu(-P x). So rank R of the predictor carries R / 2 singular directions.
+
+A ReGLU neuron fires where its gate is positive. A dReLU neuron fires where gate and up are, so what is approximated is
+their sum, each of unit size over the inputs: at 98 % of the energy it names a sixth (rank 32) to a quarter (rank 64)
+fewer neurons than the gate alone (docs/benchmarks).
 """
 
 import torch
@@ -13,18 +17,26 @@ from .labels import FFN
 _SAMPLE_TOKENS = 8192
 
 
-def gate_svd(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gate, as well as ``rank`` / 2 directions give it for inputs like the training tokens (SVDP, 2603.14110).
+def truncated_svd(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """The score of firing, as well as ``rank`` / 2 directions give it for inputs like the training tokens.
 
-    Plain truncation treats all input directions alike; whitening by the inputs' second moment, as here, is exact least
-    squares on them.
+    After SVDP (arXiv 2603.14110), which takes the gate. Plain truncation treats all input directions alike; whitening
+    by the inputs' second moment, as here, is exact least squares on them.
 
     Returns:
         fc1 [R, D], fc2 [F, R].
     """
-    x_TD = _sample(ffn, generator)
-    scale_F = ffn.down_F / ffn.down_F.mean().clamp_min(1e-30)
-    return _reduced_rank(ffn.gate_FD * scale_F[:, None], _second_moment(x_TD), rank)
+    moment_DD = _second_moment(_sample(ffn, generator))
+    score_FD = _unit(ffn.gate_FD, moment_DD)
+    if ffn.layer.activation == "drelu":
+        score_FD = score_FD + _unit(ffn.up_FD, moment_DD)
+    return _reduced_rank(score_FD, moment_DD, rank)
+
+
+def _unit(weight_FD: torch.Tensor, moment_DD: torch.Tensor) -> torch.Tensor:
+    """Each row divided by the root mean square of what it gives for inputs of that second moment."""
+    size_F1 = ((weight_FD @ moment_DD) * weight_FD).sum(1, keepdim=True).sqrt()
+    return weight_FD / size_F1.clamp_min(1e-30)
 
 
 def _reduced_rank(weight_FD: torch.Tensor, moment_DD: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,8 @@ from ..convert.errors import TsconvertError
 from ..convert.layers import read_tensor
 from ..convert.names import Place, hf_name
 from ..convert.writer import atomic_folder, write_json
-from .folder import Array, Predictor, PredictorSet
+from .folder import PredictorSet
+from .predictor import Array, Predictor, SignPredictor
 
 # Shape suffixes: D model width, F neurons, R predictor rank.
 THRESHOLD = "sparse_threshold"
@@ -41,6 +42,8 @@ def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint,
         )
     with atomic_folder(out) as folder:
         for layer, experts in enumerate(predictors.ffns):
+            if isinstance(experts[0], SignPredictor):
+                raise TsconvertError(f"{out}: sign bits are no predictors that PowerInfer reads; train low-rank or svd")
             if experts[0] is None:
                 raise TsconvertError(
                     f"{out}: layer {layer} has no predictor, and PowerInfer needs one in every layer; train them with"

@@ -1,50 +1,15 @@
-"""How wide a predictor is: what a budget allows, and the search for the width that reads the fewest bytes."""
+"""How wide each predictor is: the widths that are tried, and how a budget of weights is spent on them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from ..convert.errors import TsconvertError
 from ..convert.spec import ModelSpec
 from .calibrate import FFNReport
-from .folder import Predictor
+from .kept import Trial
 
 STEP = 32
 """Ranks of the search are multiples of this: the block length of GGUF's quantized types."""
-Trial = tuple[Predictor, FFNReport]
-
-
-class Budget:
-    """Weights that predictors may have, handed out layer by layer: what one layer leaves is shared by those after it.
-
-    Args:
-        spec: the model.
-        share: of the model's parameters; None is no limit.
-    """
-
-    def __init__(self, spec: ModelSpec, share: float | None) -> None:
-        self.spec = spec
-        self.left = None if share is None else share * spec.parameters
-        self.ffns = spec.layers * spec.ffns
-        self.each = spec.width + spec.neurons  # weights that one more rank costs
-
-    def cap(self) -> int | None:
-        """The highest rank of the next FFN."""
-        return None if self.left is None else int(self.left / max(1, self.ffns) / self.each)
-
-    def spend(self, rank: int) -> None:
-        """Book the rank that the next FFN took, 0 for none."""
-        self.ffns -= 1
-        if self.left is not None:
-            self.left -= rank * self.each
-
-    def check(self, rank: int) -> None:
-        """Refuse a fixed rank that cannot be paid for."""
-        cap = self.cap()
-        if cap is not None and rank > cap:
-            share = rank * self.each * self.ffns / self.spec.parameters
-            raise TsconvertError(
-                f"--rank {rank}: predictors of {share:.1%} of the model's parameters, over the --budget; choose"
-                f" --rank {cap} or less, or a larger --budget"
-            )
 
 
 def candidates(width: int, cap: int | None) -> Iterator[int]:
@@ -55,25 +20,125 @@ def candidates(width: int, cap: int | None) -> Iterator[int]:
         rank += STEP * max(1, 1 << max(0, (rank // (2 * STEP)).bit_length() - 1))
 
 
-def search(ranks: Iterator[int], attempt: Callable[[int], Trial], max_density: float | None) -> Trial | None:
-    """The trial with the fewest bytes among those within ``max_density``; the search ends when a wider one reads more.
+def tried(ranks: Iterator[int], attempt: Callable[[int], Trial], max_density: float | None) -> list[Trial]:
+    """Trials in rising order of rank; they end when one is no better than the one before it.
 
     Every trial keeps the energy asked for, because its threshold is calibrated so; what differs is how many neurons it
     must predict for that.
-
-    Returns:
-        None where there is no rank to try. Where none is within ``max_density``, the one that comes closest.
     """
-    best: Trial | None = None
+    trials: list[Trial] = []
     for rank in ranks:
-        trial = attempt(rank)
-        if best is not None and not _better(trial[1], best[1], max_density):
+        trials.append(attempt(rank))
+        if len(trials) > 1 and not _better(trials[-1][1], trials[-2][1], max_density):
             break
-        best = trial
-    return best
+    return trials
 
 
 def _better(one: FFNReport, other: FFNReport, max_density: float | None) -> bool:
+    """Fewer bytes; above ``max_density`` a lower density."""
     if max_density is not None and other.predicted_density > max_density:
         return one.predicted_density < other.predicted_density
     return one.bytes_predicted < other.bytes_predicted
+
+
+def cap(spec: ModelSpec, budget: float | None) -> int | None:
+    """The highest rank worth trying: twice what every FFN could have, so that some may have more than others.
+
+    Args:
+        budget: share of the model's parameters, 0 to 1; None is no limit.
+    """
+    if budget is None:
+        return None
+    whole = budget * spec.parameters / (spec.width + spec.neurons)
+    return int(min(whole, max(STEP, 2 * whole / (spec.layers * spec.ffns))))
+
+
+def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, everywhere: bool) -> None:
+    """Refuse a fixed rank that cannot be paid for, or a budget that is too small for any.
+
+    Args:
+        rank: None is to be searched for.
+        everywhere: every FFN must have a predictor.
+    """
+    if budget is None:
+        return
+    ffns = spec.layers * spec.ffns if rank is not None or everywhere else 1
+    share = (rank or STEP) * ffns * (spec.width + spec.neurons) / spec.parameters
+    if share > budget:
+        what = f"predictors of {share:.1%} of the model's parameters, over the --budget"
+        if rank is not None:
+            raise TsconvertError(
+                f"--rank {rank}: {what}; choose --rank {int(rank * budget / share)} or less, or a larger --budget"
+            )
+        where = "every FFN" if everywhere else "one FFN"
+        raise TsconvertError(f"--budget {budget:g}: rank {STEP} for {where} makes {what}; choose {share:.2g} or more")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to treat an FFN."""
+
+    weights: float
+    """That it adds to the model."""
+    bytes: float
+    """That a token reads."""
+    trial: int | None
+    """None: exact mode."""
+
+
+def choices(
+    trials: Sequence[FFNReport], weights: Sequence[int], max_density: float | None, *, exact: bool
+) -> list[Choice]:
+    """What can be done with an FFN.
+
+    Args:
+        trials: with predictors of so many ``weights`` each.
+        max_density: where some trials are within it the others are none; else the nearest one alone is.
+        exact: leaving the FFN to exact mode is one.
+    """
+    found = [i for i, report in enumerate(trials) if report.used]
+    if max_density is not None and found:
+        within = [i for i in found if trials[i].predicted_density <= max_density]
+        found = within or [min(found, key=lambda i: trials[i].predicted_density)]
+    ways = [Choice(weights[i], trials[i].bytes_predicted * trials[i].tokens, i) for i in found]
+    if exact or not ways:
+        ways.append(Choice(0, max((report.bytes_exact * report.tokens for report in trials), default=0.0), None))
+    return ways
+
+
+def spend(ffns: Sequence[Sequence[Choice]], budget: float | None) -> list[int | None]:
+    """The trial chosen for each FFN (None: exact mode) that reads the fewest bytes within ``budget`` weights.
+
+    Greedy along the lower convex hull of each FFN's choices, where the next weights save most first: the optimum up to
+    the last step's remainder (the multiple-choice knapsack's linear relaxation, Sinha and Zoltners 1979).
+    """
+    hulls = [_hull(ways) for ways in ffns]
+    if budget is None:
+        return [hull[-1].trial for hull in hulls]
+    at = [0] * len(hulls)
+    left = budget - sum(hull[0].weights for hull in hulls)
+    steps = sorted(
+        (_slope(hull[i], hull[i + 1]), ffn, i) for ffn, hull in enumerate(hulls) for i in range(len(hull) - 1)
+    )
+    for _, ffn, i in steps:
+        more = hulls[ffn][i + 1].weights - hulls[ffn][i].weights
+        if at[ffn] == i and more <= left:
+            at[ffn], left = i + 1, left - more
+    return [hull[i].trial for hull, i in zip(hulls, at, strict=True)]
+
+
+def _hull(ways: Sequence[Choice]) -> list[Choice]:
+    """The choices that are best at some price of a weight, from the fewest weights to the fewest bytes."""
+    hull: list[Choice] = []
+    for way in sorted(ways, key=lambda way: (way.weights, way.bytes)):
+        if hull and way.bytes >= hull[-1].bytes:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], way) <= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(way)
+    return hull
+
+
+def _slope(one: Choice, other: Choice) -> float:
+    """Bytes that each further weight adds: negative."""
+    return (other.bytes - one.bytes) / (other.weights - one.weights) if other.weights > one.weights else float("-inf")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibrate import FFNReport
+from .train_cost import PredictorsCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +17,17 @@ class PredictorReport:
     target_energy: float
     tokens: int
     model_parameters: int
-    predictor_parameters: int
-    ffns: tuple[FFNReport, ...]
+    predictor_parameters: int = 0
+    ffns: tuple[FFNReport, ...] = ()
     """Layer by layer, expert by expert."""
-    perplexity_exact: float
-    perplexity_predicted: float
+    perplexity_exact: float = 0.0
+    perplexity_predicted: float = 0.0
+    kl_divergence: float = 0.0
+    """Mean over tokens of KL(exact | predicted), in nats."""
+    same_top: float = 0.0
+    """Share of the tokens for which both modes find the same next token most likely."""
+    cost: PredictorsCost | None = None
+    """Of a dry run, which has nothing else."""
     elapsed_s: float = 0.0
 
     @property
@@ -44,6 +51,8 @@ class PredictorReport:
         return found | {"size_share": self.size_share, "mean": {name: self.mean(name) for name in means}}
 
     def __str__(self) -> str:
+        if self.cost is not None:
+            return str(self.cost)
         lines = [
             "layer expert  rank  density  predicted  recall  energy  threshold  bytes/exact",
             *map(_row, self.ffns),
@@ -61,7 +70,11 @@ class PredictorReport:
             )
         lines.append(
             f"perplexity on sequences kept from training: exact {self.perplexity_exact:.2f}, predicted"
-            f" {self.perplexity_predicted:.2f}; {self.tokens:,} tokens, {self.elapsed_s:.0f} s"
+            f" {self.perplexity_predicted:.2f} ({self.perplexity_predicted / self.perplexity_exact - 1:+.1%})"
+        )
+        lines.append(
+            f"KL of predicted from exact {self.kl_divergence:.4f} nats, same next token {self.same_top:.1%};"
+            f" {self.tokens:,} tokens, {self.elapsed_s:.0f} s"
         )
         return "\n".join(lines)
 

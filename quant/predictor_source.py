@@ -15,7 +15,8 @@ import numpy as np
 from ..convert.checkpoint import Checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.names import Place, hf_name
-from ..predictors.folder import Predictor, PredictorSet, load_predictors
+from ..predictors.folder import PredictorSet, load_predictors
+from ..predictors.predictor import Predictor, SignPredictor
 from .sources import checked
 
 
@@ -74,7 +75,7 @@ class PredictorSource:
             fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
             return Predictor(fc1_RD=checked(self.checkpoint, fc1), fc2_FR=checked(self.checkpoint, fc2))
         predictor = self._set.ffns[layer][expert]
-        if predictor is None:
+        if not isinstance(predictor, Predictor):
             raise ValueError(f"layer {layer}, expert {expert} has no predictor")
         if not (np.isfinite(predictor.fc1_RD).all() and np.isfinite(predictor.fc2_FR).all()):
             raise TsconvertError(
@@ -100,6 +101,11 @@ class PredictorSource:
             predictor = self._set.ffns[layer][expert]
             if predictor is None:
                 return 0
+            if isinstance(predictor, SignPredictor):
+                raise TsconvertError(
+                    f"{self.folder}: holds sign bits, which no GGUF file does; train predictors with --method low-rank"
+                    " or svd"
+                )
             fc1_shape, fc2_shape = predictor.fc1_RD.shape, predictor.fc2_FR.shape
         rank, spec = fc1_shape[0], self.checkpoint.spec
         if fc1_shape != (rank, spec.width) or fc2_shape != (spec.neurons, rank):

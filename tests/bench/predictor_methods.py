@@ -26,12 +26,12 @@ from tsconvert.convert.corpora import calibration_rows
 from tsconvert.convert.layers import Layer
 from tsconvert.convert.sequences import Sequences
 from tsconvert.convert.sweep import Stream, sweep
-from tsconvert.predictors.calibrate import logits
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, predicted_bytes
 from tsconvert.predictors.labels import FFN
-from tsconvert.predictors.linear import gate_svd
-from tsconvert.predictors.train import layer_ffns
+from tsconvert.predictors.linear import truncated_svd
+from tsconvert.predictors.predictor import logits
 from tsconvert.predictors.training import LowRank, Training
+from tsconvert.predictors.trials import layer_ffns
 
 Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of inputs and of the inputs one layer before, both [T, D], the scores [T, F]."""
@@ -65,7 +65,7 @@ class Compare:
                 self._row(ffn, "low-rank", rank, self._trained(ffn, rank, ahead=False))
                 if self.before_TD is not None:
                     self._row(ffn, "ahead", rank, self._trained(ffn, rank, ahead=True))
-                fc1_RD, fc2_FR = gate_svd(ffn, rank, torch.Generator().manual_seed(0))
+                fc1_RD, fc2_FR = truncated_svd(ffn, rank, torch.Generator().manual_seed(0))
                 self._row(ffn, "svd", rank, lambda x_TD, _, a=fc1_RD, b=fc2_FR: logits(x_TD, a, b))
             sign_FD = ffn.gate_FD.sign()
             self._row(ffn, "sign", 0, lambda x_TD, _: nn.functional.linear(x_TD.sign(), sign_FD))

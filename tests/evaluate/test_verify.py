@@ -14,7 +14,8 @@ from tsconvert import cli
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.errors import CheckFailedError
 from tsconvert.evaluate.verify import VerifyConfig, VerifyReport, verify
-from tsconvert.predictors.folder import Predictor, PredictorSet, save_predictors
+from tsconvert.predictors.folder import PredictorSet, save_predictors
+from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.profile import ProfileConfig, profile
 from tsconvert.quant import ggml, sources
 from tsconvert.quant.export import ExportConfig, export_gguf

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.predictors.train import PredictorConfig, train_predictors
+from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.runner.model import load

@@ -9,8 +9,9 @@ import torch
 
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.errors import TsconvertError
-from tsconvert.predictors.folder import Predictor, PredictorSet, load_predictors, save_predictors
+from tsconvert.predictors.folder import PredictorSet, load_predictors, save_predictors
 from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors, save_powerinfer_predictors
+from tsconvert.predictors.predictor import Predictor
 
 Make = Callable[..., Path]
 D, F, R = 64, 128, 24
@@ -72,11 +73,20 @@ def test_what_is_no_predictor_folder_says_so(sparse: Path, tmp_path: Path):
     folder = tmp_path / "p"
     save_predictors(predictors_of(sparse, some()), folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"format_version": 2}))
+    (folder / "config.json").write_text(json.dumps(config | {"format_version": 3}))
     with pytest.raises(TsconvertError) as error:
         load_predictors(folder)
-    assert str(error.value) == (f"{folder / 'config.json'}: format version 2, this tsconvert reads 1; train them again")
-    (folder / "predictors.safetensors").write_bytes(b"torn")
+    assert str(error.value) == (f"{folder / 'config.json'}: format version 3, this tsconvert reads 2; train them again")
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "layer-00000.safetensors").write_bytes(b"torn")
+    with pytest.raises(TsconvertError, match=r"layer-00000.safetensors: cannot be read \(.*\); train them again"):
+        load_predictors(folder).ffns[0]
+    (folder / "layer-00000.safetensors").unlink()
+    with pytest.raises(TsconvertError) as error:
+        load_predictors(folder)
+    missing = folder / "layer-00000.safetensors"
+    assert str(error.value) == f"{missing}: missing from the predictor folder; train them again"
+    (folder / "config.json").write_text("{torn")
     with pytest.raises(TsconvertError, match="not a predictor folder that can be read"):
         load_predictors(folder)
 

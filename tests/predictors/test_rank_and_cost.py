@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,32 +12,34 @@ from tsconvert.cli import main
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import Source
 from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.names import Place
 from tsconvert.convert.sweep import Stream
 from tsconvert.predictors.calibrate import FFNReport, calibrate, judge
-from tsconvert.predictors.cost import Bits, Rates, exact_bytes, predicted_bytes
+from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.predictors.estimate import estimate_predictors
-from tsconvert.predictors.folder import Predictor
+from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.hot import hot_set, hot_share, overlap
 from tsconvert.predictors.linear import _reduced_rank
-from tsconvert.predictors.rank import Budget, candidates, search
+from tsconvert.predictors.predictor import Predictor, Scores, SignPredictor
+from tsconvert.predictors.rank import Choice, candidates, cap, choices, spend, tried
 from tsconvert.predictors.statistics import EnergyHistogram
 from tsconvert.predictors.stored import as_stored
-from tsconvert.predictors.train import PredictorConfig, layer_ffns, train_predictors
+from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training, _gradient, train_low_rank
+from tsconvert.predictors.trials import layer_ffns
 from tsconvert.quant import ggml
+from tsconvert.quant.predictor_source import find_predictors
 
-SIGN = (
-    "--method sign: packed sign bits (SparseInfer) are no fc1 and fc2, so a predictor folder cannot hold them;"
-    " choose low-rank or svd"
-)
 QUICK = Training(steps=30, batch_tokens=256)
 
 
 def test_the_cost_model_counts_rows():
     rates = Rates(gate=0.5, fired=0.25, predicted=0.2, predicted_gate=0.15, hit=0.1)
     assert exact_bytes(8, 16, rates, Bits()) == (16 + 8 + 4) * 8 * 2
-    assert predicted_bytes(8, 20, 3, rates, Bits()) == 3 * (8 + 20) * 2 + (4 + 3 + 2) * 8 * 2
-    assert predicted_bytes(8, 20, 3, rates, Bits(model=4, predictor=8)) == 3 * 28 + 9 * 8 / 2
+    bits = Bits(model=4, predictor=8)
+    assert predicted_bytes(8, 20, low_rank_bytes(8, 20, 3, Bits()), rates, Bits()) == 3 * (8 + 20) * 2 + 9 * 8 * 2
+    assert predicted_bytes(8, 20, low_rank_bytes(8, 20, 3, bits), rates, bits) == 3 * 28 + 9 * 8 / 2
 
 
 def test_the_gradient_written_out_is_autograds():
@@ -73,21 +77,57 @@ def report(rank: int, density: float, bytes_predicted: float) -> tuple[None, FFN
 
 def test_the_search_stops_where_a_wider_predictor_reads_more():
     costs = {32: 10.0, 64: 8.0, 96: 9.0, 128: 1.0}
-    tried = []
+    asked = []
 
     def attempt(rank):
-        tried.append(rank)
+        asked.append(rank)
         return report(rank, 0.3, costs[rank])
 
-    assert search(iter(costs), attempt, None)[1].rank == 64
-    assert tried == [32, 64, 96]
-    assert search(iter(()), attempt, None) is None
+    assert [trial.rank for _, trial in tried(iter(costs), attempt, None)] == [32, 64, 96]
+    assert asked == [32, 64, 96]
 
 
 def test_the_search_widens_until_the_density_is_met():
     density = {32: 0.4, 64: 0.25, 96: 0.19, 128: 0.18}
-    found = search(iter(density), lambda rank: report(rank, density[rank], float(rank)), 0.2)
-    assert found[1].rank == 96
+    trials = [
+        found for _, found in tried(iter(density), lambda rank: report(rank, density[rank], float(rank)), 0.2)
+    ]  # fmt: skip
+    assert [trial.rank for trial in trials] == [32, 64, 96, 128]
+    (way,) = [way for way in choices(trials, [t.rank for t in trials], 0.2, exact=False) if way.weights < 128]
+    assert trials[way.trial].rank == 96
+
+
+def best_by_trial(ffns: list[list[Choice]], budget: float) -> float:
+    reads = [sum(way.bytes for way in ways) for ways in product(*ffns) if sum(way.weights for way in ways) <= budget]
+    return min(reads)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_budget_goes_where_it_saves_most(seed: int):
+    generator = np.random.default_rng(seed)
+    ffns = []
+    for _ in range(5):
+        exact, tries = float(generator.integers(80, 120)), generator.integers(1, 4)
+        ways = [Choice(32.0 * (i + 1), float(generator.integers(20, 110)), i) for i in range(tries)]
+        ffns.append([*ways, Choice(0, exact, None)])
+    budget = 32.0 * generator.integers(1, 12)
+    taken = spend(ffns, budget)
+    ways = [next(way for way in ffn if way.trial == trial) for ffn, trial in zip(ffns, taken, strict=True)]
+    assert sum(way.weights for way in ways) <= budget
+    # the greedy choice may leave over what is less than one step, whose saving bounds what it misses
+    largest = max((max(way.bytes for way in ffn) - min(way.bytes for way in ffn)) for ffn in ffns)
+    assert sum(way.bytes for way in ways) <= best_by_trial(ffns, budget) + largest
+    assert spend(ffns, None) == [min(ffn, key=lambda way: (way.bytes, way.weights)).trial for ffn in ffns]
+
+
+def test_a_budget_is_spent_on_the_layer_that_saves_more():
+    def ffn(saved: float) -> list[Choice]:
+        return [Choice(32, 100 - saved, 0), Choice(64, 100 - 1.5 * saved, 1), Choice(0, 100, None)]
+
+    assert spend([ffn(10), ffn(50)], 32) == [None, 0]
+    assert spend([ffn(10), ffn(50)], 64) == [None, 1]
+    assert spend([ffn(30), ffn(50)], 64) == [0, 0]
+    assert spend([ffn(30), ffn(50)], 1000) == [1, 1]
 
 
 def test_candidates_are_multiples_of_32():
@@ -98,23 +138,24 @@ def test_candidates_are_multiples_of_32():
     assert list(candidates(1024, 100)) == [32, 64, 96]
 
 
-def test_a_budget_is_shared_by_what_is_left(sparse: Path):
+def test_no_rank_is_tried_that_the_budget_never_allows(sparse: Path):
     spec = Checkpoint(sparse).spec
-    each = spec.width + spec.neurons
-    budget = Budget(spec, 40.5 * each * spec.layers / spec.parameters)
-    assert budget.cap() == 40
-    budget.spend(0)
-    assert budget.cap() == 81
-    assert Budget(spec, None).cap() is None
+    one = (spec.width + spec.neurons) / spec.parameters
+    assert cap(spec, 40.5 * one * spec.layers) == 81  # twice what every layer could have
+    assert cap(spec, 32.5 * one) == 32
+    assert cap(spec, None) is None
 
 
-def test_a_rank_over_the_budget_is_refused(sparse: Path):
-    with pytest.raises(TsconvertError) as error:
-        train_predictors(PredictorConfig(model=str(sparse), rank=64, budget=0.01))
-    share = 2 * 64 * (64 + 128) / Checkpoint(sparse).spec.parameters
-    assert str(error.value).startswith(
-        f"--rank 64: predictors of {share:.1%} of the model's parameters, over the --budget"
-    )
+def test_a_budget_that_cannot_be_met_is_refused(sparse: Path):
+    each = (64 + 128) / Checkpoint(sparse).spec.parameters
+    for fields, sentence in (
+        ({"rank": 64, "budget": 0.01}, f"--rank 64: predictors of {2 * 64 * each:.1%} of the model's parameters, over"),
+        ({"budget": 0.001}, f"--budget 0.001: rank 32 for one FFN makes predictors of {32 * each:.1%} of the model's"),
+        ({"budget": 0.02, "everywhere": True}, "--budget 0.02: rank 32 for every FFN makes predictors of"),
+    ):
+        with pytest.raises(TsconvertError) as error:
+            train_predictors(PredictorConfig(model=str(sparse), **fields))
+        assert str(error.value).startswith(sentence)
 
 
 def test_auto_leaves_what_does_not_pay_to_exact_mode(sparse: Path, text: Source):
@@ -147,6 +188,30 @@ def test_estimate_tries_ranks_and_writes_nothing(sparse: Path, text: Source):
     assert "pay" in str(found)
 
 
+def test_sign_bits_are_behind_the_same_interface(sparse: Path, text: Source, tmp_path: Path):
+    out = tmp_path / "signs"
+    asked = PredictorConfig(
+        model=str(sparse), out=out, data=(text,), tokens=4096, context=64, method="sign", target_energy=0.9,
+        everywhere=True,
+    )  # fmt: skip
+    found = train_predictors(asked)
+    assert all(ffn.energy >= 0.9 - 1e-5 for ffn in found.ffns)
+    assert found.predictor_parameters == 0
+    checkpoint = Checkpoint(sparse)
+    (signs,) = load_predictors(out).ffns[0]
+    assert isinstance(signs, SignPredictor)
+    x_TD = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    gate_FD, up_FD = (checkpoint.array(Place(role, 0)) for role in ("ffn_gate", "ffn_up"))
+    agreeing = sum(np.sign(x_TD) @ np.where(np.signbit(rows_FD), -1, 1).T for rows_FD in (gate_FD, up_FD))
+    assert np.array_equal(signs.logits(x_TD), agreeing)
+    assert np.array_equal(Scores(signs, torch.device("cpu"))(torch.from_numpy(x_TD)).numpy(), agreeing)
+    with pytest.raises(TsconvertError) as error:
+        find_predictors(checkpoint, out)
+    assert str(error.value) == (
+        f"{out}: holds sign bits, which no GGUF file does; train predictors with --method low-rank or svd"
+    )
+
+
 def test_svd_needs_no_training(sparse: Path, text: Source):
     asked = PredictorConfig(
         model=str(sparse), data=(text,), tokens=4096, context=64, rank=32, method="svd", target_energy=0.9
@@ -163,10 +228,7 @@ def test_svd_needs_no_training(sparse: Path, text: Source):
         ({"target_energy": 1.0}, "--target-energy 1: it must lie between 0 and 1"),
         ({"max_density": -1.0}, "--max-density -1: it must lie between 0 and 1"),
         ({"budget": 2.0}, "--budget 2: it must lie between 0 and 1"),
-        (
-            {"method": "sign"},
-            SIGN,
-        ),
+        ({"method": "sign", "rank": 32}, "--rank 32: sign bits have no rank; leave it at auto"),
         ({"method": "magic"}, "method is 'magic': it must be one of low-rank, svd, sign"),
     ],
 )
@@ -199,7 +261,7 @@ def test_both_commands(sparse: Path, text: Source, tmp_path: Path):
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["mean"]["rank"] == 16
-    assert (tmp_path / "pred" / "predictors.safetensors").is_file()
+    assert (tmp_path / "pred" / "layer-00001.safetensors").is_file()
     done = runner.invoke(main, asked)
     assert done.exit_code == 2
     assert "--out is missing; only --estimate goes without" in done.stderr
@@ -228,7 +290,7 @@ def test_training_looks_through_the_rounding(sparse: Path):
         how = Training(steps=150, batch_tokens=256, autocast=False, stored_as=name)
         fc1_RD, fc2_FR = train_low_rank(ffn, 32, 0.9, how, torch.Generator().manual_seed(0))
         fc1_RD, fc2_FR = as_stored(fc1_RD, "Q4_0"), as_stored(fc2_FR, "Q4_0")
-        threshold = calibrate(ffn, fc1_RD, fc2_FR, 0.9)
-        predictor = Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy(), threshold=threshold)
+        predictor = Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy())
+        predictor = replace(predictor, threshold=calibrate(ffn, predictor, 0.9))
         density[name] = judge(ffn, predictor, Bits()).predicted_density
     assert density["Q4_0"] < density["F16"]

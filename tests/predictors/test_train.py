@@ -19,9 +19,14 @@ from tsconvert.convert.corpora import Source, calibration_rows
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.layers import Stack
 from tsconvert.convert.sweep import Stream
+from tsconvert.predictors import trials
+from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.train import PredictorConfig, layer_ffns, train_predictors
+from tsconvert.predictors.kept import Kept
+from tsconvert.predictors.predictor import Predictor
+from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training
+from tsconvert.predictors.trials import layer_ffns
 
 Make = Callable[..., Path]
 QUICK = Training(steps=60, batch_tokens=256)
@@ -104,32 +109,35 @@ def test_predicted_mode_is_what_transformers_computes_with_the_mask(trained, spa
     model = AutoModelForCausalLM.from_pretrained(sparse, trust_remote_code=True).eval()
     with torch.no_grad():
         exact = float(model(input_ids=rows, labels=rows).loss.exp())
-    inputs: dict[int, torch.Tensor] = {}
     for index, layer in enumerate(model.model.layers):
-        predictor = predictors.ffns[index][0]
-        layer.mlp.register_forward_pre_hook(lambda _, x, index=index: inputs.__setitem__(index, x[0]))
-
-        def mask(_, h, index=index, predictor=predictor):
-            x_TD = inputs[index].flatten(0, -2).numpy()
-            chosen = torch.from_numpy(predictor.logits(x_TD) >= predictor.threshold)
-            return (h[0] * chosen.view(h[0].shape),)
-
-        layer.mlp.down_proj.register_forward_pre_hook(mask)
+        add_mask(layer.mlp, predictors.ffns[index][0])
     with torch.no_grad():
         masked = float(model(input_ids=rows, labels=rows).loss.exp())
     assert report.perplexity_exact == pytest.approx(exact, rel=1e-4)
     assert report.perplexity_predicted == pytest.approx(masked, rel=1e-3)
 
 
+def add_mask(mlp: torch.nn.Module, predictor: Predictor) -> None:
+    """Let the FFN keep only the neurons that are predicted."""
+    inputs: list[torch.Tensor] = []
+    mlp.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+
+    def mask(_, h):
+        chosen = torch.from_numpy(predictor.logits(inputs[-1].flatten(0, -2).numpy()) >= predictor.threshold)
+        return (h[0] * chosen.view(h[0].shape),)
+
+    mlp.down_proj.register_forward_pre_hook(mask)
+
+
 def test_the_same_seed_gives_the_same_bytes(trained, tmp_path: Path):
     asked, _, _ = trained
     again = replace(asked, out=tmp_path / "again")
     train_predictors(again)
-    for name in ("predictors.safetensors", "config.json"):
+    for name in ("layer-00000.safetensors", "layer-00001.safetensors", "config.json"):
         assert (again.out / name).read_bytes() == (asked.out / name).read_bytes()
     other = replace(asked, out=tmp_path / "other", seed=1)
     train_predictors(other)
-    assert (other.out / "predictors.safetensors").read_bytes() != (asked.out / "predictors.safetensors").read_bytes()
+    assert (other.out / "layer-00001.safetensors").read_bytes() != (asked.out / "layer-00001.safetensors").read_bytes()
 
 
 def test_the_folder_says_what_it_was_made_from(trained, sparse: Path):
@@ -172,9 +180,7 @@ def test_an_expert_that_no_token_reaches_is_named(
     report = train_predictors(config(folder, text, out=tmp_path / "p"))
     starved = {(ffn.layer, ffn.expert): ffn.reason for ffn in report.ffns if not ffn.used}
     assert starved[0, 2] == starved[1, 2] == "too few tokens"
-    assert "layer 0, expert 2: 0 tokens reached it, too few for a predictor; it is left to exact mode\n" in (
-        capsys.readouterr().err
-    )
+    assert "layer 0, expert 2: 0 tokens reached it, too few for a predictor\n" in (capsys.readouterr().err)
     assert load_predictors(tmp_path / "p").ffns[0][2] is None
     assert "left to exact mode: too few tokens" in str(report)
 
@@ -206,7 +212,7 @@ def test_one_layer_lives_at_a_time(make_sparse: Make, text: Source, monkeypatch:
     monkeypatch.setattr(sweep_module.Stack, "build", counting)
     folder = make_sparse(num_hidden_layers=8)
     train_predictors(config(folder, text, tokens=1024, training=replace(QUICK, steps=2), target_energy=0.5))
-    assert len(alive) == 8
+    assert len(alive) == 16  # once to train, once to see the effect
     assert max(alive) <= 1  # the layer before, until its name is given to the next
 
 
@@ -218,6 +224,59 @@ def test_a_layers_inputs_are_held_once(sparse_moe: Path):
     ffns = layer_ffns(layer, stream, 14 * 64)
     assert len({ffn.x_TD.data_ptr() for ffn in ffns}) == 1
     assert all((ffn.train < 14 * 64).all() and (ffn.calibration >= 14 * 64).all() for ffn in ffns)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+    trained, sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked, report, _ = trained
+    config = replace(asked, out=tmp_path / "again")
+
+    def killed(self, layer, ffns, save=Kept.save):
+        if layer == 1:
+            raise KeyboardInterrupt
+        save(self, layer, ffns)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Kept, "save", killed)
+        train_predictors(config)
+    with pytest.raises(TsconvertError) as error:
+        train_predictors(replace(config, resume=True, seed=1))
+    assert str(error.value) == (
+        f"{tmp_path / 'again.partial'}: was begun with other settings or another model; remove it or repeat those"
+    )
+    made: list[int] = []
+    train = trials.train_one
+    monkeypatch.setattr(trials, "train_one", lambda ffn, *rest: (made.append(ffn.layer.index), train(ffn, *rest))[1])
+    again = train_predictors(replace(config, resume=True))
+    assert made == [1]
+    assert again.kl_divergence == report.kl_divergence
+    assert sorted(file.name for file in config.out.iterdir()) == sorted(file.name for file in asked.out.iterdir())
+    for file in asked.out.iterdir():
+        assert (config.out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_divergence_and_agreement_are_transformers(trained, sparse: Path):
+    asked, report, predictors = trained
+    rows = torch.from_numpy(calibration_rows(Checkpoint(sparse), asked.data, tokens=asked.tokens, context=64))
+    rows = rows[-(len(rows) // 8) :]
+    model = AutoModelForCausalLM.from_pretrained(sparse, trust_remote_code=True).eval()
+    with torch.no_grad():
+        exact = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
+        for index, layer in enumerate(model.model.layers):
+            add_mask(layer.mlp, predictors.ffns[index][0])
+        masked = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
+    divergence = (exact.exp() * (exact - masked)).sum(-1).mean()
+    assert report.kl_divergence == pytest.approx(float(divergence), rel=1e-2)
+    assert report.same_top == pytest.approx(float((exact.argmax(-1) == masked.argmax(-1)).float().mean()), abs=0.01)
+
+
+def test_a_dry_run_writes_nothing(sparse: Path, text: Source, tmp_path: Path):
+    found = train_predictors(config(sparse, text, out=tmp_path / "p", dry_run=True))
+    assert found.cost is not None
+    assert found.cost.memory_bytes == sum(found.cost.memory.values())
+    assert list(tmp_path.iterdir()) == []
+    assert str(found).startswith("memory 0.4")
 
 
 @pytest.mark.slow

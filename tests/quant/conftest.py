@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.predictors.folder import Predictor, PredictorSet, save_predictors
+from tsconvert.predictors.folder import PredictorSet, save_predictors
+from tsconvert.predictors.predictor import Predictor
 
 Make = Callable[..., Path]
 

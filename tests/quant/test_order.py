@@ -10,10 +10,11 @@ import pytest
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.names import Place
+from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.profile import ProfileConfig, profile
 from tsconvert.predictors.profile_file import load_profile
-from tsconvert.predictors.train import PredictorConfig, train_predictors
+from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.quant.gguf_file import GgufFile

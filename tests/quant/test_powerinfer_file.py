@@ -177,7 +177,6 @@ def test_the_weights_are_where_powerinfer_takes_them(export, drelu: Path):
 
 def test_the_predictor_on_the_residual_has_the_mask_of_the_one_on_the_normed_input(export):
     file, _, folder = export()
-    predictors = load_file(folder / "predictors.safetensors")
     rng = np.random.default_rng(0)
     for layer in range(LAYERS):
         residual_TD = rng.normal(size=(500, D)) * rng.lognormal(size=(500, 1), sigma=2)
@@ -187,7 +186,8 @@ def test_the_predictor_on_the_residual_has_the_mask_of_the_one_on_the_normed_inp
         def logits(x_TD, fc1_RD, fc2_FR):
             return np.maximum(x_TD @ fc1_RD.T.astype(np.float64), 0) @ fc2_FR.T.astype(np.float64)
 
-        prefix = f"layers.{layer}.experts.0."
+        predictors = load_file(folder / f"layer-{layer:05}.safetensors")
+        prefix = "experts.0."
         trained_TF = logits(normed_TD, predictors[prefix + "fc1.weight"], predictors[prefix + "fc2.weight"])
         engine_TF = logits(residual_TD, f16(file, f"blk.{layer}.fc1.weight"), f16(file, f"blk.{layer}.fc2.weight"))
         assert np.array_equal(engine_TF >= 0, trained_TF >= 0)

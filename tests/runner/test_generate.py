@@ -10,7 +10,8 @@ from tsconvert import cli, models
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.predictors.folder import Predictor, PredictorSet, save_predictors
+from tsconvert.predictors.folder import PredictorSet, save_predictors
+from tsconvert.predictors.predictor import Predictor
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.runner.bench import BenchConfig, bench
 from tsconvert.runner.console import RunConfig, run

@@ -1,0 +1,187 @@
+"""Predictors in the loop of full recovery: the whole model learns under their mask, and they learn on.
+
+They come from the joint local stage (joint.py). Of each batch some sequences go through the predicted neurons alone,
+the others through all: the model stays good without the mask and becomes good with it. The mask is a step function; to
+the predictor it has the slope of a sigmoid (straight through, arXiv 1308.3432), so that the model's own loss says which
+neurons must not be missed, beside the loss of training.py.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..convert import distributed
+from .folder import load_predictors
+from .labels import FIRING_FLOOR, shares
+from .predictor import Predictor
+from .stored import as_stored
+
+# Shape suffixes: T tokens, D model width, F neurons, R predictor rank, E experts.
+_REFERENCE_RATE, _REFERENCE_WIDTH = 6e-3, 128
+_LEARN_TOKENS = 512  # of a micro-batch, that the predictors' own loss looks at
+_KEY = "model.layers.{layer}.mlp.predictor.{part}.{expert}"
+
+
+class LayerPredictors(nn.Module):
+    """The predictors of one layer in training, a submodule of its FFN, so that it is sharded and saved with the model.
+
+    Args:
+        start: one an expert; None leaves that FFN to exact mode.
+        target_energy: share of the energy that the predicted neurons are to keep.
+        stored_as: the type that they are going to be stored in.
+    """
+
+    def __init__(self, start: list[Predictor | None], target_energy: float, stored_as: str) -> None:
+        super().__init__()
+        empty = torch.empty(0, 0)
+        self.fc1 = nn.ParameterList([empty if p is None else torch.from_numpy(p.fc1_RD.copy()) for p in start])
+        self.fc2 = nn.ParameterList([empty if p is None else torch.from_numpy(p.fc2_FR.copy()) for p in start])
+        self.used = [predictor is not None for predictor in start]
+        self.lost_goal, self.stored_as = max(1e-4, 1 - target_energy), stored_as
+        self.register_buffer("price_E", torch.full((len(start),), -1.0))
+        self.register_buffer("lost_E", torch.full((len(start),), -1.0))
+        self.register_buffer("mean_E", torch.full((len(start), 2), -1.0))
+        self.seen: dict[int, tuple[float, float]] = {}
+
+    def logits(self, x_TD: torch.Tensor, expert: int) -> torch.Tensor:
+        """[T, F], of the weights as they will be stored."""
+        fc1_RD, fc2_FR = (_straight(part[expert], self.stored_as) for part in (self.fc1, self.fc2))
+        return nn.functional.linear(nn.functional.linear(x_TD, fc1_RD).relu(), fc2_FR)
+
+    def learn(self, z_TF: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor, expert: int) -> torch.Tensor:
+        """The loss of training.py, mean over tokens and neurons; takes note of the energy that is kept."""
+        z_TF = z_TF.float()
+        with torch.no_grad():
+            energy_TF, token_energy = shares(h_TF.float() * down_F, self._mean(expert, 0))
+            self._average(expert, 0, token_energy)
+            self._average(expert, 1, float(energy_TF.mean()))
+            weight_TF = energy_TF / max(self._mean(expert, 1), 1e-30) + FIRING_FLOOR * (h_TF != 0)
+            self.seen[expert] = float((energy_TF * (z_TF >= 0)).sum()), float(energy_TF.sum())
+            if self.price_E[expert] < 0:  # what the predictors were trained with
+                rate_TF = z_TF.sigmoid()
+                self.price_E[expert] = float((weight_TF * (1 - rate_TF)).sum() / rate_TF.sum().clamp_min(1e-6))
+        loss: torch.Tensor = ((weight_TF + self.price_E[expert]) * nn.functional.softplus(z_TF) - weight_TF * z_TF).mean()
+        return loss
+
+    def steer(self, expert: int, kept: float) -> None:
+        """Move the price of a prediction so that the share of the energy that is kept comes to its goal."""
+        lost = 1 - kept if self.lost_E[expert] < 0 else 0.9 * float(self.lost_E[expert]) + 0.1 * (1 - kept)
+        excess = max(-1.0, min(1.0, math.log(max(1e-6, lost) / self.lost_goal)))
+        self.lost_E[expert] = lost
+        self.price_E[expert] = min(1e4, max(1e-6, float(self.price_E[expert]) * math.exp(-0.03 * excess)))
+
+    def _mean(self, expert: int, which: int) -> float:
+        return float(self.mean_E[expert, which])
+
+    def _average(self, expert: int, which: int, value: float) -> None:
+        before = self._mean(expert, which)
+        self.mean_E[expert, which] = value if before < 0 else 0.95 * before + 0.05 * value
+
+
+class LoopPredictors:
+    """`convert.full_watch.InLoop` for the predictors of a folder.
+
+    Args:
+        folder: read when training starts.
+        share: of the sequences, those that go through the mask.
+        straight: the model's loss reaches the predictors through the mask.
+    """
+
+    def __init__(
+        self, folder: Path, target_energy: float, stored_as: str, share: float = 0.5, *, straight: bool = True
+    ) -> None:
+        self.folder, self.target_energy, self.stored_as = folder, target_energy, stored_as
+        self.share, self.straight = share, straight
+        self.layers: list[LayerPredictors] = []
+
+    def start(self, model: Any) -> None:
+        """Put the predictors into ``model``."""
+        for layer, row in zip(model.model.layers, load_predictors(self.folder).ffns, strict=True):
+            start = [predictor if isinstance(predictor, Predictor) else None for predictor in row]
+            layer.mlp.predictor = LayerPredictors(start, self.target_energy, self.stored_as)
+            self.layers.append(layer.mlp.predictor)
+
+    def rate(self, width: int) -> float:
+        """A fifth of what they were trained with, falling with the root of the width."""
+        return _REFERENCE_RATE * math.sqrt(_REFERENCE_WIDTH / width)
+
+    def use(
+        self, layer: int, expert: int, x_TD: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor,
+        masked_T: torch.Tensor | None, *, learns: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+        """h without what is not predicted for the tokens in ``masked_T``, and the predictors' own loss."""
+        own = self.layers[layer]
+        if not own.used[expert] or not len(x_TD) or (masked_T is None and not learns):
+            return h_TF, None
+        z_TF = own.logits(x_TD.detach(), expert)
+        loss = None
+        if learns:
+            some = slice(None, None, -(-len(x_TD) // _LEARN_TOKENS))
+            loss = own.learn(z_TF[some], h_TF.detach()[some], down_F, expert)
+        if masked_T is None:
+            return h_TF, loss
+        used_TF: torch.Tensor = _apply(h_TF, z_TF if self.straight else z_TF.detach(), masked_T)
+        return used_TF, loss
+
+    def step(self) -> None:
+        """Steer the prices by what all processes saw."""
+        seen = [(own, expert, pair) for own in self.layers for expert, pair in sorted(own.seen.items())]
+        if distributed.world() > 1:  # processes may have seen different experts
+            every = [(own, expert, own.seen.get(expert, (0.0, 0.0))) for own in self.layers for expert in range(len(own.used))]
+            sums = distributed.sums(*[value for _, _, pair in every for value in pair])
+            seen = [(own, expert, (sums[2 * i], sums[2 * i + 1])) for i, (own, expert, _) in enumerate(every)]
+        for own, expert, (kept, whole) in seen:
+            if whole > 0:
+                own.steer(expert, kept / whole)
+        for own in self.layers:
+            own.seen = {}
+
+    def trained(self, state: Mapping[str, torch.Tensor]) -> list[list[Predictor | None]]:
+        """The predictors of a model's state, as they will be stored."""
+        return [
+            [self._one(state, layer, expert) if used else None for expert, used in enumerate(own.used)]
+            for layer, own in enumerate(self.layers)
+        ]
+
+    def _one(self, state: Mapping[str, torch.Tensor], layer: int, expert: int) -> Predictor:
+        fc1_RD, fc2_FR = (
+            as_stored(state[_KEY.format(layer=layer, part=part, expert=expert)].detach().float().cpu(), self.stored_as)
+            for part in ("fc1", "fc2")
+        )
+        return Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy())
+
+
+def _straight(weight: torch.Tensor, type_name: str) -> torch.Tensor:
+    """``weight`` rounded, with the gradient of one that is not."""
+    with torch.no_grad():
+        rounding = as_stored(weight.float(), type_name) - weight
+    return weight + rounding
+
+
+def _apply(h_TF: torch.Tensor, z_TF: torch.Tensor, masked_T: torch.Tensor) -> torch.Tensor:
+    masked: Any = _Mask.apply
+    return masked(h_TF, z_TF, masked_T)  # type: ignore[no-any-return]
+
+
+class _Mask(torch.autograd.Function):
+    """h where the logit is at least 0 or the token is not masked; the logit's slope is the sigmoid's."""
+
+    @staticmethod
+    def forward(ctx: Any, h_TF: torch.Tensor, z_TF: torch.Tensor, masked_T: torch.Tensor) -> torch.Tensor:
+        keep_TF = (z_TF >= 0) | ~masked_T[:, None]
+        ctx.save_for_backward(h_TF, z_TF, masked_T, keep_TF)
+        return h_TF * keep_TF
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """To h what passed the mask, to z the sigmoid's share."""
+        h_TF, z_TF, masked_T, keep_TF = ctx.saved_tensors
+        to_h_TF, to_z_TF = slopes[0] * keep_TF, None
+        if ctx.needs_input_grad[1]:
+            rate_TF = z_TF.sigmoid()
+            to_z_TF = slopes[0] * h_TF * rate_TF * (1 - rate_TF) * masked_T[:, None]
+        return to_h_TF, to_z_TF, None

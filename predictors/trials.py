@@ -1,0 +1,109 @@
+"""The sweep's visitor that makes the predictors of each layer: one trial, or several widths to choose from."""
+
+from dataclasses import replace
+
+import torch
+
+from ..convert.checkpoint import Checkpoint
+from ..convert.layers import Layer
+from ..convert.progress import note
+from ..convert.sequences import Sequences
+from ..convert.sweep import Stream
+from .calibrate import FFNReport, calibrate, judge
+from .config import PredictorConfig
+from .kept import Kept, Trial
+from .labels import FFN, ffns_of
+from .linear import truncated_svd
+from .predictor import AnyPredictor, Predictor, sign_predictor
+from .rank import candidates, cap, tried
+from .stored import as_stored
+from .training import train_low_rank
+
+# Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, R predictor rank.
+MIN_TOKENS = 256
+"""Training tokens without which an expert gets no predictor."""
+
+
+class Trials:
+    """Makes the trials of each layer that has none yet, and keeps them."""
+
+    def __init__(self, checkpoint: Checkpoint, sequences: Sequences, config: PredictorConfig, kept: Kept) -> None:
+        self.config, self.kept, self.width = config, kept, checkpoint.spec.width
+        self.cap = cap(checkpoint.spec, config.budget)
+        self.train_tokens = sequences.train_tokens
+
+    def visit(self, layer: Layer, stream: Stream) -> str:
+        """Train the predictors of ``layer``."""
+        if layer.index in self.kept:
+            return "as it was before"
+        trials = [self._trials(ffn) for ffn in layer_ffns(layer, stream, self.train_tokens)]
+        self.kept.save(layer.index, trials)
+        reports = [ffn[-1][1] for ffn in trials if ffn[-1][1].used]
+        if not reports:
+            return "no predictor"
+        energy, density = (
+            sum(getattr(r, name) for r in reports) / len(reports) for name in ("energy", "predicted_density")
+        )
+        ranks = "" if self.config.method == "sign" else f"rank {max(r.rank for r in reports)}, "
+        return f"{ranks}energy {energy:.3f} at density {density:.3f}"
+
+    def _trials(self, ffn: FFN) -> list[Trial]:
+        """Of one FFN; one without a predictor where too few tokens reach it."""
+        config = self.config
+        if ffn.train_tokens < MIN_TOKENS or not ffn.calibration_tokens:
+            note(f"{place(ffn)}: {ffn.train_tokens} tokens reached it, too few for a predictor")
+            report = FFNReport(
+                layer=ffn.layer.index, expert=ffn.expert, rank=0, used=False, reason="too few tokens",
+                tokens=ffn.train_tokens, calibration_tokens=ffn.calibration_tokens,
+            )  # fmt: skip
+            return [(None, report)]
+        if config.rank is not None or config.method == "sign":
+            return [train_one(ffn, config.rank or 0, config)]
+        return tried(candidates(self.width, self.cap), lambda rank: train_one(ffn, rank, config), config.max_density)
+
+
+def place(ffn: FFN) -> str:
+    """Which FFN it is, for messages."""
+    return f"layer {ffn.layer.index}" + (f", expert {ffn.expert}" if ffn.layer.experts else "")
+
+
+def layer_ffns(layer: Layer, stream: Stream, train_tokens: int) -> list[FFN]:
+    """The layer's FFNs with their tokens; all share one copy of the layer's normed inputs.
+
+    Args:
+        train_tokens: of the stream, the first ones; the others calibrate.
+    """
+    x_TD = torch.empty(stream.rows_NS.numel(), stream.hidden_NSD.shape[2])
+    start = 0
+    for part_TD in stream.inputs(layer):
+        x_TD[start : start + len(part_TD)] = part_TD
+        start += len(part_TD)
+    return ffns_of(layer, x_TD, train_tokens)
+
+
+def train_one(ffn: FFN, rank: int, config: PredictorConfig) -> tuple[AnyPredictor, FFNReport]:
+    """One predictor of ``ffn``, with its threshold and what it does on the calibration tokens."""
+    predictor = _made(ffn, rank, config)
+    threshold = calibrate(ffn, predictor, config.target_energy)
+    predictor = replace(predictor, threshold=threshold, fired_F=ffn.fired().cpu().numpy())
+    return predictor, judge(ffn, predictor, config.bits)
+
+
+def _made(ffn: FFN, rank: int, config: PredictorConfig) -> AnyPredictor:
+    if config.method == "sign":
+        rows = (ffn.gate_FD, ffn.up_FD) if ffn.layer.activation == "drelu" else (ffn.gate_FD,)
+        return sign_predictor([weight_FD.float().cpu().numpy() for weight_FD in rows])
+    generator = torch.Generator().manual_seed(hash_seed(config.seed, ffn.layer.index, ffn.expert, rank))
+    if config.method == "svd":
+        fc1_RD, fc2_FR = (as_stored(w, config.training.stored_as) for w in truncated_svd(ffn, rank, generator))
+    else:
+        fc1_RD, fc2_FR = train_low_rank(ffn, rank, config.target_energy, config.training, generator)
+    return Predictor(fc1_RD=fc1_RD.cpu().numpy(), fc2_FR=fc2_FR.cpu().numpy())
+
+
+def hash_seed(*parts: int) -> int:
+    """One seed from several numbers, the same on every machine."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 1_000_003 + part + 1) % 2**63
+    return seed
