@@ -222,6 +222,8 @@ def main() -> None:
 @click.option("--teacher", help="Dense model to learn from, if not MODEL itself.")
 @full_options
 @click.option("--predictors", type=OUT_FOLDER, help="Train predictors along, into this folder: mask in the loop.")
+@click.option("--from-predictors", type=OUT_FOLDER, help="full, of a MODEL that is sparse already: its predictors.")
+@click.option("--masked-share", type=float, default=0.5, show_default=True, help="full: sequences that see the mask.")
 @click.option(
     "--rank",
     type=Rank(),
@@ -247,7 +249,8 @@ def main() -> None:
 @common
 def relufy(
     model: str, as_json: bool, recover: str, data: tuple[str, ...], max_shard_size: int, predictors: Path | None,
-    rank: int | None, target_energy: float, stored_as: str, **options: Any,
+    from_predictors: Path | None, masked_share: float, rank: int | None, target_energy: float, stored_as: str,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Replace SwiGLU by dReLU, relu(gate) * relu(up), and recover the model.
 
@@ -280,6 +283,11 @@ def relufy(
     from .predictors.joint import JointConfig, joint_training, relufy_with_predictors
 
     joint = JointConfig(out=predictors, rank=rank, target_energy=target_energy, training=joint_training(stored_as))
+    if recover == "full":
+        from .predictors.full import relufy_fully_with_predictors
+
+        emit(relufy_fully_with_predictors(config, joint, start=from_predictors, share=masked_share), as_json)
+        return
     emit(relufy_with_predictors(config, joint), as_json)
 
 

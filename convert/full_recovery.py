@@ -8,7 +8,7 @@ import errno
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .progress import note
 from .relufy import PROVENANCE, RelufyConfig, RelufyReport, provenance, relufy
 from .writer import atomic_folder, check_disk, refuse_existing, write_json
 
-Finish = Callable[[Path, torch.Tensor], None]
+Finish = Callable[[Path, torch.Tensor, Mapping[str, torch.Tensor]], None]
 
 
 def relufy_fully(
@@ -47,7 +47,7 @@ def relufy_fully(
     Args:
         local: does the first stage.
         in_loop: trained along in the second stage.
-        finish: called with the finished, still partial folder and the rows that judge, in process 0.
+        finish: called in process 0 with the finished, still partial folder, the rows that judge and the model's state.
 
     Raises:
         TsconvertError: bad input, a loss that is no number, or a full disk; the trainer's checkpoints stay.
@@ -71,7 +71,7 @@ def relufy_fully(
                 write_model(state, start, folder, config.dtype, config.max_shard_bytes)
                 write_json(folder / PROVENANCE, provenance(config, report))
                 if finish is not None:
-                    finish(folder, held_NS)
+                    finish(folder, held_NS, state)
             for folder in stages:
                 shutil.rmtree(folder, ignore_errors=True)
     return report

@@ -20,6 +20,7 @@ from .penalty import SparsityPenalty
 _STATE = "recovery.json"
 _FIRST_WEIGHT = 0.03  # of the penalty
 _EXCESS = 1.03  # of the density asked for, up to which a model counts as having reached it
+_PRICE = 5.0  # nats that a density e times as high as that costs a checkpoint in comparison
 PREDICTOR = "predictor"
 """The name that modules in the loop have in an FFN."""
 
@@ -123,9 +124,9 @@ class RecoveryTrainer(Trainer):
             found["predicted_perplexity"] = math.exp(min(found["predicted_loss"], 80.0))
             score = 0.5 * (loss + found["predicted_loss"])
         goal = self.penalty.goal
-        # of models that are not sparse enough yet, the sparser one is better
-        late = goal is not None and found["density"] > _EXCESS * goal
-        found["objective"] = 100 + found["density"] if late else score
+        # a model that is not sparse enough is no better for its loss
+        excess = 0.0 if goal is None else math.log(max(1.0, found["density"] / (_EXCESS * goal)))
+        found["objective"] = score + _PRICE * excess
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -16,12 +16,12 @@ from torch import nn
 
 from ..convert import distributed
 from .folder import load_predictors
-from .labels import FIRING_FLOOR, shares
 from .predictor import Predictor
 from .stored import as_stored
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank, E experts.
 _REFERENCE_RATE, _REFERENCE_WIDTH = 6e-3, 128
+_FIRING_FLOOR = 0.1  # weight of a neuron that fires with next to no energy, as in training.py
 _LEARN_TOKENS = 512  # of a micro-batch, that the predictors' own loss looks at
 _KEY = "model.layers.{layer}.mlp.predictor.{part}.{expert}"
 
@@ -34,6 +34,13 @@ class LayerPredictors(nn.Module):
         target_energy: share of the energy that the predicted neurons are to keep.
         stored_as: the type that they are going to be stored in.
     """
+
+    price_E: torch.Tensor
+    """What predicting a neuron costs, in units of the mean energy."""
+    lost_E: torch.Tensor
+    """Share of the energy that is left out, averaged over the last steps."""
+    mean_E: torch.Tensor
+    """[E, 2]: the mean token's energy, and the mean of the neurons' shares."""
 
     def __init__(self, start: list[Predictor | None], target_energy: float, stored_as: str) -> None:
         super().__init__()
@@ -56,15 +63,16 @@ class LayerPredictors(nn.Module):
         """The loss of training.py, mean over tokens and neurons; takes note of the energy that is kept."""
         z_TF = z_TF.float()
         with torch.no_grad():
-            energy_TF, token_energy = shares(h_TF.float() * down_F, self._mean(expert, 0))
+            energy_TF, token_energy = _shares(h_TF.float() * down_F, self._mean(expert, 0))
             self._average(expert, 0, token_energy)
             self._average(expert, 1, float(energy_TF.mean()))
-            weight_TF = energy_TF / max(self._mean(expert, 1), 1e-30) + FIRING_FLOOR * (h_TF != 0)
+            weight_TF = energy_TF / max(self._mean(expert, 1), 1e-30) + _FIRING_FLOOR * (h_TF != 0)
             self.seen[expert] = float((energy_TF * (z_TF >= 0)).sum()), float(energy_TF.sum())
             if self.price_E[expert] < 0:  # what the predictors were trained with
                 rate_TF = z_TF.sigmoid()
                 self.price_E[expert] = float((weight_TF * (1 - rate_TF)).sum() / rate_TF.sum().clamp_min(1e-6))
-        loss: torch.Tensor = ((weight_TF + self.price_E[expert]) * nn.functional.softplus(z_TF) - weight_TF * z_TF).mean()
+        price = float(self.price_E[expert])
+        loss: torch.Tensor = ((weight_TF + price) * nn.functional.softplus(z_TF) - weight_TF * z_TF).mean()
         return loss
 
     def steer(self, expert: int, kept: float) -> None:
@@ -131,9 +139,10 @@ class LoopPredictors:
         """Steer the prices by what all processes saw."""
         seen = [(own, expert, pair) for own in self.layers for expert, pair in sorted(own.seen.items())]
         if distributed.world() > 1:  # processes may have seen different experts
-            every = [(own, expert, own.seen.get(expert, (0.0, 0.0))) for own in self.layers for expert in range(len(own.used))]
-            sums = distributed.sums(*[value for _, _, pair in every for value in pair])
-            seen = [(own, expert, (sums[2 * i], sums[2 * i + 1])) for i, (own, expert, _) in enumerate(every)]
+            every = [(own, expert) for own in self.layers for expert in range(len(own.used))]
+            own_sums = [value for own, expert in every for value in own.seen.get(expert, (0.0, 0.0))]
+            sums = distributed.sums(*own_sums)
+            seen = [(own, expert, (sums[2 * i], sums[2 * i + 1])) for i, (own, expert) in enumerate(every)]
         for own, expert, (kept, whole) in seen:
             if whole > 0:
                 own.steer(expert, kept / whole)
@@ -153,6 +162,15 @@ class LoopPredictors:
             for part in ("fc1", "fc2")
         )
         return Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy())
+
+
+def _shares(weighted_TF: torch.Tensor, mean: float) -> tuple[torch.Tensor, float]:
+    """`Labels.energy_TF` of h_j |down_j|, given the mean token's sum (below 0: not known yet); this batch's mean."""
+    energy_TF = weighted_TF.square()
+    own_T1 = energy_TF.sum(-1, keepdim=True)
+    found = max(float(own_T1.mean()), 1e-30)
+    tiny = torch.finfo(energy_TF.dtype).tiny
+    return energy_TF * (0.5 / own_T1.clamp_min(tiny) + 0.5 / (mean if mean > 0 else found)), found
 
 
 def _straight(weight: torch.Tensor, type_name: str) -> torch.Tensor:
