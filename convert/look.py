@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 _BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
-_PIECE_BYTES = 1 << 23  # stays in the last cache for the second reading; large enough not to fight for Python's lock
+_PIECE_BYTES = 1 << 23  # stays in the last cache for the second reading
 Key = TypeVar("Key", bound=Hashable)
 
 

@@ -16,18 +16,21 @@ _BYTES = {"Q8_0": 2 + BLOCK, "Q4_0": 2 + BLOCK // 2}
 _OVERFLOW = 0x00200000  # float32 bits: up to here the inverse of a scale is infinite, and C leaves the levels open
 
 
-def quantize(rows_RC: npt.NDArray[Any], type_name: str) -> npt.NDArray[np.uint8] | None:
+def quantize(
+    rows_RC: npt.NDArray[Any], type_name: str, out_RB: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8] | None:
     """Encode rows of finite weights, on the calling thread, which holds no lock meanwhile.
 
     Args:
         rows_RC: [rows, columns], contiguous: float32, or uint16 that are bfloat16. 32 divides the columns.
         type_name: one of `TYPES`.
+        out_RB: contiguous memory for the result; None takes new memory.
 
     Returns:
         [rows, row bytes]; None where ggml must do it: a block's scale is so small that its inverse overflows.
     """
     rows, columns = rows_RC.shape
-    out = np.empty((rows, columns // BLOCK * _BYTES[type_name]), np.uint8)
+    out = np.empty((rows, columns // BLOCK * _BYTES[type_name]), np.uint8) if out_RB is None else out_RB
     encode = _kernels()[type_name, rows_RC.dtype.itemsize]
     odd = encode(rows_RC.ctypes.data, rows_RC.size // BLOCK, out.reshape(-1), out.ctypes.data)
     return None if odd else out

@@ -11,10 +11,12 @@ from ..convert.errors import TsconvertError
 from ..convert.spec import ModelSpec
 from ..convert.writer import atomic_file, refuse_existing
 from . import mixes, neuron_order, predictor_file, target_llama_cpp, target_powerinfer, target_sparse
+from .encode import prepare
 from .gguf_writer import GGUF_MAGIC, Value
 from .imatrix_file import ImportanceMatrix, load_imatrix, with_importance
 from .model_card import card_path, model_card
 from .model_info import read_info
+from .placed_file import LARGE_BYTES
 from .predictor_source import PredictorSource, find_predictors
 from .shards import GgufPlan, bytes_by_type, sharded, write_files
 from .targets import TARGETS, Job, Plan, choose_target
@@ -193,6 +195,9 @@ def _plan_of(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predic
     name = config.name or checkpoint.folder.resolve().name
     counts = neuron_order.find_counts(checkpoint, config.profile, predictors)
     orders = neuron_order.firing_order(counts) if config.order else {}
+    if checkpoint.size_bytes >= LARGE_BYTES:  # else ggml alone is done sooner
+        most = mixes.MIXES.get(types.default, types.default)
+        prepare({most, "Q6_K"}, checkpoint.info(checkpoint.places[0]).dtype)
     info = read_info(checkpoint, predictors)
     job = Job(
         checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types, name=name, orders=orders,

@@ -252,6 +252,16 @@ def _many_blocks_at_once(
     return kquants.quantize_rows(part_RC, type_name, importance)
 
 
+def load_faster_encoders(type_name: str) -> None:
+    """Load, or compile, the vectorised K-quant encoder of a type now, and count on it from the first row on."""
+    global _k_weights
+    from . import kquants
+
+    kquants.quantize_rows(np.zeros((1, block_type(type_name).weights), np.float32), type_name)
+    with _counting:
+        _k_weights += _PATIENCE_WEIGHTS
+
+
 def dequantize(raw: npt.NDArray[np.uint8], type_name: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """Decode weights (ggml's to_float) to float32 of ``shape``, whose last dimension is a row.
 

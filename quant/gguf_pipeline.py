@@ -2,8 +2,7 @@
 
 Where a piece goes is known before it is made, so threads do not wait for each other: while one reads, another encodes
 or writes (ggml, Numba's loops and the system's calls all run without Python's lock). Memory is a few pieces a thread,
-whatever the model's size. The file is reserved at its full size first: a full disk shows at once, and ext4 then takes
-the pieces several times faster.
+whatever the model's size.
 
 Shape suffixes: R rows, C columns, E experts.
 """
@@ -13,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +19,13 @@ import numpy.typing as npt
 from ..convert.errors import TsconvertError
 from . import ggml
 from .encode import encode, encode_floats
+from .placed_file import PlacedFile
 from .sources import Chunks, Sliced, slices_of
 
 Step = Callable[[str], None]
-PIECE_WEIGHTS = 1 << 20
+PIECE_WEIGHTS = 1 << 20  # encoded at a time
+_WRITE_BYTES = 1 << 22  # written at a time, at least, where there are as many: a write waits for the disk
+_WAITING = 2  # more threads than cores, for some wait for the disk
 _F16_LIMIT = 65520.0  # rounds to infinity from here on
 
 
@@ -65,36 +66,19 @@ def check_tensors(tensors: Sequence[TensorPlan], threads: int | None = None) -> 
 
 
 def write_tensors(
-    stream: BinaryIO, tensors: Sequence[tuple[TensorPlan, int]], step: Step, threads: int | None = None
+    file: PlacedFile, tensors: Sequence[tuple[TensorPlan, int]], step: Step, threads: int | None = None
 ) -> None:
-    """Encode each tensor and put it at its offset in ``stream``; on an error all threads stop, and it is raised."""
+    """Encode each tensor and put it at its offset in ``file``; on an error all threads stop, and it is raised."""
     work = _Work(tensors, step)
-    workers = threads or cores()
+    workers = (threads or cores()) + _WAITING
     with ThreadPoolExecutor(workers) as pool:
-        results = [pool.submit(work.run, stream) for _ in range(workers)]
+        results = [pool.submit(work.run, file) for _ in range(workers)]
         try:
             for result in results:
                 result.result()
         except BaseException:
             work.stop()
             raise
-
-
-def write_at(stream: BinaryIO, offset: int, content: "bytes | memoryview[Any]") -> None:
-    """Write at an offset, from any thread; one at a time, for Linux lets those that wait for the file spin."""
-    left = memoryview(content).cast("B")
-    with _WRITING:
-        if not hasattr(os, "pwrite"):
-            stream.seek(offset)
-            stream.write(left)
-            stream.flush()
-            return
-        while left:
-            done = os.pwrite(stream.fileno(), left, offset)
-            left, offset = left[done:], offset + done
-
-
-_WRITING = threading.Lock()
 
 
 def cores() -> int:
@@ -127,11 +111,11 @@ class _Work:
         """Deal out no more."""
         self._stopped = True
 
-    def run(self, stream: BinaryIO) -> None:
+    def run(self, file: PlacedFile) -> None:
         """Take pieces until there are none."""
         try:
             while (piece := self._next()) is not None:
-                self._write(stream, piece)
+                self._write(file, piece)
                 with self._lock:
                     self._left[piece.tensor] -= 1
                     if not self._left[piece.tensor]:
@@ -150,8 +134,9 @@ class _Work:
         if sources is None:
             yield _Piece(i, offset)
             return
-        step = max(1, PIECE_WEIGHTS // tensor.shape[-1])
         row_bytes = ggml.row_bytes(tensor.type_name, tensor.shape[-1])
+        rows = max(1, PIECE_WEIGHTS // tensor.shape[-1])
+        step = rows * -(-_WRITE_BYTES // (rows * row_bytes))
         for part, source in enumerate(sources):
             importance_C = None if tensor.importance_EC is None else tensor.importance_EC[part]
             for start in range(0, source.rows, step):
@@ -159,17 +144,23 @@ class _Work:
                 yield _Piece(i, offset + start * row_bytes, source, start, stop, importance_C)
             offset += source.rows * row_bytes
 
-    def _write(self, stream: BinaryIO, piece: _Piece) -> None:
+    def _write(self, file: PlacedFile, piece: _Piece) -> None:
         tensor = self._tensors[piece.tensor][0]
         if piece.source is not None:
-            done = encode(piece.source, piece.start, piece.stop, tensor.type_name, piece.importance_C)
-            write_at(stream, piece.offset, done.reshape(-1).data)
+            columns = tensor.shape[-1]
+            rows, row_bytes = piece.stop - piece.start, ggml.row_bytes(tensor.type_name, columns)
+            room_RB = file.room(piece.offset, rows * row_bytes).reshape(rows, row_bytes)
+            step = max(1, PIECE_WEIGHTS // columns)
+            for at in range(0, rows, step):
+                span = piece.start + at, piece.start + min(at + step, rows)
+                encode(piece.source, *span, tensor.type_name, piece.importance_C, room_RB[at : at + step])
+            file.write(piece.offset, room_RB)
             return
         offset = piece.offset
         importance_C = None if tensor.importance_EC is None else tensor.importance_EC[0]
         for rows_RC in tensor.chunks():
             done = encode_floats(rows_RC, tensor.type_name, importance_C)
-            write_at(stream, offset, done.reshape(-1).data)
+            file.write(offset, done)
             offset += done.nbytes
         if offset - piece.offset != tensor.size_bytes:
             raise ValueError(f"{tensor.name}: {offset - piece.offset} bytes where its shape makes {tensor.size_bytes}")

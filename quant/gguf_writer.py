@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ..convert.writer import reserve
 from . import ggml
 from .gguf_pipeline import TensorPlan as TensorPlan
-from .gguf_pipeline import check_tensors, write_at, write_tensors
+from .gguf_pipeline import check_tensors, write_tensors
+from .placed_file import PlacedFile
 from .sources import Rows as Rows
 
 GGUF_MAGIC = b"GGUF"
@@ -167,9 +167,9 @@ def write_gguf(
     if not checked:
         check_tensors(tensors, threads)
     head = header(metadata, tensors, magic)
-    reserve(stream, file_size(metadata, tensors))
-    write_at(stream, 0, head)
-    write_tensors(stream, [(tensor, len(head) + start) for tensor, start in _layout(tensors)], step, threads)
+    with PlacedFile(stream, file_size(metadata, tensors)) as file:
+        file.write(0, head)
+        write_tensors(file, [(tensor, len(head) + start) for tensor, start in _layout(tensors)], step, threads)
 
 
 def _layout(tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, int]]:

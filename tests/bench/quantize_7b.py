@@ -5,6 +5,8 @@
 
 Copying reads the checkpoint and writes as many bytes as the result has, 8 MB at a time, and syncs: as
 `shutil.copyfileobj` does, and once more into a file that was reserved first, which ext4 takes several times faster.
+Before each run the checkpoint is read into the page cache (warm), or thrown out of it (cold). tsconvert's time is the
+whole command's, with --no-verify; `--verify` times one run of each type with its verification beside.
 Peak memory is anonymous memory (RssAnon), mapped file pages apart. Prints a table, then one JSON line.
 """
 
@@ -19,6 +21,18 @@ from pathlib import Path
 
 PIECE = 8 << 20
 TYPES = ("Q8_0", "Q4_0", "Q4_K_M")
+
+
+def into_state(folder: Path, state: str) -> None:
+    """The checkpoint into the page cache, or out of it."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb", buffering=0) as stream:
+            if state == "cold":
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                room = bytearray(PIECE)
+                while stream.readinto(room):
+                    pass
 
 
 def copy(folder: Path, out: Path, out_bytes: int, *, reserve: bool) -> float:
@@ -64,25 +78,29 @@ def drop(scratch: Path) -> None:
         file.unlink()
 
 
-def ours(folder: Path, scratch: Path, rounds: int) -> dict:
+def export(folder: Path, out: Path, name: str, *options: str) -> tuple[float, float]:
+    """Seconds and peak memory of the command."""
+    command = [sys.executable, "-m", "tsconvert", "export-gguf", str(folder), "--out", str(out), "--type", name]
+    return timed([*command, *options])
+
+
+def ours(folder: Path, scratch: Path, rounds: int, types: list[str], states: list[str]) -> dict:
     """tsconvert and the copies, median of ``rounds``, one after the other in each."""
-    results = {}
-    for name in TYPES:
+    results, out = {}, scratch / "bench-7b.gguf"
+    for name, state in ((name, state) for name in types for state in states):
         rows = []
         for _ in range(rounds):
-            out = scratch / "bench-7b.gguf"
-            command = [sys.executable, "-m", "tsconvert", "export-gguf", str(folder), "--out", str(out), "--type", name]
-            elapsed_s, peak = timed([*command, "--no-verify"])
-            size = out.stat().st_size
+            into_state(folder, state)
+            elapsed_s, peak = export(folder, out, name, "--no-verify")
+            row = {"s": elapsed_s, "peak_bytes": peak, "bytes": out.stat().st_size}
             drop(scratch)
-            row = {"s": elapsed_s, "peak_bytes": peak, "bytes": size}
-            row |= {
-                "copy_s": copy(folder, out, size, reserve=False),
-                "reserved_s": copy(folder, out, size, reserve=True),
-            }
-            print(name, {key: round(value, 2) for key, value in row.items()}, flush=True)
+            for key, reserve in (("copy_s", False), ("reserved_s", True)):
+                into_state(folder, state)
+                row[key] = copy(folder, out, row["bytes"], reserve=reserve)
+            print(name, state, {key: round(value, 2) for key, value in row.items()}, flush=True)
             rows.append(row)
-        results[name] = {key: sorted(row[key] for row in rows)[len(rows) // 2] for key in rows[0]}
+        middle = {key: sorted(row[key] for row in rows)[len(rows) // 2] for key in rows[0]}
+        results[f"{name} {state}"] = middle
     return results
 
 
@@ -106,24 +124,31 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scratch", type=Path, default=Path("/tmp"))
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--types", nargs="+", default=list(TYPES))
+    parser.add_argument("--states", nargs="+", choices=["warm", "cold"], default=["warm"])
+    parser.add_argument("--verify", action="store_true", help="also time one export of each type with its verification")
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--llama-bin", type=Path)
     options = parser.parse_args()
     drop(options.scratch)
-    results = ours(options.folder, options.scratch, options.rounds)
-    print(f"{'':8} {'seconds':>8} {'copy':>8} {'x copy':>7} {'reserved':>9} {'x':>6} {'peak MB':>8} {'GB':>6}")
+    results = ours(options.folder, options.scratch, options.rounds, options.types, options.states)
+    print(f"{'':12} {'seconds':>8} {'copy':>8} {'x copy':>7} {'reserved':>9} {'x':>6} {'peak MB':>8} {'GB':>6}")
     for name, row in results.items():
         print(
-            f"{name:8} {row['s']:8.1f} {row['copy_s']:8.1f} {row['copy_s'] / row['s']:7.2f} {row['reserved_s']:9.1f}"
+            f"{name:12} {row['s']:8.1f} {row['copy_s']:8.1f} {row['copy_s'] / row['s']:7.2f} {row['reserved_s']:9.1f}"
             f" {row['reserved_s'] / row['s']:6.2f} {row['peak_bytes'] / 1e6:8.0f} {row['bytes'] / 1e9:6.2f}",
             flush=True,
         )
+    for name in options.types if options.verify else ():
+        results[f"{name} verified"] = {"s": export(options.folder, options.scratch / "bench-7b.gguf", name)[0]}
+        drop(options.scratch)
+        print(f"{name} with its verification: {results[f'{name} verified']['s']:.1f} s", flush=True)
     if options.llama_cpp and options.llama_bin:
         found = peers(options.folder, options.scratch, options.llama_cpp, options.llama_bin)
         together = found["convert_s"] + found["quantize_s"]
         times = f"{found['convert_s']:.1f} + {found['quantize_s']:.1f} s"
         memory = f"{found['peak_bytes'] / 1e6:.0f} MB, {found['temporary_bytes'] / 1e9:.1f} GB of temporary disk"
-        print(f"llama.cpp Q4_K_M: {times}, {memory}; {together / results['Q4_K_M']['s']:.1f} times ours")
+        print(f"llama.cpp Q4_K_M: {times}, {memory}; {together / results['Q4_K_M warm']['s']:.1f} times ours")
         results["llama.cpp"] = found
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     facts = {

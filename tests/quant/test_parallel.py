@@ -15,6 +15,7 @@ from tsconvert.quant.encode import encode
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.quant.gguf_file import GgufFile
 from tsconvert.quant.gguf_pipeline import TensorPlan, check_tensors, write_tensors
+from tsconvert.quant.placed_file import PlacedFile
 
 TYPES = ggml.weight_types()
 
@@ -116,8 +117,9 @@ def test_pieces_of_stacked_matrices_land_where_they_belong(tmp_path: Path, threa
         TensorPlan(name="b", shape=(2, 64), type_name="F32", chunks=lambda: [np.ones((1, 64), np.float32)] * 2),
     ]
     done = []
-    with (tmp_path / "f").open("wb") as stream:
-        write_tensors(stream, [(tensors[0], 100), (tensors[1], 100 + tensors[0].size_bytes)], done.append, threads)
+    size = 100 + sum(tensor.size_bytes for tensor in tensors)
+    with (tmp_path / "f").open("wb") as stream, PlacedFile(stream, size) as file:
+        write_tensors(file, [(tensors[0], 100), (tensors[1], 100 + tensors[0].size_bytes)], done.append, threads)
     content = (tmp_path / "f").read_bytes()[100:]
     expected = [reference(rows, "Q4_K", weights[i]).tobytes() for i, rows in enumerate(experts)]
     assert content == b"".join(expected) + np.ones((2, 64), np.float32).tobytes()
@@ -129,8 +131,12 @@ def test_an_error_in_a_thread_stops_all_and_leaves_nothing(tmp_path: Path, dense
         raise RuntimeError("disk on fire")
 
     tensors = [(TensorPlan(name="a", shape=(1, 32), type_name="F32", chunks=broken), 0)]
-    with (tmp_path / "f").open("wb") as stream, pytest.raises(RuntimeError, match="disk on fire"):
-        write_tensors(stream, tensors, lambda _: None)
+    with (
+        (tmp_path / "f").open("wb") as stream,
+        PlacedFile(stream, 128) as file,
+        pytest.raises(RuntimeError, match="disk on fire"),
+    ):
+        write_tensors(file, tensors, lambda _: None)
 
 
 @pytest.mark.parametrize("target", ["llama.cpp", "sparse"])
