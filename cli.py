@@ -634,6 +634,22 @@ def inspect(path: str, tensors: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("folder", type=PATH)
+@click.option("--out", type=OUT_FILE, default="report.html", show_default=True, help="The page; replaces an older one.")
+@common
+def report(folder: Path, out: Path, as_json: bool) -> None:
+    """Write one HTML page about a FOLDER of outputs: what was made of what, figures and plots.
+
+    It reads checkpoints, predictors, profiles, importance matrices and GGUF files, and what eval, bench and check
+    printed with --json, saved as .json files there.
+    """
+    from .evaluate.report import ReportConfig
+    from .evaluate.report import report as run_report
+
+    emit(run_report(ReportConfig(folder=folder, out=out)), as_json)
+
+
+@main.command()
 @click.option(
     "--model", default="tiny-mistral", show_default=True, help="Embedded model, checkpoint folder, or `smollm2`."
 )
@@ -658,4 +674,3 @@ def _missing(name: str, stage: str, help_text: str) -> None:
 
 
 _missing("plan", "planning", "Say what each stage would cost and what speed to expect.")
-_missing("report", "report", "Write one HTML page about a folder of outputs.")

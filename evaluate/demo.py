@@ -1,9 +1,12 @@
-"""`tsconvert demo`: the whole chain on one model, every stage for real, ending with text and a table."""
+"""`tsconvert demo`: the whole chain on one model, every stage for real, ending with text, a table and a page.
+
+`OUT/figures` keeps what each measurement found, as `--json` prints it; `OUT/report.html` shows it all.
+"""
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +15,10 @@ from ..convert.progress import note
 from ..convert.recovery import LocalRecovery
 from ..convert.relufy import RelufyConfig, relufy
 from ..convert.units import size_text
-from ..convert.writer import refuse_existing
+from ..convert.writer import refuse_existing, write_json
 from .eval_report import EvalReport, mean
 from .perplexity import EvalConfig, evaluate
+from .report import ReportConfig, report
 
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")
@@ -49,6 +53,11 @@ class DemoReport:
     """What each mode makes of the prompts."""
     stages: dict[str, float]
     """Seconds of each stage."""
+    prompts: tuple[str, ...] = PROMPTS
+    commands: list[str] = field(default_factory=list)
+    """What does the same, stage by stage."""
+    report: str = ""
+    """The page."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -76,6 +85,7 @@ class DemoReport:
         lines.append(
             f"\n{sum(self.stages.values()):.0f} s: " + ", ".join(f"{k} {v:.0f}" for k, v in self.stages.items())
         )
+        lines.append(f"all of this with plots: {self.report}")
         return "\n".join(lines)
 
 
@@ -112,11 +122,11 @@ def demo(config: DemoConfig) -> DemoReport:
     refuse_existing(config.out)
     config.out.mkdir(parents=True)
     run = _Run(config.out)
-    model = config.model
+    model = run.dense = config.model
     if model == "smollm2":
         from ..convert.gguf_import import import_smollm2
 
-        model = str(run.stage("import", lambda: import_smollm2(config.out / "dense")))
+        model = run.dense = str(run.stage("import", lambda: import_smollm2(config.out / "dense")))
     checkpoint = open_checkpoint(model)
     recipe = _TINY if checkpoint.spec.parameters < 20e6 else _LARGER
     perplexity = {"dense": run.score(model, recipe).perplexity}
@@ -124,24 +134,33 @@ def demo(config: DemoConfig) -> DemoReport:
     files = _export(run, model, recipe, moe=bool(checkpoint.spec.experts))
     scores = {mode: run.score(str(files["sparse"]), recipe, mode) for mode in _MODES}
     perplexity |= {f"GGUF {recipe.type_name}, {mode}": score.perplexity for mode, score in scores.items()}
-    texts, speeds = run.stage("generate", lambda: _generate(files["sparse"]))
+    texts = run.stage("generate", lambda: _generate(files["sparse"]))
+    speeds = run.speeds(files["sparse"])
     predicted = scores["predicted"]
-    return DemoReport(
+    found = DemoReport(
         model=config.model, perplexity=perplexity, density=predicted.density,
         predicted_density=predicted.predicted_density, recall=predicted.recall,
         sizes={path.name: path.stat().st_size for path in files.values()},
-        speeds=speeds, texts=texts, stages=run.elapsed_s,
+        speeds=speeds, texts=texts, stages=run.elapsed_s, commands=run.commands, report=str(config.out / "report.html"),
     )  # fmt: skip
+    write_json(run.figures / "demo.json", found.to_json())
+    report(ReportConfig(folder=config.out, out=config.out / "report.html"))
+    return found
 
 
 class _Run:
     """The stages: named on stderr, timed, their summaries shown."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
+        self.out, self.figures, self.dense = out, out / "figures", ""
+        self.logits = self.figures / "dense-logits.safetensors"
+        """The dense model's predictions, that the others are held against; not kept."""
         self.elapsed_s: dict[str, float] = {}
+        self.commands: list[str] = []
 
-    def stage(self, name: str, work: Callable[[], Result], *, quiet: bool = True) -> Result:
+    def stage(self, name: str, work: Callable[[], Result], *, quiet: bool = True, command: str = "") -> Result:
+        if command:
+            self.commands.append(f"tsconvert {command}")
         start_s = time.monotonic()
         result = work()
         elapsed_s = time.monotonic() - start_s
@@ -150,8 +169,31 @@ class _Run:
         return result
 
     def score(self, model: str, recipe: _Recipe, mode: str = "auto") -> EvalReport:
-        config = EvalConfig(model=model, tokens=recipe.score_tokens, method="papers", mode=mode)
-        return self.stage("eval", lambda: evaluate(config), quiet=False)
+        """Perplexity, and the divergence from the dense model, whose predictions are kept meanwhile."""
+        first = model == self.dense
+        self.figures.mkdir(exist_ok=True)
+        config = EvalConfig(
+            model=model, tokens=recipe.score_tokens, method="papers", mode=mode,
+            save_logits=self.logits if first else None, against=None if first else str(self.logits),
+        )  # fmt: skip
+        asked = f"eval {model} --method papers --tokens {recipe.score_tokens}"
+        asked += "" if mode == "auto" else f" --sparsity {mode}"
+        found = self.stage(
+            "eval", lambda: evaluate(config), quiet=False, command=asked if first else f"{asked} --against {self.dense}"
+        )
+        name = f"{Path(model).stem}-{mode}" if mode != "auto" else Path(model).name
+        write_json(self.figures / f"eval-{name}.json", found.to_json())
+        return found
+
+    def speeds(self, file: Path) -> dict[str, float]:
+        """Tokens per second of each mode."""
+        from ..runner.bench import BenchConfig, bench
+
+        self.logits.unlink(missing_ok=True)
+        asked = BenchConfig(file=file, prompt=64, generate=64, repetitions=3, modes=_MODES)
+        found = self.stage("bench", lambda: bench(asked), command=f"bench {file} -p 64 -n 64 -r 3")
+        write_json(self.figures / "bench.json", found.to_json())
+        return {row.mode: row.tokens_per_s for row in found.rows}
 
 
 def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
@@ -160,12 +202,22 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
 
     substituted, aligned, sparse = (run.out / name for name in ("substituted", "aligned", "sparse"))
     bare = RelufyConfig(model=model, out=substituted, recover="none", align=False)
-    run.stage("substitute", lambda: relufy(bare), quiet=False)
+    run.stage(
+        "substitute", lambda: relufy(bare), quiet=False,
+        command=f"relufy {model} --out {substituted} --recover none --no-align",
+    )  # fmt: skip
     turned = RelufyConfig(model=model, out=aligned, recover="none", tokens=recipe.look_tokens)
-    run.stage("align", lambda: relufy(turned), quiet=False)
+    run.stage(
+        "align", lambda: relufy(turned), quiet=False,
+        command=f"relufy {model} --out {aligned} --recover none --tokens {recipe.look_tokens}",
+    )  # fmt: skip
     local = RelufyConfig(model=model, out=sparse, tokens=recipe.tokens, training=recipe.training)
     along = JointConfig(out=run.out / "predictors", rank=recipe.rank, target_energy=recipe.target_energy)
-    run.stage("recover and predict", lambda: relufy_with_predictors(local, along), quiet=False)
+    run.stage(
+        "recover and predict", lambda: relufy_with_predictors(local, along), quiet=False,
+        command=f"relufy {model} --out {sparse} --predictors {along.out} --rank {recipe.rank} --tokens {recipe.tokens}"
+        f" --target-energy {recipe.target_energy} --target-sparsity {recipe.training.target_sparsity}",
+    )  # fmt: skip
     steps = {"dReLU substituted": substituted, "  and signs aligned": aligned, "  and locally recovered": sparse}
     return {name: run.score(str(folder), recipe).perplexity for name, folder in steps.items()}
 
@@ -173,11 +225,15 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
 def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, Path]:
     """Profile, and a file for each engine that can run the model."""
     from ..predictors.profile import ProfileConfig, profile
-    from ..quant.export import ExportConfig, export_gguf
+    from ..quant.export import ExportConfig
+    from .exporting import export_gguf
 
     out, sparse = run.out, str(run.out / "sparse")
     seen = ProfileConfig(model=sparse, out=out / "profile.safetensors", tokens=recipe.look_tokens)
-    run.stage("profile", lambda: profile(seen), quiet=False)
+    run.stage(
+        "profile", lambda: profile(seen), quiet=False,
+        command=f"profile {sparse} --out {seen.out} --tokens {recipe.look_tokens}",
+    )  # fmt: skip
     predictors = out / "predictors"
     exports = {
         "sparse": ExportConfig(
@@ -193,25 +249,26 @@ def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, P
             model=sparse, out=out / "powerinfer-F16.gguf", predictors=predictors, target="powerinfer"
         )
     for name, export in exports.items():
-        run.stage("export", lambda export=export: export_gguf(export))  # type: ignore[misc]
+        asked = f"export-gguf {export.model} --out {export.out} --type {export.type_name}"
+        asked += f" --predictors {predictors}" if export.predictors else ""
+        asked += f" --target {export.target}" if export.target else ""
+        run.stage("export", lambda export=export: export_gguf(export).require(), command=asked)  # type: ignore[misc]
         note(f"   {export.out.name} for {name}: {size_text(export.out.stat().st_size)}")
     return {name: export.out for name, export in exports.items()}
 
 
-def _generate(file: Path) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Text (the likeliest tokens, repetition penalised) and tokens per second of each mode."""
+def _generate(file: Path) -> dict[str, list[str]]:
+    """What each mode writes: the likeliest tokens, repetition penalised."""
     from ..runner.model import load
     from ..runner.sampling import Sampling
 
     texts: dict[str, list[str]] = {}
-    speeds: dict[str, float] = {}
     with load(file, threads=os.cpu_count()) as model:
         for mode in _MODES:
             model.mode = mode
             answers = [model.generate(prompt, limit=64, sampling=Sampling(repeat_penalty=1.2)) for prompt in PROMPTS]
             texts[mode] = ["".join(piece.text for piece in answer) for answer in answers]
-            speeds[mode] = sum(answer.speed for answer in answers) / len(answers)
-    return texts, speeds
+    return texts
 
 
 def _one_line(text: str) -> str:

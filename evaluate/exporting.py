@@ -1,8 +1,11 @@
 """`tsconvert export-gguf`: write the file, then prove it against its source before it is handed over."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..convert.command_line import typed
+from ..convert.writer import write_json
 from ..quant.export import ExportConfig, ExportReport
 from ..quant.export import export_gguf as write_gguf_file
 from ..quant.model_card import card_path
@@ -52,8 +55,21 @@ def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
         >>> export_gguf(ExportConfig(model="tiny-mistral", out=Path("tiny.gguf"), type_name="Q8_0")).require()
     """
     report = write_gguf_file(config)
-    if config.dry_run or not check:
-        return VerifiedExport(export=report, verification=None)
+    exported = VerifiedExport(export=report, verification=None)
+    if config.dry_run:
+        return exported
+    if check:
+        exported = _verified(config, report)
+    write_json(record_path(config.out), {**exported.to_json(), "format": "tsconvert export", "command": typed()})
+    return exported
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of a file goes: what was written, from what, and how it compares."""
+    return out.with_name(out.name + ".json")
+
+
+def _verified(config: ExportConfig, report: ExportReport) -> VerifiedExport:
     found = verify(
         VerifyConfig(
             model=config.model,

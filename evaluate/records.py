@@ -1,15 +1,18 @@
 """What a finished output says of itself: the records that the stages leave in their files and folders."""
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..convert.checkpoint import Checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.relufy import PROVENANCE
+from ..predictors import profile_file
 from ..quant.gguf_file import GgufFile, is_gguf
+from .divergence_file import FORMAT as LOGITS_FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Record:
 
     path: Path
     kind: str
-    """`checkpoint`, `predictors`, `profile`, `imatrix`, `gguf` or `json`."""
+    """`checkpoint`, `predictors`, `profile`, `logits`, `imatrix`, `gguf` or `json`."""
     figures: dict[str, Any]
     """What the stage that made it found, and `size_bytes`."""
 
@@ -59,9 +62,7 @@ def _predictors(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     found = Checkpoint(path)
-    spec = {name: getattr(found.spec, name) for name in ("family", "activation", "layers", "width", "neurons", "vocab")}
-    spec |= {"experts": found.spec.experts, "experts_per_token": found.spec.experts_per_token}
-    record: dict[str, Any] = {"parameters": found.spec.parameters, **spec}
+    record: dict[str, Any] = {"parameters": found.spec.parameters, "spec": asdict(found.spec)}
     provenance = path / PROVENANCE
     if provenance.is_file():
         try:
@@ -72,10 +73,27 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     return record | {"size_bytes": found.size_bytes}
 
 
-def _profile(path: Path) -> dict[str, Any]:
-    from ..predictors.profile_file import load_profile
+def _about(path: Path) -> str:
+    """The format that a safetensors file of tsconvert's says it has."""
+    from safetensors import safe_open
 
-    return load_profile(path).to_json() | {"size_bytes": size_of(path)}
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        with safe_open(path, "np") as file:
+            return str(json.loads((file.metadata() or {}).get("tsconvert", "{}")).get("format", ""))
+    except Exception:
+        return profile_file.FORMAT  # whose reader says what is wrong with the file
+
+
+def _logits(path: Path) -> dict[str, Any]:
+    from .divergence_file import read_about
+
+    return read_about(path) | {"size_bytes": size_of(path)}
+
+
+def _profile(path: Path) -> dict[str, Any]:
+    return profile_file.load_profile(path).to_json() | {"size_bytes": size_of(path)}
 
 
 def _gguf(path: Path) -> dict[str, Any]:
@@ -88,6 +106,7 @@ def _gguf(path: Path) -> dict[str, Any]:
     return {
         **export, "architecture": file.architecture, "magic": file.magic, "size_bytes": file.size_bytes,
         "tensor_count": len(file.tensors), "types": types,
+        "weights": sum(math.prod(tensor.shape) for tensor in file.tensors.values()),
         "metadata": {key: value for key, value in file.metadata.items() if not isinstance(value, list)},
     }  # fmt: skip
 
@@ -111,6 +130,7 @@ _KINDS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], dict[str, Any]
     ("checkpoint", lambda path: path.is_dir() and "model_type" in _config(path), _checkpoint),
     ("imatrix", _is_imatrix, _gguf),
     ("gguf", is_gguf, _gguf),
-    ("profile", lambda path: path.suffix == ".safetensors", _profile),
+    ("profile", lambda path: _about(path) == profile_file.FORMAT, _profile),
+    ("logits", lambda path: _about(path) == LOGITS_FORMAT, _logits),
     ("json", lambda path: path.suffix == ".json", _json),
 )

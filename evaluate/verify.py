@@ -66,6 +66,8 @@ class VerifyReport:
     dialect: str = ""
     types: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Type -> tensors of it, and the largest error as a share of what the type allows; 0: bit for bit."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Tensor -> what storing it cost: |stored - source| / |source|; of those whose values changed."""
     keys: int = 0
     texts: int = 0
     logits: LogitsResult | None = None
@@ -175,6 +177,8 @@ def _tensors(
             if result.type_name:
                 count, worst = report.types.get(result.type_name, (0, 0.0))
                 report.types[result.type_name] = (count + 1, max(worst, result.worst))
+            if result.error:
+                report.errors[result.name] = result.error
             step(result.name)
     names = dict.fromkeys([*file.tensors, *beside.tensors])
     rest = [name for name in names if name not in known]

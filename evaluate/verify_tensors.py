@@ -29,6 +29,8 @@ class TensorResult:
     type_name: str
     worst: float
     """Largest error as a share of what the type allows it; 0 where the bits are the same."""
+    error: float = 0.0
+    """What storing it cost: |stored - source| / |source|, over the whole tensor (root of the sums of squares)."""
     problem: str = ""
     """One sentence if it failed."""
 
@@ -46,11 +48,11 @@ def compare_tensor(
     problem = _shape_problem(tensor, expected.shape)
     if problem or tensor is None:
         return TensorResult(name=expected.name, type_name="", worst=0.0, problem=problem)
-    worst, at = 0.0, 0
+    worst, at, squares = 0.0, 0, np.zeros(2)
     rows = int(np.prod(expected.shape[:-1], dtype=np.int64)) // len(expected.places)
     for expert in range(len(expected.places)):
         source = SourceRows(checkpoint, expected, expert, orders)
-        share, problem = _compare(tensor, source, at, rows, importances)
+        share, problem = _compare(tensor, source, at, rows, importances, squares)
         worst = max(worst, share)
         if problem:
             where = f" of expert {expert}" if len(expected.places) > 1 else ""
@@ -59,7 +61,7 @@ def compare_tensor(
                 name=expected.name, type_name=tensor.type_name, worst=worst, problem=problem.format(where=where) + hint
             )
         at += rows
-    return TensorResult(name=expected.name, type_name=tensor.type_name, worst=worst)
+    return TensorResult(name=expected.name, type_name=tensor.type_name, worst=worst, error=_relative(squares))
 
 
 def compare_predictors(
@@ -76,7 +78,7 @@ def compare_predictors(
             tensor = file.tensors.get(name)
             stack = (spec.experts,) if spec.experts else ()
             problem = _shape_problem(tensor, (*stack, *shape))
-            worst = 0.0
+            worst, squares = 0.0, np.zeros(2)
             for expert, rank in enumerate(ranks):
                 if problem or tensor is None:
                     break
@@ -89,10 +91,13 @@ def compare_predictors(
                     wanted_RC[: matrix_RC.shape[0], : matrix_RC.shape[1]] = (
                         matrix_RC if order is None else matrix_RC[order]
                     )
-                share, problem = _compare(tensor, _of(wanted_RC), expert * shape[0], shape[0], False)
+                share, problem = _compare(tensor, _of(wanted_RC), expert * shape[0], shape[0], False, squares)
                 problem = problem.format(where=f" of expert {expert}" if stack else "")
                 worst = max(worst, share)
-            yield TensorResult(name=name, type_name=tensor.type_name if tensor else "", worst=worst, problem=problem)
+            type_name = tensor.type_name if tensor else ""
+            yield TensorResult(
+                name=name, type_name=type_name, worst=worst, error=_relative(squares), problem=problem
+            )  # fmt: skip
 
 
 def _of(rows_RC: Floats) -> Rows:
@@ -118,12 +123,21 @@ def _pieces(tensor: GgufTensor, at: int, rows: int) -> Iterator[tuple[int, int, 
         yield start, stop, piece, ggml.dequantize(piece.reshape(-1), tensor.type_name, (stop - start, columns))
 
 
-def _compare(tensor: GgufTensor, source: Rows, at: int, rows: int, importances: bool) -> tuple[float, str]:
+def _relative(squares: npt.NDArray[np.float64]) -> float:
+    """The root of error over source; 0 of nothing."""
+    return float(f"{np.sqrt(squares[0] / squares[1]):.4g}") if squares[1] > 0 else 0.0
+
+
+def _compare(
+    tensor: GgufTensor, source: Rows, at: int, rows: int, importances: bool, squares: npt.NDArray[np.float64]
+) -> tuple[float, str]:
+    """(worst, problem); the sums of the errors' and the source's squares are added to ``squares``."""
     worst, bad = 0.0, []
     for start, stop, raw_RB, stored_RC in _pieces(tensor, at, rows):
-        found: Comparison = compare_rows(
-            raw_RB, stored_RC, source(start, stop), tensor.type_name, importances=importances
-        )
+        wanted_RC = source(start, stop)
+        found: Comparison = compare_rows(raw_RB, stored_RC, wanted_RC, tensor.type_name, importances=importances)
+        for i, part_RC in enumerate((stored_RC - wanted_RC, wanted_RC)):
+            squares[i] += float(np.vdot(part_RC, part_RC))
         worst = max(worst, found.worst)
         bad += (start + np.flatnonzero(found.bad_R)).tolist()
     if not bad:

@@ -1,0 +1,200 @@
+"""The report's sections on files and speed: sizes, types, what quantization cost, tokens per second, commands."""
+
+import re
+import statistics
+from typing import Any
+
+from ..convert.units import size_text
+from .records import Record
+from .report_collect import Findings
+from .report_parts import Figure, Section, Table
+from .report_plots import ladder, stacked, strip
+from .report_svg import percent
+
+_LAYER = re.compile(r"^blk\.(\d+)\.")
+_ENGINES = {"turbosparse": "tsconvert's runner", "bamboo": "PowerInfer", "llama": "llama.cpp", "mistral": "llama.cpp"}
+_MOST_FILES = 6
+_MODES = (
+    "Dense mode computes every neuron; exact mode computes up and down only where the gate is positive, with the same"
+    " result; predicted mode computes what the predictors name."
+)
+
+
+def files(found: Findings) -> Section | None:
+    """Every GGUF file: for whom, how big, of which types."""
+    if not found.files:
+        return None
+    kinds = list(dict.fromkeys(kind for file in found.files for kind in file.figures["types"]))
+    rows = [
+        (found.name(file.path), file.figures["types"], size_text(file.figures["size_bytes"])) for file in found.files
+    ]
+    figure = Figure(
+        title="Bytes by type",
+        note="Weights as they are stored; norms and small tensors stay F32.",
+        svg=stacked("bytes of each file by type", rows, kinds),
+        wide=True,
+        legend=tuple((f"s{i % 6}", kind) for i, kind in enumerate(kinds)),
+    )
+    table = Table(
+        head=("file", "runs on", "size", "tensors", "bits a weight", "compared with its source"),
+        rows=[_row(found, file) for file in found.files],
+    )
+    return Section(id="files", title="The files", figures=(figure,), tables=(table,))
+
+
+def engine(file: Record) -> str:
+    """Who runs a file."""
+    if file.figures["magic"] == "PWRI":
+        return "PowerInfer"
+    return _ENGINES.get(file.figures["architecture"], "llama.cpp")
+
+
+def _row(found: Findings, file: Record) -> tuple[str, ...]:
+    figures = file.figures
+    verified = figures.get("verification")
+    if verified is None:
+        state = "not recorded"
+    else:
+        state = "every tensor, key and text right" if verified["passed"] else f"{len(verified['failures'])} failures"
+    bits = f"{8 * figures['size_bytes'] / max(1, figures['weights']):.2f}"
+    return (
+        found.name(file.path),
+        engine(file),
+        size_text(figures["size_bytes"]),
+        str(figures["tensor_count"]),
+        bits,
+        state,
+    )
+
+
+def quantization(found: Findings) -> Section | None:
+    """What storing each tensor cost, where the export recorded it."""
+    measured = [file for file in found.files if (file.figures.get("verification") or {}).get("errors")]
+    if not measured:
+        return None
+    layers = (
+        max((_layer(name) or 0 for file in measured for name in file.figures["verification"]["errors"]), default=0) + 1
+    )
+    series = {found.name(file.path): _points(file, layers) for file in measured[:_MOST_FILES]}
+    figure = Figure(
+        title="Error of each tensor",
+        note="|stored − source| / |source| over all weights of a tensor, on a logarithmic scale; rest the pointer on a"
+        " dot for its name. Embeddings and the output stand at the right.",
+        svg=strip("quantization error of each tensor", series, layers=layers, title="relative error"),
+        legend=tuple((f"s{i}", name) for i, name in enumerate(series)),
+    )
+    rows = []
+    for file in measured:
+        errors: dict[str, float] = file.figures["verification"]["errors"]
+        worst = max(errors, key=lambda name: errors[name])
+        kind = file.figures.get("tensors", {}).get(worst, "")
+        middle = statistics.median(errors.values())
+        rows.append(
+            (found.name(file.path), str(len(errors)), percent(middle), percent(errors[worst]), f"{worst} {kind}")
+        )
+    table = Table(head=("file", "tensors that changed", "median error", "largest", "where"), rows=rows)
+    return Section(id="quantization", title="What storing the weights cost", figures=(figure,), tables=(table,))
+
+
+def _layer(name: str) -> int | None:
+    match = _LAYER.match(name)
+    return int(match[1]) if match else None
+
+
+def _points(file: Record, layers: int) -> list[tuple[float, float, str]]:
+    kinds = file.figures.get("tensors", {})
+    return [
+        (
+            float(layers if _layer(name) is None else _layer(name) or 0),
+            error,
+            f"{name} {kinds.get(name, '')}: {percent(error)}",
+        )
+        for name, error in file.figures["verification"]["errors"].items()
+    ]
+
+
+def speed(found: Findings) -> Section | None:
+    """Tokens per second of each mode, of each file that was measured."""
+    figures, tables = [], []
+    for bench in found.of("bench"):
+        rows: list[dict[str, Any]] = bench["rows"]
+        slowest = next((row["tokens_per_s"] for row in rows if row["mode"] == "dense"), None)
+        bars = [
+            (row["mode"], row["tokens_per_s"],
+             f"{row['tokens_per_s']:,.1f}" + (f" · {row['tokens_per_s'] / slowest:.2f} ×" if slowest else ""))
+            for row in rows
+        ]  # fmt: skip
+        figures.append(
+            Figure(
+                title=f"{found.name(bench['file'])}: tokens per second",
+                note=f"Generation of {bench['generate']} tokens on {bench['threads']} threads, median of"
+                f" {bench['repetitions']}.",
+                svg=ladder("tokens per second of each mode", bars, reference=None, log=False),
+                wide=True,
+            )
+        )
+        tables.append(
+            Table(
+                head=("mode", "generation, tokens/s", "prompt, tokens/s", "rows of the FFN read", "spread"),
+                rows=[
+                    (
+                        row["mode"], f"{row['tokens_per_s']:,.1f}", f"{row['prompt_tokens_per_s']:,.1f}",
+                        percent(row["density"]["rows_read"]), percent(row["spread"]),
+                    )
+                    for row in rows
+                ],
+            )
+        )  # fmt: skip
+    if not figures:
+        return None
+    return Section(id="speed", title="How fast it runs", text=(_MODES,), figures=tuple(figures), tables=tuple(tables))
+
+
+def samples(found: Findings) -> Section | None:
+    """What the model writes."""
+    told = [
+        (mode, prompt, text)
+        for demo in found.of("demo")
+        for mode, texts in demo["texts"].items()
+        for prompt, text in zip(demo.get("prompts", [""] * len(texts)), texts, strict=False)
+    ]
+    told += [(run.get("mode", ""), run.get("prompt", ""), run["text"]) for run in found.of("run")]
+    if not told:
+        return None
+    return Section(id="samples", title="What it writes", samples=tuple(told))
+
+
+def checks(found: Findings) -> Section | None:
+    """The lines of checks."""
+    tables = []
+    for check in found.of("check"):
+        rows = [
+            (
+                line["what"],
+                {"passed": "ok", "failed": "FAILED", "skipped": "not known"}[line["status"]],
+                line["allowed"],
+                line["problem"],
+            )
+            for line in check["lines"]
+        ]
+        tables.append(Table(head=(f"{check['name']}", "", "allowed", ""), rows=rows, words=True))
+    return Section(id="checks", title="Thresholds", tables=tuple(tables)) if tables else None
+
+
+def provenance(found: Findings) -> Section | None:
+    """The commands, and what everything is bound to."""
+    commands = [command for demo in found.of("demo") for command in demo.get("commands", ())]
+    made = [
+        record.figures.get("command") for record in [*found.outputs, *(r for rs in found.results.values() for r in rs)]
+    ]
+    commands += [command for command in made if command]
+    sparse = found.sparse
+    rows = [(found.name(record.path), record.kind, size_text(record.figures["size_bytes"])) for record in found.outputs]
+    table = Table(head=("in this folder", "", "size"), rows=rows, words=True)
+    text = []
+    if sparse is not None and sparse.figures.get("source_fingerprint"):
+        text.append(f"Fingerprint of the dense model: {sparse.figures['source_fingerprint']}.")
+    return Section(
+        id="commands", title="How it was made", text=tuple(text), tables=(table,),
+        commands=tuple(dict.fromkeys(commands)),
+    )  # fmt: skip
