@@ -9,7 +9,8 @@ import torch
 from ..convert import distributed
 from .cost import Bits, Rates, exact_bytes, predicted_bytes
 from .labels import FFN
-from .predictor import AnyPredictor, Scores, stored_bytes
+from .predictor import AnyPredictor, stored_bytes
+from .scores import Scores
 
 # Shape suffixes: T tokens, F neurons, D model width.
 _BINS = 1 << 15

@@ -11,7 +11,8 @@ from ..convert.checkpoint import Checkpoint
 from ..convert.layers import Layer
 from ..convert.progress import progress
 from ..convert.sweep import Stream
-from .predictor import AnyPredictor, Scores
+from .predictor import AnyPredictor
+from .scores import Scores
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, V vocabulary.
 

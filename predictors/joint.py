@@ -27,8 +27,9 @@ from .effect import compare, feed_forward_predicted
 from .folder import load_predictors, write_predictors
 from .kept import Kept
 from .labels import FFN, ffns_of
-from .predictor import AnyPredictor, Predictor, logits
+from .predictor import AnyPredictor, Predictor
 from .report import PredictorReport
+from .scores import logits
 from .stored import BITS
 from .training import LowRank, Training
 

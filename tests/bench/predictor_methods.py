@@ -29,7 +29,7 @@ from tsconvert.convert.sweep import Stream, sweep
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, predicted_bytes
 from tsconvert.predictors.labels import FFN
 from tsconvert.predictors.linear import truncated_svd
-from tsconvert.predictors.predictor import logits
+from tsconvert.predictors.scores import logits
 from tsconvert.predictors.training import LowRank, Training
 from tsconvert.predictors.trials import layer_ffns
 

@@ -21,8 +21,9 @@ from tsconvert.predictors.estimate import estimate_predictors
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.hot import hot_set, hot_share, overlap
 from tsconvert.predictors.linear import _reduced_rank
-from tsconvert.predictors.predictor import Predictor, Scores, SignPredictor
+from tsconvert.predictors.predictor import Predictor, SignPredictor
 from tsconvert.predictors.rank import Choice, candidates, cap, choices, spend, tried
+from tsconvert.predictors.scores import Scores
 from tsconvert.predictors.statistics import EnergyHistogram
 from tsconvert.predictors.stored import as_stored
 from tsconvert.predictors.train import train_predictors
