@@ -9,6 +9,10 @@ from . import distributed
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons.
 
 
+_COUNT_EVERY = 4  # tokens, while training
+_NORMS_LAST = 8  # forward passes
+
+
 class InLoop(Protocol):
     """Trained with the whole model, beside it: predictors, whose mask some of the sequences go through."""
 
@@ -48,8 +52,10 @@ class Meter:
         self.in_loop = in_loop
         self.layers = len(model.model.layers)
         self.penalised = True
+        self.signed = model.config.ffn_activation == "reglu"
         self._open = False
         self._scale: list[float] = []
+        self._down: dict[tuple[int, int], tuple[int, torch.Tensor | None]] = {}
         self.begin()
         for index, layer in enumerate(model.model.layers):
             ffn = layer.mlp.experts if hasattr(layer.mlp, "experts") else layer.mlp
@@ -87,20 +93,34 @@ class Meter:
         """Back to what `state` gave."""
         self._scale = list(state)
 
+    @torch.no_grad()
+    def _norms(self, layer: int, expert: int, down_DF: torch.Tensor) -> torch.Tensor:
+        """The norms of down's columns, as they were not many passes ago."""
+        age, down_F = self._down.get((layer, expert), (0, None))
+        if down_F is None or (age >= _NORMS_LAST and self._open):
+            age, down_F = 0, down_DF.float().norm(dim=0)
+        self._down[layer, expert] = age + 1, down_F
+        return down_F
+
     def see(
         self, layer: int, h: torch.Tensor, x: torch.Tensor, down_DF: torch.Tensor, expert: int,
         token: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
         """One FFN's h, [..., F]; returns the h to be used."""
+        h_TF, x_TD = h.flatten(0, -2), x.flatten(0, -2)
+        learning = torch.is_grad_enabled()
         if self._open:
             with torch.no_grad():
-                self.fired[layer] += torch.tensor([float(torch.count_nonzero(h)), h.numel()], dtype=torch.float64)
-        h_TF, x_TD = h.flatten(0, -2), x.flatten(0, -2)
-        down_F = down_DF.detach().float().norm(dim=0)
-        if self.penalised and torch.is_grad_enabled() and self._open:
-            self.l1[layer].append(h_TF.abs().sum(0, dtype=torch.float32) @ down_F / self.tokens)
+                some_TF = h_TF[:: _COUNT_EVERY if learning else 1]
+                self.fired[layer] += torch.tensor([int(torch.count_nonzero(some_TF)), some_TF.numel()])
+        down_F = self._norms(layer, expert, down_DF)
+        if self.penalised and learning:
+            tap: Any = _Tap.apply
+            h_TF, l1 = tap(h_TF, down_F, self.signed)
+            if self._open:
+                self.l1[layer].append(l1 / self.tokens)
         if self.in_loop is None:
-            return h
+            return h_TF.view_as(h)
         masked_T = None
         if self.masked_tokens:
             place_T = torch.arange(len(h_TF), device=h.device) if token is None else token
@@ -109,6 +129,24 @@ class Meter:
         if loss is not None:
             self.losses.append(loss)
         return used_TF.view_as(h)
+
+
+class _Tap(torch.autograd.Function):
+    """h as it is, and sum |h_j| down_j, whose gradient joins h's own on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, h_TF: torch.Tensor, down_F: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """h is at least 0 under dReLU; under ReGLU its sign counts."""
+        ctx.save_for_backward(down_F, *((h_TF,) if signed else ()))
+        size_TF = h_TF.abs() if signed else h_TF
+        return h_TF.view_as(h_TF), (size_TF @ down_F.to(h_TF.dtype)).sum(dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Where h is 0, dReLU's own slope is too."""
+        down_F, *signed = ctx.saved_tensors
+        more = (slopes[1] * down_F).to(slopes[0].dtype)
+        return torch.addcmul(slopes[0], signed[0].sign(), more) if signed else slopes[0] + more, None, None
 
 
 class _Watch:
