@@ -183,7 +183,7 @@ def _arguments(config: RelufyConfig, how: FullRecovery, folder: Path) -> Trainin
     every = max(1, how.steps // how.evaluations)
     more: dict[str, Any] = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if how.checkpointing else {}
     return TrainingArguments(
-        output_dir=str(folder), max_steps=-(-how.steps // every) * every, per_device_train_batch_size=rows,
+        output_dir=str(folder), max_steps=max(1, round(how.steps / every)) * every, per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows, gradient_accumulation_steps=steps, lr_scheduler_type="cosine",
         warmup_steps=max(1, how.steps // 20), max_grad_norm=1.0, logging_steps=min(10, every), eval_strategy="steps",
         eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2, load_best_model_at_end=True,

@@ -18,7 +18,7 @@ from .penalty import SparsityPenalty
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
 _STATE = "recovery.json"
-_FIRST_WEIGHT = 0.03  # of the penalty
+_FIRST_WEIGHT = 0.1  # of the penalty
 _EXCESS = 1.03  # of the density asked for, up to which a model counts as having reached it
 _PRICE = 5.0  # nats that a density e times as high as that costs a checkpoint in comparison
 PREDICTOR = "predictor"

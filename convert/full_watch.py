@@ -9,6 +9,7 @@ from . import distributed
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons.
 
 
+_OUTSIDE = 4.0  # price of an activation that the mask would lose, in the penalty, against 1 of others
 _COUNT_EVERY = 4  # tokens, while training
 _NORMS_LAST = 8  # forward passes
 
@@ -25,16 +26,18 @@ class InLoop(Protocol):
     def rate(self, width: int) -> float:
         """The learning rate of those modules' weights."""
 
-    def use(
-        self, layer: int, expert: int, x_TD: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor,
-        masked_T: torch.Tensor | None, *, learns: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        """The activations that are to be used, and a loss of its own if it ``learns``.
+    def look(
+        self, layer: int, expert: int, x_TD: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Logits [T, F] that name a neuron where they are at least 0, and a loss of its own where something learns.
 
         Args:
-            masked_T: the tokens that go through the mask; None is none of them.
-            down_F: the norms of down's columns.
+            h_TF: the activations, without their graph.
+            down_F: the norms of down's columns; None where nothing learns.
         """
+
+    def use(self, h_TF: torch.Tensor, z_TF: torch.Tensor, masked_T: torch.Tensor) -> torch.Tensor:
+        """The activations without what the logits do not name, for the tokens ``masked_T``."""
 
     def step(self) -> None:
         """After the forward pass of each micro-batch, in all processes."""
@@ -52,6 +55,7 @@ class Meter:
         self.in_loop = in_loop
         self.layers = len(model.model.layers)
         self.penalised = True
+        self.outside = _OUTSIDE
         self.signed = model.config.ffn_activation == "reglu"
         self._open = False
         self._scale: list[float] = []
@@ -114,39 +118,48 @@ class Meter:
                 some_TF = h_TF[:: _COUNT_EVERY if learning else 1]
                 self.fired[layer] += torch.tensor([int(torch.count_nonzero(some_TF)), some_TF.numel()])
         down_F = self._norms(layer, expert, down_DF)
+        z_TF = None
+        if self.in_loop is not None and (self.learns or self.masked_tokens):
+            learns = self.learns and self._open
+            z_TF, loss = self.in_loop.look(layer, expert, x_TD.detach(), h_TF.detach(), down_F if learns else None)
+            if loss is not None:
+                self.losses.append(loss)
         if self.penalised and learning:
             tap: Any = _Tap.apply
-            h_TF, l1 = tap(h_TF, down_F, self.signed)
+            price_TF = None if z_TF is None else torch.where(z_TF.detach() >= 0, 1.0, self.outside).to(h_TF.dtype)
+            h_TF, l1 = tap(h_TF, down_F, price_TF, self.signed)
             if self._open:
                 self.l1[layer].append(l1 / self.tokens)
-        if self.in_loop is None:
-            return h_TF.view_as(h)
-        masked_T = None
-        if self.masked_tokens:
+        if self.in_loop is not None and z_TF is not None and self.masked_tokens:
             place_T = torch.arange(len(h_TF), device=h.device) if token is None else token
-            masked_T = place_T < self.masked_tokens
-        used_TF, loss = self.in_loop.use(layer, expert, x_TD, h_TF, down_F, masked_T, learns=self.learns and self._open)
-        if loss is not None:
-            self.losses.append(loss)
-        return used_TF.view_as(h)
+            h_TF = self.in_loop.use(h_TF, z_TF, place_T < self.masked_tokens)
+        return h_TF.view_as(h)
 
 
 class _Tap(torch.autograd.Function):
-    """h as it is, and sum |h_j| down_j, whose gradient joins h's own on its way back."""
+    """h as it is, and sum |h_j| down_j price_j, whose gradient joins h's own on its way back."""
 
     @staticmethod
-    def forward(ctx: Any, h_TF: torch.Tensor, down_F: torch.Tensor, signed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        ctx: Any, h_TF: torch.Tensor, down_F: torch.Tensor, price_TF: torch.Tensor | None, signed: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """h is at least 0 under dReLU; under ReGLU its sign counts."""
-        ctx.save_for_backward(down_F, *((h_TF,) if signed else ()))
+        ctx.save_for_backward(down_F, price_TF, h_TF if signed else None)
         size_TF = h_TF.abs() if signed else h_TF
+        if price_TF is not None:
+            size_TF = size_TF * price_TF
         return h_TF.view_as(h_TF), (size_TF @ down_F.to(h_TF.dtype)).sum(dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Where h is 0, dReLU's own slope is too."""
-        down_F, *signed = ctx.saved_tensors
+        down_F, price_TF, h_TF = ctx.saved_tensors
         more = (slopes[1] * down_F).to(slopes[0].dtype)
-        return torch.addcmul(slopes[0], signed[0].sign(), more) if signed else slopes[0] + more, None, None
+        if price_TF is not None:
+            more = more * price_TF
+        if h_TF is not None:
+            more = more * h_TF.sign()
+        return slopes[0] + more, None, None, None
 
 
 class _Watch:

@@ -117,23 +117,24 @@ class LoopPredictors:
         """A fifth of what they were trained with, falling with the root of the width."""
         return _REFERENCE_RATE * math.sqrt(_REFERENCE_WIDTH / width)
 
-    def use(
-        self, layer: int, expert: int, x_TD: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor,
-        masked_T: torch.Tensor | None, *, learns: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        """h without what is not predicted for the tokens in ``masked_T``, and the predictors' own loss."""
+    def look(
+        self, layer: int, expert: int, x_TD: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The logits of some inputs, and the predictors' own loss."""
         own = self.layers[layer]
-        if not own.used[expert] or not len(x_TD) or (masked_T is None and not learns):
-            return h_TF, None
-        z_TF = own.logits(x_TD.detach(), expert)
-        loss = None
-        if learns:
-            some = slice(None, None, -(-len(x_TD) // _LEARN_TOKENS))
-            loss = own.learn(z_TF[some], h_TF.detach()[some], down_F, expert)
-        if masked_T is None:
-            return h_TF, loss
-        used_TF: torch.Tensor = _apply(h_TF, z_TF if self.straight else z_TF.detach(), masked_T)
-        return used_TF, loss
+        if not own.used[expert] or not len(x_TD):
+            return None, None
+        z_TF = own.logits(x_TD, expert)
+        if down_F is None:
+            return z_TF, None
+        some = slice(None, None, -(-len(x_TD) // _LEARN_TOKENS))
+        return z_TF, own.learn(z_TF[some], h_TF[some], down_F, expert)
+
+    def use(self, h_TF: torch.Tensor, z_TF: torch.Tensor, masked_T: torch.Tensor) -> torch.Tensor:
+        """h without what is not predicted, for the tokens in ``masked_T``."""
+        masked: Any = _Mask.apply
+        used_TF: torch.Tensor = masked(h_TF, z_TF if self.straight else z_TF.detach(), masked_T)
+        return used_TF
 
     def step(self) -> None:
         """Steer the prices by what all processes saw."""
@@ -178,11 +179,6 @@ def _straight(weight: torch.Tensor, type_name: str) -> torch.Tensor:
     with torch.no_grad():
         rounding = as_stored(weight.float(), type_name) - weight
     return weight + rounding
-
-
-def _apply(h_TF: torch.Tensor, z_TF: torch.Tensor, masked_T: torch.Tensor) -> torch.Tensor:
-    masked: Any = _Mask.apply
-    return masked(h_TF, z_TF, masked_T)  # type: ignore[no-any-return]
 
 
 class _Mask(torch.autograd.Function):
