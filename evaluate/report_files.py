@@ -14,6 +14,7 @@ from .report_svg import percent
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _ENGINES = {"turbosparse": "tsconvert's runner", "bamboo": "PowerInfer", "llama": "llama.cpp", "mistral": "llama.cpp"}
 _MOST_FILES = 6
+_FAINT = 1e-6  # below, it is the rounding of the comparison itself
 _MODES = (
     "Dense mode computes every neuron; exact mode computes up and down only where the gate is positive, with the same"
     " result; predicted mode computes what the predictors name."
@@ -69,23 +70,25 @@ def _row(found: Findings, file: Record) -> tuple[str, ...]:
 
 def quantization(found: Findings) -> Section | None:
     """What storing each tensor cost, where the export recorded it."""
-    measured = [file for file in found.files if (file.figures.get("verification") or {}).get("errors")]
+    measured = [file for file in found.files if _measured(file)]
     if not measured:
         return None
-    layers = (
-        max((_layer(name) or 0 for file in measured for name in file.figures["verification"]["errors"]), default=0) + 1
-    )
-    series = {found.name(file.path): _points(file, layers) for file in measured[:_MOST_FILES]}
+    names = list(dict.fromkeys(name for file in measured for name in file.figures["tensors"]))
+    layers = max((_layer(name) for name in names), default=0) + 1
+    shown = measured[:_MOST_FILES]
+    series = {found.name(file.path): _points(file, names, layers) for file in shown}
     figure = Figure(
         title="Error of each tensor",
-        note="|stored − source| / |source| over all weights of a tensor, on a logarithmic scale; rest the pointer on a"
-        " dot for its name. Embeddings and the output stand at the right.",
-        svg=strip("quantization error of each tensor", series, layers=layers, title="relative error"),
+        note="|stored − source| / |source| over all weights of a tensor, on a logarithmic scale, in the order of the"
+        " file; rest the pointer on a dot for its name. What is stored as it was has no dot.",
+        svg=strip("quantization error of each tensor", series, _groups(layers), title="relative error"),
         legend=tuple((f"s{i}", name) for i, name in enumerate(series)),
+        wide=True,
     )
     rows = []
     for file in measured:
-        errors: dict[str, float] = file.figures["verification"]["errors"]
+        stored: dict[str, float] = file.figures["verification"]["errors"]
+        errors = {name: error for name, error in stored.items() if error >= _FAINT}
         worst = max(errors, key=lambda name: errors[name])
         kind = file.figures.get("tensors", {}).get(worst, "")
         middle = statistics.median(errors.values())
@@ -96,21 +99,36 @@ def quantization(found: Findings) -> Section | None:
     return Section(id="quantization", title="What storing the weights cost", figures=(figure,), tables=(table,))
 
 
-def _layer(name: str) -> int | None:
+def _measured(file: Record) -> bool:
+    errors = (file.figures.get("verification") or {}).get("errors") or {}
+    return any(error >= _FAINT for error in errors.values())
+
+
+def _layer(name: str) -> int:
+    """-1 for what is in no layer."""
     match = _LAYER.match(name)
-    return int(match[1]) if match else None
+    return int(match[1]) if match else -1
 
 
-def _points(file: Record, layers: int) -> list[tuple[float, float, str]]:
-    kinds = file.figures.get("tensors", {})
-    return [
-        (
-            float(layers if _layer(name) is None else _layer(name) or 0),
-            error,
-            f"{name} {kinds.get(name, '')}: {percent(error)}",
-        )
-        for name, error in file.figures["verification"]["errors"].items()
-    ]
+def _groups(layers: int) -> list[str]:
+    return [*map(str, range(layers)), "others"]
+
+
+def _points(file: Record, names: list[str], layers: int) -> list[tuple[float, float, str]]:
+    """(layer and place in it, error, what); the names of all files give every tensor one place."""
+    kinds = file.figures["tensors"]
+    members: dict[int, list[str]] = {}
+    for name in names:
+        members.setdefault(_layer(name), []).append(name)
+    points = []
+    for name, error in file.figures["verification"]["errors"].items():
+        if error < _FAINT or name not in kinds:
+            continue
+        group = members[_layer(name)]
+        place = (group.index(name) + 1) / (len(group) + 1)
+        at = layers if _layer(name) < 0 else _layer(name)
+        points.append((at + place, error, f"{name} {kinds[name]}: {percent(error)}"))
+    return points
 
 
 def speed(found: Findings) -> Section | None:

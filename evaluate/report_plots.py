@@ -119,22 +119,24 @@ def points(
     return drawing(label, *parts, axis_x(x, form, x_title))
 
 
-def strip(label: str, series: Mapping[str, Sequence[Point]], *, layers: int, title: str) -> str:
-    """Dots over layers on a logarithmic scale, what is outside the layers at the right end."""
-    y = scale([p[1] for group in series.values() for p in group], _FLOOR, TOP, log=True)
-    x = Scale(low=-0.6, high=layers + 0.6, start=LEFT, end=WIDTH - RIGHT)
-    parts = [axis_y(y, percent, title)]
-    for index in range(layers + 1):
-        if index == layers or index % max(1, -(-layers // 20)) == 0:
-            name = "others" if index == layers else str(index)
-            parts.append(tag("text", name, x=x(index), y=_FLOOR + 17, class_="tick mid"))
-    for index, group in enumerate(series.values()):
-        shift = (index - (len(series) - 1) / 2) * 0.16
-        for a, b, what in group:
-            parts.append(tag("circle", tip(what), cx=x(a + shift), cy=y(b), r=3.2, class_=f"dot s{index}"))
-    parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_FLOOR, y2=_FLOOR, class_="base"))
-    parts.append(tag("text", "layer", x=(LEFT + WIDTH - RIGHT) / 2, y=_FLOOR + 34, class_="axis"))
-    return drawing(label, *parts)
+def strip(label: str, series: Mapping[str, Sequence[Point]], groups: Sequence[str], *, title: str) -> str:
+    """Dots on a logarithmic scale, in named groups side by side; x is the group's number and the place within it."""
+    y = scale([p[1] for points_ in series.values() for p in points_], _FLOOR, TOP, log=True)
+    step = (WIDE - LEFT - RIGHT) / len(groups)
+    parts = [axis_y(y, percent, title, width=WIDE)]
+    for index, name in enumerate(groups):
+        if index:
+            at = LEFT + step * index
+            parts.append(tag("line", x1=at, x2=at, y1=TOP, y2=_FLOOR, class_="grid"))
+        if index % max(1, -(-len(groups) // 40)) == 0 or index == len(groups) - 1:
+            parts.append(tag("text", escape(name), x=LEFT + step * (index + 0.5), y=_FLOOR + 17, class_="tick mid"))
+    for index, points_ in enumerate(series.values()):
+        for a, b, what in points_:
+            at = LEFT + step * a
+            parts.append(tag("circle", tip(what), cx=at, cy=y(b), r=3.4, class_=f"dot s{index}"))
+    parts.append(tag("line", x1=LEFT, x2=WIDE - RIGHT, y1=_FLOOR, y2=_FLOOR, class_="base"))
+    parts.append(tag("text", "layer", x=(LEFT + WIDE - RIGHT) / 2, y=_FLOOR + 34, class_="axis"))
+    return drawing(label, *parts, width=WIDE)
 
 
 def ladder(label: str, rows: Sequence[tuple[str, float, str]], *, reference: float | None, log: bool) -> str:

@@ -135,7 +135,7 @@ def training(found: Findings) -> Section | None:
         return None
     report, settings = sparse.figures, sparse.figures["settings"]
     how = settings.get("training", {})
-    aim = f", steered to {how['target_sparsity']:.0%} silent neurons" if how.get("target_sparsity") else ""
+    aim = f", steered to {percent(how['target_sparsity'])} silent neurons" if how.get("target_sparsity") else ""
     text = [
         (
             f"Each layer was trained for {how.get('steps', 0):,} steps of {how.get('batch_tokens', 0):,} tokens to give"
@@ -147,8 +147,8 @@ def training(found: Findings) -> Section | None:
     if report.get("energy_kept"):
         before, after = report["energy_kept"]
         text.append(
-            f"First each neuron's sign was chosen, which costs no training: dReLU then keeps {after:.0%} of the SwiGLU"
-            f" energy instead of {before:.0%}."
+            f"First each neuron's sign was chosen, which costs no training: dReLU then keeps {percent(after)} of the"
+            f" SwiGLU energy instead of {percent(before)}."
         )
     return Section(id="training", title="How it was recovered", text=tuple(text), figures=tuple(figures))
 

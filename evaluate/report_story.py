@@ -156,7 +156,7 @@ def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
     yield (Step(name=source, what=what, facts=(f"{_parameters(figures['parameters'])} parameters",)),)
     aim = settings.get("training", {}).get("target_sparsity")
     facts = [f"{figures.get('tokens', 0):,} tokens"] if figures.get("tokens") else []
-    facts += [f"aimed at {aim:.0%} silent"] if aim else []
+    facts += [f"aimed at {percent(aim)} silent"] if aim else []
     facts.append(size_text(figures["size_bytes"]))
     made = f"relufy, {_HOW.get(settings.get('recover', ''), '')}"
     yield (

@@ -82,10 +82,9 @@ def scale(values: Sequence[float], start: float, end: float, *, log: bool = Fals
 def percent(value: float) -> str:
     """A share for people: 12 %, 3.4 %, 0.02 %."""
     value *= 100
-    digits = (
-        0 if value == 0 or abs(value) >= 9.95 or abs(value - round(value)) < 1e-9 else 1 if abs(value) >= 0.95 else 2
-    )
-    return f"{value:.{digits}f} %"
+    if value == 0 or abs(value) >= 9.95 or (abs(value) >= 1 and abs(value - round(value)) < 1e-9):
+        return f"{value:.0f} %"
+    return f"{value:.1f} %" if abs(value) >= 0.95 else f"{value:.1g} %"
 
 
 def number(value: float) -> str:
@@ -97,12 +96,12 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def axis_y(y: Scale, form: Format, title: str) -> str:
+def axis_y(y: Scale, form: Format, title: str, width: float = WIDTH) -> str:
     """Grid lines with their values, and what they measure."""
     parts = []
     for value in y.ticks():
         at = y(value)
-        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
+        parts.append(tag("line", x1=LEFT, x2=width - RIGHT, y1=at, y2=at, class_="grid"))
         parts.append(tag("text", escape(form(value)), x=LEFT - 7, y=at + 4.0, class_="tick end"))
     parts.append(tag("text", escape(title), x=0, y=10, class_="tick"))
     return "".join(parts)
