@@ -650,6 +650,44 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("model", metavar="MODEL_OR_CONFIG")
+@click.option(
+    "--type", "types", multiple=True, default=("F16", "Q8_0", "Q4_K_M", "Q4_0"), show_default=True, help="Repeatable."
+)
+@click.option("--density", type=float, default=0.12, show_default=True, help="Share of neurons that fire once sparse.")
+@click.option("--predicted", type=float, help="Share that predictors name; default: 1.2 times the density.")
+@click.option("--rank", type=Rank(), default="auto", help="Of the predictors; auto: 4 % of the model's weights in all.")
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Sequences generated at once.")
+@click.option("--ctx", "context", type=COUNT, default=512, show_default=True, help="Tokens in each one's cache.")
+@click.option("--tokens", type=COUNT, default="64K", show_default=True, help="Calibration tokens of each stage.")
+@click.option("--bandwidth", type=float, help="Of the machine's memory, GB/s.")
+@click.option("--cores", type=click.IntRange(1), help="Default: this machine's.")
+@click.option("--memory", "memory_bytes", type=COUNT, help="Such as 32G; default: this machine's.")
+@click.option("--gflops", type=float, help="Of float32 products on all cores; default: 80 a core.")
+@click.option("--disk", "disk_free_bytes", type=COUNT, help="Free disk, such as 200G.")
+@click.option("--disk-speed", type=float, help="GB/s; default: 1.")
+@click.option("--measure", is_flag=True, help="Measure here what is not given. The default if nothing is given.")
+@common
+def plan(
+    as_json: bool, bandwidth: float | None, cores: int | None, memory_bytes: int | None, gflops: float | None,
+    disk_free_bytes: int | None, disk_speed: float | None, measure: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Say what each stage would cost and what speed to expect, from a config.json alone.
+
+    MODEL_OR_CONFIG is a config.json, a folder, an embedded model or a hub id, whose config.json alone is fetched.
+    """
+    from .evaluate.plan import PlanConfig
+    from .evaluate.plan import plan as run_plan
+    from .evaluate.plan_machine import described
+
+    machine = described(
+        bandwidth_gb=bandwidth, cores=cores, memory_bytes=memory_bytes, gflops=gflops, disk_gb=disk_speed,
+        disk_free_bytes=disk_free_bytes, measure=measure,
+    )  # fmt: skip
+    emit(run_plan(PlanConfig(machine=machine, **options)), as_json)
+
+
+@main.command()
 @click.option(
     "--model", default="tiny-mistral", show_default=True, help="Embedded model, checkpoint folder, or `smollm2`."
 )
@@ -661,16 +699,3 @@ def demo(as_json: bool, **options: Any) -> None:
     from .evaluate.demo import demo as run_demo
 
     emit(run_demo(DemoConfig(**options)), as_json)
-
-
-def _missing(name: str, stage: str, help_text: str) -> None:
-    """Register a command whose stage is not built yet: it says so and exits 2."""
-
-    @main.command(name, help=f"{help_text} (not built yet)", context_settings={"ignore_unknown_options": True})
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    @common
-    def command(arguments: tuple[str, ...], as_json: bool) -> None:  # noqa: ARG001
-        raise TsconvertError(f"{name} is not built yet: this version of tsconvert lacks the {stage} stage")
-
-
-_missing("plan", "planning", "Say what each stage would cost and what speed to expect.")

@@ -55,15 +55,21 @@ class RelufyCost:
         )
 
 
-def relufy_cost(spec: ModelSpec, source_bytes: int, output_bytes: int, config: "RelufyConfig") -> RelufyCost:
-    """The cost of ``config`` on a model of ``spec``, in one process."""
+def relufy_cost(
+    spec: ModelSpec, source_bytes: int, output_bytes: int, config: "RelufyConfig", rate: float | None = None
+) -> RelufyCost:
+    """The cost of ``config`` on a model of ``spec``, in one process.
+
+    Args:
+        rate: floating-point operations a second of the machine that is planned for; None measures this one's.
+    """
     if config.recover == "none" and not config.align:
         tensor = 12 * max(spec.width * spec.neurons, spec.width * spec.vocab) if config.dtype else 0
         memory = {"libraries": _TORCH_BYTES, "one tensor": tensor}
         time_s, rate, scratch = (source_bytes + output_bytes) / _COPY_BYTES_PER_S, None, 0
     else:
         memory, scratch = _memory(spec, config)
-        rate = product_rate(config.device, bfloat16=bool(config.training.autocast))
+        rate = rate or product_rate(config.device, bfloat16=bool(config.training.autocast))
         time_s = flops(spec, config) / rate + (source_bytes + output_bytes) / _COPY_BYTES_PER_S
     return RelufyCost(
         memory_bytes=sum(memory.values()), memory=memory, disk_bytes=output_bytes, scratch_bytes=scratch,

@@ -51,8 +51,12 @@ class PredictorsCost:
         )
 
 
-def predictors_cost(spec: ModelSpec, config: "PredictorConfig") -> PredictorsCost:
-    """The cost of ``config`` on a model of ``spec``, in one process."""
+def predictors_cost(spec: ModelSpec, config: "PredictorConfig", rate: float | None = None) -> PredictorsCost:
+    """The cost of ``config`` on a model of ``spec``, in one process.
+
+    Args:
+        rate: floating-point operations a second of the machine that is planned for; None measures this one's.
+    """
     ranks = [config.rank] if config.rank else list(candidates(spec.width, cap(spec, config.budget)))[:_TRIALS]
     if config.method == "sign":
         ranks = []
@@ -76,7 +80,7 @@ def predictors_cost(spec: ModelSpec, config: "PredictorConfig") -> PredictorsCos
     judging = config.tokens // 8 * sum(3 * labels + 6 * rank * each for rank in ranks) / max(1, spec.ffns)
     passes = 2 * config.tokens * (attention + active) * 1.25
     flops = spec.layers * passes + ffns * (steps * batch * per_step + judging)
-    rate = product_rate(config.device, bfloat16=bool(config.training.autocast))
+    rate = rate or product_rate(config.device, bfloat16=bool(config.training.autocast))
     return PredictorsCost(
         memory_bytes=sum(memory.values()), memory=memory, disk_bytes=4 * ffns * each * 2 * sum(ranks),
         scratch_bytes=0 if hidden <= IN_MEMORY_BYTES else hidden, time_s=flops / rate, rate=rate,
