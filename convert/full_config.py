@@ -27,7 +27,9 @@ class FullRecovery:
     top_logits: int | None = None
     """The teacher's so many largest logits are computed first and kept on disk; None: all, while training."""
     penalty: str = "steered"
-    """`steered` to the target sparsity, or `sine`, ProSparse's stages; without a target there is none."""
+    """`steered` to the target sparsity, without one there is none; or `sine`, ProSparse's stages."""
+    penalty_peak: float = 1.0
+    """Of `sine`: the last stage's weight."""
     target_sparsity: float | None = None
     """Share of neurons to be silent, 0 to 1."""
     train_embeddings: bool = False
@@ -88,6 +90,8 @@ class FullFound:
     density: tuple[float, ...]
     """Of each layer."""
     evaluations: tuple[Evaluation, ...]
+    losses: tuple[tuple[int, float], ...]
+    """Step and training loss, every few steps."""
     elapsed_s: float
 
     def to_json(self) -> dict[str, Any]:

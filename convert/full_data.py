@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from .checkpoint import Checkpoint
 from .corpora import calibration_rows
 from .full_config import FullRecovery
+from .teacher_logits import KeptLogits
 
 if TYPE_CHECKING:
     from .relufy import RelufyConfig
@@ -21,17 +22,17 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
-    """Rows of tokens as the trainer takes them."""
+    """Rows of tokens as the trainer takes them, with what was kept of the teacher."""
 
-    def __init__(self, rows_NS: Tokens) -> None:
-        self.rows_NS = torch.from_numpy(np.ascontiguousarray(rows_NS))
+    def __init__(self, rows_NS: Tokens, kept: KeptLogits | None = None) -> None:
+        self.rows_NS, self.kept = torch.from_numpy(np.ascontiguousarray(rows_NS)), kept
 
     def __len__(self) -> int:
         return len(self.rows_NS)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row_S = self.rows_NS[index]
-        return {"input_ids": row_S, "labels": row_S}
+        return {"input_ids": row_S, "labels": row_S} | (self.kept.of(index) if self.kept else {})
 
 
 def full_rows(

@@ -30,8 +30,11 @@ from .full_watch import InLoop
 from .journal import JOURNAL, Journal
 from .progress import note
 from .relufy import PROVENANCE, RelufyConfig, RelufyReport, provenance, relufy
+from .teacher_logits import keep_logits
 from .writer import atomic_folder, check_disk, refuse_existing, write_json
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 Finish = Callable[[Path, torch.Tensor, Mapping[str, torch.Tensor]], None]
 
 
@@ -135,9 +138,14 @@ def _train(
         in_loop.start(model)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
     dense_perplexity = _perplexity(dense, torch.from_numpy(held_NS), config)
+    kept = None
+    if how.top_logits and how.divergence:
+        train_NS = train_NS[: max(1, round(how.tokens / config.context))]
+        kept = keep_logits(dense, train_NS, how.top_logits, folder, config.device)
+    follows = (how.divergence and kept is None) or how.hidden
     trainer = RecoveryTrainer(
-        model=model, args=arguments, train_dataset=Rows(train_NS), eval_dataset=Rows(held_NS), how=how,
-        teacher=dense if how.divergence or how.hidden else None, peak=how.peak(start.spec.width), in_loop=in_loop,
+        model=model, args=arguments, train_dataset=Rows(train_NS, kept), eval_dataset=Rows(held_NS), how=how,
+        teacher=dense if follows else None, peak=how.peak(start.spec.width), in_loop=in_loop,
         callbacks=[EarlyStoppingCallback(how.patience)] if how.patience else None,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -149,6 +157,7 @@ def _train(
         steps=trainer.state.global_step, tokens=trainer.state.global_step * how.batch_tokens,
         best_step=trainer.state.best_global_step or trainer.state.global_step, dense_perplexity=dense_perplexity,
         perplexity=judged["eval_perplexity"], density=trainer.layer_density, evaluations=looks,
+        losses=tuple((entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
         elapsed_s=time.monotonic() - start_s,
     )  # fmt: skip
     return found, trainer, torch.from_numpy(held_NS)
@@ -160,12 +169,9 @@ def _run(trainer: RecoveryTrainer, folder: Path, resume: bool) -> None:
         note(f"going on from step {_step(last)}")
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(error) or "PytorchStreamWriter failed" in str(error):
-            raise TsconvertError(
-                f"{folder}: the disk is full; the last whole checkpoint is kept there: make room and --resume"
-            ) from error
+    except Exception as error:
+        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS):
+            raise TsconvertError(f"{folder}: the disk is full; {trainer.kept()}: make room and --resume") from error
         raise
 
 

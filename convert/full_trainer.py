@@ -12,9 +12,11 @@ from transformers import Trainer
 from . import distributed
 from .errors import TsconvertError
 from .full_config import FullRecovery
+from .full_fsdp import shard_on_cpu
 from .full_loss import IGNORED, Teacher, TopK, distillation, hidden_distance
 from .full_watch import InLoop, Meter
 from .penalty import SparsityPenalty
+from .penalty_stages import StagedPenalty
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
 _STATE = "recovery.json"
@@ -43,9 +45,8 @@ class RecoveryTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.meter = Meter(self.model, in_loop)
-        self.penalty = SparsityPenalty(how.target_sparsity, how.steps)
-        self.penalty.weight = _FIRST_WEIGHT
-        self.meter.penalised = how.target_sparsity is not None
+        self.penalty = _penalty(how)
+        self.meter.penalised = self.penalty.goal is not None or how.penalty == "sine"
         self._parts: dict[str, list[float]] = {}
         self._fired: list[float] = []
         self._steered = -1
@@ -53,6 +54,12 @@ class RecoveryTrainer(Trainer):
 
     optimizer: Any
     control: Any
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Before it accelerate learns that sharding is wanted on the CPU, too."""
+        if self.args.use_cpu and distributed.world() > 1:
+            shard_on_cpu()
+        super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW without decay; what is in the loop has a learning rate of its own."""
@@ -176,13 +183,15 @@ class RecoveryTrainer(Trainer):
     def _note(self, loss: float, parts: dict[str, float]) -> None:
         if not math.isfinite(loss):
             raise TsconvertError(
-                f"the loss is {loss} at step {self.state.global_step}; {self._kept()}: lower the learning rate"
+                f"the loss is {loss} at step {self.state.global_step}; {self.kept()}: lower the learning rate"
             )
         for name, value in parts.items():
             self._parts.setdefault(name, []).append(value)
 
-    def _kept(self) -> str:
-        last = max(Path(self.args.output_dir).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
+    def kept(self) -> str:
+        """What a failed run leaves, in words."""
+        checkpoints = filter(whole, Path(self.args.output_dir).glob("checkpoint-*"))
+        last = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
         return "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -197,6 +206,14 @@ class RecoveryTrainer(Trainer):
         state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
         vars(self.penalty).update(state["penalty"])
         self.meter.restore(state["meter"])
+
+
+def _penalty(how: FullRecovery) -> SparsityPenalty | StagedPenalty:
+    if how.penalty == "sine":
+        return StagedPenalty(how.target_sparsity, how.steps, how.penalty_peak)
+    penalty = SparsityPenalty(how.target_sparsity, how.steps)
+    penalty.weight = _FIRST_WEIGHT
+    return penalty
 
 
 def whole(checkpoint: Path) -> bool:

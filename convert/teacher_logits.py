@@ -1,0 +1,55 @@
+"""The teacher's largest log-probabilities, computed once and kept on disk: for teachers too big to run along."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import distributed
+from .progress import progress
+
+# Shape suffixes: N sequences, S tokens a sequence, K largest logits that are kept.
+
+
+class KeptLogits:
+    """[N, S, K] indices and log-probabilities in mapped files."""
+
+    def __init__(self, folder: Path, rows: int, context: int, top: int, *, write: bool = False) -> None:
+        mode: Any = "w+" if write else "r"
+        shape = (rows, context, top)
+        mapped: Any = np.lib.format.open_memmap
+        self.index_NSK = mapped(folder / "teacher_index.npy", mode, np.int32, shape)
+        self.log_NSK = mapped(folder / "teacher_log.npy", mode, np.float16, shape)
+
+    def of(self, row: int) -> dict[str, torch.Tensor]:
+        """Those of one sequence, as the trainer takes them."""
+        return {
+            "top_index": torch.from_numpy(self.index_NSK[row].copy()),
+            "top_log": torch.from_numpy(self.log_NSK[row].copy()),
+        }
+
+
+@torch.no_grad()
+def keep_logits(model: Any, rows_NS: npt.NDArray[np.int64], top: int, folder: Path, device: str) -> KeptLogits:
+    """Compute them, unless a run before this one did; process 0 works, the others read.
+
+    Args:
+        model: the dense teacher.
+        folder: where the files go; a last, empty one says that they are whole.
+    """
+    whole, (rows, context) = folder / f"teacher_top_{top}_of_{len(rows_NS)}", rows_NS.shape
+    if not distributed.rank() and not whole.exists():
+        kept = KeptLogits(folder, rows, context, top, write=True)
+        with progress("teacher's logits", rows) as step:
+            for row, ids_S in enumerate(torch.from_numpy(rows_NS)):
+                logits_SV = model(input_ids=ids_S[None].to(device), use_cache=False).logits[0].float()
+                log_SK, index_SK = logits_SV.log_softmax(-1).topk(top)
+                kept.index_NSK[row], kept.log_NSK[row] = index_SK.cpu().numpy(), log_SK.cpu().numpy()
+                step("")
+        kept.index_NSK.flush()
+        kept.log_NSK.flush()
+        whole.touch()
+    distributed.barrier()
+    return KeptLogits(folder, rows, context, top)
