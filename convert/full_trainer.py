@@ -119,6 +119,7 @@ class RecoveryTrainer(Trainer):
         """Held-out perplexity and density; with somebody in the loop, under the mask as well."""
         model = self._wrap_model(self.model, training=False)
         loss, density = self._judge(model, masked=False)
+        self._check(loss)
         found: dict[str, float] = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 80.0)),
@@ -181,12 +182,15 @@ class RecoveryTrainer(Trainer):
         return outputs.logits.flatten(0, 1) if self.how.divergence else None, hidden
 
     def _note(self, loss: float, parts: dict[str, float]) -> None:
+        self._check(loss)
+        for name, value in parts.items():
+            self._parts.setdefault(name, []).append(value)
+
+    def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise TsconvertError(
                 f"the loss is {loss} at step {self.state.global_step}; {self.kept()}: lower the learning rate"
             )
-        for name, value in parts.items():
-            self._parts.setdefault(name, []).append(value)
 
     def kept(self) -> str:
         """What a failed run leaves, in words."""
@@ -196,6 +200,7 @@ class RecoveryTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        self.meter.refresh()
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             state = {"penalty": vars(self.penalty), "meter": self.meter.state()}

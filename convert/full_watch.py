@@ -89,6 +89,10 @@ class Meter:
         sums = distributed.sums(*self.fired.flatten().tolist())
         return [fired / max(1.0, seen) for fired, seen in zip(sums[::2], sums[1::2], strict=True)]
 
+    def refresh(self) -> None:
+        """Down's norms are taken anew: a run that goes on from here starts with them."""
+        self._down.clear()
+
     def state(self) -> list[float]:
         """What a resumed run needs."""
         return self._scale
