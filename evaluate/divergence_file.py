@@ -132,18 +132,25 @@ def read_about(path: Path) -> dict[str, Any]:
     Raises:
         TsconvertError: it is none.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {}).get("tsconvert", "{}"))
-    except (SafetensorError, ValueError, OSError) as error:
-        raise TsconvertError(
-            f"{path}: not a readable safetensors file ({error}); write it again with --save-logits"
-        ) from None
+    about = read_metadata(path)
     if about.get("format") != FORMAT:
         raise TsconvertError(f"{path}: not what eval --save-logits writes; give such a file, a model or a GGUF file")
     if about.get("format_version") != FORMAT_VERSION:
         version = about.get("format_version")
         raise TsconvertError(f"{path}: format version {version}, this tsconvert reads {FORMAT_VERSION}; write it again")
-    return dict(about)
+    return about
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What tsconvert noted in a safetensors file; empty in others'.
+
+    Raises:
+        TsconvertError: it is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return dict(json.loads((file.metadata() or {}).get("tsconvert", "{}")))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise TsconvertError(f"{path}: not a readable safetensors file ({error}); write it again") from None

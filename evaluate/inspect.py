@@ -1,46 +1,43 @@
-"""`tsconvert inspect`: what a checkpoint, a predictor folder, a profile or a GGUF file is and holds."""
+"""`tsconvert inspect`: what a checkpoint, predictor folder, profile, stored logits or GGUF file is and holds.
+
+It says what it is, how big by part, how sparse, and whether it is whole. What is damaged so far that it cannot be read
+is an error; what can be read and lacks something is told so.
+"""
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
 from pathlib import Path
 from typing import Any
 
 from ..convert.checkpoint import Checkpoint, find_model
 from ..convert.errors import TsconvertError
+from ..convert.journal import JOURNAL
 from ..convert.units import size_text
+from ..convert.writer import PARTIAL
+from .inspection import Inspection, Table, part_of, parts_table
 
-
-@dataclass(frozen=True, kw_only=True)
-class Inspection:
-    """What was found."""
-
-    path: str
-    kind: str
-    facts: dict[str, Any]
-    tensors: list[tuple[str, str, list[int], int]] = field(default_factory=list)
-    """Name, type, shape (rows first) and bytes."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The inspection as plain values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        lines = [f"{self.path}: {self.kind}"]
-        width = max(map(len, self.facts), default=0)
-        lines += [f"  {name:<{width}}  {value}" for name, value in self.facts.items() if value not in (None, "", [])]
-        lines += [f"  {name:<48} {kind:<6} {shape!s:<20} {size_text(size)}" for name, kind, shape, size in self.tensors]
-        return "\n".join(lines)
+_INFINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 
 
 def inspect(path: str, *, tensors: bool = False) -> Inspection:
     """Say what ``path`` is.
 
+    Args:
+        tensors: list every tensor.
+
     Raises:
         TsconvertError: it is nothing that tsconvert knows, or is damaged.
     """
     where = Path(path)
+    partial = where.with_name(where.name + PARTIAL)
+    if not where.exists() and partial.exists():
+        raise TsconvertError(
+            f"{path}: is not finished, {partial} is what there is; inspect that or go on with --resume"
+        )
     if where.is_file():
-        return _gguf(where, tensors) if where.suffix != ".safetensors" else _profile(where)
+        return _file(where, tensors)
+    if (where / JOURNAL).is_file():
+        return _unfinished(where)
     folder = find_model(path)
     config = folder / "config.json"
     if config.is_file() and '"tsconvert predictors"' in config.read_text(encoding="utf-8", errors="replace"):
@@ -48,9 +45,20 @@ def inspect(path: str, *, tensors: bool = False) -> Inspection:
     return _checkpoint(folder, tensors)
 
 
+def _file(path: Path, tensors: bool) -> Inspection:
+    if path.suffix != ".safetensors":
+        from .inspect_gguf import inspect_gguf
+
+        return inspect_gguf(path, tensors)
+    from .divergence_file import FORMAT, read_metadata
+
+    return _logits(path) if read_metadata(path).get("format") == FORMAT else _profile(path)
+
+
 def _checkpoint(folder: Path, tensors: bool) -> Inspection:
     checkpoint = Checkpoint(folder)
     spec = checkpoint.spec
+    infos = {place: checkpoint.info(place) for place in checkpoint.places}
     facts: dict[str, Any] = {
         "parameters": f"{spec.parameters / 1e6:,.1f}M",
         "size": size_text(checkpoint.size_bytes),
@@ -58,6 +66,7 @@ def _checkpoint(folder: Path, tensors: bool) -> Inspection:
         "layers": spec.layers,
         "width": spec.width,
         "neurons": f"{spec.neurons}" + (f" in each of {spec.experts} experts" if spec.experts else ""),
+        "experts a token": spec.experts_per_token or None,
         "heads": f"{spec.heads}, {spec.kv_heads} for keys and values",
         "vocabulary": spec.vocab,
         "context": spec.context,
@@ -66,76 +75,132 @@ def _checkpoint(folder: Path, tensors: bool) -> Inspection:
         "fingerprint": checkpoint.fingerprint,
     }
     provenance = folder / "tsconvert.json"
-    if provenance.is_file():
-        facts |= _provenance(provenance)
-    listed = [checkpoint.info(place) for place in checkpoint.places] if tensors else []
+    told, tables = _provenance(provenance) if provenance.is_file() else ({}, [])
+    places = (
+        (part_of(place.role), info.dtype, math.prod(info.shape), info.size_bytes) for place, info in infos.items()
+    )
+    whole, state = _values(checkpoint)
+    listed = infos.values() if tensors else ()
     return Inspection(
-        path=str(folder), kind=f"{spec.family} checkpoint", facts=facts,
+        path=str(folder), kind=f"{spec.family} checkpoint", whole=whole, state=state, facts=facts | told,
+        tables=[parts_table(places), *tables],
         tensors=[(info.name, info.dtype, list(info.shape), info.size_bytes) for info in listed],
     )  # fmt: skip
 
 
-def _provenance(path: Path) -> dict[str, Any]:
+def _values(checkpoint: Checkpoint) -> tuple[bool, str]:
+    """Whether a tensor holds NaN or infinity; that all are there is known since the checkpoint was opened."""
+    for place in checkpoint.places:
+        info = checkpoint.info(place)
+        if checkpoint.looks[place].largest_bits >= _INFINITE_BITS[info.dtype]:
+            return False, f"tensor {info.name} holds NaN or infinity"
+    return True, f"all {len(checkpoint.places)} tensors are there, none holds NaN or infinity"
+
+
+def _provenance(path: Path) -> tuple[dict[str, Any], list[Table]]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))["report"]
-        density = [layer["density"] for layer in report["layers"]]
-        return {
+        layers = [[i, float(layer["density"])] for i, layer in enumerate(report["layers"])]
+        facts = {
             "made from": report["source_fingerprint"],
             "perplexity": report["perplexity"]
             and f"{report['perplexity']:.2f}, dense {report['dense_perplexity']:.2f}",
-            "density": " ".join(f"{share:.2f}" for share in density),
+            "density": f"{sum(row[1] for row in layers) / len(layers):.3f}, mean over layers" if layers else None,
         }
     except (ValueError, KeyError, TypeError):
         raise TsconvertError(f"{path}: not what relufy writes; remove it") from None
+    table = Table(title="neurons that fired in recovery", header=["layer", "density"], rows=layers)
+    return facts, [table] if layers else []
+
+
+def _unfinished(folder: Path) -> Inspection:
+    """The partial output of a sweep: its journal has one line for each finished layer."""
+    lines = (folder / JOURNAL).read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Inspection(
+        path=str(folder), kind="unfinished output", whole=False,
+        state=f"{max(0, len(lines) - 1)} layers are finished; go on with --resume",
+        facts={"size": size_text(size)},
+    )  # fmt: skip
 
 
 def _predictors(folder: Path) -> Inspection:
     from ..predictors.folder import load_predictors
 
     found = load_predictors(folder)
-    ranks = [[predictor.rank if predictor else None for predictor in experts] for experts in found.ffns]
-    trained = [predictor for experts in found.ffns for predictor in experts if predictor]
+    reported = {(ffn.get("layer"), ffn.get("expert")): ffn for ffn in found.report.get("ffns", [])}
+    rows: list[list[Any]] = []
+    parameters = size = total = 0
+    for layer, experts in enumerate(found.ffns):
+        for expert, predictor in enumerate(experts):
+            total += 1
+            if predictor is None:
+                continue
+            parameters, size = parameters + predictor.parameters, size + 4 * predictor.parameters
+            said = reported.get((layer, expert), {})
+            figures = [said.get(name, "") for name in ("density", "predicted_density", "recall", "energy")]
+            rows.append([layer, expert, said.get("rank", ""), float(predictor.threshold), *figures])
+    header = ["layer", "expert", "rank", "threshold", "density", "predicted", "recall", "energy"]
     facts: dict[str, Any] = {
         "for model": found.model_fingerprint,
-        "FFNs": f"{len(trained)} of {sum(map(len, ranks))} have a predictor",
-        "ranks": ranks,
-        "parameters": f"{sum(p.parameters for p in trained) / 1e6:,.2f}M",
+        "FFNs": f"{len(rows)} of {total} have a predictor",
+        "parameters": f"{parameters / 1e6:,.2f}M",
+        "size": size_text(sum(file.stat().st_size for file in folder.iterdir())),
+        "mean recall": _mean(rows, 6),
+        "mean predicted density": _mean(rows, 5),
+        "mean density": _mean(rows, 4),
     }
     simple = {key: value for key, value in found.report.items() if isinstance(value, str | int | float)}
-    return Inspection(path=str(folder), kind="predictors", facts=facts | simple)
-
-
-def _profile(path: Path) -> Inspection:
-    from ..predictors.profile import load_profile
-
-    profile = load_profile(path)
-    return Inspection(path=str(path), kind="profile", facts={"": str(profile)})
-
-
-def _gguf(path: Path, tensors: bool) -> Inspection:
-    from ..quant.gguf_file import GgufFile
-
-    file = GgufFile(path)
-    sizes: dict[str, int] = {}
-    for tensor in file.tensors.values():
-        sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + tensor.raw.nbytes
-    facts: dict[str, Any] = {
-        "size": size_text(path.stat().st_size),
-        "tensors": len(file.tensors),
-        "types": ", ".join(f"{name} {size_text(size)}" for name, size in sizes.items()),
-    }
-    facts |= {key: _short(value) for key, value in file.metadata.items()}
-    listed = list(file.tensors.values()) if tensors else []
-    kind = {"GGUF": "GGUF file", "PWRI": "PowerInfer GGUF file"}[file.magic]
     return Inspection(
-        path=str(path), kind=f"{kind}, {file.metadata.get('general.architecture', 'no architecture')}", facts=facts,
-        tensors=[(tensor.name, tensor.type_name, list(tensor.shape), tensor.raw.nbytes) for tensor in listed],
+        path=str(folder), kind="predictors", whole=True, state=f"all {len(found.ffns)} layers can be read",
+        facts=facts | simple, tables=[Table(title="predictors", header=header, rows=rows)] if rows else [],
     )  # fmt: skip
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        head = ", ".join(str(item)[:20] for item in value[:4])
-        return f"[{head}{', ...' if len(value) > 4 else ''}] ({len(value)})"
-    text = str(value).replace("\n", "\\n")
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _mean(rows: list[list[Any]], column: int) -> str | None:
+    values = [row[column] for row in rows if isinstance(row[column], float)]
+    return f"{sum(values) / len(values):.3f}" if values else None
+
+
+def _profile(path: Path) -> Inspection:
+    from ..predictors.profile_file import load_profile
+
+    profile = load_profile(path)
+    unseen = sum(int((layer.tokens_CE.sum(0) == 0).sum()) for layer in profile.layers)
+    rows = [
+        [i, layer.density, layer.gate_density, layer.hot80, layer.energy98, layer.union.get(8, "")]
+        for i, layer in enumerate(profile.layers)
+    ]
+    header = ["layer", "density", "gate > 0", "80 % of activations", "98 % of energy", "union of 8 tokens"]
+    counts = profile.layers[0].counts_CEF
+    facts = {
+        "of model": profile.model_fingerprint,
+        "size": size_text(path.stat().st_size),
+        "layers": len(profile.layers),
+        "neurons": f"{counts.shape[2]}" + (f" in each of {counts.shape[1]} experts" if counts.shape[1] > 1 else ""),
+        "corpora": ", ".join(f"{name} ({n:,} tokens)" for name, n in zip(profile.corpora, profile.tokens, strict=True)),
+        "density": f"{profile.density:.3f}, mean over layers",
+    }
+    state = "every FFN was seen" if not unseen else f"{unseen} experts were reached by no token; profile more text"
+    table = Table(title="shares of the neurons", header=header, rows=rows)
+    return Inspection(path=str(path), kind="profile", whole=not unseen, state=state, facts=facts, tables=[table])
+
+
+def _logits(path: Path) -> Inspection:
+    from .divergence_file import StoredReference
+
+    stored = StoredReference(path)
+    how, windows = stored.how, stored.windows
+    facts = {
+        "of model": stored.name,
+        "fingerprint": stored.fingerprint,
+        "size": size_text(path.stat().st_size),
+        "vocabulary": stored.about["vocabulary"],
+        "kept": f"the {stored.top} likeliest tokens of each of {windows.counted:,} predictions",
+        "windows": f"{len(windows.rows_NS)} of {how.context}, {how.method}"
+        + (f", stride {how.stride}" if how.stride else ""),
+        "corpora": ", ".join(windows.corpora),
+    }
+    return Inspection(
+        path=str(path), kind="reference logits", whole=True, state="all predictions are there", facts=facts
+    )

@@ -17,7 +17,8 @@ from .plan_machine import Machine
 
 _LIBRARIES_BYTES = 450_000_000  # torch, transformers, the tokenizer
 _EXPORT_BYTES = 300_000_000
-_START_S = 2.5  # Python, imports, tokenizer
+_START_S = 5.0  # torch, transformers, the tokenizer, and the text through it
+_EXPORT_START_S = 2.0
 _LOOK_BYTES_PER_S = 2.5e9  # of a core: digest, and a look for NaN, over what is in the page cache
 # Million weights a second that a core encodes, the file's most frequent type; docs/benchmarks/kquants has the K-quants.
 _ENCODED_PER_S = {"Q2_K": 320e6, "Q3_K": 450e6, "Q4_K": 280e6, "Q5_K": 340e6, "Q6_K": 460e6}
@@ -82,7 +83,7 @@ def _relufy(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
     cost = relufy_cost(spec, size, size, config, machine.flops)
     return Stage(
         name="relufy", memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes, scratch_bytes=cost.scratch_bytes,
-        time_s=cost.time_s,
+        time_s=cost.time_s + _START_S,
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def _predictors(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
     cost = predictors_cost(spec, config, machine.flops)
     return Stage(
         name="predictors", memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes,
-        scratch_bytes=cost.scratch_bytes, time_s=cost.time_s + settings.source_bytes / machine.disk_bytes_per_s,
+        scratch_bytes=cost.scratch_bytes, time_s=cost.time_s + settings.source_bytes / machine.disk_bytes_per_s + _START_S,
     )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def _export(spec: ModelSpec, machine: Machine, settings: Settings, type_name: st
     write_s = size.total / machine.disk_bytes_per_s
     return Stage(
         name=f"export-gguf {type_name}", memory_bytes=_EXPORT_BYTES, disk_bytes=size.total, scratch_bytes=0,
-        time_s=_START_S + look_s + max(encode_s, write_s),
+        time_s=_EXPORT_START_S + look_s + max(encode_s, write_s),
     )  # fmt: skip
 
 

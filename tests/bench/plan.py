@@ -11,6 +11,7 @@ import json
 import resource
 import shutil
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,7 +20,7 @@ from shapes import write_checkpoint
 
 from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.recovery import LocalRecovery
-from tsconvert.evaluate.plan_machine import Described, Machine, machine_of
+from tsconvert.evaluate.plan_machine import Described, Machine, machine_of, measure_products
 from tsconvert.evaluate.plan_stages import Settings, Stage, stages
 from tsconvert.predictors.training import Training
 
@@ -76,7 +77,8 @@ def main() -> None:
     shape = SHAPES[arguments.shape]
     dense = write_checkpoint(scratch / "dense", layers=1, **shape)
     sparse = write_checkpoint(scratch / "sparse", layers=1, activation="drelu", **shape)
-    machine = machine_of(Described(measure=True, cores=1), scratch)
+    said = Described(cores=1, bandwidth=1e10, memory_bytes=10**11, flops=measure_products(time.process_time))
+    machine = machine_of(said)
     print(machine)
     expected, rows = planned(dense, sparse, machine), []
     for name, command in commands(dense, sparse, scratch).items():
