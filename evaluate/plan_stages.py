@@ -96,9 +96,10 @@ def _predictors(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
         training=settings.training,
     )
     cost = predictors_cost(spec, config, machine.flops)
+    read_s = settings.source_bytes / machine.disk_bytes_per_s
     return Stage(
         name="predictors", memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes,
-        scratch_bytes=cost.scratch_bytes, time_s=cost.time_s + settings.source_bytes / machine.disk_bytes_per_s + _START_S,
+        scratch_bytes=cost.scratch_bytes, time_s=cost.time_s + read_s + _START_S,
     )  # fmt: skip
 
 
