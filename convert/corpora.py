@@ -2,8 +2,9 @@
 
 import json
 import random
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .progress import note
 
 _PIECE_BYTES = 16_384
 _LONG_WORD_BYTES = 256
+_SHUFFLED_RECORDS = 1000  # of a streamed data set, at a time
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text", "")
 
 
@@ -25,9 +27,15 @@ class Source:
     """One `--data` argument."""
 
     path: str
-    """A text, .jsonl or .parquet file, a folder of them, or the name of a `datasets` data set."""
+    """A text, .jsonl or .parquet file, a folder of them, a mixture file (.toml), or a `datasets` data set's name."""
     weight: float = 1.0
     """Its share of the tokens, relative to the other sources'."""
+    subset: str | None = None
+    """Of a data set: the configuration's name."""
+    split: str = "train"
+    """Of a data set."""
+    field: str = "text"
+    """Of a data set's records: where the text is."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -85,42 +93,98 @@ def calibration_rows(
     Raises:
         TsconvertError: as `token_rows`, or fewer than two rows.
     """
-    tokenizer = load_tokenizer(checkpoint.folder)
     if not sources:
         note("no --data: taking the embedded English text (State of the Union addresses, Moby-Dick)")
-        sources = (Source(path=str(models.text("train.txt"))),)
-    context = min(context, checkpoint.spec.context)
-    rows = token_rows(tokenizer, sources, tokens=tokens, context=context, seed=seed)
-    if len(rows) < 2:
-        raise TsconvertError(f"--tokens {tokens}: {len(rows)} sequence of {context} tokens; ask for at least two")
-    return rows
+    return documents(checkpoint, sources, tokens=tokens, context=context, seed=seed)[0]
+
+
+def documents(
+    checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """As `calibration_rows`, with where texts begin.
+
+    Raises:
+        TsconvertError: as there, or the tokenizer has tokens that the model does not know.
+    """
+    tokenizer, spec = load_tokenizer(checkpoint.folder), checkpoint.spec
+    sources = sources or (Source(path=str(models.text("train.txt"))),)
+    how = {"tokens": tokens, "context": min(context, spec.context), "seed": seed}
+    rows_NS, begins_NS = packed_rows(tokenizer, sources, **how, least=2)
+    if rows_NS.max() >= spec.vocab:
+        raise TsconvertError(
+            f"{checkpoint.folder}: the tokenizer gives token {rows_NS.max()} and the model has {spec.vocab} tokens;"
+            " copy the model's own tokenizer there"
+        )
+    return rows_NS, begins_NS
 
 
 def token_rows(
     tokenizer: Any, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """``tokens`` tokens drawn from the sources by weight, packed into rows of ``context``.
+    """``tokens`` tokens drawn from the sources by weight, packed into rows of ``context``: `packed_rows`' first."""
+    return packed_rows(tokenizer, sources, tokens=tokens, context=context, seed=seed)[0]
+
+
+def packed_rows(
+    tokenizer: Any, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0, least: int = 1
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """``tokens`` tokens drawn from the sources by weight, packed into rows of ``context``, and where texts begin.
 
     Text files are cut into pieces of about 16 KB at line or word ends; pieces and records are drawn in a seeded random
     order, so that a few tokens of a large corpus are still spread over all of it.
 
     Args:
         tokenizer: a transformers tokenizer; its own special tokens begin each piece.
+        least: rows that there must be.
 
     Returns:
-        [N, context], N at least 1.
+        Token ids [N, context] and, for each, whether a text begins with it.
 
     Raises:
         TsconvertError: a source is missing, unreadable, or has too little text.
     """
     rng = random.Random(seed)
+    sources = [each for source in sources for each in mixture(source)]
     total_weight = sum(source.weight for source in sources)
-    rows: list[npt.NDArray[np.int64]] = []
+    found = []
     for source in sources:
         share = max(context, round(tokens * source.weight / total_weight))
-        rows.append(_source_rows(tokenizer, source, share, context, rng))
-    packed = np.concatenate(rows)
-    return packed[np.random.default_rng(seed).permutation(len(packed))]
+        found.append(_source_rows(tokenizer, source, share, context, rng))
+    rows_NS, begins_NS = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    if len(rows_NS) < least:
+        raise TsconvertError(f"--tokens {tokens}: {len(rows_NS)} sequence of {context} tokens; ask for at least two")
+    order = np.random.default_rng(seed).permutation(len(rows_NS))
+    return rows_NS[order], begins_NS[order]
+
+
+def mixture(source: Source) -> list[Source]:
+    """The sources that a mixture file (.toml) lists, weights relative to its own; any other source as it is.
+
+    Each `[[source]]` has `data` (a path, from the file's folder, or a data set's name), `weight`, and for data sets
+    `subset`, `split`, `field`.
+
+    Raises:
+        TsconvertError: the file cannot be read, or lists something else.
+    """
+    file = Path(source.path)
+    if file.suffix != ".toml":
+        return [source]
+    try:
+        listed = tomllib.loads(file.read_text(encoding="utf-8"))["source"]
+        parts = [Source(path=entry.pop("data"), **entry) for entry in listed]
+        total = sum(part.weight for part in parts)
+        if not total > 0 or any(part.weight < 0 for part in parts):
+            raise ValueError("weights must be above 0")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise TsconvertError(
+            f"{file}: no mixture file ({error}); it lists [[source]] tables with data, weight, subset, split and field"
+        ) from None
+    beside = [file.parent / part.path for part in parts]
+    paths = [str(own) if own.exists() else part.path for own, part in zip(beside, parts, strict=True)]
+    return [
+        replace(part, path=path, weight=source.weight * part.weight / total)
+        for part, path in zip(parts, paths, strict=True)
+    ]
 
 
 def ordered_texts(path: str) -> Iterator[str]:
@@ -155,10 +219,12 @@ def spaced_rows(
 
 def _source_rows(
     tokenizer: Any, source: Source, tokens: int, context: int, rng: random.Random
-) -> npt.NDArray[np.int64]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     stream: list[int] = []
+    begins: list[int] = []
     need = -(-tokens // context) * context
     for text in _texts(source, rng):
+        begins.append(len(stream))
         stream += tokenizer(text).input_ids
         if len(stream) >= need:
             break
@@ -167,14 +233,16 @@ def _source_rows(
             f"--data {source.path}: {len(stream)} tokens, which is not one row of {context}; give more text"
         )
     usable = min(len(stream), need) // context * context
-    return np.asarray(stream[:usable], np.int64).reshape(-1, context)
+    starts = np.zeros(len(stream) + 1, np.bool_)
+    starts[begins] = True
+    return np.asarray(stream[:usable], np.int64).reshape(-1, context), starts[:usable].reshape(-1, context)
 
 
 def _texts(source: Source, rng: random.Random | None) -> Iterator[str]:
     """The source's pieces of text, shuffled by ``rng``, in their own order without."""
     path = Path(source.path)
     if not path.exists():
-        yield from _dataset_texts(source.path)
+        yield from _dataset_texts(source, rng)
         return
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     pieces = [piece for file in files for piece in _pieces(file, whole=rng is None)]
@@ -257,7 +325,8 @@ def _parquet(file: Path) -> Any:
     return pyarrow.parquet.ParquetFile(file)
 
 
-def _dataset_texts(name: str) -> Iterator[str]:
+def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str]:
+    name = source.path
     try:
         import datasets
     except ImportError:
@@ -265,10 +334,14 @@ def _dataset_texts(name: str) -> Iterator[str]:
             f"--data {name}: no such file or folder (a data set of the hub needs: pip install 'tsconvert[data]')"
         ) from None
     try:
-        records = datasets.load_dataset(name, split="train", streaming=True)
+        records = datasets.load_dataset(name, source.subset, split=source.split, streaming=True)
+        if rng is not None:
+            records = records.shuffle(seed=rng.randrange(2**31), buffer_size=_SHUFFLED_RECORDS)
     except Exception as error:
         raise TsconvertError(
             f"--data {name}: no such file or folder, nor a data set ({type(error).__name__})"
         ) from error
     for record in records:
-        yield str(record["text"])
+        if source.field not in record:
+            raise TsconvertError(f"--data {name}: its records have no field {source.field!r}, but {', '.join(record)}")
+        yield str(record[source.field])

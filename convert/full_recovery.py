@@ -8,12 +8,13 @@ import errno
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,10 +23,10 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .errors import TsconvertError
 from .full_callbacks import Progress
 from .full_config import Evaluation, FullFound, FullRecovery
-from .full_data import Rows, full_rows
+from .full_data import Packed, Rows, full_rows, same_tokenizer
 from .full_loss import IGNORED, distillation
 from .full_model import dense_model, sparse_model, write_model
-from .full_trainer import RecoveryTrainer, shifted, whole
+from .full_trainer import RecoveryTrainer, forwarded, shifted, whole
 from .full_watch import InLoop
 from .journal import JOURNAL, Journal
 from .progress import note
@@ -125,7 +126,8 @@ def _train(
     start_s = time.monotonic()
     how = replace(config.full, target_sparsity=config.full.target_sparsity or config.training.target_sparsity)
     arguments = _arguments(config, how, folder)
-    train_NS, held_NS = full_rows(start, config, how, _rows_a_step(arguments))
+    same_tokenizer(start, teacher)
+    train, held = full_rows(start, config, how, _rows_a_step(arguments))
     if not distributed.rank():
         folder.mkdir(parents=True, exist_ok=True)
         asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
@@ -137,14 +139,14 @@ def _train(
     if in_loop is not None:
         in_loop.start(model)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
-    dense_perplexity = _perplexity(dense, torch.from_numpy(held_NS), config)
+    dense_perplexity = _perplexity(dense, held, config)
     kept = None
     if how.top_logits and how.divergence:
-        train_NS = train_NS[: max(1, round(how.tokens / config.context))]
-        kept = keep_logits(dense, train_NS, how.top_logits, folder, config.device)
+        train = train[: max(1, round(how.tokens / config.context))]
+        kept = keep_logits(dense, _batches(train, 1, config), train.rows_NS.shape, how.top_logits, folder)
     follows = (how.divergence and kept is None) or how.hidden
     trainer = RecoveryTrainer(
-        model=model, args=arguments, train_dataset=Rows(train_NS, kept), eval_dataset=Rows(held_NS), how=how,
+        model=model, args=arguments, train_dataset=Rows(train, kept), eval_dataset=Rows(held), how=how,
         teacher=dense if follows else None, peak=how.peak(start.spec.width), in_loop=in_loop,
         callbacks=[EarlyStoppingCallback(how.patience)] if how.patience else None,
     )  # fmt: skip
@@ -160,7 +162,7 @@ def _train(
         losses=tuple((entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
         elapsed_s=time.monotonic() - start_s,
     )  # fmt: skip
-    return found, trainer, torch.from_numpy(held_NS)
+    return found, trainer, torch.from_numpy(held.rows_NS)
 
 
 def _run(trainer: RecoveryTrainer, folder: Path, resume: bool) -> None:
@@ -201,14 +203,21 @@ def _arguments(config: RelufyConfig, how: FullRecovery, folder: Path) -> Trainin
     )  # fmt: skip
 
 
+def _batches(packed: Packed, rows: int, config: RelufyConfig) -> Iterator[dict[str, torch.Tensor]]:
+    """What a model is given of some sequences, so many at a time."""
+    for batch in DataLoader(Rows(packed), batch_size=rows):
+        yield forwarded({name: part.to(config.device) for name, part in batch.items()})
+
+
 @torch.no_grad()
-def _perplexity(model: Any, rows_NS: torch.Tensor, config: RelufyConfig) -> float:
+def _perplexity(model: Any, held: Packed, config: RelufyConfig) -> float:
     total, count = 0.0, 0
-    for part_NS in rows_NS.split(4):
-        ids_NS = part_NS.to(config.device)
-        label_T = shifted(ids_NS).flatten()
+    batches = zip(_batches(held, 4, config), DataLoader(Rows(held), batch_size=4), strict=True)
+    for inputs, batch in batches:
+        label_T = shifted(batch["labels"]).flatten().to(config.device)
         known = int((label_T != IGNORED).sum())
-        found = distillation(model(input_ids=ids_NS, use_cache=False).logits.flatten(0, 1), None, label_T, 1.0, 0.0)
+        logits_NSV = model(**inputs, use_cache=False).logits
+        found = distillation(logits_NSV.flatten(0, 1), None, label_T, 1.0, 0.0)
         total, count = total + float(found.cross_entropy) * known, count + known
     return math.exp(total / count)
 

@@ -82,7 +82,7 @@ class RecoveryTrainer(Trainer):
         ids_NS = inputs["input_ids"]
         masked = round(len(ids_NS) * self.in_loop.share) if self.in_loop else 0
         self.meter.begin(ids_NS.numel(), masked * ids_NS.shape[1], learns=self.in_loop is not None)
-        outputs = model(**_forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
+        outputs = model(**forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
         self.meter.end()
         teacher, hidden = self._teach(inputs)
         label_T = shifted(inputs["labels"]).flatten()
@@ -159,7 +159,7 @@ class RecoveryTrainer(Trainer):
             tokens = inputs["input_ids"].numel()
             self.meter.begin(tokens, tokens if masked else 0)
             with self.compute_loss_context_manager():
-                logits_NSV = model(**_forwarded(inputs), use_cache=False).logits
+                logits_NSV = model(**forwarded(inputs), use_cache=False).logits
             self.meter.end()
             fired += self.meter.fired
             label_T = shifted(inputs["labels"]).flatten()
@@ -177,7 +177,7 @@ class RecoveryTrainer(Trainer):
             return TopK(inputs["top_index"].flatten(0, 1), inputs["top_log"].flatten(0, 1)), []
         if self.teacher is None:
             return None, []
-        outputs = self.teacher(**_forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
+        outputs = self.teacher(**forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
         hidden = list(outputs.hidden_states[1:]) if self.how.hidden else []
         return outputs.logits.flatten(0, 1) if self.how.divergence else None, hidden
 
@@ -231,7 +231,7 @@ def shifted(labels_NS: torch.Tensor) -> torch.Tensor:
     return torch.cat([labels_NS[:, 1:], torch.full_like(labels_NS[:, :1], IGNORED)], 1)
 
 
-def _forwarded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def forwarded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What the model is given; positions only where a row holds several documents."""
     found = {"input_ids": inputs["input_ids"]}
     if "position_ids" in inputs:

@@ -1,10 +1,10 @@
 """The teacher's largest log-probabilities, computed once and kept on disk: for teachers too big to run along."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from . import distributed
@@ -32,19 +32,28 @@ class KeptLogits:
 
 
 @torch.no_grad()
-def keep_logits(model: Any, rows_NS: npt.NDArray[np.int64], top: int, folder: Path, device: str) -> KeptLogits:
+def keep_logits(
+    model: Any,
+    batches: Iterable[dict[str, torch.Tensor]],
+    shape: tuple[int, int],
+    top: int,
+    folder: Path,
+) -> KeptLogits:
     """Compute them, unless a run before this one did; process 0 works, the others read.
 
     Args:
         model: the dense teacher.
+        batches: what it is given, a sequence at a time.
+        shape: of all sequences, [N, S].
         folder: where the files go; a last, empty one says that they are whole.
     """
-    whole, (rows, context) = folder / f"teacher_top_{top}_of_{len(rows_NS)}", rows_NS.shape
+    rows, context = shape
+    whole = folder / f"teacher_top_{top}_of_{rows}"
     if not distributed.rank() and not whole.exists():
         kept = KeptLogits(folder, rows, context, top, write=True)
         with progress("teacher's logits", rows) as step:
-            for row, ids_S in enumerate(torch.from_numpy(rows_NS)):
-                logits_SV = model(input_ids=ids_S[None].to(device), use_cache=False).logits[0].float()
+            for row, inputs in enumerate(batches):
+                logits_SV = model(**inputs, use_cache=False).logits[0].float()
                 log_SK, index_SK = logits_SV.log_softmax(-1).topk(top)
                 kept.index_NSK[row], kept.log_NSK[row] = index_SK.cpu().numpy(), log_SK.cpu().numpy()
                 step("")

@@ -134,7 +134,7 @@ def test_the_whole_model_is_trained_and_written(make_checkpoint: Make, tmp_path:
     assert said["full"]["losses"][-1][0] == 8
     # what was judged is what was written
     model, rows = sparse_model(Checkpoint(out)), full_recovery.full_rows(Checkpoint(out), config(dense, out), SHORT, 1)
-    entropy = model(torch.from_numpy(rows[1]), labels=torch.from_numpy(rows[1])).loss
+    entropy = model(torch.from_numpy(rows[1].rows_NS), labels=torch.from_numpy(rows[1].rows_NS)).loss
     assert entropy.exp().item() == pytest.approx(report.perplexity, rel=1e-4)
 
 
