@@ -1,9 +1,9 @@
 """Tokens a second, from what a token reads: the model behind `tsconvert plan`. docs/plan.md holds it against runs.
 
-    seconds a step = streamed / R + scattered / (S R) + beyond memory / disk + layers * L
+    seconds a step = streamed / R + scattered / min(R, S B) + beyond memory / disk + layers * L
 
-R is the rate at which an engine goes through rows that lie one behind the other: a share of the memory's bandwidth, or
-what its cores compute, whichever is less. Rows here and there come at S times that rate, for each waits for memory
+B is the memory's bandwidth. R is the rate at which an engine goes through rows that lie one behind the other: a share
+of B, or what its cores compute, whichever is less. Rows here and there come at S B at most, for each waits for memory
 anew. L is what a layer costs besides: threads that meet, small work on one of them.
 """
 
@@ -24,7 +24,7 @@ class Engine:
     core_bytes_per_s: float
     """That one core computes at most, of block types."""
     scattered: float
-    """S: rate of rows here and there over that of rows one behind the other."""
+    """S: of the memory's bandwidth, in rows here and there."""
     layer_s: float
     """L."""
 
@@ -65,7 +65,8 @@ def stream_rate(machine: Machine, engine: Engine) -> float:
 def seconds(read: TokenBytes, layers: int, machine: Machine, engine: Engine) -> float:
     """Time of a step whose weights are in memory."""
     rate = stream_rate(machine, engine)
-    return read.streamed / rate + read.scattered / (engine.scattered * rate) + layers * engine.layer_s
+    scattered_rate = min(rate, engine.scattered * machine.bandwidth)
+    return read.streamed / rate + read.scattered / scattered_rate + layers * engine.layer_s
 
 
 def speed(
