@@ -23,10 +23,12 @@ def activity(found: Findings) -> Section | None:
     by_layer = _density(found)
     if by_layer is not None:
         figures.append(by_layer)
+    profile = found.profiles[-1][1] if found.profiles else None
+    if profile is not None:
+        figures.append(_firing(profile))
     figures += _experts(found)
-    if found.profiles:
-        profile = found.profiles[-1][1]
-        figures += [_firing(profile), _hot(profile), *_together(profile)]
+    if profile is not None:
+        figures += [_hot(profile), *_together(profile)]
     if not figures:
         return None
     return Section(id="activity", title="Which neurons fire", text=(_ABOUT,), figures=tuple(figures))

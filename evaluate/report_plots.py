@@ -176,7 +176,7 @@ def heat(label: str, rows: Sequence[Sequence[float]], *, title: str, form: Forma
     """A cell for each layer (down) and expert (across), darker for more."""
     most = max((value for row in rows for value in row), default=1.0) or 1.0
     wide = (WIDTH - LEFT - RIGHT) / max(map(len, rows))
-    tall = min(30.0, max(10.0, 420 / len(rows)))
+    tall = min(56.0, max(10.0, 170 / len(rows)))
     parts = []
     for layer, row in enumerate(rows):
         at = TOP + tall * layer
@@ -186,7 +186,7 @@ def heat(label: str, rows: Sequence[Sequence[float]], *, title: str, form: Forma
             style = f"fill:color-mix(in oklab, var(--s0) {12 + 88 * value / most:.0f}%, var(--card))"
             cell = tag("rect", x=LEFT + wide * expert + 1, y=at + 1, width=wide - 2, height=tall - 2, rx=3, style=style)
             if wide > 44 and tall > 17:
-                shade = "inside" if value / most > 0.55 else "tick mid"
+                shade = "inside" if value / most > 0.55 else "mid"
                 cell += tag("text", form(value), x=LEFT + wide * (expert + 0.5), y=at + tall / 2 + 4, class_=shade)
             parts.append(tag("g", text + cell))
     bottom = TOP + tall * len(rows)
