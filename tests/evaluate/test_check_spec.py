@@ -1,12 +1,13 @@
 """Spec files that are wrong: one sentence with the file, the key, and what to do; nothing is run."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tsconvert import cli
 from tsconvert.convert.errors import TsconvertError
-from tsconvert.evaluate.check_spec import read_spec
+from tsconvert.evaluate.check_spec import LIMIT_KEYS, TOP_KEYS, read_spec
 from tsconvert.evaluate.figures import figure
 
 GOOD = """format = 1
@@ -99,6 +100,28 @@ def test_a_drift_without_a_baseline_is_refused_before_anything_runs(capsys, tmp_
     assert capsys.readouterr().err == (
         "error: a drift needs a baseline: name its file in the spec (baseline) or with --baseline\n"
     )
+
+
+ROOT = Path(__file__).parents[2]
+KNOWN = {name: [option for param in command.params for option in (*param.opts, *param.secondary_opts)]
+         for name, command in cli.main.commands.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", list((ROOT / "examples" / "ci").glob("*.toml")))
+def test_the_examples_are_right(spec: Path):
+    assert read_spec(spec, options=KNOWN).stages
+
+
+def test_docs_check_md_describes_every_key_and_its_example_is_right(tmp_path: Path):
+    page = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    for key in (*TOP_KEYS, *LIMIT_KEYS):
+        assert f"`{key}`" in page or f"`[{key}" in page or f"`{key}`," in page, key
+    (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "s.toml").write_text(example)
+    spec = read_spec(tmp_path / "s.toml", options=KNOWN)
+    assert [limit.figure for limit in spec.limits] == [
+        "quality.perplexity_ratio", "quality.kl_mean", "quality.mean_density", "file.size_bytes"
+    ]  # fmt: skip
 
 
 RESULT = {
