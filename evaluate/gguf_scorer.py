@@ -19,7 +19,11 @@ class GgufScorer:
 
     def __init__(self, path: Path, mode: str, threads: int | None, context: int | None = None) -> None:
         self._path = path
-        self._model = load(path, mode=mode, threads=threads, context=context)
+        self._model = load(path, mode=mode, threads=threads)
+        room = min(context or 0, self._model.spec.context)
+        if room > self._model.context:  # more than a model is given unasked
+            self._model.close()
+            self._model = load(path, mode=mode, threads=threads, context=room)
         self._model.audit = self._model.mode == "predicted"
         self.mode = self._model.mode
         self.context = self._model.context

@@ -90,6 +90,14 @@ def test_a_gguf_file_does_not_diverge_from_itself(dense: Path, tmp_path: Path):
     assert report.mode == "dense"
 
 
+def test_windows_are_no_longer_than_the_model_s_context(dense: Path, tmp_path: Path):
+    file = tmp_path / "m.gguf"
+    export_gguf(ExportConfig(model=dense, out=file, type_name="Q8_0"))
+    for model in (str(dense), str(file)):
+        report = evaluate(EvalConfig(model=model, context=512, chunks=1, threads=1))
+        assert (report.context, report.tokens, report.counted) == (256, 256, 127)
+
+
 def test_a_gguf_file_has_the_checkpoint_s_perplexity(dense: Path, tmp_path: Path):
     file = tmp_path / "m.gguf"
     export_gguf(ExportConfig(model=dense, out=file, type_name="F32"))
