@@ -135,7 +135,8 @@ precision = click.option(
 
 FULL_OPTIONS = (
     "full_tokens", "full_batch_tokens", "micro_tokens", "full_learning_rate", "cross_entropy", "divergence", "hidden",
-    "penalty", "evaluations", "patience", "checkpointing", "train_embeddings", "report_to",
+    "penalty", "penalty_peak", "top_logits", "chat", "baseline", "evaluations", "patience", "checkpointing",
+    "train_embeddings", "report_to",
 )  # fmt: skip
 
 
@@ -161,6 +162,12 @@ def full_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 show_default=True,
                 help="full: how L1 is raised.",
             ),
+            click.option("--penalty-peak", type=float, default=1.0, show_default=True, help="full: of sine."),
+            click.option("--top-logits", type=COUNT, help="full: the teacher's N largest, kept on disk; default: all."),
+            click.option(
+                "--chat", type=click.Path(dir_okay=False), help="full: conversations, .jsonl; answers are learnt."
+            ),
+            click.option("--baseline", is_flag=True, help="full: train the dense model on the same tokens as well."),
             click.option("--evaluations", type=COUNT, default=10, show_default=True, help="full: on held-out text."),
             click.option(
                 "--patience", type=int, default=0, show_default=True, help="full: stop after so many without a gain."

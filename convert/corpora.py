@@ -93,9 +93,10 @@ def calibration_rows(
     Raises:
         TsconvertError: as `token_rows`, or fewer than two rows.
     """
+    found = documents(checkpoint, sources, tokens=tokens, context=context, seed=seed)[0]
     if not sources:
-        note("no --data: taking the embedded English text (State of the Union addresses, Moby-Dick)")
-    return documents(checkpoint, sources, tokens=tokens, context=context, seed=seed)[0]
+        note("no --data: the text is the embedded English one (State of the Union addresses, Moby-Dick)")
+    return found
 
 
 def documents(

@@ -39,6 +39,10 @@ class FullRecovery:
     """Stop after so many evaluations in a row without a better model; 0: never."""
     checkpointing: bool = False
     """Activations are computed again instead of kept (gradient checkpointing)."""
+    chat: str | None = None
+    """Conversations (.jsonl) to train on in place of text, with a loss on answers only."""
+    baseline: bool = False
+    """The dense model is trained on the same tokens as well, to be compared with."""
     report_to: tuple[str, ...] = ()
     """transformers' logging backends: tensorboard, wandb, ..."""
 
@@ -85,8 +89,10 @@ class FullFound:
     steps: int
     tokens: int
     best_step: int
-    dense_perplexity: float
     perplexity: float
+    dense_perplexity: float = 0.0
+    baseline: float | None = None
+    """Perplexity of the dense model after training on the same tokens."""
     density: tuple[float, ...]
     """Of each layer."""
     evaluations: tuple[Evaluation, ...]

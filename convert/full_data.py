@@ -33,9 +33,11 @@ class Packed:
     rows_NS: Tokens
     begins_NS: Flags
     """A text begins with this token."""
+    asked_NS: Flags | None = None
+    """Only these tokens are to be foreseen; None is all."""
 
     def __getitem__(self, rows: slice | Sequence[int]) -> "Packed":
-        return Packed(self.rows_NS[rows], self.begins_NS[rows])
+        return Packed(self.rows_NS[rows], self.begins_NS[rows], None if self.asked_NS is None else self.asked_NS[rows])
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
@@ -54,7 +56,8 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         row_S, begins_S = self.packed.rows_NS[index], self.packed.begins_NS[index]
         place_S = np.arange(len(row_S))
         first_S = np.maximum.accumulate(np.where(begins_S, place_S, 0))
-        labels_S = np.where(begins_S, IGNORED, row_S)
+        silent_S = begins_S if self.packed.asked_NS is None else begins_S | ~self.packed.asked_NS[index]
+        labels_S = np.where(silent_S, IGNORED, row_S)
         found = {"input_ids": row_S, "labels": labels_S, "position_ids": place_S - first_S}
         tensors = {name: torch.from_numpy(part) for name, part in found.items()}
         return tensors | (self.kept.of(index) if self.kept else {})

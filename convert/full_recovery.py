@@ -4,38 +4,33 @@
 whole, and `--resume` goes on from either.
 """
 
-import errno
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from . import distributed
+from .card import write_card
+from .chat_rows import chat_rows
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import TsconvertError
-from .full_callbacks import Progress
-from .full_config import Evaluation, FullFound, FullRecovery
-from .full_data import Packed, Rows, full_rows, same_tokenizer
-from .full_loss import IGNORED, distillation
+from .full_config import FullFound, FullRecovery
+from .full_data import Packed, full_rows, same_tokenizer
 from .full_model import dense_model, sparse_model, write_model
-from .full_trainer import RecoveryTrainer, forwarded, shifted, whole
+from .full_stage import Stage, batches, perplexity, rows_a_step
 from .full_watch import InLoop
 from .journal import JOURNAL, Journal
 from .progress import note
 from .relufy import PROVENANCE, RelufyConfig, RelufyReport, provenance, relufy
+from .self_data import with_own_text
 from .teacher_logits import keep_logits
 from .writer import atomic_folder, check_disk, refuse_existing, write_json
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 Finish = Callable[[Path, torch.Tensor, Mapping[str, torch.Tensor]], None]
 
 
@@ -61,11 +56,11 @@ def relufy_fully(
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
         stages = _folders(config)
+        config = with_own_text(config)
         report, start = _local(config, stages[0], local)
         teacher = open_checkpoint(config.teacher or config.model)
         check_disk(config.out, _disk_bytes(start))
-        found, trainer, held_NS = _train(config, start, teacher, stages[1], in_loop)
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        found, state, held_NS = _train(config, start, teacher, stages[1], in_loop)
         report = replace(
             report, out=config.out, full=found, perplexity=found.perplexity, dense_perplexity=found.dense_perplexity,
             elapsed_s=time.monotonic() - start_s,
@@ -74,6 +69,7 @@ def relufy_fully(
             with atomic_folder(config.out) as folder:
                 write_model(state, start, folder, config.dtype, config.max_shard_bytes)
                 write_json(folder / PROVENANCE, provenance(config, report))
+                write_card(folder, config, report, start)
                 if finish is not None:
                     finish(folder, held_NS, state)
             for folder in stages:
@@ -84,9 +80,10 @@ def relufy_fully(
 def _folders(config: RelufyConfig) -> tuple[Path, Path]:
     """Of both stages; without ``resume`` what an earlier run left there goes."""
     local, full = (config.out.with_name(config.out.name + suffix) for suffix in (".local", ".full"))
-    if not config.resume and not distributed.rank():
-        for folder in (local, full):
+    if not distributed.rank():
+        for folder in () if config.resume else (local, full):
             shutil.rmtree(folder, ignore_errors=True)
+        full.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
     return local, full
 
@@ -96,23 +93,17 @@ def _local(
 ) -> tuple[RelufyReport, Checkpoint]:
     """The sparse model to start from."""
     source = open_checkpoint(config.model)
-    if source.spec.sparse:
-        if config.teacher is None:
-            raise TsconvertError(
-                f"{config.model}: is {source.spec.activation} already; --teacher DENSE says which model to learn from"
-            )
-        size = source.size_bytes
-        return RelufyReport(
-            out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters, size_bytes=size
-        ), source
-    if folder.exists():
-        size = source.size_bytes
-        report = RelufyReport(
-            out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters, size_bytes=size
+    if source.spec.sparse and config.teacher is None:
+        raise TsconvertError(
+            f"{config.model}: is {source.spec.activation} already; --teacher DENSE says which model to learn from"
         )
-    else:
-        report = work(replace(config, recover="local", out=folder))
-    return report, open_checkpoint(str(folder))
+    if source.spec.sparse or folder.exists():
+        report = RelufyReport(
+            out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
+            size_bytes=source.size_bytes,
+        )  # fmt: skip
+        return report, source if source.spec.sparse else open_checkpoint(str(folder))
+    return work(replace(config, recover="local", out=folder)), open_checkpoint(str(folder))
 
 
 def _disk_bytes(start: Checkpoint) -> int:
@@ -122,109 +113,53 @@ def _disk_bytes(start: Checkpoint) -> int:
 
 def _train(
     config: RelufyConfig, start: Checkpoint, teacher: Checkpoint, folder: Path, in_loop: InLoop | None
-) -> tuple[FullFound, RecoveryTrainer, torch.Tensor]:
-    start_s = time.monotonic()
+) -> tuple[FullFound, Mapping[str, torch.Tensor], torch.Tensor]:
+    """What was found, the best model's state, and the rows that judged."""
     how = replace(config.full, target_sparsity=config.full.target_sparsity or config.training.target_sparsity)
-    arguments = _arguments(config, how, folder)
     same_tokenizer(start, teacher)
-    train, held = full_rows(start, config, how, _rows_a_step(arguments))
+    read = chat_rows if how.chat is not None else full_rows
+    train, held = read(start, config, how, rows_a_step(config, how))
     if not distributed.rank():
-        folder.mkdir(parents=True, exist_ok=True)
         asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
         Journal(folder / JOURNAL, {"asked": asked, "source": start.fingerprint})
     disable_progress_bar()
-    model = sparse_model(start)
-    for parameter in () if how.train_embeddings else (model.get_input_embeddings(), model.get_output_embeddings()):
-        parameter.requires_grad_(False)
+    model = _frozen(sparse_model(start), how)
     if in_loop is not None:
         in_loop.start(model)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
-    dense_perplexity = _perplexity(dense, held, config)
-    kept = None
+    dense_perplexity, kept = perplexity(dense, held, config.device), None
     if how.top_logits and how.divergence:
         train = train[: max(1, round(how.tokens / config.context))]
-        kept = keep_logits(dense, _batches(train, 1, config), train.rows_NS.shape, how.top_logits, folder)
+        rows = (inputs for inputs, _ in batches(train, 1, config.device))
+        kept = keep_logits(dense, rows, train.rows_NS.shape, how.top_logits, folder)
     follows = (how.divergence and kept is None) or how.hidden
-    trainer = RecoveryTrainer(
-        model=model, args=arguments, train_dataset=Rows(train, kept), eval_dataset=Rows(held), how=how,
-        teacher=dense if follows else None, peak=how.peak(start.spec.width), in_loop=in_loop,
-        callbacks=[EarlyStoppingCallback(how.patience)] if how.patience else None,
+    stage = Stage(
+        config=config, how=how, folder=folder, train=train, held=held, kept=kept, peak=how.peak(start.spec.width),
+        teacher=dense if follows else None, in_loop=in_loop,
     )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(trainer))
-    _run(trainer, folder, config.resume)
-    judged = trainer.evaluate()
-    looks = tuple(_evaluation(entry) for entry in trainer.state.log_history if "eval_loss" in entry)
-    found = FullFound(
-        steps=trainer.state.global_step, tokens=trainer.state.global_step * how.batch_tokens,
-        best_step=trainer.state.best_global_step or trainer.state.global_step, dense_perplexity=dense_perplexity,
-        perplexity=judged["eval_perplexity"], density=trainer.layer_density, evaluations=looks,
-        losses=tuple((entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
-        elapsed_s=time.monotonic() - start_s,
-    )  # fmt: skip
-    return found, trainer, torch.from_numpy(held.rows_NS)
+    found, trainer = stage.run(model)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    found = replace(found, dense_perplexity=dense_perplexity)
+    if how.baseline:
+        del trainer, model, dense
+        found = replace(found, baseline=_baseline(stage, teacher, train, held))
+    return found, state, torch.from_numpy(held.rows_NS)
 
 
-def _run(trainer: RecoveryTrainer, folder: Path, resume: bool) -> None:
-    last = max(filter(whole, folder.glob("checkpoint-*")), key=_step, default=None) if resume else None
-    if last is not None:
-        note(f"going on from step {_step(last)}")
-    try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    except Exception as error:
-        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS):
-            raise TsconvertError(f"{folder}: the disk is full; {trainer.kept()}: make room and --resume") from error
-        raise
+def _baseline(stage: Stage, teacher: Checkpoint, train: Packed, held: Packed) -> float:
+    """The perplexity of the dense model after as many steps on the same rows, by cross-entropy alone."""
+    note("the dense model on the same tokens, for comparison")
+    how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None, penalty="steered")
+    folder = stage.folder / "baseline"
+    dense = dense_model(teacher, torch.float32).requires_grad_(True)
+    found, _ = replace(
+        stage, how=how, folder=folder, train=train, held=held, kept=None, teacher=None, in_loop=None
+    ).run(_frozen(dense, how))
+    return found.perplexity
 
 
-def _rows_a_step(arguments: TrainingArguments) -> int:
-    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _arguments(config: RelufyConfig, how: FullRecovery, folder: Path) -> TrainingArguments:
-    rows = max(1, how.micro_tokens // config.context)
-    steps = max(1, how.batch_tokens // (rows * config.context * distributed.world()))
-    every = max(1, how.steps // how.evaluations)
-    more: dict[str, Any] = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if how.checkpointing else {}
-    return TrainingArguments(
-        output_dir=str(folder), max_steps=max(1, round(how.steps / every)) * every, per_device_train_batch_size=rows,
-        per_device_eval_batch_size=rows, gradient_accumulation_steps=steps, lr_scheduler_type="cosine",
-        warmup_steps=max(1, how.steps // 20), max_grad_norm=1.0, logging_steps=min(10, every), eval_strategy="steps",
-        eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2, load_best_model_at_end=True,
-        metric_for_best_model="objective", greater_is_better=False, seed=config.seed, data_seed=config.seed,
-        use_cpu=torch.device(config.device).type == "cpu", bf16=bool(config.training.autocast),
-        activation_checkpointing=how.checkpointing, report_to=list(how.report_to), disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=False,
-        logging_nan_inf_filter=False, **more,
-    )  # fmt: skip
-
-
-def _batches(packed: Packed, rows: int, config: RelufyConfig) -> Iterator[dict[str, torch.Tensor]]:
-    """What a model is given of some sequences, so many at a time."""
-    for batch in DataLoader(Rows(packed), batch_size=rows):
-        yield forwarded({name: part.to(config.device) for name, part in batch.items()})
-
-
-@torch.no_grad()
-def _perplexity(model: Any, held: Packed, config: RelufyConfig) -> float:
-    total, count = 0.0, 0
-    batches = zip(_batches(held, 4, config), DataLoader(Rows(held), batch_size=4), strict=True)
-    for inputs, batch in batches:
-        label_T = shifted(batch["labels"]).flatten().to(config.device)
-        known = int((label_T != IGNORED).sum())
-        logits_NSV = model(**inputs, use_cache=False).logits
-        found = distillation(logits_NSV.flatten(0, 1), None, label_T, 1.0, 0.0)
-        total, count = total + float(found.cross_entropy) * known, count + known
-    return math.exp(total / count)
-
-
-def _evaluation(entry: dict[str, float]) -> Evaluation:
-    predicted = entry.get("eval_predicted_perplexity")
-    return Evaluation(
-        step=int(entry["step"]), perplexity=entry["eval_perplexity"], density=entry["eval_density"],
-        predicted_perplexity=predicted,
-    )  # fmt: skip
+def _frozen(model: Any, how: FullRecovery) -> Any:
+    """``model`` with its embeddings and output head left as they are, unless they are to be trained."""
+    for parameter in () if how.train_embeddings else (model.get_input_embeddings(), model.get_output_embeddings()):
+        parameter.requires_grad_(False)
+    return model

@@ -56,7 +56,7 @@ class Meter:
         self.layers = len(model.model.layers)
         self.penalised = True
         self.outside = _OUTSIDE
-        self.signed = model.config.ffn_activation == "reglu"
+        self.signed = getattr(model.config, "ffn_activation", "drelu") == "reglu"
         self._open = False
         self._scale: list[float] = []
         self._down: dict[tuple[int, int], tuple[int, torch.Tensor | None]] = {}

@@ -157,6 +157,10 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
     with distributed.processes(config.device) as device:
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
+        if any(each.path == "self" for each in config.data):
+            from .self_data import with_own_text
+
+            config = with_own_text(config)
         source = open_checkpoint(config.model)
         teacher = _teacher(source, config)
         plan = plan_like([source.info(place) for place in source.places], config.dtype)

@@ -71,12 +71,12 @@ def test_the_options_that_scripts_count_on(command: str, options: list[str]):
     assert set(options) <= known
 
 
-def test_full_recovery_is_not_pretended(capsys, dense: Path, tmp_path: Path):
-    code, _, err = call(capsys, "relufy", dense, "--out", tmp_path / "o", "--recover", "full")
-    assert code == 2
-    assert err == (
-        "error: --recover full is not built yet: this version lacks the continual training stage; use local\n"
-    )
+def test_full_recovery(capsys, dense: Path, tmp_path: Path):
+    few = ["--tokens", "2K", "--context", "128", "--steps", "2", "--full-tokens", "1K", "--full-batch-tokens", "512"]
+    few += ["--micro-tokens", "256", "--evaluations", "1"]
+    code, out, err = call(capsys, "relufy", dense, "--out", tmp_path / "o", "--recover", "full", *few, "--json")
+    assert code == 0, err
+    assert json.loads(out)["full"]["steps"] == 2
 
 
 def test_json_is_all_there_is_on_stdout(capsys, dense: Path, tmp_path: Path):

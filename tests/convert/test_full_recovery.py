@@ -11,10 +11,11 @@ import torch
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from tsconvert.convert import full_recovery
+from tsconvert.convert import full_stage
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.full_config import FullRecovery
+from tsconvert.convert.full_data import full_rows
 from tsconvert.convert.full_loss import IGNORED, TopK, distillation, hidden_distance
 from tsconvert.convert.full_model import sparse_model
 from tsconvert.convert.full_watch import Meter
@@ -133,7 +134,7 @@ def test_the_whole_model_is_trained_and_written(make_checkpoint: Make, tmp_path:
     said = json.loads((out / "tsconvert.json").read_text())["report"]
     assert said["full"]["losses"][-1][0] == 8
     # what was judged is what was written
-    model, rows = sparse_model(Checkpoint(out)), full_recovery.full_rows(Checkpoint(out), config(dense, out), SHORT, 1)
+    model, rows = sparse_model(Checkpoint(out)), full_rows(Checkpoint(out), config(dense, out), SHORT, 1)
     entropy = model(torch.from_numpy(rows[1].rows_NS), labels=torch.from_numpy(rows[1].rows_NS)).loss
     assert entropy.exp().item() == pytest.approx(report.perplexity, rel=1e-4)
 
@@ -147,13 +148,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(sparse: Path, dense: Path, tmp
             if state.global_step == 5:
                 raise KeyboardInterrupt
 
-    real = full_recovery.Progress
-    monkeypatch.setattr(full_recovery, "Progress", lambda _: Dies())
+    real = full_stage.Progress
+    monkeypatch.setattr(full_stage, "Progress", lambda _: Dies())
     killed = replace(run, out=tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         relufy(killed)
     assert not (tmp_path / "killed").exists()
-    monkeypatch.setattr(full_recovery, "Progress", real)
+    monkeypatch.setattr(full_stage, "Progress", real)
     resumed = relufy(replace(killed, resume=True))
     assert resumed.full.losses == whole.full.losses
     files = [folder / "model.safetensors" for folder in (tmp_path / "whole", tmp_path / "killed")]

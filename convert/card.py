@@ -1,0 +1,58 @@
+"""The model card of a recovered checkpoint: recipe, tokens, curves, sparsity of each layer, what to compare with."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .checkpoint import Checkpoint
+from .command_line import typed
+from .full_config import FullFound
+from .writer import atomic_file
+
+if TYPE_CHECKING:
+    from .relufy import RelufyConfig, RelufyReport
+
+_CURVE_LINES = 24
+
+
+def write_card(folder: Path, config: "RelufyConfig", report: "RelufyReport", model: Checkpoint) -> None:
+    """README.md of the checkpoint in ``folder``."""
+    with atomic_file(folder / "README.md") as stream:
+        stream.write("\n".join(_lines(config, report, model)).encode() + b"\n")
+
+
+def _lines(config: "RelufyConfig", report: "RelufyReport", model: Checkpoint) -> Iterator[str]:
+    full = report.full
+    assert full is not None
+    dense = config.teacher or config.model
+    yield f"# {config.out.name}"
+    yield f"\n{dense} with {model.spec.activation} in place of SwiGLU, {report.parameters / 1e6:,.1f}M parameters."
+    yield "\n## On text kept from training\n\n| | perplexity | times dense |\n|---|---|---|"
+    yield f"| dense | {full.dense_perplexity:.2f} | 1.000 |"
+    if full.baseline is not None:
+        ratio = full.baseline / full.dense_perplexity
+        yield f"| dense, trained on the same tokens | {full.baseline:.2f} | {ratio:.3f} |"
+    yield f"| this model | {full.perplexity:.2f} | {full.perplexity / full.dense_perplexity:.3f} |"
+    if full.baseline is not None:
+        yield f"\nAgainst the dense model after the same tokens: {full.perplexity / full.baseline:.3f} times."
+    else:
+        yield "\nWhat training on these tokens would do to the dense model was not measured (--baseline does)."
+    silent = ", ".join(f"{1 - density:.1%}" for density in full.density)
+    yield f"\nSilent neurons, by layer: {silent}; {1 - sum(full.density) / len(full.density):.1%} on average."
+    yield "\n## Recipe\n"
+    yield f"    {typed()}\n"
+    data = ", ".join(f"{source.path} ({source.weight:g})" for source in config.data) or "the embedded English text"
+    yield f"- Text: {data}; {report.tokens:,} tokens for local recovery, {full.tokens:,} for the whole model."
+    yield "- Of the whole model: " + ", ".join(f"{name} {value}" for name, value in asdict(config.full).items()) + "."
+    yield from _curves(full)
+
+
+def _curves(full: FullFound) -> Iterator[str]:
+    yield "\n## Curves\n\n| step | perplexity | under the predictors' mask | silent |\n|---|---|---|---|"
+    for look in full.evaluations:
+        masked = "" if look.predicted_perplexity is None else f"{look.predicted_perplexity:.2f}"
+        yield f"| {look.step} | {look.perplexity:.2f} | {masked} | {1 - look.density:.1%} |"
+    yield f"\nThe model is that of step {full.best_step}. Training loss:\n\n| step | loss |\n|---|---|"
+    for step, loss in full.losses[:: -(-len(full.losses) // _CURVE_LINES) or 1]:
+        yield f"| {step} | {loss:.4f} |"
