@@ -1,7 +1,9 @@
 """The report's sections on files and speed: sizes, types, what quantization cost, tokens per second, commands."""
 
 import re
+import shlex
 import statistics
+from itertools import pairwise
 from typing import Any
 
 from ..convert.units import size_text
@@ -176,10 +178,16 @@ def samples(found: Findings) -> Section | None:
         for mode, texts in demo["texts"].items()
         for prompt, text in zip(demo.get("prompts", [""] * len(texts)), texts, strict=False)
     ]
-    told += [(run.get("mode", ""), run.get("prompt", ""), run["text"]) for run in found.of("run")]
+    told += [(run.get("mode", ""), _prompt(run), run["text"]) for run in found.of("run")]
     if not told:
         return None
     return Section(id="samples", title="What it writes", samples=tuple(told))
+
+
+def _prompt(run: dict[str, Any]) -> str:
+    """What a run was given, by its command."""
+    words = shlex.split(run.get("command") or "")
+    return next((after for word, after in pairwise(words) if word in ("-p", "--prompt") and after != "-"), "")
 
 
 def checks(found: Findings) -> Section | None:

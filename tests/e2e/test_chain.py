@@ -1,6 +1,8 @@
 """The README's chain on the embedded models, command by command, as a user types it but shorter."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,13 @@ def test_the_demo(capsys, tmp_path: Path):
     assert perplexity["  and locally recovered"] < 1.3 * perplexity["dense"]
     assert perplexity["GGUF F16, predicted"] < 1.08 * perplexity["GGUF F16, exact"]
     assert all(texts for mode in report["texts"].values() for texts in mode)
+    for command in report["commands"]:  # what the page shows can be typed
+        name, *words = shlex.split(command)[1:]
+        with cli.main.commands[name].make_context(name, words) as context:
+            assert context.params
+    page = Path(report["report"]).read_text(encoding="utf-8")
+    sections = re.findall("<h2>(.*?)</h2>", page)
+    assert sections[:5] == [
+        "What it costs", "Which neurons fire", "How well firing is foreseen", "How fast it runs", "How it was recovered"
+    ]  # fmt: skip
+    assert sections[5:] == ["The files", "What storing the weights cost", "What it writes", "How it was made"]

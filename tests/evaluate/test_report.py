@@ -170,10 +170,13 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(folder: Path):
 
 
 def test_text_that_looks_like_html_stays_text(folder: Path):
-    write_json(folder / "run.json", {"text": "<script>alert(1)</script>", "tokens": [1], "prompt": "<b>", "mode": "x"})
+    write_json(
+        folder / "run.json",
+        {"text": "<script>alert(1)</script>", "tokens": [1], "mode": "x", "command": "tsconvert run f -p '<b> it'"},
+    )
     _, page = written(folder)
     assert "<script" not in page
-    assert "<script>alert(1)</script>" in Reader(page).text
+    assert "x <b> it <script>alert(1)</script>" in Reader(page).text
 
 
 def test_experts_have_a_plot_of_their_own(moe: Path, tmp_path: Path):

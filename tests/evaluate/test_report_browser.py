@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tsconvert.evaluate.demo import DemoConfig, demo
 from tsconvert.evaluate.report import ReportConfig, report
 
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
@@ -76,3 +77,12 @@ def test_it_prints(page: Path):
     paper = page.with_name("paper.pdf")
     assert opened(page, f"--print-to-pdf={paper}", "--blink-settings=preferredColorScheme=0") == ([], [])
     assert paper.read_bytes().startswith(b"%PDF-")
+
+
+@pytest.mark.slow
+def test_the_demo_s_page(tmp_path: Path):
+    found = demo(DemoConfig(out=tmp_path / "demo"))
+    shot = tmp_path / "shot.png"
+    assert opened(Path(found.report), f"--screenshot={shot}") == ([], [])
+    seen = colours(shot)
+    assert all(seen[colour] > 1000 for colour in LIGHT.values())
