@@ -17,6 +17,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from old_glibc import loadable
 
 LINE = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\w+), size = .*? MiB(?: -> .*\((\w+)\))?$")
 
@@ -96,7 +97,8 @@ def told(call) -> dict:
 
 def main() -> None:
     """Do all jobs."""
-    llama = load(Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as scratch:
+        llama = load(loadable(Path(sys.argv[1]), Path(scratch)))
     sys.stdout.write(json.dumps([quantize(llama, job) for job in json.load(sys.stdin)]))
 
 

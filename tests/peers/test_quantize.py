@@ -1,9 +1,9 @@
 """Types and bytes against llama.cpp's own library: llama_model_quantize.
 
-No wheel on PyPI that loads on an older glibc has that function, so these tests want the folder of a libllama.so:
+The library is that of the PyPI package llama-cpp-py-sync, or of a build of llama.cpp, which has its programs as well:
 
     TSCONVERT_LLAMA_LIB=llama.cpp/build/bin pytest tests/peers/test_quantize.py
-    TSCONVERT_LLAMA_LIB=... TSCONVERT_RENEW=1 pytest tests/peers/test_quantize.py -k table
+    TSCONVERT_RENEW=1 pytest tests/peers/test_quantize.py -k table
 
 The second writes tests/quant/mixes.json.
 """
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,10 @@ def llama_quantize() -> Callable[[list[dict]], list]:
     """llama_quantize(jobs) lets the library do them."""
     folder = os.environ.get("TSCONVERT_LLAMA_LIB")
     if folder is None:
-        pytest.skip("llama.cpp's library is not here: set TSCONVERT_LLAMA_LIB to the folder of libllama.so")
+        spec = find_spec("llama_cpp_py_sync")  # never imported here: it would load its ggml beside ours
+        if spec is None:
+            pytest.skip("llama.cpp's library is not here: pip install llama-cpp-py-sync, or set TSCONVERT_LLAMA_LIB")
+        folder = spec.submodule_search_locations[0]
 
     def run(jobs: list[dict]) -> list:
         done = subprocess.run(
@@ -144,9 +148,11 @@ def test_experts_with_importances(make_checkpoint: Make, llama_quantize: Callabl
     assert_same_tensors(GgufFile(tmp_path / "o.gguf"), GgufFile(tmp_path / "t.gguf"))
 
 
-def test_importance_matrices_go_both_ways(make_checkpoint: Make, llama_quantize: Callable, tmp_path: Path):
+def test_importance_matrices_go_both_ways(make_checkpoint: Make, tmp_path: Path):
     """llama-quantize reads ours and writes the same keys and bytes; we read llama-imatrix's."""
-    programs = os.environ["TSCONVERT_LLAMA_LIB"]
+    programs = os.environ.get("TSCONVERT_LLAMA_LIB")
+    if programs is None:
+        pytest.skip("llama-imatrix and llama-quantize are not here: set TSCONVERT_LLAMA_LIB to the folder of a build")
     model = make_checkpoint("mistral", hidden_size=256, intermediate_size=512, num_attention_heads=8)
     plain, ours, theirs = tmp_path / "f32.gguf", tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     export_gguf(ExportConfig(model=model, out=plain, type_name="F32"))

@@ -38,6 +38,22 @@ def test_encoding_is_that_of_gguf_py(name):
     )
 
 
+# sqrt(sum of squared errors) / count on ggml's own test data: the bounds of its tests/test-quantize-fns.cpp
+ERRORS = {"Q2_K": 0.0075, "IQ2_S": 0.0075, "IQ2_XS": 0.0075, "IQ2_XXS": 0.0075, "Q3_K": 0.004, "IQ3_S": 0.004}
+ERRORS |= {"IQ3_XXS": 0.005, "TQ1_0": 0.01, "TQ2_0": 0.01, "MXFP4": 0.003}
+ERRORS |= {"IQ1_S": 0.0125, "IQ1_M": 0.0125}  # ggml has none for these two; they lie at 0.0098 and 0.0122
+USUAL_ERROR = 0.002
+
+
+@pytest.mark.parametrize("name", ggml.weight_types())
+def test_decoded_errors_are_within_ggmls_bounds(name):
+    values_RC = (0.1 + 2 * np.cos(np.arange(4096.0))).astype(np.float32)[None]
+    importance_C = np.ones(4096, np.float32) if ggml.needs_importance(name) else None
+    decoded_RC = ggml.dequantize(ggml.quantize(values_RC, name, importance_C), name, values_RC.shape)
+    error = np.linalg.norm((decoded_RC - values_RC).astype(np.float64)) / values_RC.size
+    assert error < ERRORS.get(name, USUAL_ERROR)
+
+
 def test_float_types_are_exact_and_chunks_fit_together():
     values_RC = np.random.default_rng(3).standard_normal((37, 65536)).astype(np.float32)  # three chunks
     raw = ggml.quantize(values_RC, "F32")
