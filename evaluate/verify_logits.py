@@ -95,7 +95,7 @@ def _transformers_logits(checkpoint: Checkpoint, rows_NS: npt.NDArray[np.int64])
 
 
 def _runner_logits(file: GgufFile, rows_NS: npt.NDArray[np.int64], mode: str) -> list[Floats]:
-    with load(file.path, mode=mode, context=rows_NS.shape[1]) as model:
+    with load(file.path, mode=mode, context=rows_NS.shape[1], cache_type="F32") as model:
         return [model.logits(row_S.tolist()) for row_S in rows_NS]
 
 

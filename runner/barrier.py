@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .native import atomic_add, atomic_load, call_yield, pause
-from .rows import compiled
+from .compiling import compiled
+from .native import atomic_add, atomic_load, call_yield, load_i64, pause, store_i64
 
 # Words of the sync array; each stands in a cache line of its own.
 _LINE = 8
@@ -32,24 +32,25 @@ def reset(sync: npt.NDArray[np.int64]) -> None:
 
 
 @compiled
-def meet(sync: Any, thread: int, threads: int) -> None:
-    """Wait until all threads are here, or one has aborted."""
+def meet(sync: int, thread: int, threads: int) -> None:
+    """Wait until all threads are here, or one has aborted. ``sync`` is the words' address."""
     if threads == 1:
         return
     mine = FIRST_THREAD + thread * _LINE
-    sync[mine] += threads
-    arrivals, abort = sync.ctypes.data + 8 * ARRIVALS, sync.ctypes.data + 8 * ABORT
+    target = load_i64(sync, mine) + threads
+    store_i64(sync, mine, target)
+    arrivals, abort = sync + 8 * ARRIVALS, sync + 8 * ABORT
     atomic_add(arrivals, 1)
     spins = 0
-    while atomic_load(arrivals) < sync[mine] and atomic_load(abort) == 0:
+    while atomic_load(arrivals) < target and atomic_load(abort) == 0:
         spins += 1
         if spins < _SPINS:
             pause()
         else:
-            call_yield(sync[YIELD])
+            call_yield(load_i64(sync, YIELD))
 
 
 @compiled
-def aborted(sync: Any) -> Any:
+def aborted(sync: int) -> Any:
     """Whether a thread has died or asked all to stop."""
-    return atomic_load(sync.ctypes.data + 8 * ABORT) != 0
+    return atomic_load(sync + 8 * ABORT) != 0

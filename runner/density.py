@@ -57,6 +57,18 @@ class Density:
             text += f", recall {self.recall.mean():.1%}"
         return text
 
+    def by_layer(self) -> list[str]:
+        """A line a layer."""
+        lines = []
+        for i in range(len(self.fired)):
+            line = f"  layer {i:>3}: fired {self.fired[i]:6.1%}"
+            if self.predicted.any():
+                line += f", predicted {self.predicted[i]:6.1%}"
+            if self.missed.any():
+                line += f", recall {self.recall[i]:6.1%}"
+            lines.append(f"{line}, rows read {(self.gate[i] + self.up[i] + self.down[i]) / 3:6.1%}")
+        return lines
+
     def to_json(self) -> dict[str, Any]:
         """Per layer and overall, for `--json`."""
         layers = {

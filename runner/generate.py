@@ -1,13 +1,18 @@
-"""Generating text: a prompt goes in, tokens come out one by one."""
+"""Generating text: a prompt goes in, tokens come out one by one. Shape suffix: V vocabulary."""
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .model import Model
 from .sampling import Sampler, Sampling
+from .stops import StopStrings
 from .tokenizer import TextStream
+from .traffic import weight_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +21,7 @@ class Piece:
 
     token: int
     text: str
-    """What it adds to the text; empty while a character is incomplete."""
+    """What it adds to the text; empty while a character, or what may become a stop string, is incomplete."""
 
 
 @dataclass(kw_only=True)
@@ -34,43 +39,73 @@ class Generation:
     """Tokens at most."""
     sampling: Sampling
     stop_at_eos: bool = True
+    stops: Sequence[str] = ()
+    """Strings that end the text; they are left out of it."""
+    cached: Sequence[int] = ()
+    """Tokens that the model has just seen: if the prompt begins with them, only the rest of it is read."""
     tokens: list[int] = field(default_factory=list)
     """Generated so far, the end token left out."""
     text: str = ""
+    logits_V: npt.NDArray[np.float32] | None = None
+    """Those that the last token was chosen from."""
     finish: str = "unfinished"
-    """Why it ended: `eos`, `length` or `context`."""
+    """Why it ended: `eos`, `stop`, `length`, `context` or `interrupted`."""
+    prompt_read: int = 0
+    """Tokens of the prompt that were not in the cache."""
     prompt_s: float = 0.0
     """Seconds for the prompt, up to the first token."""
     generation_s: float = 0.0
     """Seconds for all tokens after the first."""
 
     def __iter__(self) -> Iterator[Piece]:
-        model, tokenizer = self.model, self.model.tokenizer
-        start_s = time.perf_counter()
-        model.reset()
-        logits_V = model.feed(self.prompt)
-        self.prompt_s = time.perf_counter() - start_s
-        history = list(self.prompt)
-        sampler, stream = Sampler(self.sampling), TextStream(tokenizer, self.prompt)
-        self.finish = "length"
-        while len(self.tokens) < self.limit:
-            token = sampler.choose(logits_V, history)
-            if self.stop_at_eos and token in tokenizer.eos:
-                self.finish = "eos"
-                break
-            self.tokens.append(token)
-            history.append(token)
-            yield self._piece(token, stream.push(token))
-            if model.position >= model.context:
-                self.finish = "context"
-                break
-            if len(self.tokens) < self.limit:
-                start_s = time.perf_counter()
-                logits_V = model.feed([token])
-                self.generation_s += time.perf_counter() - start_s
-        rest = stream.flush()
+        stream, stops = TextStream(self.model.tokenizer, self.prompt), StopStrings(self.stops)
+        for token in self._draw():
+            yield self._piece(token, stops.push(stream.push(token)))
+            if stops.found is not None:
+                self.finish = "stop"
+                return
+        rest = stops.push(stream.flush()) + stops.flush()
+        if stops.found is not None:
+            self.finish = "stop"
         if rest:
             yield self._piece(self.tokens[-1], rest)
+
+    def _draw(self) -> Iterator[int]:
+        """The tokens, each drawn when it is asked for."""
+        model, sampler = self.model, Sampler(self.sampling)
+        self.logits_V = self._read_prompt()
+        history = list(self.prompt)
+        self.finish = "length"
+        while len(self.tokens) < self.limit:
+            token = sampler.choose(self.logits_V, history)
+            if self.stop_at_eos and token in model.tokenizer.eos:
+                self.finish = "eos"
+                return
+            self.tokens.append(token)
+            history.append(token)
+            yield token
+            if model.position >= model.context:
+                self.finish = "context"
+                return
+            if len(self.tokens) < self.limit:
+                start_s = time.perf_counter()
+                self.logits_V = model.feed([token])
+                self.generation_s += time.perf_counter() - start_s
+
+    def _read_prompt(self) -> npt.NDArray[np.float32]:
+        start_s, known = time.perf_counter(), len(self.cached)
+        if not (0 < known < len(self.prompt) and list(self.prompt[:known]) == list(self.cached)):
+            known = 0
+        self.model.reset(min(known, self.model.position))
+        known = self.model.position
+        logits_V = self.model.feed(self.prompt[known:])
+        self.prompt_read, self.prompt_s = len(self.prompt) - known, time.perf_counter() - start_s
+        return logits_V
+
+    @property
+    def held(self) -> list[int]:
+        """The tokens whose keys and values the model holds now: what the next turn may go on from."""
+        return [*self.prompt, *self.tokens][: self.model.position]
 
     def _piece(self, token: int, text: str) -> Piece:
         self.text += text
@@ -79,7 +114,7 @@ class Generation:
     @property
     def prompt_speed(self) -> float:
         """Tokens per second."""
-        return len(self.prompt) / self.prompt_s if self.prompt_s else 0.0
+        return self.prompt_read / self.prompt_s if self.prompt_s else 0.0
 
     @property
     def speed(self) -> float:
@@ -92,15 +127,29 @@ class Generation:
             "text": self.text, "tokens": self.tokens, "finish": self.finish, "mode": self.model.mode,
             "threads": self.model.threads, "prompt_tokens": len(self.prompt), "generated_tokens": len(self.tokens),
             "prompt_tokens_per_s": round(self.prompt_speed, 2), "tokens_per_s": round(self.speed, 2),
-            "density": self.model.density.to_json(),
+            "bytes_per_token": round(self.bytes_per_token), "density": self.model.density.to_json(),
         }  # fmt: skip
 
-    def stats(self) -> str:
-        """A few lines for a person, after the text."""
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of weights that a token read, keys and values left out."""
+        return weight_bytes(self.model.source, self.model.density, self.model.mode)
+
+    def stats(self, bandwidth: float = 0.0) -> str:
+        """Lines for a person, after the text.
+
+        Args:
+            bandwidth: bytes a second that this machine reads; 0 if it is not known.
+        """
         model, density = self.model, self.model.density
-        prompt = f"prompt {len(self.prompt)} tokens, {self.prompt_speed:.1f} tokens/s"
+        prompt = f"prompt {self.prompt_read} tokens, {self.prompt_speed:.1f} tokens/s"
         generated = f"generated {len(self.tokens)}, {self.speed:.1f} tokens/s (ended by {self.finish})"
-        return f"{model.mode}, {model.threads} threads: {prompt}; {generated}\ndensity: {density}"
+        size, speed = self.bytes_per_token, self.bytes_per_token * self.speed
+        reads = f"weights: {size / 1e6:,.1f} MB a token, {speed / 1e9:.1f} GB/s"
+        if bandwidth:
+            reads += f", {speed / bandwidth:.0%} of the {bandwidth / 1e9:.1f} GB/s that this machine reads"
+        head = f"{model.mode}, {model.threads} threads: {prompt}; {generated}"
+        return "\n".join([head, reads, f"density: {density}", *density.by_layer()])
 
 
 def generate(
@@ -110,17 +159,24 @@ def generate(
     limit: int = 128,
     sampling: Sampling | None = None,
     stop_at_eos: bool = True,
+    stops: Sequence[str] = (),
+    cached: Sequence[int] = (),
 ) -> Generation:
-    """Answer ``prompt`` from an empty cache; nothing is computed before the result is iterated over.
+    """Answer ``prompt``; nothing is computed before the result is iterated over.
 
     Args:
         prompt: text, which the model's tokenizer encodes, or tokens.
         limit: tokens at most.
         sampling: greedy without.
         stop_at_eos: end at the model's end token.
+        stops: strings that end the text.
+        cached: `Generation.held` of the turn before; without, the cache is emptied first.
 
     Raises:
         TsconvertError: while iterating, when the prompt is empty or does not fit into the context.
     """
     tokens = model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    return Generation(model=model, prompt=tokens, limit=limit, sampling=sampling or Sampling(), stop_at_eos=stop_at_eos)
+    return Generation(
+        model=model, prompt=tokens, limit=limit, sampling=sampling or Sampling(), stop_at_eos=stop_at_eos,
+        stops=tuple(stops), cached=tuple(cached),
+    )  # fmt: skip

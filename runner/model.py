@@ -12,11 +12,11 @@ import numpy.typing as npt
 from ..convert.errors import TsconvertError
 from ..quant import ggml
 from . import tables
+from .access import TENSOR_FIELDS
 from .density import Density
 from .dialects import ModelFile, open_model
-from .kernels import TENSOR_FIELDS
 from .rope import angles
-from .rows import KIND, UNKNOWN, type_table
+from .rows import UNKNOWN, kind_of, type_table
 from .sampling import Sampling
 from .step import build_step
 from .threads import Team, default_threads
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Shape suffixes: T tokens, V vocabulary.
 MODES = ("auto", "predicted", "exact", "dense")
 _DEFAULT_CONTEXT = 4096
-_BLOCK = 32  # tokens in one call of the step: Ctrl-C waits no longer than that
+CACHE_TYPES = ("F16", "Q8_0", "F32")
 _ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "router", "ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2")
 Floats = npt.NDArray[np.float32]
 
@@ -48,17 +48,19 @@ class Model:
         ...     logits_TV = model.logits([1, 22, 333])
     """
 
-    def __init__(self, source: ModelFile, *, threads: int, mode: str, context: int) -> None:
+    def __init__(self, source: ModelFile, *, threads: int, mode: str, context: int, cache_type: str) -> None:
         self.source, self.spec, self.context = source, source.spec, context
         self.audit = False
         self.mode = resolve_mode(source, mode)
-        self._shape = _shape(source, context)
-        self._weights = _weights(source, context)
+        numbers = _numbers(source, context, cache_type)
+        names = {tensor.type_name for (role, _), tensor in source.tensors.items() if not role.endswith("norm")}
         self._team = Team(threads)
-        self._buffers = tables.new_buffers(source.spec, context, source.rank, threads)
+        slots, row = numbers[tables.SLOTS], numbers[tables.CACHE_ROW]
+        self._arrays = _weights(source, context, names | {cache_type}) | {"sync": self._team.sync}
+        self._arrays |= tables.new_buffers(source.spec, slots, row, source.rank, threads, names)
+        self._table = tables.new_table(numbers, float(source.spec.norm_eps), self._arrays)
         self._step = _compiled_step()
         self.position = self._forwarded = 0
-        self._compile()
 
     @functools.cached_property
     def tokenizer(self) -> GgufTokenizer:
@@ -145,11 +147,11 @@ class Model:
     @property
     def density(self) -> Density:
         """What share of the neurons was read, predicted and fired since `reset_density`."""
-        return Density.of(self._buffers.counts.sum(axis=0), self._forwarded, self.spec)
+        return Density.of(self._arrays["counts"].sum(axis=0), self._forwarded, self.spec)
 
     def reset_density(self) -> None:
         """Start counting anew."""
-        self._buffers.counts[:] = 0
+        self._arrays["counts"][:] = 0
         self._forwarded = 0
 
     def close(self) -> None:
@@ -179,29 +181,35 @@ class Model:
         return tokens_T
 
     def _blocks(self, tokens_T: npt.NDArray[np.int64], *, every: bool) -> Iterator[Floats]:
-        for start in range(0, len(tokens_T), _BLOCK):
-            block_T = tokens_T[start : start + _BLOCK]
-            last = start + _BLOCK >= len(tokens_T)
+        for start in range(0, len(tokens_T), tables.BLOCK):
+            block_T = tokens_T[start : start + tables.BLOCK]
+            last = start + tables.BLOCK >= len(tokens_T)
             logits_OV = np.empty((len(block_T) if every else int(last), self.spec.vocab), np.float32)
             self._run(block_T, logits_OV)
             if len(logits_OV):
                 yield logits_OV
 
-    def _compile(self) -> None:
-        """Load or compile the step now, so that the first token does not wait for it."""
-        nothing, none = np.empty(0, np.int64), np.empty((0, self.spec.vocab), np.float32)
-        self._step(self._shape, self._weights, self._buffers, self._team.sync, 0, 1, nothing, 0, 0, 0, none)
-
     def _run(self, tokens_T: npt.NDArray[np.int64], logits_OV: Floats) -> None:
-        mode, team = tables.MODES[self.mode], self._team
-        fixed = (self._shape, self._weights, self._buffers, team.sync)
-        rest = (team.threads, tokens_T, self.position, mode, int(self.audit), logits_OV)
-        team.run(lambda thread: self._step(*fixed, thread, *rest))
+        mode, team, step = tables.MODES[self.mode], self._team, self._step
+        block_T = np.ascontiguousarray(tokens_T)
+        rest = (
+            team.threads, block_T.ctypes.data, len(block_T), self.position, mode, int(self.audit),
+            logits_OV.ctypes.data, len(logits_OV),
+        )  # fmt: skip
+        table = self._table.ctypes.data
+        team.run(lambda thread: step(table, thread, *rest))
         self.position += len(tokens_T)
         self._forwarded += len(tokens_T)
 
 
-def load(path: str | Path, *, threads: int | None = None, mode: str = "auto", context: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    mode: str = "auto",
+    context: int | None = None,
+    cache_type: str = "F16",
+) -> Model:
     """Load a GGUF file for running. Weights stay in the mapped file.
 
     Args:
@@ -210,6 +218,7 @@ def load(path: str | Path, *, threads: int | None = None, mode: str = "auto", co
         mode: `dense` computes every neuron; `exact` only those whose gate is positive; `predicted` those that the
             file's predictors name; `auto` the last of these that the file allows.
         context: tokens of the KV cache; None for what the model was trained for, 4096 at most.
+        cache_type: of keys and values: `F16`; `Q8_0` takes half the memory, `F32` loses nothing.
 
     Raises:
         TsconvertError: the file is none of these, is damaged, or does not allow the mode.
@@ -220,7 +229,12 @@ def load(path: str | Path, *, threads: int | None = None, mode: str = "auto", co
     if context is not None and context < 1:
         raise TsconvertError(f"context is {context}: it must be at least 1")
     room = min(source.spec.context, _DEFAULT_CONTEXT) if context is None else context
-    return Model(source, threads=default_threads() if threads is None else threads, mode=mode, context=room)
+    if cache_type not in CACHE_TYPES:
+        raise TsconvertError(f"cache type is {cache_type!r}: it must be one of {', '.join(CACHE_TYPES)}")
+    if source.spec.head_dim % ggml.TYPES[cache_type].weights:
+        raise TsconvertError(f"{path}: heads of {source.spec.head_dim} do not fit into {cache_type}; use F16")
+    count = default_threads() if threads is None else threads
+    return Model(source, threads=count, mode=mode, context=room, cache_type=cache_type)
 
 
 def resolve_mode(source: ModelFile, mode: str) -> str:
@@ -250,30 +264,36 @@ def _compiled_step() -> Any:
     return build_step()
 
 
-def _shape(source: ModelFile, context: int) -> tables.Shape:
+def _numbers(source: ModelFile, context: int, cache_type: str) -> dict[int, int]:
     spec = source.spec
-    return tables.Shape(
-        layers=spec.layers,
-        width=spec.width,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        window=spec.sliding_window or context,
-        activation=tables.ACTIVATIONS[spec.activation],
-        transposed=int(source.transposed),
-        normed_predictors=int(source.normed_predictors),
-        eps=float(spec.norm_eps),
-    )
+    window = min(spec.sliding_window or context, context)
+    return {
+        tables.LAYERS: spec.layers,
+        tables.WIDTH: spec.width,
+        tables.NEURONS: spec.neurons,
+        tables.HEADS: spec.heads,
+        tables.KV_HEADS: spec.kv_heads,
+        tables.HEAD_DIM: spec.head_dim,
+        tables.WINDOW: window,
+        tables.SLOTS: min(context, window + tables.BLOCK),
+        tables.CACHE_TYPE: ggml.TYPES[cache_type].id,
+        tables.CACHE_ROW: ggml.row_bytes(cache_type, spec.head_dim),
+        tables.ACTIVATION: tables.ACTIVATIONS[spec.activation],
+        tables.TRANSPOSED: int(source.transposed),
+        tables.NORMED_PREDICTORS: int(source.normed_predictors),
+        tables.EXPERTS: spec.experts,
+        tables.CHOSEN: max(1, spec.experts_per_token),
+        tables.ROTATED: source.rope.dimensions,
+    }
 
 
-def _weights(source: ModelFile, context: int) -> tables.Weights:
+def _weights(source: ModelFile, context: int, type_names: set[str]) -> dict[str, npt.NDArray[Any]]:
     spec = source.spec
     table = np.zeros((spec.layers + 1, tables.ROLES, TENSOR_FIELDS), np.int64)
-    types = type_table()
     for (role, layer), tensor in source.tensors.items():
         if role.endswith("norm"):
             continue
-        if types[ggml.TYPES[tensor.type_name].id, KIND] == UNKNOWN:
+        if kind_of(tensor.type_name) == UNKNOWN:
             raise TsconvertError(
                 f"{source.file.path}: tensor {tensor.name} is {tensor.type_name}, no type to compute with"
             )
@@ -283,13 +303,15 @@ def _weights(source: ModelFile, context: int) -> tables.Weights:
         table[-1, tables.OUTPUT] = table[-1, tables.TOKEN_EMBD]
     norms = [source.tensors[role, layer] for layer in range(spec.layers) for role in ("attn_norm", "ffn_norm")]
     norms.append(source.tensors["output_norm", None])
-    norms_LD = np.stack([norm.to_float32() for norm in norms])
     cos, sin = angles(source.rope, context)
-    return tables.Weights(table, types, norms_LD, np.ascontiguousarray(source.thresholds), cos, sin)
+    return {
+        "tensors": table, "types": type_table(sorted(type_names)), "cos": cos, "sin": sin,
+        "norms": np.stack([norm.to_float32() for norm in norms]), "thresholds": np.ascontiguousarray(source.thresholds),
+    }  # fmt: skip
 
 
 def _entry(tensor: Any) -> tuple[int, ...]:
-    """A tensor's row of the weight table; the fields as kernels.py names them."""
+    """A tensor's row of the weight table; the fields as tables.py names them."""
     rows, columns = tensor.shape[-2:]
     size = ggml.row_bytes(tensor.type_name, columns)
     return (tensor.raw.ctypes.data, ggml.TYPES[tensor.type_name].id, rows, columns, size, rows * size)

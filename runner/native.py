@@ -12,6 +12,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .simd import Emit
+
 _I16, _I32, _I64, _HALF, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
 _BYTES = ir.IntType(8).as_pointer()
 _VOID = ir.VoidType()
@@ -62,6 +64,40 @@ def call_row(typingctx: Any, function: Any, source: Any, target: Any, n: Any) ->
     return types.void(*[types.int64] * 4), codegen
 
 
+def _calling(count: int) -> Any:
+    """A call of a compiled function at an address (products.py) with ``count`` int64 arguments."""
+
+    @intrinsic
+    def call(typingctx: Any, function: Any, arguments: Any) -> Any:  # noqa: ARG001
+        """The function at an address with a tuple of whole numbers."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(_I64, [_I64] * count)
+            values = [
+                context.cast(builder, builder.extract_value(args[1], i), each, types.int64)
+                for i, each in enumerate(signature.args[1])
+            ]
+            return builder.call(_pointer(builder, args[0], kind), values)
+
+        return types.int64(types.int64, arguments), codegen
+
+    return call
+
+
+call_products, call_add = _calling(15), _calling(10)
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:  # noqa: ARG001
+    """Ask for the cache line at ``address``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        Emit(builder, "").prefetch(args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 @intrinsic
 def call_yield(typingctx: Any, function: Any) -> Any:  # noqa: ARG001
     """The function at `yield_address`."""
@@ -110,6 +146,16 @@ def atomic_load(typingctx: Any, address: Any) -> Any:  # noqa: ARG001
 
 
 @intrinsic
+def load_i64(typingctx: Any, address: Any, index: Any) -> Any:  # noqa: ARG001
+    """Element ``index`` of the int64 row at ``address``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        return builder.load(_element(builder, args[0], args[1], _I64))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
 def load_f32(typingctx: Any, address: Any, index: Any) -> Any:  # noqa: ARG001
     """Float ``index`` of the float32 row at ``address``."""
 
@@ -138,3 +184,34 @@ def load_bf16(typingctx: Any, address: Any, index: Any) -> Any:  # noqa: ARG001
         return builder.bitcast(builder.shl(bits, ir.Constant(_I32, 16)), _FLOAT)
 
     return types.float32(types.int64, types.int64), codegen
+
+
+def _storing(kind: Any, number: Any) -> Any:
+    @intrinsic
+    def store(typingctx: Any, address: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
+        """Write element ``index`` of the row at ``address``."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            cast = context.cast(builder, args[2], signature.args[2], number)
+            if kind == _HALF:
+                cast = builder.fptrunc(cast, _HALF)
+            builder.store(cast, _element(builder, args[0], args[1], kind))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, value), codegen
+
+    return store
+
+
+store_f32, store_f16 = _storing(_FLOAT, types.float32), _storing(_HALF, types.float32)
+store_i32, store_i64 = _storing(_I32, types.int32), _storing(_I64, types.int64)
+
+
+@intrinsic
+def load_i32(typingctx: Any, address: Any, index: Any) -> Any:  # noqa: ARG001
+    """Element ``index`` of the int32 row at ``address``, as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        return builder.sext(builder.load(_element(builder, args[0], args[1], _I32)), _I64)
+
+    return types.int64(types.int64, types.int64), codegen

@@ -1,4 +1,4 @@
-"""The neurons of one FFN that a thread owns: listed, then run in passes over gate, up and down rows.
+"""The FFN of one token, neuron by neuron: found by predictor or gate, shared out evenly, summed by each thread.
 
 A pass drops from the list what can add nothing: after the gate those whose gate is not positive, after up those whose
 activation is zero. Dense mode drops none, and reads every row.
@@ -8,100 +8,182 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import (
+from .access import at, number, tensor_of
+from .compiling import compiled
+from .kernels import activate, activation_of, keep_nonzero, keep_positive, list_above, list_positive
+from .native import load_f32, load_i32, load_i64, store_f32, store_i32
+from .parts import add_floats, add_listed, clear, gather_all, multiply, multiply_run, ready, run_of, tally
+from .tables import (
+    ACTIVATION,
     ADDRESS,
-    COLUMNS,
-    EXPERT_BYTES,
-    ROW_BYTES,
-    TYPE,
-    activate,
-    keep_nonzero,
-    keep_positive,
-    list_above,
-    list_rest,
-    list_rows,
-    listed_products,
-)  # fmt: skip
-from .rows import add_row, phase, prepare_input
-from .tables import DOWN, DOWN_ROWS, FC2, FIRED, GATE, GATE_ROWS, MISSED, PREDICTED_ROWS, UP, UP_ROWS
+    CHOICE,
+    CHOSEN,
+    DENSE,
+    DOWN,
+    DOWN_ROWS,
+    FC1,
+    FC2,
+    FIRED,
+    FOUND,
+    GATE,
+    GATE_ROWS,
+    GATES,
+    HIDDEN,
+    LINE,
+    LISTED,
+    LOGITS,
+    MINE,
+    MISSED,
+    NEURONS,
+    NORMED,
+    NORMED_PREDICTORS,
+    PARTIAL,
+    PREDICTED,
+    PREDICTED_ROWS,
+    PREPARED,
+    PREPARED_HIDDEN,
+    ROWS,
+    SHARE,
+    THRESHOLDS,
+    UP,
+    UP_ROWS,
+    UPS,
+    WIDTH,
+    X,
+)
 
 
-@phase
-def prepare_normed(w: Any, b: Any, thread: int, tensor: Any) -> None:
-    """Round the normed input for the vec_dot of a tensor, into the thread's own buffer."""
-    x_D = b.normed_ND[thread]
-    prepare_input(w.types, tensor[TYPE], x_D.ctypes.data, x_D.shape[0], b.prepared_N[thread].ctypes.data)
+@compiled
+def foreseen(m: int, layer: int, expert: int, mode: int) -> Any:
+    """Whether an FFN's neurons are found by its predictor."""
+    there = mode == PREDICTED and load_i64(tensor_of(m, layer, FC1), ADDRESS) != 0
+    return there and not np.isnan(load_f32(at(m, THRESHOLDS, layer), expert))
 
 
-@phase
-def _products(w: Any, b: Any, thread: int, tensor: Any, expert: int, listed_F: Any, count: int, out_F: Any) -> None:
-    """out[j] = row j of a tensor times the normed input, for the listed rows."""
-    prepare_normed(w, b, thread, tensor)
-    x, prepared = b.normed_ND[thread].ctypes.data, b.prepared_N[thread].ctypes.data
-    listed_products(w.types, tensor, expert, x, prepared, listed_F, count, out_F, b.one_N[thread])
+@compiled
+def ffn_of_token(m: int, thread: int, threads: int, layer: int, mode: int, audit: int) -> None:
+    """x += FFN(normed) of one token, in ``mode``; with ``audit``, neurons that were not predicted are looked at too."""
+    form, width, partial = 0, number(m, WIDTH), at(m, PARTIAL, thread)
+    if mode == PREDICTED and load_i64(tensor_of(m, layer, FC1), ADDRESS) != 0:
+        form = _predictor_hidden(m, thread, threads, layer)
+        gather_all(m, thread, threads)
+    if mode != DENSE:
+        form = _find(m, thread, threads, layer, mode, audit, form)
+        gather_all(m, thread, threads)
+    clear(partial, width)
+    for k in range(number(m, CHOSEN)):
+        form = _run(m, thread, threads, layer, k, mode, form)
+    gather_all(m, thread, threads)
+    for other in range(threads):
+        add_floats(at(m, PARTIAL, other), at(m, X, thread), width)
 
 
-@phase
-def list_predicted(w: Any, b: Any, thread: int, threads: int, layer: int, k: int) -> Any:
-    """List the owned neurons of chosen expert ``k`` whose logit reaches the threshold; returns how many."""
-    tensor, expert = w.tensors[layer, FC2], b.choice_NK[thread, k]
-    x, prepared = b.hidden_KR[k].ctypes.data, b.prepared_hidden_N[thread].ctypes.data
-    prepare_input(w.types, tensor[TYPE], x, tensor[COLUMNS], prepared)
-    listed_F, logits_F = b.active_NF[thread], b.gate_NF[thread]
-    count = list_rows(thread, threads, listed_F)
-    listed_products(w.types, tensor, expert, x, prepared, listed_F, count, logits_F, b.one_N[thread])
-    count = list_above(listed_F, count, logits_F, w.thresholds[layer, expert])
-    b.counts[thread, layer, PREDICTED_ROWS] += count
-    return count
+@compiled
+def _predictor_hidden(m: int, thread: int, threads: int, layer: int) -> Any:
+    """relu(fc1 . x) of every chosen expert's predictor; this thread's rows. Returns the form of the normed input."""
+    tensor, normed = tensor_of(m, layer, FC1), number(m, NORMED_PREDICTORS)
+    x = at(m, NORMED if normed else X, thread)
+    form = ready(m, thread, threads, 1, tensor, x, PREPARED, 0)
+    first, end = run_of(load_i64(tensor, ROWS), thread, threads)
+    for k in range(number(m, CHOSEN)):
+        out, expert = at(m, HIDDEN, k), load_i64(at(m, CHOICE, thread), k)
+        multiply_run(m, thread, threads, tensor, expert, x, PREPARED, thread, 0, 1, out)
+        for r in range(first, end):
+            store_f32(out, r, max(load_f32(out, r), np.float32(0)))
+    return form if normed else 0
 
 
-@phase
-def run_listed(s: Any, w: Any, b: Any, thread: int, layer: int, k: int, count: int, skip: bool) -> None:
-    """Add what the listed neurons of chosen expert ``k`` contribute to the thread's accumulator.
+@compiled
+def _find(m: int, thread: int, threads: int, layer: int, mode: int, audit: int, form: int) -> Any:
+    """List, of this thread's run of neurons, those whose predictor logit, or else whose gate, is large enough."""
+    first, end = run_of(number(m, NEURONS), thread, threads)
+    x = at(m, NORMED, thread)
+    for k in range(number(m, CHOSEN)):
+        expert = load_i64(at(m, CHOICE, thread), k)
+        listed, gate = at(m, LISTED, thread) + 4 * k * number(m, NEURONS), at(m, GATES, k)
+        known = foreseen(m, layer, expert, mode)
+        if known:
+            tensor, hidden, logits = tensor_of(m, layer, FC2), at(m, HIDDEN, k), at(m, LOGITS, k)
+            ready(m, thread, threads, 1, tensor, hidden, PREPARED_HIDDEN, 0)
+            multiply_run(m, thread, threads, tensor, expert, hidden, PREPARED_HIDDEN, thread, 0, 1, logits)
+            threshold = load_f32(at(m, THRESHOLDS, layer), expert)
+            found = list_above(logits, 1, first, end, threshold, listed)
+            tally(m, thread, layer, PREDICTED_ROWS, found)
+        if audit or not known:
+            tensor = tensor_of(m, layer, GATE)
+            form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
+            multiply_run(m, thread, threads, tensor, expert, x, PREPARED, thread, 0, 1, gate)
+        if not known:
+            tally(m, thread, layer, GATE_ROWS, end - first)
+            found = list_positive(gate, 1, first, end, listed)
+        elif audit:
+            tensor, up = tensor_of(m, layer, UP), at(m, UPS, k)
+            form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
+            multiply_run(m, thread, threads, tensor, expert, x, PREPARED, thread, 0, 1, up)
+            missed = count_missed(number(m, ACTIVATION), first, end, gate, up, logits, threshold)
+            tally(m, thread, layer, MISSED, missed)
+        store_i32(at(m, FOUND, thread), k * LINE, found)
+    return form
+
+
+@compiled
+def count_missed(activation: int, first: int, end: int, gate: int, up: int, logits: int, threshold: float) -> Any:
+    """Neurons that fire although their logit is below the threshold."""
+    missed = 0
+    for j in range(first, end):
+        silent = load_f32(logits, j) < threshold
+        missed += silent and activation_of(activation, load_f32(gate, j), load_f32(up, j)) != 0
+    return missed
+
+
+@compiled
+def take_share(listed: int, listed_step: int, found: int, found_step: int, thread: int, threads: int, mine: int) -> Any:
+    """Of what all threads have listed, in their order, an even share; returns how many.
 
     Args:
-        skip: leave out rows that can add nothing; False reads all of them.
+        listed, found: addresses of the first thread's int32 list and of its length; steps, in bytes, lead to others'.
     """
-    expert, counts = b.choice_NK[thread, k], b.counts[thread, layer]
-    listed_F, gate_F, up_F = b.active_NF[thread], b.gate_NF[thread], b.up_NF[thread]
-    counts[GATE_ROWS] += count
-    _products(w, b, thread, w.tensors[layer, GATE], expert, listed_F, count, gate_F)
-    kept = keep_positive(listed_F, count, gate_F) if skip else count
-    counts[UP_ROWS] += kept
-    _products(w, b, thread, w.tensors[layer, UP], expert, listed_F, kept, up_F)
-    counts[FIRED] += activate(s.activation, listed_F, kept, gate_F, up_F, b.share_NK[thread, k])
-    kept = keep_nonzero(listed_F, kept, gate_F) if skip else kept
-    counts[DOWN_ROWS] += kept
-    tensor = w.tensors[layer, DOWN]
-    first, size, type_id = tensor[ADDRESS] + expert * tensor[EXPERT_BYTES], tensor[ROW_BYTES], tensor[TYPE]
-    partial_D, scratch_D = b.partial_ND[thread], b.scratch_ND[thread]
-    for i in range(kept):
-        j = listed_F[i]
-        add_row(w.types, type_id, first + j * size, tensor[COLUMNS], gate_F[j], partial_D, scratch_D)
+    total = 0
+    for other in range(threads):
+        total += load_i32(found + other * found_step, 0)
+    low, high = total * thread // threads, total * (thread + 1) // threads
+    before, taken = 0, 0
+    for other in range(threads):
+        length = load_i32(found + other * found_step, 0)
+        for i in range(max(low - before, 0), min(high - before, length)):
+            store_i32(mine, taken, load_i32(listed + other * listed_step, i))
+            taken += 1
+        before += length
+    return taken
 
 
-@phase
-def audit_rest(s: Any, w: Any, b: Any, thread: int, threads: int, layer: int, k: int, count: int) -> None:
-    """Count the owned neurons that fire without being among the ``count`` listed ones."""
-    expert, rest_F, gate_F, up_F = b.choice_NK[thread, k], b.rest_NF[thread], b.gate_NF[thread], b.up_NF[thread]
-    others = list_rest(thread, threads, b.active_NF[thread], count, rest_F)
-    _products(w, b, thread, w.tensors[layer, GATE], expert, rest_F, others, gate_F)
-    others = keep_positive(rest_F, others, gate_F)
-    _products(w, b, thread, w.tensors[layer, UP], expert, rest_F, others, up_F)
-    b.counts[thread, layer, MISSED] += activate(s.activation, rest_F, others, gate_F, up_F, np.float32(1))
-
-
-@phase
-def plain_activations(s: Any, w: Any, b: Any, thread: int, threads: int, layer: int, k: int) -> None:
-    """The owned activations of chosen expert ``k``, times its share, into ``h_KF``; every row is read."""
-    expert, counts = b.choice_NK[thread, k], b.counts[thread, layer]
-    listed_F, gate_F, up_F = b.active_NF[thread], b.gate_NF[thread], b.up_NF[thread]
-    count = list_rows(thread, threads, listed_F)
-    counts[GATE_ROWS] += count
-    counts[UP_ROWS] += count
-    counts[DOWN_ROWS] += count
-    _products(w, b, thread, w.tensors[layer, GATE], expert, listed_F, count, gate_F)
-    _products(w, b, thread, w.tensors[layer, UP], expert, listed_F, count, up_F)
-    counts[FIRED] += activate(s.activation, listed_F, count, gate_F, up_F, b.share_NK[thread, k])
-    for i in range(count):
-        b.h_KF[k, listed_F[i]] = gate_F[listed_F[i]]
+@compiled
+def _run(m: int, thread: int, threads: int, layer: int, k: int, mode: int, form: int) -> Any:
+    """Add what this thread's neurons of chosen expert ``k`` contribute to its accumulator."""
+    neurons, x, expert = number(m, NEURONS), at(m, NORMED, thread), load_i64(at(m, CHOICE, thread), k)
+    gate, up = at(m, GATES, k), at(m, UPS, k)
+    first, end = run_of(neurons, thread, threads)
+    listed, some = 0, end - first
+    if mode != DENSE:
+        listed, first = at(m, MINE, thread), 0
+        lists, lengths = at(m, LISTED, 0) + 4 * k * neurons, at(m, FOUND, 0) + 4 * k * LINE
+        steps = at(m, LISTED, 1) - at(m, LISTED, 0), at(m, FOUND, 1) - at(m, FOUND, 0)
+        some = take_share(lists, steps[0], lengths, steps[1], thread, threads, listed)
+    if mode == DENSE or foreseen(m, layer, expert, mode):
+        tensor = tensor_of(m, layer, GATE)
+        form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
+        multiply(m, thread, tensor, expert, listed, first, some, x, PREPARED, thread, 0, 1, gate, 1, 0)
+        tally(m, thread, layer, GATE_ROWS, some)
+        if mode != DENSE:
+            some = keep_positive(listed, some, gate, 1)
+    tensor = tensor_of(m, layer, UP)
+    form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
+    multiply(m, thread, tensor, expert, listed, first, some, x, PREPARED, thread, 0, 1, up, 1, 0)
+    tally(m, thread, layer, UP_ROWS, some)
+    share = load_f32(at(m, SHARE, thread), k)
+    tally(m, thread, layer, FIRED, activate(number(m, ACTIVATION), listed, first, some, gate, up, 1, share))
+    if mode != DENSE:
+        some = keep_nonzero(listed, some, gate, 1)
+    tally(m, thread, layer, DOWN_ROWS, some)
+    add_listed(m, thread, tensor_of(m, layer, DOWN), expert, listed, first, some, gate, at(m, PARTIAL, thread))
+    return form

@@ -1,128 +1,85 @@
-"""One row of weights, of any GGUF type: its product with an input, and its weighted sum into an accumulator.
+"""What compiled code knows of each GGUF type, and how an input is made ready for it.
 
-F32, F16 and BF16 rows are widened in registers and meet the float32 input, which keeps the accuracy of the file. Rows
-of block types go through ggml's vec_dot, which meets the input rounded to the type that it asks for (Q8_0, Q8_K).
+F32, F16 and BF16 rows meet the float32 input, which keeps the accuracy of the file. The types of groups.py meet an
+input of bytes with a scale per 32 (inputs.py); all others go through ggml's vec_dot, which says what it wants.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from ..quant import ggml
-from .native import call_row, call_vec_dot, load_bf16, load_f16, load_f32
+from . import tiles
+from .access import TYPE_FIELDS, type_field
+from .compiling import compiled
+from .inputs import round_input
+from .native import call_row
 
 # Columns of the type table, one row per ggml type id.
-KIND, VEC_DOT, TO_FLOAT, FROM_FLOAT = range(4)
-TYPE_FIELDS = 4
+KIND, VEC_DOT, TO_FLOAT, FROM_FLOAT, PRODUCTS, ADD = range(6)
 # KIND
-UNKNOWN, FLOAT32, FLOAT16, BFLOAT16, BLOCKS = range(5)
-_KINDS = {"F32": FLOAT32, "F16": FLOAT16, "BF16": BFLOAT16}
-# Reordering a sum lets LLVM vectorise it; NaN and infinity keep their meaning.
-_SUM = {"reassoc", "contract", "nsz"}
-compiled: Any = njit(nogil=True)
-compiled_sum: Any = njit(nogil=True, fastmath=_SUM)
-# The parts of a step take all its tables, hundreds of arguments that are slow to pass and to compile: they are inlined.
-phase: Any = njit(nogil=True, inline="always")
+UNKNOWN, FLOATS, OWN, GGML = range(4)
+_FLOAT_TYPES = ("F32", "F16", "BF16")
 
 
-def type_table() -> npt.NDArray[np.int64]:
-    """What compiled code knows of each ggml type: [type ids, TYPE_FIELDS], with addresses of this process."""
+def kind_of(type_name: str) -> int:
+    """FLOATS, OWN (own kernels), GGML, or UNKNOWN: no type to compute with."""
+    if type_name in _FLOAT_TYPES:
+        return FLOATS
+    if type_name in tiles.KINDS:
+        return OWN
+    functions = ggml.row_functions(type_name)
+    return GGML if functions.vec_dot and functions.to_float else UNKNOWN
+
+
+def type_table(type_names: Iterable[str]) -> npt.NDArray[np.int64]:
+    """[type ids, TYPE_FIELDS] with addresses of this process; kernels of the named types are compiled or loaded."""
+    from .products import kernels
+
     table = np.zeros((max(ggml.BY_ID) + 1, TYPE_FIELDS), np.int64)
-    for block in ggml.TYPES.values():
-        functions = ggml.row_functions(block.name)
-        kind = _KINDS.get(block.name, BLOCKS if functions.vec_dot and functions.to_float else UNKNOWN)
-        table[block.id] = (kind, functions.vec_dot, functions.to_float, functions.from_float)
+    for name in dict.fromkeys(type_names):
+        functions, kind = ggml.row_functions(name), kind_of(name)
+        if kind != UNKNOWN:
+            made = kernels(name)
+            fields = (kind, functions.vec_dot, functions.to_float, functions.from_float, made.products, made.add)
+            table[ggml.TYPES[name].id] = fields
     return table
 
 
-def input_bytes(columns: int) -> int:
-    """Bytes that hold an input of ``columns`` values in any type that a vec_dot asks for."""
-    types = {ggml.row_functions(name).dot_type for name in ggml.weight_types()}
-    return max(-(-columns // block.weights) * block.size_bytes for block in types)
-
-
-@compiled_sum
-def dot_f32(row: int, x: int, n: int) -> Any:
-    """Sum of row[i] * x[i] over float32 rows at two addresses."""
-    total = np.float32(0)
-    for i in range(n):
-        total += load_f32(row, i) * load_f32(x, i)
-    return total
-
-
-@compiled_sum
-def dot_f16(row: int, x: int, n: int) -> Any:
-    """The same with a float16 row."""
-    total = np.float32(0)
-    for i in range(n):
-        total += load_f16(row, i) * load_f32(x, i)
-    return total
-
-
-@compiled_sum
-def dot_bf16(row: int, x: int, n: int) -> Any:
-    """The same with a bfloat16 row."""
-    total = np.float32(0)
-    for i in range(n):
-        total += load_bf16(row, i) * load_f32(x, i)
-    return total
+def input_bytes(columns: int, type_names: Iterable[str]) -> int:
+    """Bytes that hold an input of ``columns`` values as any of the types wants it; a multiple of 64."""
+    sizes = [64]
+    for name in type_names:
+        if kind_of(name) == OWN:
+            sizes.append(tiles.input_bytes(columns))
+        elif kind_of(name) == GGML:
+            block = ggml.row_functions(name).dot_type
+            sizes.append(-(-columns // block.weights) * block.size_bytes)
+    return -(-max(sizes) // 64) * 64
 
 
 @compiled
-def prepare_input(types: Any, type_id: int, x: int, n: int, target: int) -> None:
-    """Round the float32 input at ``x`` to what the vec_dot of ``type_id`` takes, at ``target``; floats need none."""
-    if types[type_id, KIND] == BLOCKS:
-        call_row(types[type_id, FROM_FLOAT], x, target, n)
-
-
-@compiled
-def dot_row(types: Any, type_id: int, row: int, x: int, prepared: int, n: int, out: Any) -> Any:
-    """The product of a row of ``n`` weights at ``row`` and an input.
+def prepare_inputs(
+    types: int, type_id: int, x: int, columns: int, tokens: int, target: int, stride: int, form: int
+) -> Any:
+    """Bring float32 inputs into the form that rows of a type meet; nothing to do if they are in it already.
 
     Args:
-        types: the type table.
-        x, prepared: addresses of the float32 input and of what `prepare_input` made of it for this type.
-        out: float32 array, where vec_dot leaves its result.
+        types: address of the type table.
+        x: address of the inputs, one behind the other.
+        target, stride: where the first goes, and bytes from one to the next.
+        form: what this function returned when it last wrote there, 0 at first.
     """
-    kind = types[type_id, KIND]
-    if kind == BLOCKS:
-        call_vec_dot(types[type_id, VEC_DOT], n, out.ctypes.data, row, prepared)
-        return out[0]
-    if kind == FLOAT32:
-        return dot_f32(row, x, n)
-    if kind == FLOAT16:
-        return dot_f16(row, x, n)
-    return dot_bf16(row, x, n)
-
-
-@compiled
-def add_row(types: Any, type_id: int, row: int, n: int, scale: float, into: Any, scratch: Any) -> None:
-    """into[i] += scale * row[i]. ``scratch`` holds ``n`` float32 values that decoding may overwrite."""
-    kind = types[type_id, KIND]
-    if kind == FLOAT32:
-        for i in range(n):
-            into[i] += scale * load_f32(row, i)
-    elif kind == FLOAT16:
-        for i in range(n):
-            into[i] += scale * load_f16(row, i)
-    elif kind == BFLOAT16:
-        for i in range(n):
-            into[i] += scale * load_bf16(row, i)
-    else:
-        call_row(types[type_id, TO_FLOAT], row, scratch.ctypes.data, n)
-        for i in range(n):
-            into[i] += scale * scratch[i]
-
-
-@compiled
-def read_row(types: Any, type_id: int, row: int, n: int, into: Any) -> None:
-    """into[i] = row[i]."""
-    kind = types[type_id, KIND]
-    if kind == BLOCKS:
-        call_row(types[type_id, TO_FLOAT], row, into.ctypes.data, n)
-    else:
-        for i in range(n):
-            into[i] = np.float32(0)
-        add_row(types, type_id, row, n, np.float32(1), into, into)
+    kind = type_field(types, type_id, KIND)
+    if kind == FLOATS:
+        return form
+    wanted = OWN if kind == OWN else type_field(types, type_id, FROM_FLOAT)
+    if wanted != form:
+        for t in range(tokens):
+            if kind == OWN:
+                round_input(x + 4 * columns * t, columns, target + stride * t)
+            else:
+                call_row(wanted, x + 4 * columns * t, target + stride * t, columns)
+    return wanted

@@ -11,7 +11,7 @@ import pytest
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.runner import rows, step
 from tsconvert.runner.barrier import meet
-from tsconvert.runner.rows import compiled
+from tsconvert.runner.compiling import compiled
 from tsconvert.runner.threads import Team
 
 
@@ -31,7 +31,7 @@ def test_nobody_passes_before_all_are_there(threads):
     team, rounds = Team(threads), 200
     numbers, seen = np.full(threads * 8, -1), np.zeros(threads, np.int64)
     for _ in range(3):
-        team.run(lambda thread: relay(team.sync, thread, threads, rounds, numbers, seen))
+        team.run(lambda thread: relay(team.sync.ctypes.data, thread, threads, rounds, numbers, seen))
     assert seen.tolist() == [3 * rounds * threads] * threads
     team.close()
 
@@ -44,12 +44,12 @@ def test_a_dead_thread_does_not_hang_the_others(victim):
     def job(thread):
         if thread == victim:
             raise RuntimeError("dead")
-        relay(team.sync, thread, 3, 1000, numbers, seen)
+        relay(team.sync.ctypes.data, thread, 3, 1000, numbers, seen)
 
     with pytest.raises(RuntimeError, match="dead"):
         team.run(job)
     seen[:] = 0
-    team.run(lambda thread: relay(team.sync, thread, 3, 10, numbers, seen))
+    team.run(lambda thread: relay(team.sync.ctypes.data, thread, 3, 10, numbers, seen))
     assert seen.tolist() == [30, 30, 30]
     team.close()
 

@@ -1,0 +1,145 @@
+"""Products and weighted sums of rows of F32, F16 and BF16 in registers, and exponentials: prompts and attention.
+
+The same register blocking as tiles.py. Rows are widened to float32 and meet float32 inputs.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .simd import FLOAT, FLOATS, HALF, I16, I32, I64, INTS, LANES, Emit, instruction_set
+
+KINDS = ("F32", "F16", "BF16")
+SIZES = (4, 2, 2)
+_ISA = instruction_set()
+_LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440054690583e-4
+# exp(r) for |r| <= ln 2 / 2: Taylor's series to the sixth power, relative error below 2e-7
+_SERIES = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+_LEAST, _MOST = -87.0, 88.0
+
+
+def load_floats(e: Emit, kind: int, address: Any, offset: int = 0) -> Any:
+    """16 numbers of a float type (an index of KINDS) as float32."""
+    if kind == 0:
+        return e.load(FLOATS, address, offset)
+    if kind == 1:
+        return e.b.fpext(e.load(ir.VectorType(HALF, LANES), address, offset), FLOATS)
+    bits = e.b.zext(e.load(ir.VectorType(I16, LANES), address, offset), INTS)
+    return e.b.bitcast(e.b.shl(bits, e.all(INTS, 16)), FLOATS)
+
+
+def _addresses(e: Emit, at: Any, count: int) -> list[Any]:
+    return [e.load(I64, at, 8 * i) for i in range(count)]
+
+
+def _new_sums(builder: Any, rows: int, columns: int) -> list[list[Any]]:
+    sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(columns)] for _ in range(rows)]
+    for place in (place for row in sums for place in row):
+        builder.store(ir.Constant(FLOATS, [0.0] * LANES), place)
+    return sums
+
+
+@intrinsic(prefer_literal=True)
+def float_tile(
+    typingctx: Any, kind: Any, rows: Any, inputs: Any, rows_at: Any, inputs_at: Any, columns: Any, out: Any,  # noqa: ARG001
+) -> Any:  # fmt: skip
+    """As `tiles.tile`, of rows of float ``kind`` and float32 inputs; ``columns`` is a multiple of 16."""
+    number, row_count, input_count = (each.literal_value for each in (kind, rows, inputs))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        e = Emit(builder, _ISA)
+        row_p, input_p = _addresses(e, args[3], row_count), _addresses(e, args[4], input_count)
+        sums = _new_sums(builder, row_count, input_count)
+        with cgutils.for_range(builder, builder.udiv(args[5], ir.Constant(I64, LANES)), intp=I64) as loop:
+            at = builder.mul(loop.index, ir.Constant(I64, LANES * SIZES[number]))
+            weights = [load_floats(e, number, builder.add(row, at)) for row in row_p]
+            at = builder.mul(loop.index, ir.Constant(I64, LANES * 4))
+            for t, x in enumerate(input_p):
+                values = e.load(FLOATS, builder.add(x, at))
+                for r, weight in enumerate(weights):
+                    builder.store(e.fma(weight, values, builder.load(sums[r][t])), sums[r][t])
+        for r in range(row_count):
+            for t in range(input_count):
+                e.store(e.total(builder.load(sums[r][t])), args[6], 4 * (t * row_count + r))
+        return context.get_dummy_value()
+
+    return types.void(kind, rows, inputs, *[types.int64] * 4), codegen
+
+
+@intrinsic(prefer_literal=True)
+def blend(
+    typingctx: Any, kind: Any, vectors: Any, rows: Any, stride: Any, listed: Any, weights: Any, count: Any, out: Any,  # noqa: ARG001
+) -> Any:  # fmt: skip
+    """out[i] += sum over ``count`` rows of weight x row[i], for 16 x ``vectors`` columns, kept in registers meanwhile.
+
+    ``kind`` (of KINDS) and ``vectors`` are constants. Row r is ``stride`` x (the r-th number of the int32 list, or
+    without one r) bytes from ``rows`` on, its weight the r-th float32 at ``weights``.
+    """
+    number, width = kind.literal_value, vectors.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        e = Emit(builder, _ISA)
+        sums = _new_sums(builder, 1, width)[0]
+        for v, place in enumerate(sums):
+            builder.store(e.load(FLOATS, args[7], 4 * LANES * v), place)
+        four, zero = ir.Constant(I64, 4), ir.Constant(I64, 0)
+        has_list = builder.icmp_unsigned("!=", args[4], zero)
+        somewhere = builder.select(has_list, args[4], args[5])  # any readable place
+        with cgutils.for_range(builder, args[6], intp=I64) as loop:
+            at = builder.mul(loop.index, four)
+            number_of = builder.sext(e.load(I32, builder.add(somewhere, at)), I64)
+            row = builder.select(has_list, number_of, loop.index)
+            row = builder.add(args[2], builder.mul(row, args[3]))
+            share = e.splat(e.load(FLOAT, builder.add(args[5], at)))
+            for v, place in enumerate(sums):
+                value = load_floats(e, number, row, LANES * SIZES[number] * v)
+                builder.store(e.fma(share, value, builder.load(place)), place)
+        for v, place in enumerate(sums):
+            e.store(builder.load(place), args[7], 4 * LANES * v)
+        return context.get_dummy_value()
+
+    return types.void(kind, vectors, *[types.int64] * 6), codegen
+
+
+def exponential(e: Emit, x: Any) -> Any:
+    """exp of each lane, relative error below 3e-7; arguments are cut to -87 and 88."""
+    b, least, most = e.b, e.all(FLOATS, _LEAST), e.all(FLOATS, _MOST)
+    x = b.select(b.fcmp_ordered("<", x, least), least, x)
+    x = b.select(b.fcmp_ordered(">", x, most), most, x)
+    power = e.call(f"llvm.rint.v{LANES}f32", FLOATS, b.fmul(x, e.all(FLOATS, _LOG2E)))
+    r = e.fma(power, e.all(FLOATS, -_LN2_LOW), e.fma(power, e.all(FLOATS, -_LN2_HIGH), x))
+    total = e.all(FLOATS, _SERIES[0])
+    for term in _SERIES[1:]:
+        total = e.fma(total, r, e.all(FLOATS, term))
+    exponent = b.shl(b.add(b.fptosi(power, INTS), e.all(INTS, 127)), e.all(INTS, 23))
+    return b.fmul(total, b.bitcast(exponent, FLOATS))
+
+
+@intrinsic
+def exp_shifted(typingctx: Any, at: Any, shift: Any) -> Any:  # noqa: ARG001
+    """Replace the 16 floats x at an address by exp(x - shift); returns their sum."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        e = Emit(builder, _ISA)
+        values = exponential(e, builder.fsub(e.load(FLOATS, args[0]), e.splat(args[1])))
+        e.store(values, args[0])
+        return e.total(values)
+
+    return types.float32(types.int64, types.float32), codegen
+
+
+@intrinsic
+def swish_times(typingctx: Any, gate: Any, up: Any) -> Any:  # noqa: ARG001
+    """Replace the 16 floats g at address ``gate`` by g / (1 + exp(-g)) x those at ``up``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        e = Emit(builder, _ISA)
+        g = e.load(FLOATS, args[0])
+        one_more = builder.fadd(exponential(e, builder.fneg(g)), e.all(FLOATS, 1.0))
+        e.store(builder.fmul(builder.fdiv(g, one_more), e.load(FLOATS, args[1])), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen

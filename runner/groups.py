@@ -1,0 +1,160 @@
+"""Block types as groups of 128 signed bytes with scales: what every own kernel of the runner computes with.
+
+A group is four runs a, b, c, d of 32 neighbouring weights. Its bytes are two vectors: ``low`` has the first 16 of each
+run, ``high`` the second 16, so that lanes 4k to 4k+3 of a four-byte product belong to run k, and one vector of scales
+serves both. Inputs are stored the same way (inputs.py). Block layouts: ggml-common.h, ggml-quants.c (dequantize_row_*).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from .simd import BYTES, FLOAT, HALF, I8, I32, Emit
+
+GROUP = 128
+RUN = 32
+RUNS = 4
+_SIXTEEN, _FOUR = ir.VectorType(I8, 16), ir.VectorType(I8, 4)
+_FOUR_FLOATS, _FOUR_INTS = ir.VectorType(FLOAT, 4), ir.VectorType(I32, 4)
+_SPREAD = [lane // 4 for lane in range(16)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """128 weights: byte x scale - minimum."""
+
+    low: Any
+    high: Any
+    scale_low: Any
+    """16 floats, a run's in its four lanes."""
+    scale_high: Any
+    """None where it is ``scale_low``."""
+    minimum: Any = None
+    """Likewise; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one block type becomes groups."""
+
+    weights: int
+    """In a block: 32, or 256 (two groups)."""
+    size_bytes: int
+    expand: Callable[[Emit, Sequence[Any]], list[Group]]
+    """From the addresses of four blocks of 32, or of one of 256."""
+
+    @property
+    def blocks(self) -> int:
+        """Addresses that ``expand`` takes."""
+        return max(1, GROUP // self.weights)
+
+    @property
+    def step_weights(self) -> int:
+        """Weights that one ``expand`` covers."""
+        return max(GROUP, self.weights)
+
+
+def spread(e: Emit, four: Any) -> Any:
+    """Four floats in the lanes of their runs."""
+    return e.pick(four, _SPREAD)
+
+
+def _scales(e: Emit, addresses: Sequence[Any], offset: int = 0) -> Any:
+    """The float16 of each of four blocks, spread."""
+    halves = ir.Constant(ir.VectorType(HALF, 4), ir.Undefined)
+    for k, address in enumerate(addresses):
+        halves = e.b.insert_element(halves, e.load(HALF, address, offset), ir.Constant(I32, k))
+    return spread(e, e.b.fpext(halves, _FOUR_FLOATS))
+
+
+def _sixteens(e: Emit, addresses: Sequence[Any], offset: int) -> Any:
+    return e.join([e.load(_SIXTEEN, address, offset) for address in addresses])
+
+
+def _nibbles(e: Emit, both: Any) -> tuple[Any, Any]:
+    fifteen = e.all(BYTES, 15)
+    return e.b.and_(both, fifteen), e.b.and_(e.b.lshr(both, e.all(BYTES, 4)), fifteen)
+
+
+def _q4_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
+    low, high = _nibbles(e, _sixteens(e, blocks, 2))
+    eight = e.all(BYTES, 8)
+    return [Group(e.b.sub(low, eight), e.b.sub(high, eight), _scales(e, blocks), None)]
+
+
+def _q5_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
+    """The fifth bits are a uint32 of each block: bits 0 to 15 of its first 16 weights, then of the others."""
+    low, high = _nibbles(e, _sixteens(e, blocks, 6))
+    bits = e.join([e.b.bitcast(e.load(I32, block, 2), ir.VectorType(ir.IntType(1), 32)) for block in blocks])
+    zero, minus = e.all(BYTES, 0), e.all(BYTES, -16)
+    halves = []
+    for start, nibbles in ((0, low), (16, high)):
+        mask = e.pick(bits, [32 * run + start + i for run in range(RUNS) for i in range(16)])
+        halves.append(e.b.add(nibbles, e.b.select(mask, zero, minus)))
+    return [Group(halves[0], halves[1], _scales(e, blocks), None)]
+
+
+def _q8_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
+    return [Group(_sixteens(e, blocks, 2), _sixteens(e, blocks, 18), _scales(e, blocks), None)]
+
+
+def _floats(e: Emit, four_bytes: Any, factor: Any, *, signed: bool = False) -> Any:
+    wide = (e.b.sext if signed else e.b.zext)(four_bytes, _FOUR_INTS)
+    return spread(e, e.b.fmul(e.b.sitofp(wide, _FOUR_FLOATS), factor))
+
+
+def _q4_k(e: Emit, blocks: Sequence[Any]) -> list[Group]:
+    """Two float16, twelve bytes of 6-bit scales and minima, 128 bytes: per 64 weights 32 low, 32 high nibbles."""
+    (block,) = blocks
+    scale, least = (e.splat(e.b.fpext(e.load(HALF, block, offset), FLOAT), 4) for offset in (0, 2))
+    a, b, c = (e.load(_FOUR, block, offset) for offset in (4, 8, 12))
+    low6, low4, four, six = (e.all(_FOUR, value) for value in (63, 15, 4, 6))
+    top_a, top_b = (e.b.shl(e.b.lshr(bits, six), four) for bits in (a, b))
+    scales = (e.b.and_(a, low6), e.b.or_(e.b.and_(c, low4), top_a))
+    minima = (e.b.and_(b, low6), e.b.or_(e.b.lshr(c, four), top_b))
+    return [_q4_k_group(e, block, part, scales[part], minima[part], (scale, least)) for part in (0, 1)]
+
+
+def _q4_k_group(e: Emit, block: Any, part: int, scales: Any, minima: Any, factors: tuple[Any, Any]) -> Group:
+    quants = e.load(BYTES, block, 16 + 64 * part)
+    fifteen, halves = e.all(BYTES, 15), []
+    shifts = ir.Constant(BYTES, ([0] * 16 + [4] * 16) * 2)
+    for start in (0, 16):
+        lanes = [base + start + i for base in (0, 0, 32, 32) for i in range(16)]
+        halves.append(e.b.and_(e.b.lshr(e.pick(quants, lanes), shifts), fifteen))
+    return Group(halves[0], halves[1], _floats(e, scales, factors[0]), None, _floats(e, minima, factors[1]))
+
+
+def _q6_k(e: Emit, blocks: Sequence[Any]) -> list[Group]:
+    """128 bytes of low nibbles, 64 of upper pairs of bits, a signed byte of scale per 16 weights, a float16."""
+    (block,) = blocks
+    scale = e.splat(e.b.fpext(e.load(HALF, block, 208), FLOAT), 4)
+    return [_q6_k_group(e, block, part, scale) for part in (0, 1)]
+
+
+def _q6_k_group(e: Emit, block: Any, part: int, scale: Any) -> Group:
+    nibbles, pairs = e.load(BYTES, block, 64 * part), e.load(ir.VectorType(I8, 32), block, 128 + 32 * part)
+    eight_scales = e.load(ir.VectorType(I8, 8), block, 192 + 8 * part)
+    low_shift = ir.Constant(BYTES, [0] * 32 + [4] * 32)
+    pair_shift = ir.Constant(BYTES, [2 * (i // 16) for i in range(64)])
+    halves, scales = [], []
+    for start in (0, 16):
+        low = e.pick(nibbles, [base + start + i for base in (0, 32, 0, 32) for i in range(16)])
+        high = e.pick(pairs, [start + i for _ in range(RUNS) for i in range(16)])
+        low = e.b.and_(e.b.lshr(low, low_shift), e.all(BYTES, 15))
+        high = e.b.and_(e.b.lshr(high, pair_shift), e.all(BYTES, 3))
+        whole = e.b.or_(low, e.b.shl(high, e.all(BYTES, 4)))
+        halves.append(e.b.sub(whole, e.all(BYTES, 32)))
+        scales.append(_floats(e, e.pick(eight_scales, [start // 16 + 2 * k for k in range(4)]), scale, signed=True))
+    return Group(halves[0], halves[1], scales[0], scales[1])
+
+
+FORMATS = {
+    "Q4_0": Format(32, 2 + 16, _q4_0),
+    "Q5_0": Format(32, 2 + 4 + 16, _q5_0),
+    "Q8_0": Format(32, 2 + 32, _q8_0),
+    "Q4_K": Format(256, 2 + 2 + 12 + 128, _q4_k),
+    "Q6_K": Format(256, 128 + 64 + 16 + 2, _q6_k),
+}

@@ -1,0 +1,141 @@
+"""Emitting LLVM vector code: loads, shuffles, and the four-byte dot product, for the instruction set at hand.
+
+Kernels are written once, over vectors of 16 floats, 16 int32 or 64 bytes. LLVM splits them where registers are
+narrower. Only the byte product is chosen by instruction set: VNNI (AVX-512 or AVX), AVX2's pmaddwd, or plain LLVM.
+"""
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+HALF, FLOAT = ir.HalfType(), ir.FloatType()
+LANES = 16
+FLOATS, INTS, BYTES = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES), ir.VectorType(I8, 4 * LANES)
+
+AVX512, AVXVNNI, AVX2, GENERIC = "avx512", "avxvnni", "avx2", "generic"
+_NEEDED = {
+    AVX512: ("avx512vnni", "avx512bw", "avx512vl", "avx512dq"),
+    AVXVNNI: ("avxvnni", "avx2", "fma"),
+    AVX2: ("avx2", "fma"),
+}
+
+
+def instruction_set() -> str:
+    """The best of AVX512, AVXVNNI, AVX2 and GENERIC that Numba compiles for on this machine."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or os.environ.get("NUMBA_CPU_NAME"):
+        return GENERIC
+    features = llvm.get_host_cpu_features()
+    return next((name for name, needed in _NEEDED.items() if all(features.get(key) for key in needed)), GENERIC)
+
+
+class Emit:
+    """Writes vector instructions through ``builder`` for an instruction set."""
+
+    def __init__(self, builder: Any, isa: str) -> None:
+        self.b, self.isa = builder, isa
+
+    def load(self, kind: Any, address: Any, offset: int = 0) -> Any:
+        """The unaligned value of LLVM type ``kind`` at an int64 ``address`` plus bytes."""
+        return self.b.load(self._pointer(kind, address, offset), align=1)
+
+    def store(self, value: Any, address: Any, offset: int = 0) -> None:
+        """Write ``value`` there."""
+        self.b.store(value, self._pointer(value.type, address, offset), align=1)
+
+    def _pointer(self, kind: Any, address: Any, offset: int) -> Any:
+        base = self.b.inttoptr(address, I8.as_pointer())
+        return self.b.bitcast(self.b.gep(base, [ir.Constant(I64, offset)]), kind.as_pointer())
+
+    def all(self, kind: Any, value: float) -> Any:
+        """A constant vector of equal lanes."""
+        return ir.Constant(kind, [value] * kind.count)
+
+    def splat(self, value: Any, count: int = LANES) -> Any:
+        """``value`` in ``count`` lanes."""
+        kind = ir.VectorType(value.type, count)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+        return self.pick(one, [0] * count)
+
+    def pick(self, vector: Any, lanes: Sequence[int], other: Any = None) -> Any:
+        """The numbered lanes of ``vector``, or beyond its end of ``other``."""
+        mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+        return self.b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined) if other is None else other, mask)
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Vectors of one type behind each other; as many as a power of two."""
+        parts = list(parts)
+        while len(parts) > 1:
+            lanes = range(2 * parts[0].type.count)
+            parts = [self.pick(a, lanes, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
+    def call(self, name: str, result: Any, *values: Any) -> Any:
+        """The LLVM intrinsic ``name``."""
+        kind = ir.FunctionType(result, [value.type for value in values])
+        module = self.b.module
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        return self.b.call(function, values)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c in one rounding."""
+        return self.call(f"llvm.fma.v{a.type.count}f32", a.type, a, b, c)
+
+    def total(self, vector: Any) -> Any:
+        """The sum of all lanes of a float vector, in pairs."""
+        count = vector.type.count
+        while count > 1:
+            count //= 2
+            vector = self.b.fadd(self.pick(vector, range(count)), self.pick(vector, range(count, 2 * count)))
+        return self.b.extract_element(vector, ir.Constant(I32, 0))
+
+    def prefetch(self, address: Any, offset: int = 0) -> None:
+        """Ask for the cache line at ``address`` plus bytes."""
+        pointer = self._pointer(I8, address, offset)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        name = "llvm.prefetch.p0" if llvm.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
+        function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
+        self.b.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, 3, 1))])
+
+    def dot4(self, total: Any, unsigned: Any, signed: Any) -> Any:
+        """total[i] + the sum over its four bytes of unsigned x signed; INTS, BYTES, BYTES. Exact."""
+        if self.isa == AVX512:
+            return self._vnni(512, total, unsigned, signed)
+        if self.isa == AVXVNNI:
+            halves = [
+                self._vnni(256, self._half(total, part), self._half(unsigned, part), self._half(signed, part))
+                for part in (0, 1)
+            ]
+            return self.join(halves)
+        if self.isa == AVX2:
+            halves = [self._words(self._half(unsigned, part), self._half(signed, part)) for part in (0, 1)]
+            return self.b.add(total, self.join(halves))
+        return self.b.add(total, self._words(unsigned, signed))
+
+    def _half(self, vector: Any, part: int) -> Any:
+        count = vector.type.count // 2
+        return self.pick(vector, range(part * count, (part + 1) * count))
+
+    def _vnni(self, bits: int, total: Any, unsigned: Any, signed: Any) -> Any:
+        kind = ir.VectorType(I32, bits // 32)
+        values = (total, self.b.bitcast(unsigned, kind), self.b.bitcast(signed, kind))
+        return self.call(f"llvm.x86.avx512.vpdpbusd.{bits}", kind, *values)
+
+    def _words(self, unsigned: Any, signed: Any) -> Any:
+        """The same without a total: odd and even bytes as 16-bit numbers, whose products are added in pairs."""
+        kind = ir.VectorType(I16, unsigned.type.count // 2)
+        u, s, eight = self.b.bitcast(unsigned, kind), self.b.bitcast(signed, kind), self.all(kind, 8)
+        even = self._pairs(self.b.and_(u, self.all(kind, 255)), self.b.ashr(self.b.shl(s, eight), eight))
+        return self.b.add(even, self._pairs(self.b.lshr(u, eight), self.b.ashr(s, eight)))
+
+    def _pairs(self, a: Any, b: Any) -> Any:
+        count = a.type.count
+        if self.isa == AVX2:
+            return self.call("llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, count // 2), a, b)
+        wide = ir.VectorType(I32, count)
+        product = self.b.mul(self.b.sext(a, wide), self.b.sext(b, wide))
+        return self.b.add(self.pick(product, range(0, count, 2)), self.pick(product, range(1, count, 2)))

@@ -1,0 +1,149 @@
+"""A few rows of block weights times a few inputs, in registers: the innermost loop of every own product.
+
+The arithmetic, per run of 32 weights: input and weights meet as whole numbers, exactly; the sum times both scales is
+added in float32, 16 sums a pair of row and input, which are added up at the end. The same row and input give the same
+bits in every tile, so decoding and prompts agree.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .groups import FORMATS, GROUP, RUNS, Format, Group, spread
+from .simd import BYTES, FLOAT, FLOATS, I64, INTS, Emit, instruction_set
+
+KINDS = tuple(FORMATS)
+FACTOR_BYTES = 8 * 4  # of a group: four scales of the input, four sums
+_FOUR = ir.VectorType(FLOAT, RUNS)
+
+
+def input_bytes(columns: int) -> int:
+    """Bytes of an input of ``columns`` values in the form that tiles take (inputs.py)."""
+    groups = -(-columns // GROUP)
+    return -(-groups * (GROUP + FACTOR_BYTES) // 64) * 64
+
+
+def blocks_at(e: Emit, form: Format, row: Any, offset: Any, left: Any = None) -> list[Any]:
+    """Addresses of a step's blocks. Of a step with only ``left`` blocks, the first stands in for those that lack."""
+    first = e.b.add(row, offset)
+    found = [first]
+    for k in range(1, form.blocks):
+        address = e.b.add(first, ir.Constant(I64, k * form.size_bytes))
+        if left is not None:
+            address = e.b.select(e.b.icmp_unsigned("<", ir.Constant(I64, k), left), address, first)
+        found.append(address)
+    return found
+
+
+class _Tile:
+    """Emits one tile: sums are kept in variables that LLVM turns into registers."""
+
+    def __init__(self, builder: Any, isa: str, kind: str, rows: Sequence[Any], inputs: Sequence[Any]) -> None:
+        self.e, self.format, self.rows, self.inputs = Emit(builder, isa), FORMATS[kind], rows, inputs
+        self.zero = ir.Constant(FLOATS, [0.0] * FLOATS.count)
+        self.sums = [[cgutils.alloca_once(builder, FLOATS) for _ in inputs] for _ in rows]
+        for row in self.sums:
+            for place in row:
+                builder.store(self.zero, place)
+
+    def run(self, columns: Any, ahead: Sequence[Any]) -> list[list[Any]]:
+        """The products, one list a row; lines of the rows ``ahead`` are asked for at the same pace."""
+        b, step = self.e.b, self.format.step_weights
+        groups = b.udiv(b.add(columns, ir.Constant(I64, GROUP - 1)), ir.Constant(I64, GROUP))
+        factors = b.mul(groups, ir.Constant(I64, GROUP))
+        steps = b.udiv(columns, ir.Constant(I64, step))
+        with cgutils.for_range(b, steps, intp=I64) as loop:
+            offset = b.mul(loop.index, ir.Constant(I64, self.format.blocks * self.format.size_bytes))
+            for address in ahead:
+                for line in range(0, self.format.blocks * self.format.size_bytes, 64):
+                    self.e.prefetch(b.add(address, offset), line)
+            self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], loop.index, factors)
+        if self.format.weights < GROUP:
+            left = b.udiv(b.urem(columns, ir.Constant(I64, step)), ir.Constant(I64, self.format.weights))
+            with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
+                offset = b.mul(steps, ir.Constant(I64, self.format.blocks * self.format.size_bytes))
+                self._step([blocks_at(self.e, self.format, row, offset, left) for row in self.rows], steps, factors)
+        return [[self.e.total(b.load(place)) for place in row] for row in self.sums]
+
+    def _step(self, blocks: Sequence[Sequence[Any]], index: Any, factors: Any) -> None:
+        """One step of every row: expanded once, then multiplied with each input."""
+        b, expanded = self.e.b, [self.format.expand(self.e, addresses) for addresses in blocks]
+        for number in range(len(expanded[0])):
+            at = b.add(
+                b.mul(index, ir.Constant(I64, len(expanded[0]))), ir.Constant(I64, number)
+            )  # this group's number in the row
+            groups = [row[number] for row in expanded]
+            biases = [_biases(self.e, group) for group in groups]
+            for t, x in enumerate(self.inputs):
+                quants = b.add(x, b.mul(at, ir.Constant(I64, GROUP)))
+                factor = b.add(b.add(x, factors), b.mul(at, ir.Constant(I64, FACTOR_BYTES)))
+                self._meet(groups, biases, t, quants, factor)
+
+    def _meet(self, groups: Sequence[Group], biases: Sequence[Any], t: int, quants: Any, factor: Any) -> None:
+        e, b = self.e, self.e.b
+        low, high = e.load(BYTES, quants), e.load(BYTES, quants, GROUP // 2)
+        scale = spread(e, e.load(_FOUR, factor))
+        minus_sum = spread(e, e.load(_FOUR, factor, 16)) if groups[0].minimum is not None else None
+        for row, group, bias in zip(self.sums, groups, biases, strict=True):
+            total = b.load(row[t])
+            if group.scale_high is None:
+                whole = e.dot4(e.dot4(bias[0], low, group.low), high, group.high)
+                total = e.fma(b.sitofp(whole, FLOATS), b.fmul(group.scale_low, scale), total)
+            else:
+                for x, part, factor_of, start in (
+                    (low, group.low, group.scale_low, bias[0]), (high, group.high, group.scale_high, bias[1]),
+                ):  # fmt: skip
+                    total = e.fma(b.sitofp(e.dot4(start, x, part), FLOATS), b.fmul(factor_of, scale), total)
+            if minus_sum is not None:
+                total = e.fma(group.minimum, minus_sum, total)
+            b.store(total, row[t])
+
+
+def _addresses(e: Emit, at: Any, count: int) -> list[Any]:
+    return [e.load(I64, at, 8 * i) for i in range(count)]
+
+
+def _biases(e: Emit, group: Group) -> list[Any]:
+    """Inputs are stored 128 too large, as unsigned bytes: minus 128 times the weights' sum makes good for it."""
+    zero, shift = ir.Constant(INTS, [0] * INTS.count), ir.Constant(BYTES, [-128] * BYTES.count)
+    low = e.dot4(zero, shift, group.low)
+    if group.scale_high is None:
+        return [e.b.sub(zero, e.dot4(low, shift, group.high))]
+    return [e.b.sub(zero, low), e.b.sub(zero, e.dot4(zero, shift, group.high))]
+
+
+def _make(isa: str) -> Any:
+    @intrinsic(prefer_literal=True)
+    def tile(
+        typingctx: Any, kind: Any, rows: Any, inputs: Any, prefetch: Any,  # noqa: ARG001
+        rows_at: Any, inputs_at: Any, columns: Any, ahead_at: Any, out: Any,  # noqa: ARG001
+    ) -> Any:  # fmt: skip
+        """Products of rows and inputs whose int64 addresses stand at ``rows_at`` and ``inputs_at``, to float32 ``out``.
+
+        ``kind`` (an index of KINDS), the number of rows and of inputs and whether to prefetch are constants. Results
+        lie input by input, a row behind the other.
+        """
+        constants = [each.literal_value for each in (kind, rows, inputs, prefetch)]
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+            number, row_count, input_count, foresee = constants
+            e = Emit(builder, isa)
+            made = _Tile(
+                builder, isa, KINDS[number], _addresses(e, args[4], row_count), _addresses(e, args[5], input_count)
+            )
+            sums = made.run(args[6], _addresses(e, args[7], row_count) if foresee else [])
+            for r, row in enumerate(sums):
+                for t, value in enumerate(row):
+                    e.store(value, args[8], 4 * (t * row_count + r))
+            return context.get_dummy_value()
+
+        return types.void(kind, rows, inputs, prefetch, *[types.int64] * 5), codegen
+
+    return tile
+
+
+tile = _make(instruction_set())
