@@ -181,7 +181,11 @@ def samples(found: Findings) -> Section | None:
     told += [(run.get("mode", ""), _prompt(run), run["text"]) for run in found.of("run")]
     if not told:
         return None
-    return Section(id="samples", title="What it writes", samples=tuple(told))
+    modes: dict[tuple[str, str], list[str]] = {}
+    for mode, prompt, text in told:
+        modes.setdefault((prompt, text), []).append(mode)
+    same = tuple((", ".join(dict.fromkeys(named)), prompt, text) for (prompt, text), named in modes.items())
+    return Section(id="samples", title="What it writes", samples=same)
 
 
 def _prompt(run: dict[str, Any]) -> str:

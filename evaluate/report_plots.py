@@ -141,7 +141,7 @@ def strip(label: str, series: Mapping[str, Sequence[Point]], groups: Sequence[st
 
 def ladder(label: str, rows: Sequence[tuple[str, float, str]], *, reference: float | None, log: bool) -> str:
     """Horizontal bars from ``reference`` (or the axis), each (name, value, text behind it)."""
-    name_width, tail, row = 250.0, 130.0, 28.0
+    name_width, tail, row = 320.0, 130.0, 28.0
     values = [value for _, value, _ in rows]
     x = scale(values, name_width, WIDE - tail, log=log)
     height = row * len(rows) + 12

@@ -7,9 +7,15 @@ from typing import Any
 from .report_collect import Findings
 from .report_parts import Figure, Section, Table
 from .report_plots import columns, curves, ladder
-from .report_svg import number, percent
+from .report_svg import measured, number, percent
 
 Score = dict[str, Any]
+_STATES = {
+    ("none", False): "dReLU put in, nothing trained",
+    ("none", True): "signs chosen, nothing trained",
+    "local": "recovered layer by layer",
+    "full": "recovered as a whole",
+}
 _ABOUT = (
     "Perplexity is how many tokens the model wavers between, on text that it was not trained on. The Kullback-Leibler"
     " divergence compares its whole distribution with that of the model it is held against: 0 is the same model."
@@ -89,7 +95,15 @@ def _held_out(found: Findings) -> Section | None:
 def label(found: Findings, score: Score) -> str:
     """The model of a score, with the runner's mode."""
     name = found.name(score["model"])
-    return name if score.get("mode") in (None, "checkpoint") else f"{name}, {score['mode']}"
+    if score.get("mode") not in (None, "checkpoint"):
+        return f"{name}, {score['mode']}"
+    settings = {found.name(record.path): record.figures.get("settings") for record in found.checkpoints}.get(name)
+    if is_source(found, score["model"]):
+        return name if name == "dense" else f"{name}: dense"
+    if not settings:
+        return name
+    how = settings.get("recover", "")
+    return f"{name}: {_STATES.get((how, bool(settings.get('align'))) if how == 'none' else how, how)}"
 
 
 def _text(score: Score) -> str:
@@ -99,7 +113,7 @@ def _text(score: Score) -> str:
 
 
 def _times(value: float, dense: float | None) -> str:
-    return number(value) + (f" · {value / dense:.3g} ×" if dense and value / dense < 1e4 else "")
+    return measured(value) + (f" · {measured(value / dense)} ×" if dense else "")
 
 
 def _divergences(found: Findings, group: Sequence[Score]) -> Table:
@@ -109,7 +123,7 @@ def _divergences(found: Findings, group: Sequence[Score]) -> Table:
             continue
         rows.append(
             (
-                label(found, score),
+                label(found, score).partition(":")[0],
                 found.name(score["against"]),
                 *(_maybe(score.get(key)) for key in ("kl_mean", "kl_median", "kl_99", "kl_max")),
                 percent(score["top1_agreement"]) if score.get("top1_agreement") is not None else "–",

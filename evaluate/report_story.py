@@ -8,7 +8,7 @@ from .report_collect import Findings
 from .report_files import engine
 from .report_parts import Step, Tile
 from .report_quality import dense_perplexity, is_source, scores
-from .report_svg import number, percent
+from .report_svg import measured, percent
 
 _NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU"}
 _HOW = {
@@ -101,7 +101,7 @@ def story(found: Findings) -> Iterator[str]:
     if found_quality is not None:
         dense, now, where = found_quality
         yield (
-            f"On {where} its perplexity is {number(now)}, where the dense model has {number(dense)}:"
+            f"On {where} its perplexity is {measured(now)}, where the dense model has {measured(dense)}:"
             f" {now / dense:.2f} times."
         )
     predictors = found.best_predictors
@@ -127,7 +127,7 @@ def tiles(found: Findings) -> Iterator[Tile]:
     found_quality, fires, faster = quality(found), density(found), speedup(found)
     if found_quality is not None:
         dense, now, _ = found_quality
-        yield Tile(value=f"{now / dense:.2f} ×", label="perplexity", note=f"{number(now)}, dense {number(dense)}")
+        yield Tile(value=f"{now / dense:.2f} ×", label="perplexity", note=f"{measured(now)}, dense {measured(dense)}")
     if fires is not None:
         yield Tile(value=percent(fires), label="of the neurons fire", note="mean over layers")
     predictors = found.best_predictors

@@ -96,6 +96,11 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.0e}".replace("e-0", "e-")
 
 
+def measured(value: float) -> str:
+    """A figure that was measured, with the digits that it deserves: 68.0, 3.14, 99,877."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
 def axis_y(y: Scale, form: Format, title: str, width: float = WIDTH) -> str:
     """Grid lines with their values, and what they measure."""
     parts = []
