@@ -239,6 +239,11 @@ def _source_rows(
     return np.asarray(stream[:usable], np.int64).reshape(-1, context), starts[:usable].reshape(-1, context)
 
 
+def texts(source: Source, rng: random.Random) -> Iterator[str]:
+    """The source's pieces of text, in an order that ``rng`` draws."""
+    return _texts(source, rng)
+
+
 def _texts(source: Source, rng: random.Random | None) -> Iterator[str]:
     """The source's pieces of text, shuffled by ``rng``, in their own order without."""
     path = Path(source.path)

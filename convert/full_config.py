@@ -39,6 +39,8 @@ class FullRecovery:
     """Stop after so many evaluations in a row without a better model; 0: never."""
     checkpointing: bool = False
     """Activations are computed again instead of kept (gradient checkpointing)."""
+    stream: bool = False
+    """Text is read, tokenized and packed while it is trained on, for corpora that memory does not hold."""
     chat: str | None = None
     """Conversations (.jsonl) to train on in place of text, with a loss on answers only."""
     baseline: bool = False

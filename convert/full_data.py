@@ -53,14 +53,19 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         return len(self.packed.rows_NS)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row_S, begins_S = self.packed.rows_NS[index], self.packed.begins_NS[index]
-        place_S = np.arange(len(row_S))
-        first_S = np.maximum.accumulate(np.where(begins_S, place_S, 0))
-        silent_S = begins_S if self.packed.asked_NS is None else begins_S | ~self.packed.asked_NS[index]
-        labels_S = np.where(silent_S, IGNORED, row_S)
-        found = {"input_ids": row_S, "labels": labels_S, "position_ids": place_S - first_S}
-        tensors = {name: torch.from_numpy(part) for name, part in found.items()}
-        return tensors | (self.kept.of(index) if self.kept else {})
+        asked_NS = self.packed.asked_NS
+        asked_S = None if asked_NS is None else asked_NS[index]
+        found = as_inputs(self.packed.rows_NS[index], self.packed.begins_NS[index], asked_S)
+        return found | (self.kept.of(index) if self.kept else {})
+
+
+def as_inputs(row_S: Tokens, begins_S: Flags, asked_S: Flags | None = None) -> dict[str, torch.Tensor]:
+    """One sequence as the trainer takes it."""
+    place_S = np.arange(len(row_S))
+    first_S = np.maximum.accumulate(np.where(begins_S, place_S, 0))
+    silent_S = begins_S if asked_S is None else begins_S | ~asked_S
+    found = {"input_ids": row_S, "labels": np.where(silent_S, IGNORED, row_S), "position_ids": place_S - first_S}
+    return {name: torch.from_numpy(part) for name, part in found.items()}
 
 
 def full_rows(

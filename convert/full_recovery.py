@@ -28,6 +28,7 @@ from .journal import JOURNAL, Journal
 from .progress import note
 from .relufy import PROVENANCE, RelufyConfig, RelufyReport, provenance, relufy
 from .self_data import with_own_text
+from .streamed_rows import StreamedRows, streamed_rows
 from .teacher_logits import keep_logits
 from .writer import atomic_folder, check_disk, refuse_existing, write_json
 
@@ -117,8 +118,7 @@ def _train(
     """What was found, the best model's state, and the rows that judged."""
     how = replace(config.full, target_sparsity=config.full.target_sparsity or config.training.target_sparsity)
     same_tokenizer(start, teacher)
-    read = chat_rows if how.chat is not None else full_rows
-    train, held = read(start, config, how, rows_a_step(config, how))
+    train, held = _rows(start, config, how)
     if not distributed.rank():
         asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
         Journal(folder / JOURNAL, {"asked": asked, "source": start.fingerprint})
@@ -128,7 +128,7 @@ def _train(
         in_loop.start(model)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
     dense_perplexity, kept = perplexity(dense, held, config.device), None
-    if how.top_logits and how.divergence:
+    if how.top_logits and how.divergence and isinstance(train, Packed):
         train = train[: max(1, round(how.tokens / config.context))]
         rows = (inputs for inputs, _ in batches(train, 1, config.device))
         kept = keep_logits(dense, rows, train.rows_NS.shape, how.top_logits, folder)
@@ -142,19 +142,25 @@ def _train(
     found = replace(found, dense_perplexity=dense_perplexity)
     if how.baseline:
         del trainer, model, dense
-        found = replace(found, baseline=_baseline(stage, teacher, train, held))
+        found = replace(found, baseline=_baseline(stage, teacher))
     return found, state, torch.from_numpy(held.rows_NS)
 
 
-def _baseline(stage: Stage, teacher: Checkpoint, train: Packed, held: Packed) -> float:
+def _rows(start: Checkpoint, config: RelufyConfig, how: FullRecovery) -> tuple[Packed | StreamedRows, Packed]:
+    """What is trained on, and what judges."""
+    if how.stream:
+        return streamed_rows(start, config, how)
+    read = chat_rows if how.chat is not None else full_rows
+    return read(start, config, how, rows_a_step(config, how))
+
+
+def _baseline(stage: Stage, teacher: Checkpoint) -> float:
     """The perplexity of the dense model after as many steps on the same rows, by cross-entropy alone."""
     note("the dense model on the same tokens, for comparison")
     how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None, penalty="steered")
     folder = stage.folder / "baseline"
     dense = dense_model(teacher, torch.float32).requires_grad_(True)
-    found, _ = replace(
-        stage, how=how, folder=folder, train=train, held=held, kept=None, teacher=None, in_loop=None
-    ).run(_frozen(dense, how))
+    found, _ = replace(stage, how=how, folder=folder, kept=None, teacher=None, in_loop=None).run(_frozen(dense, how))
     return found.perplexity
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 
 from . import distributed
@@ -21,6 +21,7 @@ from .full_loss import IGNORED, distillation
 from .full_trainer import RecoveryTrainer, forwarded, shifted, whole
 from .full_watch import InLoop
 from .progress import note
+from .streamed_rows import StreamedRows
 from .teacher_logits import KeptLogits
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Stage:
     how: FullRecovery
     folder: Path
     """Of the trainer and its checkpoints."""
-    train: Packed
+    train: Packed | StreamedRows
     held: Packed
     kept: KeptLogits | None = None
     peak: float = 0.0
@@ -55,7 +56,7 @@ class Stage:
         start_s = time.monotonic()
         trainer = RecoveryTrainer(
             model=model, args=arguments(self.config, self.how, self.folder), how=self.how, teacher=self.teacher,
-            train_dataset=Rows(self.train, self.kept), eval_dataset=Rows(self.held), peak=self.peak,
+            train_dataset=self._rows(), eval_dataset=Rows(self.held), peak=self.peak,
             in_loop=self.in_loop, callbacks=[EarlyStoppingCallback(self.how.patience)] if self.how.patience else None,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
@@ -72,6 +73,9 @@ class Stage:
             elapsed_s=time.monotonic() - start_s,
         )  # fmt: skip
         return found, trainer
+
+    def _rows(self) -> Dataset[dict[str, torch.Tensor]]:
+        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.kept)
 
     def _train(self, trainer: RecoveryTrainer) -> None:
         folder = self.folder
@@ -96,8 +100,9 @@ def arguments(config: "RelufyConfig", how: FullRecovery, folder: Path) -> Traini
     return TrainingArguments(
         output_dir=str(folder), max_steps=max(1, round(how.steps / every)) * every, per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows, gradient_accumulation_steps=steps, lr_scheduler_type="cosine",
-        warmup_steps=max(1, how.steps // 20), max_grad_norm=1.0, logging_steps=min(10, every), eval_strategy="steps",
-        eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2, load_best_model_at_end=True,
+        warmup_steps=max(1, how.steps // 20), max_grad_norm=1.0, logging_steps=max(1, min(10, every // 5)),
+        eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
+        load_best_model_at_end=True,
         metric_for_best_model="objective", greater_is_better=False, seed=config.seed, data_seed=config.seed,
         use_cpu=torch.device(config.device).type == "cpu", bf16=bool(config.training.autocast),
         activation_checkpointing=how.checkpointing, report_to=list(how.report_to), disable_tqdm=True,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,15 @@ class RecoveryTrainer(Trainer):
         model.eval()
         total, count = 0.0, 0.0
         fired = torch.zeros(self.meter.layers, 2, dtype=torch.float64)
-        for batch in self.get_eval_dataloader():
+        for batch, counts in self._held():
             inputs = self._prepare_inputs(batch)
             tokens = inputs["input_ids"].numel()
             self.meter.begin(tokens, tokens if masked else 0)
             with self.compute_loss_context_manager():
                 logits_NSV = model(**forwarded(inputs), use_cache=False).logits
             self.meter.end()
+            if not counts:
+                continue
             fired += self.meter.fired
             label_T = shifted(inputs["labels"]).flatten()
             found = distillation(logits_NSV.flatten(0, 1), None, label_T, 1.0, 0.0)
@@ -170,6 +173,16 @@ class RecoveryTrainer(Trainer):
         total, count, *flat = distributed.sums(total, count, *fired.flatten().tolist())
         density = [each / max(1.0, seen) for each, seen in zip(flat[::2], flat[1::2], strict=True)]
         return total / max(1.0, count), density
+
+    def _held(self) -> Iterator[tuple[dict[str, torch.Tensor], bool]]:
+        """This process's batches of held-out text, and whether they count: sharded models are passed equally often."""
+        rows, world = self.args.eval_batch_size, distributed.world()
+        starts = range(0, len(self.eval_dataset), rows)
+        for turn in range(-(-len(starts) // world)):
+            number = turn * world + distributed.rank()
+            start = starts[number if number < len(starts) else 0]
+            batch = [self.eval_dataset[i] for i in range(start, min(start + rows, len(self.eval_dataset)))]
+            yield self.data_collator(batch), number < len(starts)
 
     @torch.no_grad()
     def _teach(self, inputs: dict[str, torch.Tensor]) -> tuple[Teacher, list[torch.Tensor]]:

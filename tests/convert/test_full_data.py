@@ -21,6 +21,7 @@ from tsconvert.convert.full_loss import IGNORED
 from tsconvert.convert.full_model import dense_model
 from tsconvert.convert.recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.streamed_rows import StreamedRows
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
@@ -179,6 +180,32 @@ def test_the_card_and_the_baseline(tmp_path: Path):
     assert f"| dense, trained on the same tokens | {full.baseline:.2f} |" in card
     assert f"| this model | {full.perplexity:.2f} | {full.perplexity / full.dense_perplexity:.3f} |" in card
     assert "Silent neurons, by layer: " in card
-    assert f"| 4 | {full.losses[-1][1]:.4f} |" in card
+    assert f"| {full.losses[-1][0]} | {full.losses[-1][1]:.4f} |" in card
     assert open_checkpoint(str(out)).spec.sparse
     assert not (models.folder("tiny-mistral") / "tsconvert.json").exists()
+
+
+def test_streamed_rows_keep_the_shares_and_go_on_where_they_were(dense: Path, tmp_path: Path):
+    for letter in "ab":
+        (tmp_path / f"{letter}.txt").write_text(letter * 3_000)
+    sources = [Source(path=str(tmp_path / "a.txt"), weight=3), Source(path=str(tmp_path / "b.txt"), weight=1)]
+    rows = [row for row, _ in zip(StreamedRows(Letters(), sources, 100, seed=1), range(80), strict=False)]
+    assert [chr(row["input_ids"][0]) for row in rows[:8]] == list("aabaaaba")
+    later = next(iter(StreamedRows(Letters(), sources, 100, seed=1, skip=41)))
+    assert torch.equal(later["input_ids"], rows[41]["input_ids"])
+    report = relufy(
+        config(
+            dense,
+            tmp_path / "out",
+            data=(Source(path=str(models.text("train.txt"))),),
+            full=replace(SHORT, stream=True),
+        )
+    )
+    assert report.full.tokens == 2048
+
+
+@pytest.mark.parametrize("name", ["turbosparse", "offline"])
+def test_the_mixture_files_of_the_examples(name: str):
+    parts = mixture(Source(path=str(Path(__file__).parents[2] / "examples" / "mixtures" / f"{name}.toml")))
+    assert len(parts) >= 4
+    assert sum(part.weight for part in parts) == pytest.approx(1.0)
