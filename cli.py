@@ -475,7 +475,7 @@ def quantize(as_json: bool, tensor_type: tuple[str, ...], **options: Any) -> Non
 
 @main.command()
 @click.argument("file", type=PATH)
-@click.option("-p", "--prompt", required=True, help="The text to go on with; - reads it from stdin.")
+@click.option("-p", "--prompt", help="The text to go on with; - reads it from stdin; none with --chat: converse.")
 @click.option("-n", "--tokens", type=COUNT, default=128, show_default=True, help="Tokens to generate at most.")
 @click.option(
     "--sparsity",
@@ -490,11 +490,16 @@ def quantize(as_json: bool, tensor_type: tuple[str, ...], **options: Any) -> Non
 @click.option("--top-k", type=int, default=40, show_default=True, help="Of the likeliest K tokens only; 0: of all.")
 @click.option("--top-p", type=float, default=0.95, show_default=True, help="Of the likeliest with this probability.")
 @click.option("--min-p", type=float, default=0.05, show_default=True, help="At least this likely, to the likeliest.")
-@click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="Over the last 64 tokens; 1: none.")
+@click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="Of recent tokens; 1: none.")
+@click.option(
+    "--repeat-last-n", "repeat_last", type=int, default=64, show_default=True, help="How many tokens are recent."
+)
 @click.option("--seed", type=int, help="Draw the same tokens every time.")
-@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option("--chat", is_flag=True, help="In the model's chat template: -p, or a line of stdin a turn.")
+@click.option("--system", help="The system's message of a --chat.")
+@click.option("--stop", multiple=True, help="End the text before this string. Repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's end token.")
-@click.option("--stats", is_flag=True, help="Speed and density on stderr.")
+@click.option("--stats", is_flag=True, help="Speed, bytes read and density of each layer on stderr.")
 @click.option("--audit", is_flag=True, help="Count the neurons that the predictors missed; slow.")
 @common
 def run(file: Path, as_json: bool, **options: Any) -> None:
@@ -506,9 +511,11 @@ def run(file: Path, as_json: bool, **options: Any) -> None:
     from .runner.console import run as run_file
 
     config = RunConfig(file=file, stream=None if as_json else sys.stdout, **options)
-    generation = run_file(config)
+    found = run_file(config)
     if as_json:
-        emit(generation, as_json)
+        emit(found, as_json)
+    if found.finish == "interrupted":
+        raise click.Abort
 
 
 @main.command()

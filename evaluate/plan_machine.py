@@ -3,23 +3,18 @@
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from numba import njit
-
 from ..convert.errors import TsconvertError
 from ..convert.writer import reserve
+from ..runner.bandwidth import measure_bandwidth as measure_bandwidth
 
 _CORE_FLOPS = 8e10  # of a described core: 256-bit vectors, two multiply-adds a cycle, at 2.5 GHz
 _DISK_BYTES_PER_S = 1e9  # of a described machine: an NVMe disk, files read and written
-_BUFFER_BYTES = 1 << 29  # beyond any cache
 _WRITTEN_BYTES = 1 << 28
 _ROUNDS = 5
 
@@ -114,24 +109,6 @@ def machine_of(said: Described, folder: Path | None = None) -> Machine:
     )  # fmt: skip
 
 
-def measure_bandwidth(threads: int) -> float:
-    """Bytes a second that ``threads`` threads read together: the best of five rounds over 512 MB."""
-    buffer = np.ones(_BUFFER_BYTES // 8, np.int64)
-    parts = np.array_split(buffer, threads)
-    _sum(parts[0][:64])  # compiles
-    best_s = float("inf")
-    for _ in range(_ROUNDS):
-        workers = [threading.Thread(target=_sum, args=(part,)) for part in parts[1:]]
-        start_s = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        _sum(parts[0])
-        for worker in workers:
-            worker.join()
-        best_s = min(best_s, time.perf_counter() - start_s)
-    return buffer.nbytes / best_s
-
-
 def measure_disk(folder: Path) -> float:
     """Bytes a second at which a file in ``folder`` is written and synced; its room is reserved first, as exports do."""
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -160,13 +137,3 @@ def measure_products(clock: Callable[[], float] = time.perf_counter) -> float:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _add(values: npt.NDArray[np.int64]) -> int:
-    total = 0
-    for value in values:
-        total += value
-    return total
-
-
-_sum: Any = njit(nogil=True, cache=True)(_add)

@@ -1,7 +1,8 @@
-"""How fast a GGUF file runs here: prompt and generation speed of each mode, as llama-bench splits them."""
+"""How fast a GGUF file runs here: prompt and generation speed of each mode, in a table as llama-bench prints it."""
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
+from .bandwidth import measure_bandwidth
 from .model import Model, load, resolve_mode
+from .traffic import weight_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,16 @@ class BenchRow:
     mode: str
     prompt_tokens_per_s: float
     tokens_per_s: float
+    prompt_deviation: float
+    """Standard deviation of the prompt's speed over the repetitions."""
+    deviation: float
+    """Standard deviation of the generation's."""
     spread: float
     """Of the generation's repetitions: (largest - smallest) / median."""
+    bytes_per_token: int
+    """Of weights that a generated token read."""
+    bandwidth_share: float
+    """Bytes of weights a second over what this machine reads."""
     density: dict[str, Any]
     """As `Density.to_json` has it, over the generated tokens."""
 
@@ -57,8 +68,13 @@ class BenchReport:
     """All modes of one file."""
 
     file: str
+    model: str
+    """Architecture, size label and type, as far as the file says."""
+    parameters: int
     size_bytes: int
     threads: int
+    bandwidth: float
+    """Bytes a second that this machine reads with as many threads."""
     config: BenchConfig
     rows: list[BenchRow]
 
@@ -66,24 +82,36 @@ class BenchReport:
         """For `--json`."""
         config = self.config
         return {
-            "file": self.file, "size_bytes": self.size_bytes, "threads": self.threads, "prompt": config.prompt,
+            "file": self.file, "model": self.model, "parameters": self.parameters, "size_bytes": self.size_bytes,
+            "threads": self.threads, "bandwidth": round(self.bandwidth), "prompt": config.prompt,
             "generate": config.generate, "repetitions": config.repetitions, "rows": [vars(row) for row in self.rows],
         }  # fmt: skip
 
     def __str__(self) -> str:
         config = self.config
-        pp, tg = f"pp{config.prompt} t/s", f"tg{config.generate} t/s"
-        lines = [
-            f"{self.file}: {self.size_bytes / 1e6:,.1f} MB, {self.threads} threads, median of {config.repetitions}",
-            f"{'mode':<10} {pp:>12} {tg:>12} {'rows read':>10} {'fired':>7} {'predicted':>10}",
-        ]
+        head = ("model", "size", "params", "threads", "mode", "test", "t/s", "rows read", "MB/token", "of bandwidth")
+        fixed = (self.model, f"{self.size_bytes / (1 << 20):,.2f} MiB", _count(self.parameters), str(self.threads))
+        table = [head]
         for row in self.rows:
-            density = row.density
-            lines.append(
-                f"{row.mode:<10} {row.prompt_tokens_per_s:>12.1f} {row.tokens_per_s:>12.1f}"
-                f" {density['rows_read']:>10.1%} {density['mean_fired']:>7.1%} {density['mean_predicted']:>10.1%}"
-            )
-        return "\n".join(lines)
+            read = (
+                f"{row.density['rows_read']:.1%}", f"{row.bytes_per_token / 1e6:,.1f}", f"{row.bandwidth_share:.0%}"
+            )  # fmt: skip
+            if config.prompt:
+                speed = f"{row.prompt_tokens_per_s:.2f} ± {row.prompt_deviation:.2f}"
+                table.append((*fixed, row.mode, f"pp{config.prompt}", speed, "", "", ""))
+            if config.generate:
+                speed = f"{row.tokens_per_s:.2f} ± {row.deviation:.2f}"
+                table.append((*fixed, row.mode, f"tg{config.generate}", speed, *read))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [f"| {' | '.join(map(str.ljust, cells, widths))} |" for cells in table]
+        lines.insert(1, f"| {' | '.join('-' * width for width in widths)} |")
+        tail = f"{self.file}: medians of {config.repetitions}; this machine reads {self.bandwidth / 1e9:.1f} GB/s"
+        return "\n".join([*lines, tail])
+
+
+def _count(number: int) -> str:
+    """`7.24 B`, `134.52 M`, as llama-bench writes parameters."""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 def bench(config: BenchConfig) -> BenchReport:
@@ -98,9 +126,13 @@ def bench(config: BenchConfig) -> BenchReport:
         rng = np.random.default_rng(config.seed)
         prompt = rng.integers(0, model.spec.vocab, max(1, config.prompt)).tolist()
         with progress("bench", len(modes) * config.repetitions) as step:
-            rows = [_measure(model, mode, prompt, config, step) for mode in modes]
+            bandwidth = measure_bandwidth(model.threads)
+            rows = [_measure(model, mode, prompt, config, step, bandwidth) for mode in modes]
         return BenchReport(
             file=str(config.file),
+            model=_described(model),
+            parameters=model.spec.parameters,
+            bandwidth=bandwidth,
             size_bytes=model.source.file.size_bytes,
             threads=model.threads,
             config=config,
@@ -120,26 +152,41 @@ def _modes(model: Model, asked: Sequence[str]) -> list[str]:
     return found
 
 
-def _measure(model: Model, mode: str, prompt: list[int], config: BenchConfig, step: Any) -> BenchRow:
+def _described(model: Model) -> str:
+    keys, name = model.source.file.metadata, model.source.dialect
+    kinds = Counter(tensor.type_name for tensor in model.source.file.tensors.values() if len(tensor.shape) > 1)
+    label = str(keys.get("general.size_label", ""))
+    return " ".join(part for part in (name, label, kinds.most_common(1)[0][0]) if part)
+
+
+def _deviation(tokens: int, seconds: Sequence[float]) -> float:
+    return round(statistics.stdev(tokens / taken for taken in seconds), 2) if len(seconds) > 1 else 0.0
+
+
+def _measure(model: Model, mode: str, prompt: list[int], config: BenchConfig, step: Any, bandwidth: float) -> BenchRow:
     model.mode = mode
     model.reset()
     model.feed(prompt[:2])
     prompt_s, generate_s = [], []
-    for repetition in range(config.repetitions):
+    for _ in range(config.repetitions):
         model.reset()
         start_s = time.perf_counter()
         logits_V = model.feed(prompt)
         prompt_s.append(time.perf_counter() - start_s)
-        if repetition == 0:
-            model.reset_density()
+        model.reset_density()
         start_s = time.perf_counter()
         for _ in range(config.generate):
             logits_V = model.feed([int(np.argmax(logits_V))])
         generate_s.append(time.perf_counter() - start_s)
         step(mode)
     middle = statistics.median(generate_s)
+    size = weight_bytes(model.source, model.density, mode)
     return BenchRow(
         mode=mode,
+        prompt_deviation=_deviation(config.prompt, prompt_s),
+        deviation=_deviation(config.generate, generate_s),
+        bytes_per_token=round(size),
+        bandwidth_share=round(size * config.generate / middle / bandwidth, 3) if config.generate else 0.0,
         prompt_tokens_per_s=round(config.prompt / statistics.median(prompt_s), 2),
         tokens_per_s=round(config.generate / middle, 2) if config.generate else 0.0,
         spread=round((max(generate_s) - min(generate_s)) / middle, 3) if config.generate else 0.0,

@@ -50,6 +50,8 @@ class Generation:
     """Those that the last token was chosen from."""
     finish: str = "unfinished"
     """Why it ended: `eos`, `stop`, `length`, `context` or `interrupted`."""
+    bandwidth: float = 0.0
+    """Bytes a second that this machine reads, if that was measured."""
     prompt_read: int = 0
     """Tokens of the prompt that were not in the cache."""
     prompt_s: float = 0.0
@@ -127,7 +129,8 @@ class Generation:
             "text": self.text, "tokens": self.tokens, "finish": self.finish, "mode": self.model.mode,
             "threads": self.model.threads, "prompt_tokens": len(self.prompt), "generated_tokens": len(self.tokens),
             "prompt_tokens_per_s": round(self.prompt_speed, 2), "tokens_per_s": round(self.speed, 2),
-            "bytes_per_token": round(self.bytes_per_token), "density": self.model.density.to_json(),
+            "bytes_per_token": round(self.bytes_per_token), "bandwidth": round(self.bandwidth) or None,
+            "density": self.model.density.to_json(),
         }  # fmt: skip
 
     @property
@@ -135,19 +138,15 @@ class Generation:
         """Bytes of weights that a token read, keys and values left out."""
         return weight_bytes(self.model.source, self.model.density, self.model.mode)
 
-    def stats(self, bandwidth: float = 0.0) -> str:
-        """Lines for a person, after the text.
-
-        Args:
-            bandwidth: bytes a second that this machine reads; 0 if it is not known.
-        """
+    def stats(self) -> str:
+        """Lines for a person, after the text."""
         model, density = self.model, self.model.density
         prompt = f"prompt {self.prompt_read} tokens, {self.prompt_speed:.1f} tokens/s"
         generated = f"generated {len(self.tokens)}, {self.speed:.1f} tokens/s (ended by {self.finish})"
         size, speed = self.bytes_per_token, self.bytes_per_token * self.speed
         reads = f"weights: {size / 1e6:,.1f} MB a token, {speed / 1e9:.1f} GB/s"
-        if bandwidth:
-            reads += f", {speed / bandwidth:.0%} of the {bandwidth / 1e9:.1f} GB/s that this machine reads"
+        if self.bandwidth:
+            reads += f", {speed / self.bandwidth:.0%} of the {self.bandwidth / 1e9:.1f} GB/s that this machine reads"
         head = f"{model.mode}, {model.threads} threads: {prompt}; {generated}"
         return "\n".join([head, reads, f"density: {density}", *density.by_layer()])
 

@@ -78,11 +78,12 @@ class Model:
         limit: int = 128,
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
+        stops: Sequence[str] = (),
     ) -> "Generation":
         """`generate.generate` with this model."""
         from .generate import generate
 
-        return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos)
+        return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos, stops=stops)
 
     @property
     def threads(self) -> int:

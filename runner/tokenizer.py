@@ -5,6 +5,7 @@ merges follow from the pieces' scores, or byte-level BPE (`gpt2`), which names i
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -97,8 +98,10 @@ class GgufTokenizer:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
             text = environment.from_string(self.chat_template).render(
                 messages=list(messages), add_generation_prompt=True, bos_token=self.piece(self.bos or 0),

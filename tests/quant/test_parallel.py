@@ -70,7 +70,9 @@ def test_every_type_is_ggmls_on_adversarial_rows(name: str, weighted: bool):
         assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("IQ") else name for name in TYPES]
+)
 def test_every_type_is_ggmls_on_the_embedded_model(name: str):
     """All matrices of tiny-mistral, wholly; those whose rows the type does not fit are reshaped."""
     checkpoint = open_checkpoint("tiny-mistral")

@@ -1,0 +1,136 @@
+"""What a person at the console meets: conversations, stop strings, Ctrl-C, what was read."""
+
+import io
+import json
+import shutil
+import signal
+
+import pytest
+
+from tsconvert import cli
+from tsconvert.convert.errors import TsconvertError
+from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.runner.console import RunConfig, run
+from tsconvert.runner.conversation import Conversation
+from tsconvert.runner.generate import generate
+from tsconvert.runner.model import load
+from tsconvert.runner.traffic import weight_bytes
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+GREEDY = {"temp": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def file(dense, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(dense, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    out = folder.with_name("chat.gguf")
+    export_gguf(ExportConfig(model=folder, out=out, type_name="F32"))
+    return out
+
+
+class Interrupted(io.StringIO):
+    """Ctrl-C is pressed while the third piece is written."""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        self.pieces = getattr(self, "pieces", 0) + 1
+        if self.pieces == 3:
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+
+def test_a_conversation_goes_on_from_its_cache(file):
+    """The second turn reads only what is new, and says what it would say had it read everything."""
+    with load(file, threads=1) as model:
+        talk = Conversation(model=model, system="Be brief.")
+        first = talk.ask("Who is there?", limit=5, stop_at_eos=False)
+        list(first)
+        talk.keep(first)
+        second = talk.ask("And who else?", limit=6, stop_at_eos=False)
+        list(second)
+        talk.keep(second)
+        assert [message["role"] for message in talk.messages] == ["system", "user", "assistant", "user", "assistant"]
+        assert first.prompt_read == len(first.prompt)
+        alone = model.generate(second.prompt, limit=6, stop_at_eos=False)
+        list(alone)
+        assert (alone.tokens, alone.text) == (second.tokens, second.text)
+        assert alone.prompt_read == len(second.prompt)
+
+
+def test_what_the_cache_holds_is_taken_over_only_if_the_prompt_begins_with_it(file):
+    with load(file, threads=1) as model:
+        first = model.generate([1, 20, 30, 40], limit=3, stop_at_eos=False)
+        list(first)
+        assert first.held == [1, 20, 30, 40, *first.tokens[:2]]
+        for held, read in ((first.held, 2), ([9, *first.held[1:]], 8), ([], 8), ([*first.held, 7, 8, 9], 8)):
+            list(model.generate([1, 20, 30, 40], limit=3, stop_at_eos=False))
+            again = generate(model, [*first.held, 50, 60], limit=2, cached=held)
+            list(again)
+            assert again.prompt_read == read
+
+
+def test_every_line_is_a_turn(file):
+    stream = io.StringIO()
+    talk = run(RunConfig(file=file, chat=True, tokens=4, stream=stream, lines=io.StringIO("One.\n\nTwo.\n"), **GREEDY))
+    assert [message["content"] for message in talk.messages[::2]] == ["One.", "Two."]
+    assert stream.getvalue() == "".join(f"{turn.text}\n" for turn in talk.turns)
+    assert talk.to_json()["finish"] == "end"
+
+
+def test_stop_strings_end_the_text(file):
+    asked = {"file": file, "prompt": "The people", "tokens": 24, **GREEDY}
+    whole = run(RunConfig(**asked)).text
+    stop = whole[len(whole) // 2 :][:3]
+    found = run(RunConfig(stop=("never said", stop), **asked))
+    assert (found.text, found.finish) == (whole[: whole.index(stop)], "stop")
+
+
+def test_ctrl_c_keeps_the_text_so_far(file):
+    stream = Interrupted()
+    found = run(RunConfig(file=file, prompt="The people", tokens=64, stream=stream, **GREEDY))
+    assert found.finish == "interrupted"
+    assert stream.getvalue() == found.text + "\n"
+    assert 0 < len(found.tokens) < 64
+
+
+def test_ctrl_c_exits_130(capsys, monkeypatch, file):
+    stream = Interrupted()
+    monkeypatch.setattr("sys.stdout", stream)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", str(file), "-p", "The people", "--temp", "0", "--ignore-eos"])
+    assert caught.value.code == 130
+    assert stream.getvalue().endswith("\n")
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "there is no prompt: give -p TEXT, or --chat for a conversation"),
+        ({"prompt": "a", "system": "b"}, "--system is a conversation's: add --chat"),
+    ],
+)
+def test_what_does_not_go_together(file, options, message):
+    with pytest.raises(TsconvertError) as caught:
+        RunConfig(file=file, **options)
+    assert str(caught.value) == message
+
+
+def test_a_dense_token_reads_every_matrix_but_the_embedding(file):
+    with load(file, threads=1) as model:
+        generation = model.generate("The people", limit=4, stop_at_eos=False)
+        list(generation)
+        sizes = {key: tensor.size_bytes for key, tensor in model.source.tensors.items()}
+        expected = sum(size for (role, _), size in sizes.items() if role != "token_embd")
+        assert weight_bytes(model.source, model.density, "dense") == pytest.approx(expected)
+        generation.bandwidth = 1e9
+        lines = generation.stats().splitlines()
+        assert lines[1].startswith(f"weights: {expected / 1e6:,.1f} MB a token, ")
+        assert lines[1].endswith(" of the 1.0 GB/s that this machine reads")
+        assert lines[3] == "  layer   0: fired 100.0%, rows read 100.0%"
