@@ -183,5 +183,5 @@ def union(share: float, tokens: float) -> float:
 
 
 def cache_bytes(spec: ModelSpec, tokens: int) -> int:
-    """Keys and values of ``tokens`` tokens, float32."""
-    return 2 * 4 * spec.layers * spec.kv_heads * spec.head_dim * min(tokens, spec.sliding_window or tokens)
+    """Keys and values of ``tokens`` tokens, F16."""
+    return 2 * 2 * spec.layers * spec.kv_heads * spec.head_dim * min(tokens, spec.sliding_window or tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsconvert.convert.errors import TsconvertError
+from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.convert.spec import ModelSpec, read_spec
 from tsconvert.evaluate.plan import PlanConfig, plan, usual_rank
 from tsconvert.evaluate.plan_bytes import cache_bytes, experts_read, file_bytes, token_bytes, typical_rates, union
@@ -15,6 +16,8 @@ from tsconvert.evaluate.plan_speed import RUNNER, speed
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.quant.gguf_file import GgufFile
+from tsconvert.runner.model import load
+from tsconvert.runner.traffic import weight_bytes
 
 Make = Callable[..., Path]
 DESKTOP = Described(bandwidth=60e9, cores=8, memory_bytes=32 * 10**9)
@@ -65,6 +68,20 @@ def test_what_a_token_reads_is_what_the_predictors_cost_model_says():
     assert token_bytes(spec, size, "exact", rates).total - around == pytest.approx(exact)
     assert token_bytes(spec, size, "predicted", rates).total - around == pytest.approx(predicted)
     assert token_bytes(spec, size, "dense", rates).total == size.total - size.embedding - size.predictors
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_what_a_token_reads_is_what_the_runner_counts(family: str, make_checkpoint: Make, tmp_path: Path):
+    relufy(RelufyConfig(model=str(make_checkpoint(family)), out=tmp_path / "s", recover="none", align=False))
+    export_gguf(ExportConfig(model=tmp_path / "s", out=tmp_path / "m.gguf", type_name="Q8_0"))
+    with load(tmp_path / "m.gguf", mode="exact", threads=1) as model:
+        for token in range(300, 310):
+            model.feed([token])
+        density = model.density
+        read = weight_bytes(model.source, density, "exact")
+    rates = Rates(gate=float(density.up.mean()), fired=float(density.down.mean()))
+    spec = read_spec(tmp_path / "s")
+    assert token_bytes(spec, file_bytes(spec, "Q8_0"), "exact", rates).total == pytest.approx(read, rel=1e-6)
 
 
 def test_experts_of_a_batch():

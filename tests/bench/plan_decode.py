@@ -1,0 +1,96 @@
+"""Generation against what `tsconvert plan` reckons: a few layers of the 7B shape, every mode of several types.
+
+    python tests/bench/plan_decode.py /scratch --layers 4      # 2.3 GB of checkpoint, one GGUF file at a time; removed
+
+Run alone on an idle machine. Weights and predictors are random: a quarter of the neurons fires, and the predictors name
+the share asked for, whichever they are; what is read is taken from the runner's own counters. Prints the rows, then one
+JSON line, which tests/evaluate/measured_runs.json keeps.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from shapes import write_checkpoint
+
+from tsconvert.convert.checkpoint import open_checkpoint
+from tsconvert.evaluate.plan_bytes import file_bytes
+from tsconvert.evaluate.plan_machine import Machine
+from tsconvert.evaluate.plan_speed import speed
+from tsconvert.predictors.cost import Rates
+from tsconvert.predictors.folder import PredictorSet, save_predictors
+from tsconvert.predictors.predictor import Predictor
+from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.runner.bandwidth import measure_bandwidth
+from tsconvert.runner.bench import BenchConfig, BenchRow, bench
+
+RANK = 512
+
+
+def random_predictor(width: int, neurons: int, share: float) -> Predictor:
+    """Names ``share`` of the neurons for a normal input."""
+    rng = np.random.default_rng(0)
+    fc1_RD = rng.standard_normal((RANK, width), np.float32) / np.sqrt(width)
+    fc2_FR = rng.standard_normal((neurons, RANK), np.float32) / np.sqrt(RANK)
+    logits_TF = np.maximum(rng.standard_normal((16, width), np.float32) @ fc1_RD.T, 0) @ fc2_FR.T
+    return Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR, threshold=float(np.quantile(logits_TF, 1 - share)))
+
+
+def rates_of(row: BenchRow) -> Rates:
+    """What the runner read."""
+    density = row.density
+    gate, up, down = (density[f"mean_{name}"] for name in ("gate", "up", "down"))
+    return Rates(gate=up, fired=down, predicted=gate, predicted_gate=up, hit=down)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--share", type=float, default=0.12, help="Of the neurons, to be predicted.")
+    parser.add_argument("--keep", action="store_true", help="The files, for another run.")
+    parser.add_argument("--types", nargs="*", default=["Q4_0", "Q8_0", "Q4_K_M", "F16"])
+    arguments = parser.parse_args()
+    scratch = arguments.scratch / "tsconvert-decode"
+    if not scratch.exists():
+        write_checkpoint(scratch / "m", layers=arguments.layers, activation="drelu")
+    checkpoint = open_checkpoint(scratch / "m")
+    spec = checkpoint.spec
+    if not (scratch / "p").exists():
+        ffns = [[random_predictor(spec.width, spec.neurons, arguments.share)]] * spec.layers
+        save_predictors(PredictorSet(model_fingerprint=checkpoint.fingerprint, ffns=ffns, report={}), scratch / "p")
+    rows = []
+    for type_name in arguments.types:
+        file = scratch / f"{type_name}.gguf"
+        if not file.exists():
+            config = ExportConfig(model=scratch / "m", out=file, type_name=type_name, predictors=scratch / "p")
+            export_gguf(config)
+        report = bench(BenchConfig(file=file, prompt=4, generate=16, repetitions=3, modes=("all",)))
+        bandwidth = max(measure_bandwidth(report.threads) for _ in range(2))
+        machine = Machine(
+            bandwidth=bandwidth, cores=report.threads, memory_bytes=10**12, flops=1.0, disk_bytes_per_s=1e9
+        )
+        for row in report.rows:
+            rates = rates_of(row)
+            size = file_bytes(spec, type_name, RANK)
+            found = speed(spec, size, machine, type_name=type_name, mode=row.mode, rates=rates, position=12)
+            rows.append(
+                {"type": type_name, "mode": row.mode, "layers": spec.layers, "rank": RANK, "cores": report.threads,
+                 "bandwidth_gb_per_s": round(bandwidth / 1e9, 1), "tokens_per_s": row.tokens_per_s,
+                 "spread": row.spread, "planned": round(found.tokens_per_s, 2),
+                 "read_gb": round(found.bytes_per_step / 1e9, 3), "position": 12, "rates": vars(rates)}
+            )  # fmt: skip
+            print({key: value for key, value in rows[-1].items() if key != "rates"}, flush=True)
+    print(json.dumps(rows))
+    if not arguments.keep:
+        shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    main()
