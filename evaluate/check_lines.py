@@ -31,7 +31,7 @@ class Line:
     def row(self, width: int) -> str:
         """A row of the table, the figure's name padded to ``width``."""
         mark = {PASSED: "ok  ", FAILED: "FAIL", SKIPPED: "-   "}[self.status]
-        return f"{mark} {self.what:<{width}}  {shown(self.found):>14}  {self.allowed}".rstrip()
+        return f"{mark} {self.what:<{width}}  {shown(self.found):>16}  {self.allowed}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
         """Every field."""
