@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..predictors.profile_file import Profile
+from .records import Record
 from .report_collect import Findings
 from .report_parts import Figure, Section, Table
 from .report_plots import columns, curves, heat, histogram, points
@@ -41,6 +42,12 @@ def layer_means(ffns: list[dict[str, Any]], name: str) -> list[float]:
     return [sum(each) / len(each) if each else 0.0 for each in values]
 
 
+def recorded_density(sparse: Record) -> list[float]:
+    """Per layer, as recovery measured it in the end."""
+    whole = sparse.figures.get("full") or {}
+    return list(whole.get("density") or [layer["density"] for layer in sparse.figures.get("layers") or ()])
+
+
 def _density(found: Findings) -> Figure | None:
     """From the one record that knows most, so that all its figures are of the same tokens."""
     predictors = found.best_predictors
@@ -66,8 +73,8 @@ def _density(found: Findings) -> Figure | None:
         bars = score["density"]
         marks = {"named by the predictor": score["predicted_density"]} if score.get("predicted_density") else {}
         where = f"{score['tokens']:,} tokens that {found.name(score['model'])} was scored on"
-    elif found.sparse is not None and found.sparse.figures.get("layers"):
-        bars = [layer["density"] for layer in found.sparse.figures["layers"]]
+    elif found.sparse is not None:
+        bars = recorded_density(found.sparse)
         where = "the tokens that recovery kept from training"
     if not bars:
         return None

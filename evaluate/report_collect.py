@@ -67,10 +67,22 @@ class Findings:
         return max(made, key=lambda record: ranks.get(record.figures["settings"].get("recover"), 0), default=None)
 
     @property
+    def history(self) -> list[Record]:
+        """The checkpoints that `sparse` was made from, the oldest first, and itself."""
+        made = {self.name(each.path): each for each in self.checkpoints if "settings" in each.figures}
+        found = [self.sparse] if self.sparse is not None else []
+        while found:
+            before = made.get(self.name(str(found[0].figures["settings"]["model"])))
+            if before is None or before in found:
+                break
+            found.insert(0, before)
+        return found
+
+    @property
     def source(self) -> str | None:
         """The dense model's name, as relufy was given it."""
-        sparse = self.sparse
-        return self.name(str(sparse.figures["settings"]["model"])) if sparse else None
+        history = self.history
+        return self.name(str(history[0].figures["settings"]["model"])) if history else None
 
     @property
     def best_predictors(self) -> Record | None:

@@ -74,10 +74,10 @@ def histogram(label: str, edges: Sequence[float], counts: Sequence[int], *, x_ti
 
 def curves(
     label: str, lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x_title: str, title: str,
-    x_form: Format = number, y_form: Format = number, log: bool = False, ordered: bool = True,
+    x_form: Format = number, y_form: Format = number, log: bool = False, zero: bool = True, ordered: bool = True,
 ) -> str:  # fmt: skip
     """Lines, each of (name, xs, ys), coloured by their order, or each in a colour of its own."""
-    y = scale([v for _, _, ys in lines for v in ys], _FLOOR, TOP, log=log)
+    y = scale([v for _, _, ys in lines for v in ys], _FLOOR, TOP, log=log, zero=zero)
     xs_all = [v for _, xs, _ in lines for v in xs]
     x = Scale(
         low=min(xs_all),

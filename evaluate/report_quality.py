@@ -140,31 +140,43 @@ def _maybe(value: float | None) -> str:
 
 
 def training(found: Findings) -> Section | None:
-    """How each layer's training went, and the whole model's."""
-    sparse = found.sparse
-    if sparse is None:
-        return None
-    figures = [*_layers(sparse.figures), *_whole(sparse.figures.get("full"))]
-    if not figures:
-        return None
-    report, settings = sparse.figures, sparse.figures["settings"]
-    how = settings.get("training", {})
-    aim = f", steered to {percent(how['target_sparsity'])} silent neurons" if how.get("target_sparsity") else ""
-    text = [
-        (
+    """How each layer's training went, and the whole model's; of every checkpoint on the way."""
+    figures: list[Figure] = []
+    text: list[str] = []
+    for record in found.history:
+        figures += [*_layers(record.figures), *_whole(record.figures.get("full"))]
+        text += _told(record.figures)
+    return (
+        Section(id="training", title="How it was recovered", text=tuple(text), figures=tuple(figures))
+        if figures
+        else None
+    )
+
+
+def _told(report: dict[str, Any]) -> Iterator[str]:
+    """What a conversion did, in sentences."""
+    settings = report["settings"]
+    how, whole = settings.get("training", {}), report.get("full") or {}
+    if report.get("energy_kept"):
+        before, after = report["energy_kept"]
+        yield (
+            f"First each neuron's sign was chosen, which costs no training: dReLU then keeps {percent(after)} of the"
+            f" SwiGLU energy instead of {percent(before)}."
+        )
+    if report.get("layers") and settings.get("recover") != "none":
+        goal = how.get("target_sparsity")
+        aim = f", steered to {percent(goal)} silent neurons" if goal else ""
+        yield (
             f"Each layer was trained for {how.get('steps', 0):,} steps of {how.get('batch_tokens', 0):,} tokens to give"
             f" what the dense layer gives, on the inputs that the already converted layers send it{aim}."
             f" {report.get('tokens', 0):,} tokens of {_data(settings)} were used, {settings.get('context', 0)} a"
             " sequence."
         )
-    ]
-    if report.get("energy_kept"):
-        before, after = report["energy_kept"]
-        text.append(
-            f"First each neuron's sign was chosen, which costs no training: dReLU then keeps {percent(after)} of the"
-            f" SwiGLU energy instead of {percent(before)}."
+    if whole:
+        yield (
+            f"The whole model was trained for {whole['steps']:,} steps, {whole['tokens']:,} tokens of {_data(settings)}"
+            f", towards the text and the dense model's predictions; step {whole['best_step']:,} was the best."
         )
-    return Section(id="training", title="How it was recovered", text=tuple(text), figures=tuple(figures))
 
 
 def _data(settings: dict[str, Any]) -> str:
@@ -207,6 +219,14 @@ def _layers(report: dict[str, Any]) -> Iterator[Figure]:
 
 
 def _whole(full: dict[str, Any] | None) -> Iterator[Figure]:
+    losses = (full or {}).get("losses") or []
+    if len(losses) > 1:
+        line = ("loss", [float(step) for step, _ in losses], [float(loss) for _, loss in losses])
+        yield Figure(
+            title="Training loss of the whole model",
+            note="Cross-entropy with the text and divergence from the dense model, weighted as it was asked for.",
+            svg=curves("loss over steps", [line], x_title="step", title="loss", ordered=False, zero=False),
+        )
     looks = (full or {}).get("evaluations") or []
     if len(looks) < 2:
         return
@@ -217,7 +237,7 @@ def _whole(full: dict[str, Any] | None) -> Iterator[Figure]:
     yield Figure(
         title="Perplexity while the whole model was trained",
         note=f"On held-out text; the dense model has {number((full or {})['dense_perplexity'])}.",
-        svg=curves("perplexity over steps", lines, x_title="step", title="perplexity", log=True, ordered=False),
+        svg=curves("perplexity over steps", lines, x_title="step", title="perplexity", ordered=False, zero=False),
         legend=tuple((f"s{i}", name) for i, (name, _, _) in enumerate(lines)),
     )
     density = [("neurons that fire", steps, [look["density"] for look in looks])]

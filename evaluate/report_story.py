@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from ..convert.units import size_text
-from .report_activity import layer_means
+from .records import Record
+from .report_activity import layer_means, recorded_density
 from .report_collect import Findings
 from .report_files import engine
 from .report_parts import Step, Tile
@@ -42,8 +43,8 @@ def density(found: Findings) -> float | None:
     shares = next((score["density"] for score in found.of("eval") if score.get("density")), None)
     if shares:
         return _mean(shares)
-    layers = found.sparse.figures.get("layers") if found.sparse is not None else None
-    return _mean([layer["density"] for layer in layers]) if layers else None
+    shares = recorded_density(found.sparse) if found.sparse is not None else []
+    return _mean(shares) if shares else None
 
 
 def _mean(values: list[float]) -> float:
@@ -150,23 +151,12 @@ def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
     sparse = found.sparse
     if sparse is None:
         return
-    figures, settings, spec = sparse.figures, sparse.figures["settings"], sparse.figures["spec"]
+    figures, spec = sparse.figures, sparse.figures["spec"]
     source = found.source or "dense model"
     what = f"dense {spec['family'].capitalize()}, SwiGLU"
     yield (Step(name=source, what=what, facts=(f"{_parameters(figures['parameters'])} parameters",)),)
-    aim = settings.get("training", {}).get("target_sparsity")
-    facts = [f"{figures.get('tokens', 0):,} tokens"] if figures.get("tokens") else []
-    facts += [f"aimed at {percent(aim)} silent"] if aim else []
-    facts.append(size_text(figures["size_bytes"]))
-    made = f"relufy, {_HOW.get(settings.get('recover', ''), '')}"
-    yield (
-        Step(
-            name=found.name(sparse.path),
-            what=f"{_NAMES[spec['activation']]} checkpoint",
-            facts=tuple(facts),
-            by=made,
-        ),
-    )
+    for record in found.history:
+        yield (_converted(found, record),)
     beside = [
         Step(
             name=found.name(record.path),
@@ -197,6 +187,20 @@ def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
         )
 
 
+def _converted(found: Findings, record: Record) -> Step:
+    """One checkpoint that relufy made."""
+    figures, settings = record.figures, record.figures["settings"]
+    whole = figures.get("full") or {}
+    aim = settings.get("training", {}).get("target_sparsity")
+    tokens = whole.get("tokens") or figures.get("tokens")
+    facts = [f"{tokens:,} tokens"] if tokens else []
+    facts += [f"aimed at {percent(aim)} silent"] if aim else []
+    return Step(
+        name=found.name(record.path), what=f"{_NAMES[figures['spec']['activation']]} checkpoint",
+        facts=(*facts, size_text(figures["size_bytes"])), by=f"relufy, {_HOW.get(settings.get('recover', ''), '')}",
+    )  # fmt: skip
+
+
 def missing(found: Findings) -> Iterator[tuple[str, str]]:
     """(figure, the command that would add it) for what the folder does not hold."""
     here = found.folder
@@ -216,7 +220,7 @@ def missing(found: Findings) -> Iterator[tuple[str, str]]:
         yield "speed of each mode", f"tsconvert bench {here / file} --json > {here}/bench.json"
     if found.files and not any((each.figures.get("verification") or {}).get("errors") for each in found.files):
         yield "quantization error of each tensor", "written beside each file by tsconvert export-gguf"
-    layers = (found.sparse.figures.get("layers") or ()) if found.sparse is not None else ()
-    trained = found.sparse is not None and found.sparse.figures["settings"].get("recover") != "none"
+    layers = [layer for record in found.history for layer in record.figures.get("layers") or ()]
+    trained = any(record.figures["settings"].get("recover") != "none" for record in found.history)
     if trained and not any(layer.get("curve") for layer in layers):
         yield "training curves", "kept by tsconvert relufy from this version on"

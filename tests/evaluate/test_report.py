@@ -211,6 +211,36 @@ def test_lines_of_a_check_are_shown(folder: Path):
     assert "quality.kl_mean FAILED at most 0.1 is 0.2, must be" in Reader(page).text
 
 
+def test_a_model_that_was_trained_on_shows_the_whole_way(folder: Path, dense: Path):
+    better = Path(shutil.copytree(folder / "sparse", folder / "better"))
+    record = json.loads((better / "tsconvert.json").read_text())
+    record["settings"] |= {"model": str(folder / "sparse"), "recover": "full", "teacher": str(dense)}
+    looks = [{"step": step, "perplexity": 90.0 - step, "density": 0.2, "predicted_perplexity": None} for step in (4, 8)]
+    record["report"] |= {
+        "layers": [], "energy_kept": None, "perplexity": 82.0, "dense_perplexity": 41.0,
+        "full": {
+            "steps": 8, "tokens": 4096, "best_step": 8, "dense_perplexity": 41.0, "perplexity": 82.0,
+            "density": [0.25, 0.15], "evaluations": looks, "losses": [[2, 5.0], [4, 4.0], [6, 4.5]],
+        },
+    }  # fmt: skip
+    write_json(better / "tsconvert.json", record)
+    for file in (*folder.glob("eval*.json"), folder / "profile.safetensors"):
+        file.unlink()
+    shutil.rmtree(folder / "predictors")
+    _, page = written(folder)
+    text = Reader(page).text
+    assert text.index(f"{dense.name} dense Mistral, SwiGLU") < text.index("sparse dReLU checkpoint 2,048 tokens")
+    assert "better dReLU checkpoint 4,096 tokens" in text
+    assert "2.00 × perplexity 82.0, dense 41.0 20 % of the neurons fire" in text
+    plots = drawings(page)
+    assert {"training loss of each layer", "loss over steps", "perplexity over steps", "density over steps"} <= set(
+        plots
+    )
+    (line,) = (path for path in plots["loss over steps"].iter("path"))
+    ys = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", str(line.get("d")))]
+    assert (ys[1] - ys[2]) / (ys[1] - ys[0]) == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
