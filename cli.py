@@ -246,6 +246,7 @@ def main() -> None:
     help="Share of the activation energy that they keep.",
 )
 @stored_as
+@click.option("--shift", type=float, help="Last step: thresholds below which relu gives 0, keeping so much energy.")
 @click.option("--align/--no-align", default=True, show_default=True, help="Choose each neuron's sign first.")
 @click.option("--dtype", type=click.Choice(["F32", "F16", "BF16"]), help="Of the output; default: as it is.")
 @click.option("--max-shard-size", type=COUNT, default="5G", show_default=True)

@@ -40,6 +40,9 @@ def _lines(config: "RelufyConfig", report: "RelufyReport", model: Checkpoint) ->
         yield "\nWhat training on these tokens would do to the dense model was not measured (--baseline does)."
     silent = ", ".join(f"{1 - density:.1%}" for density in full.density)
     yield f"\nSilent neurons, by layer: {silent}; {1 - sum(full.density) / len(full.density):.1%} on average."
+    if report.shift is not None:
+        now = f"{1 - report.shift.density:.1%} silent, perplexity {report.shift.perplexity:.2f}"
+        yield f"\nThen thresholds were set (`ffn_thresholds` in config.json): {now}."
     yield "\n## Recipe\n"
     yield f"    {typed()}\n"
     data = ", ".join(f"{source.path} ({source.weight:g})" for source in config.data) or "the embedded English text"

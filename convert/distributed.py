@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 Item = TypeVar("Item")
+_alone = False
 
 
 def rank() -> int:
@@ -114,8 +115,19 @@ def from_first_(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, src=0)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process works without the others: what only one of them does must not wait for them."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def _together() -> bool:
-    return bool(dist.is_available() and dist.is_initialized())
+    return bool(dist.is_available() and dist.is_initialized()) and not _alone
 
 
 def _device() -> torch.device:

@@ -28,6 +28,7 @@ from .journal import JOURNAL, Journal
 from .progress import note
 from .relufy import PROVENANCE, RelufyConfig, RelufyReport, provenance, relufy
 from .self_data import with_own_text
+from .shift import shift
 from .streamed_rows import StreamedRows, streamed_rows
 from .teacher_logits import keep_logits
 from .writer import atomic_folder, check_disk, refuse_existing, write_json
@@ -67,8 +68,10 @@ def relufy_fully(
             elapsed_s=time.monotonic() - start_s,
         )  # fmt: skip
         if not distributed.rank():
-            with atomic_folder(config.out) as folder:
+            with distributed.alone(), atomic_folder(config.out) as folder:
                 write_model(state, start, folder, config.dtype, config.max_shard_bytes)
+                if config.shift is not None:
+                    report = replace(report, shift=shift(folder, held_NS, config.shift, config.device))
                 write_json(folder / PROVENANCE, provenance(config, report))
                 write_card(folder, config, report, start)
                 if finish is not None:
@@ -104,7 +107,7 @@ def _local(
             size_bytes=source.size_bytes,
         )  # fmt: skip
         return report, source if source.spec.sparse else open_checkpoint(str(folder))
-    return work(replace(config, recover="local", out=folder)), open_checkpoint(str(folder))
+    return work(replace(config, recover="local", out=folder, shift=None)), open_checkpoint(str(folder))
 
 
 def _disk_bytes(start: Checkpoint) -> int:

@@ -57,6 +57,12 @@ class Layer:
     experts: int
 
     @property
+    def threshold(self) -> float:
+        """What relu gives up to it counts as zero."""
+        mlp = self.module.mlp
+        return float(getattr(mlp.experts if self.experts else mlp, "threshold", 0.0))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self.module.input_layernorm.weight.device
@@ -119,7 +125,7 @@ class Layer:
         gate_TF, up_TF = nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
         if self.activation == "swiglu":
             return nn.functional.silu(gate_TF) * up_TF
-        return activate(gate_TF, up_TF, self.activation)
+        return activate(gate_TF, up_TF, self.activation, self.threshold)
 
     def ffn_parts(
         self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None

@@ -28,6 +28,7 @@ class TurboSparseLlamaConfig(LlamaConfig):
 
     model_type = "turbosparse_llama"
     ffn_activation: str = "drelu"
+    ffn_thresholds: list[float] | None = None
 
 
 class TurboSparseMistralConfig(MistralConfig):
@@ -35,6 +36,7 @@ class TurboSparseMistralConfig(MistralConfig):
 
     model_type = "turbosparse_mistral"
     ffn_activation: str = "drelu"
+    ffn_thresholds: list[float] | None = None
 
 
 class TurboSparseMixtralConfig(MixtralConfig):
@@ -42,13 +44,19 @@ class TurboSparseMixtralConfig(MixtralConfig):
 
     model_type = "turbosparse_mixtral"
     ffn_activation: str = "drelu"
+    ffn_thresholds: list[float] | None = None
 
 
-def activate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str) -> torch.Tensor:
-    """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up."""
+def activate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, threshold: float = 0.0) -> torch.Tensor:
+    """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up.
+
+    What relu gives up to ``threshold`` is zero (FATReLU, arXiv 2402.13516).
+    """
+    relu = nn.functional.threshold if threshold else nn.functional.relu
+    limits = (threshold, 0.0) if threshold else ()
     if activation == "drelu":
-        return nn.functional.relu(gate_TF) * nn.functional.relu(up_TF)
-    return nn.functional.relu(gate_TF) * up_TF
+        return relu(gate_TF, *limits) * relu(up_TF, *limits)
+    return relu(gate_TF, *limits) * up_TF
 
 
 class SparseFFN(nn.Module):
@@ -56,16 +64,16 @@ class SparseFFN(nn.Module):
 
     watch: Watch | None = None
 
-    def __init__(self, width: int, neurons: int, activation: str) -> None:
+    def __init__(self, width: int, neurons: int, activation: str, threshold: float = 0.0) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.threshold = activation, threshold
         self.gate_proj = nn.Linear(width, neurons, bias=False)
         self.up_proj = nn.Linear(width, neurons, bias=False)
         self.down_proj = nn.Linear(neurons, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
-        h = activate(self.gate_proj(x), self.up_proj(x), self.activation)
+        h = activate(self.gate_proj(x), self.up_proj(x), self.activation, self.threshold)
         if self.watch is not None:
             h = self.watch(h, x, self.down_proj.weight, 0, None)
         out: torch.Tensor = self.down_proj(h)
@@ -77,9 +85,9 @@ class SparseExperts(nn.Module):
 
     watch: Watch | None = None
 
-    def __init__(self, experts: int, width: int, neurons: int, activation: str) -> None:
+    def __init__(self, experts: int, width: int, neurons: int, activation: str, threshold: float = 0.0) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.threshold = activation, threshold
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * neurons, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, neurons))
 
@@ -89,7 +97,7 @@ class SparseExperts(nn.Module):
         for expert in choice_TK.unique().tolist():
             token, slot = torch.where(choice_TK == expert)
             gate_TF, up_TF = nn.functional.linear(x_TD[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            h_TF = activate(gate_TF, up_TF, self.activation)
+            h_TF = activate(gate_TF, up_TF, self.activation, self.threshold)
             if self.watch is not None:
                 h_TF = self.watch(h_TF, x_TD[token], self.down_proj[expert], expert, token)
             y_TD = nn.functional.linear(h_TF, self.down_proj[expert])
@@ -101,10 +109,13 @@ class SparseExperts(nn.Module):
 def sparsify(layer: nn.Module, config: LlamaConfig | MistralConfig | MixtralConfig) -> None:
     """Put the sparse FFN in the place of a transformers decoder layer's own."""
     width, neurons, activation = config.hidden_size, config.intermediate_size, config.ffn_activation
+    thresholds = getattr(config, "ffn_thresholds", None)
+    index = int(getattr(layer.self_attn, "layer_idx", 0))
+    threshold = float(thresholds[index]) if thresholds else 0.0
     if hasattr(layer.mlp, "experts"):
-        layer.mlp.experts = SparseExperts(config.num_local_experts, width, neurons, activation)
+        layer.mlp.experts = SparseExperts(config.num_local_experts, width, neurons, activation, threshold)
     else:
-        layer.mlp = SparseFFN(width, neurons, activation)
+        layer.mlp = SparseFFN(width, neurons, activation, threshold)
 
 
 class TurboSparseLlamaForCausalLM(LlamaForCausalLM):

@@ -34,6 +34,7 @@ from .writer import (
 
 if TYPE_CHECKING:
     from .cost import RelufyCost
+    from .shift import Shift
 
 FORMAT_VERSION = 1
 PROVENANCE = "tsconvert.json"
@@ -63,6 +64,8 @@ class RelufyConfig:
     training: LocalRecovery = field(default_factory=LocalRecovery)
     full: FullRecovery = field(default_factory=FullRecovery)
     """The second stage of `full`."""
+    shift: float | None = None
+    """As a last step thresholds are set (shift.py) that keep this share of the activations' energy; None: none."""
     dtype: str | None = None
     """`F32`, `F16` or `BF16` for the output; None keeps each tensor's."""
     max_shard_bytes: int = 5_000_000_000
@@ -98,6 +101,8 @@ class RelufyReport:
     perplexity: float | None = None
     full: FullFound | None = None
     """What training the whole model found; the perplexities are then those after it."""
+    shift: "Shift | None" = None
+    """What the thresholds set as the last step do."""
     elapsed_s: float = 0.0
     cost: "RelufyCost | None" = None
     """Of a dry run: what the run would take."""
@@ -125,6 +130,10 @@ class RelufyReport:
         if unseen:
             named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen)
             lines.append(f"experts that no token reached: {named}; --min-expert-tokens trains them")
+        if self.shift:
+            was, now = self.shift.density_before, self.shift.density
+            ratio = self.shift.perplexity / self.shift.perplexity_before
+            lines.append(f"threshold shift: density {was:.1%} to {now:.1%}, perplexity {ratio:.3f} times")
         if self.full:
             full, density = self.full, sum(self.full.density) / len(self.full.density)
             lines.append(f"the whole model: {full.steps} steps, {full.tokens:,} tokens; best at step {full.best_step}")
@@ -182,6 +191,8 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
             if writer is not None:
                 write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
                 writer.flush()
+            if config.shift is not None:
+                report = replace(report, shift=_shift(config, folder))
             if along is not None:
                 along.finish(folder)
             if writer is not None:
@@ -190,6 +201,17 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
                     along.forget(folder)
                 write_json(folder / PROVENANCE, provenance(config, report))
     return report
+
+
+def _shift(config: RelufyConfig, folder: Path) -> "Shift":
+    """The last step, on the sequences that were kept from training."""
+    from .recovery_sweep import JUDGE_SHARE
+    from .shift import shift
+
+    made = Checkpoint(folder)
+    rows_NS = calibration_rows(made, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
+    sequences = Sequences(rows_NS, JUDGE_SHARE)
+    return shift(folder, sequences.rows_NS[sequences.held], config.shift or 0.0, config.device)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What a model is: its shape and its arithmetic, read from a Hugging Face config.json and checked first."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class ModelSpec:
     experts: int = 0
     """E, 0 for a dense FFN."""
     experts_per_token: int = 0
+    thresholds: tuple[float, ...] = ()
+    """Of each layer, up to which what relu gives counts as zero (FATReLU, arXiv 2402.13516); empty is 0 for all."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
@@ -61,6 +64,12 @@ class ModelSpec:
                 raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.heads % self.kv_heads:
             raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
+        sound = len(self.thresholds) == self.layers and all(0 <= t < math.inf for t in self.thresholds)
+        if self.thresholds and not (self.sparse and sound):
+            raise TsconvertError(
+                f"thresholds are {list(self.thresholds)}: a sparse model may have one of at least 0 for each of its"
+                f" {self.layers} layers"
+            )
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
 
@@ -133,6 +142,7 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         "tied": bool(config.get("tie_word_embeddings", False)),
         "experts": _whole(config, where, "num_local_experts", 8) if moe else 0,
         "experts_per_token": _whole(config, where, "num_experts_per_tok", 2) if moe else 0,
+        "thresholds": _thresholds(config, where),
         "bos": _token(config.get("bos_token_id")),
         "eos": _tokens(config.get("eos_token_id")),
     }
@@ -191,6 +201,13 @@ def _rope(config: Mapping[str, Any], where: Path) -> tuple[float, Mapping[str, A
     if kind not in ("linear", "llama3", "yarn"):
         raise TsconvertError(f"{where}: rope_type is {kind!r}; tsconvert covers default, linear, llama3 and yarn")
     return float(theta), {**parameters, "rope_type": kind}
+
+
+def _thresholds(config: Mapping[str, Any], where: Path) -> tuple[float, ...]:
+    values = config.get("ffn_thresholds") or ()
+    if not isinstance(values, list | tuple) or not all(isinstance(value, int | float) for value in values):
+        raise TsconvertError(f"{where}: ffn_thresholds is {values!r}; it must be a list of numbers, one a layer")
+    return tuple(float(value) for value in values)
 
 
 def _window(config: Mapping[str, Any], family: str) -> int | None:

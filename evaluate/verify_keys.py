@@ -39,6 +39,7 @@ def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
     }  # fmt: skip
     if dialect == "sparse":
         keys |= {"activation": spec.activation, "attention.sliding_window": spec.sliding_window}
+        keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
         keys |= {"format_version": 1, "source_fingerprint": checkpoint.fingerprint}
     keys |= _scaling(spec)
     out = {f"{architecture}.{name}": value for name, value in keys.items()}

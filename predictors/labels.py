@@ -80,12 +80,12 @@ class FFN:
     def labels(self, x_TD: torch.Tensor) -> Labels:
         """What the neurons do for ``x_TD``."""
         gate_TF, up_TF = nn.functional.linear(x_TD, self.gate_FD), nn.functional.linear(x_TD, self.up_FD)
-        h_TF = activate(gate_TF, up_TF, self.layer.activation)
+        h_TF = activate(gate_TF, up_TF, self.layer.activation, self.layer.threshold)
         energy_TF = (h_TF * self.down_F).square_()
         own_T1 = energy_TF.sum(-1, keepdim=True).clamp_min(torch.finfo(energy_TF.dtype).tiny)
         if self._mean_energy is None:
             self._mean_energy = self._measure_energy()
-        return Labels(energy_TF * (0.5 / own_T1 + 0.5 / self._mean_energy), gate_TF > 0, h_TF != 0)
+        return Labels(energy_TF * (0.5 / own_T1 + 0.5 / self._mean_energy), gate_TF > self.layer.threshold, h_TF != 0)
 
     def _measure_energy(self) -> float:
         """The mean over (some) training tokens of the sum over neurons of (h_j |down_j|)^2."""

@@ -100,6 +100,11 @@ def _check_model(job: Job) -> PredictorSource:
     spec, where = job.spec, job.checkpoint.folder
     if spec.experts:
         raise TsconvertError(f"{where}: PowerInfer has no experts in sparse mode; export with --target sparse")
+    if any(spec.thresholds):
+        raise TsconvertError(
+            f"{where}: its activations are shifted (ffn_thresholds), which PowerInfer does not compute; convert without"
+            " --shift"
+        )
     if spec.activation not in ARCHITECTURES:
         raise TsconvertError(
             f"{where}: PowerInfer's sparse mode computes dReLU and ReGLU, not {spec.activation};"

@@ -65,6 +65,8 @@ def _own_keys(job: Job) -> dict[str, Value]:
         "predictor.threshold": array("f32", [value for row in thresholds for value in row]),
         "predictor.rank": array("u32", [rank for row in ranks for rank in row]),
     }
+    if any(spec.thresholds):
+        keys["activation_threshold"] = array("f32", list(spec.thresholds))
     if spec.sliding_window is not None:
         keys["attention.sliding_window"] = u32(spec.sliding_window)
     return {f"{ARCHITECTURE}.{name}": value for name, value in keys.items()}

@@ -14,7 +14,7 @@ from .compiling import compiled
 from .float_tiles import blend
 from .kernels import SWIGLU, UNIT, activation_of, share_of
 from .native import call_add, load_f32, load_i32, load_i64, store_f32, store_i32
-from .neurons import foreseen
+from .neurons import foreseen, shift_gates, shift_ups
 from .parts import add_to_residual, clear, gather_all, multiply, multiply_run, ready, run_of, tally
 from .rows import ADD, TO_FLOAT
 from .tables import (
@@ -102,6 +102,10 @@ def _activations(
         if mode == DENSE or audit or (role == GATE and not known):
             out, read = gate if role == GATE else up, GATE_ROWS if role == GATE else UP_ROWS
             multiply(m, thread, tensor, expert, 0, first, end - first, x, PREPARED, 0, chosen, some, out, BLOCK, 1)
+            if role == GATE:
+                shift_gates(m, layer, out, 0, BLOCK * first, BLOCK * (end - first))
+            else:
+                shift_ups(m, layer, out, 0, BLOCK * first, BLOCK * (end - first))
             tally(m, thread, layer, read, some * (end - first))
         elif role == GATE:
             _predicted_gates(m, thread, layer, expert, some, first, end)
@@ -170,6 +174,7 @@ def _predicted_gates(m: int, thread: int, layer: int, expert: int, some: int, fi
         clear(gate + 4 * BLOCK * j, BLOCK)
         if found:
             multiply(m, thread, tensor, expert, 0, j, 1, x, PREPARED, 0, listed, found, gate, BLOCK, 1)
+            shift_gates(m, layer, gate, 0, BLOCK * j, BLOCK)
     tally(m, thread, layer, PREDICTED_ROWS, all_found)
     tally(m, thread, layer, GATE_ROWS, all_found)
 
@@ -184,6 +189,7 @@ def _open_ups(m: int, thread: int, layer: int, expert: int, some: int, first: in
         all_found += found
         if found:
             multiply(m, thread, tensor, expert, 0, j, 1, x, PREPARED, 0, listed, found, at(m, UPS, 0), BLOCK, 1)
+            shift_ups(m, layer, at(m, UPS, 0), 0, BLOCK * j, BLOCK)
     tally(m, thread, layer, UP_ROWS, all_found)
 
 

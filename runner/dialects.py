@@ -84,7 +84,7 @@ def _sparse(file: GgufFile) -> ModelFile:
             f"{file.path}: sparse format {version}, this tsconvert reads {FORMAT_VERSION}; export it again"
         )
     activation = str(keys.get("activation", "drelu"))
-    spec = _spec(keys, activation)
+    spec = _spec(keys, activation, keys.get("activation_threshold", []))
     tensors = _tensors(file, spec, transposed=True, apart=apart)
     thresholds = np.full((spec.layers, spec.ffns), np.nan, np.float32)
     given = (apart or file).metadata.get(f"{SPARSE}.predictor.threshold", [])
@@ -154,8 +154,10 @@ class _Keys:
         return TsconvertError(f"{self.file.path}: key {key} is {value!r}, it must be {wanted}; write the file again")
 
 
-def _spec(keys: _Keys, activation: str) -> ModelSpec:
+def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
     file = keys.file
+    if not isinstance(shifts, list | tuple) or not all(isinstance(shift, float) for shift in shifts):
+        raise TsconvertError(f"{file.path}: {SPARSE}.activation_threshold is no list of numbers; export it again")
     embedding = file.tensors.get(gguf_name(Place("token_embd")))
     if embedding is None:
         raise TsconvertError(f"{file.path}: tensor {gguf_name(Place('token_embd'))} is missing; write the file again")
@@ -179,6 +181,7 @@ def _spec(keys: _Keys, activation: str) -> ModelSpec:
             tied=gguf_name(Place("output")) not in file.tensors,
             experts=experts,
             experts_per_token=keys.whole("expert_used_count", 0) if experts else 0,
+            thresholds=tuple(shifts),
         )
     except TsconvertError as error:
         text = str(error)

@@ -158,6 +158,15 @@ def activation_of(activation: int, gate: float, up: float) -> Any:
 
 
 @compiled
+def shift(values: int, listed: int, first: int, count: int, least: float) -> None:
+    """Zero in place of what is not above ``least``: of ``count`` numbers from ``first`` on, or of those listed."""
+    for i in range(count):
+        j = load_i32(listed, i) if listed else first + i
+        if load_f32(values, j) <= least:
+            store_f32(values, j, np.float32(0))
+
+
+@compiled
 def activate(activation: int, listed: int, first: int, count: int, gate: int, up: int, step: int, share: float) -> Any:
     """Turn gates into activations times ``share``; returns how many are not zero.
 

@@ -308,6 +308,7 @@ def _weights(source: ModelFile, context: int, type_names: set[str]) -> dict[str,
     return {
         "tensors": table, "types": type_table(sorted(type_names)), "cos": cos, "sin": sin,
         "norms": np.stack([norm.to_float32() for norm in norms]), "thresholds": np.ascontiguousarray(source.thresholds),
+        "shifts": np.array(source.spec.thresholds or (0.0,) * source.spec.layers, np.float32),
     }  # fmt: skip
 
 

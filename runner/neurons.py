@@ -10,7 +10,7 @@ import numpy as np
 
 from .access import at, number, tensor_of
 from .compiling import compiled
-from .kernels import activate, activation_of, keep_nonzero, keep_positive, list_above, list_positive
+from .kernels import DRELU, activate, activation_of, keep_nonzero, keep_positive, list_above, list_positive, shift
 from .native import load_f32, load_i32, load_i64, store_f32, store_i32
 from .parts import add_floats, add_listed, clear, gather_all, multiply, multiply_run, ready, run_of, tally
 from .tables import (
@@ -44,6 +44,7 @@ from .tables import (
     PREPARED_HIDDEN,
     ROWS,
     SHARE,
+    SHIFTS,
     THRESHOLDS,
     UP,
     UP_ROWS,
@@ -51,6 +52,21 @@ from .tables import (
     WIDTH,
     X,
 )
+
+
+@compiled
+def shift_gates(m: int, layer: int, gate: int, listed: int, first: int, count: int) -> None:
+    """Close the gates that the layer's shift closes."""
+    least = load_f32(at(m, SHIFTS, 0), layer)
+    if least > 0:
+        shift(gate, listed, first, count, least)
+
+
+@compiled
+def shift_ups(m: int, layer: int, up: int, listed: int, first: int, count: int) -> None:
+    """The same of ups, which only dReLU cuts off."""
+    if number(m, ACTIVATION) == DRELU:
+        shift_gates(m, layer, up, listed, first, count)
 
 
 @compiled
@@ -113,6 +129,7 @@ def _find(m: int, thread: int, threads: int, layer: int, mode: int, audit: int, 
             tensor = tensor_of(m, layer, GATE)
             form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
             multiply_run(m, thread, threads, tensor, expert, x, PREPARED, thread, 0, 1, gate)
+            shift_gates(m, layer, gate, 0, first, end - first)
         if not known:
             tally(m, thread, layer, GATE_ROWS, end - first)
             found = list_positive(gate, 1, first, end, listed)
@@ -120,6 +137,7 @@ def _find(m: int, thread: int, threads: int, layer: int, mode: int, audit: int, 
             tensor, up = tensor_of(m, layer, UP), at(m, UPS, k)
             form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
             multiply_run(m, thread, threads, tensor, expert, x, PREPARED, thread, 0, 1, up)
+            shift_ups(m, layer, up, 0, first, end - first)
             missed = count_missed(number(m, ACTIVATION), first, end, gate, up, logits, threshold)
             tally(m, thread, layer, MISSED, missed)
         store_i32(at(m, FOUND, thread), k * LINE, found)
@@ -173,12 +191,14 @@ def _run(m: int, thread: int, threads: int, layer: int, k: int, mode: int, form:
         tensor = tensor_of(m, layer, GATE)
         form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
         multiply(m, thread, tensor, expert, listed, first, some, x, PREPARED, thread, 0, 1, gate, 1, 0)
+        shift_gates(m, layer, gate, listed, first, some)
         tally(m, thread, layer, GATE_ROWS, some)
         if mode != DENSE:
             some = keep_positive(listed, some, gate, 1)
     tensor = tensor_of(m, layer, UP)
     form = ready(m, thread, threads, 1, tensor, x, PREPARED, form)
     multiply(m, thread, tensor, expert, listed, first, some, x, PREPARED, thread, 0, 1, up, 1, 0)
+    shift_ups(m, layer, up, listed, first, some)
     tally(m, thread, layer, UP_ROWS, some)
     share = load_f32(at(m, SHARE, thread), k)
     tally(m, thread, layer, FIRED, activate(number(m, ACTIVATION), listed, first, some, gate, up, 1, share))

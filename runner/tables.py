@@ -76,11 +76,12 @@ ARRAYS = (
     "scratch",  # [N, bytes]: of products.py
     "queries",  # [N, heads that share keys x bytes]
     "counts",  # [N, L, COUNTS] int64
+    "shifts",  # [L]: up to which a gate's, and under dReLU an up's, value counts as zero
 )  # fmt: skip
 (
     TENSORS, TYPES, NORMS, THRESHOLDS, COS, SIN, SYNC, X, NORMED, PREPARED, PREPARED_HIDDEN, QUERY, KEY, VALUE,
     ATTENDED, ADDED, OTHER, KEYS, VALUES, HIDDEN, LOGITS, GATES, UPS, LISTED, FOUND, MINE, TOKENS, CHOICE, SHARE,
-    ROUTED, PARTIAL, PANEL, FIRING, FIRING_SHARES, FIRING_COUNTS, SCORES, SCRATCH, QUERIES, COUNTED,
+    ROUTED, PARTIAL, PANEL, FIRING, FIRING_SHARES, FIRING_COUNTS, SCORES, SCRATCH, QUERIES, COUNTED, SHIFTS,
 ) = range(len(ARRAYS))  # fmt: skip
 
 
