@@ -17,6 +17,7 @@ _LIBRARIES_BYTES = 450_000_000  # with transformers and the tokenizer
 _TRAINED_BYTES = 12  # float32 gradient and AdamW's two moments, of each weight that is trained
 _HEADS_BYTES = 4 * 6  # per token and width: the step's inputs, targets, residuals and their gradients
 _STEP_BYTES = {False: 30, True: 27}  # per token and neuron in a step: gate, up, both relus, h, penalty and gradients
+_FULL_NEURON_BYTES, _FULL_WIDTH_BYTES = 14, 30  # per token and layer in a step of the whole model
 _PASS_BYTES = {False: 16, True: 10}  # the same without gradients
 
 
@@ -91,10 +92,34 @@ def flops(spec: ModelSpec, config: "RelufyConfig") -> float:
     output = spec.width * spec.heads * spec.head_dim
     passes = 2 * config.tokens * (3 * (attention + scores) + 4 * active)  # teacher, student, alignment, judging
     steps = 0
-    if config.recover == "local":
+    if config.recover in ("local", "full"):
         steps = 6 * config.training.steps * config.training.batch_tokens * (active + output)
     head = 2 * 2 * config.tokens // 16 * spec.width * spec.vocab
-    return float(spec.layers * (passes + steps) + head)
+    return float(spec.layers * (passes + steps) + head) + (_full_flops(spec, config) if config.recover == "full" else 0)
+
+
+def _full_flops(spec: ModelSpec, config: "RelufyConfig") -> float:
+    """Of the whole model's training: forward and backward, the teacher's forward, the head's weights untouched."""
+    attention, ffn = layer_weights(spec)
+    active = ffn // max(1, spec.experts) * (spec.experts_per_token or 1)
+    layer = attention + active + 2 * spec.heads * spec.head_dim * config.context
+    teacher = 2 if config.full.divergence or config.full.hidden else 0
+    head = (6 if config.full.train_embeddings else 4) + teacher
+    return float(config.full.tokens * ((6 + teacher) * spec.layers * layer + head * spec.width * spec.vocab))
+
+
+def _full_memory(spec: ModelSpec, config: "RelufyConfig") -> dict[str, int]:
+    full, autocast = config.full, bool(config.training.autocast)
+    frozen = 0 if full.train_embeddings else spec.vocab * spec.width * (1 if spec.tied else 2)
+    active = spec.neurons * (spec.experts_per_token or 1)
+    layers = 1 if full.checkpointing else spec.layers
+    return {
+        "libraries": _LIBRARIES_BYTES,
+        "model and teacher": spec.parameters * ((4 + 2 * autocast) + (2 if autocast else 4)),
+        "training": _TRAINED_BYTES * (spec.parameters - frozen),
+        "step": full.micro_tokens * (layers * (_FULL_NEURON_BYTES * active + _FULL_WIDTH_BYTES * spec.width)),
+        "logits": full.micro_tokens * spec.vocab * (6 if autocast else 12),
+    }
 
 
 def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], int]:
@@ -104,7 +129,7 @@ def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], in
     widest = max(spec.width * spec.neurons, spec.width * inner)
     active = spec.neurons * (spec.experts_per_token or 1)
     layer = {"libraries": _LIBRARIES_BYTES, "layer": 4 * (attention + ffn)}
-    if config.recover == "local":
+    if config.recover in ("local", "full"):
         trained = ffn + spec.width * inner * config.training.train_attention
         batch = config.training.batch_tokens
         layer["training"] = trained * (_TRAINED_BYTES + 2 * autocast)
@@ -114,6 +139,9 @@ def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], in
         layer["pass"] = max(tokens * active * _PASS_BYTES[autocast], 8 * widest)
     head = {"libraries": _LIBRARIES_BYTES, "output head": (8 if spec.tied else 6) * spec.width * spec.vocab}
     head["logits"] = 3 * 4 * config.context * spec.vocab
+    whole = _full_memory(spec, config) if config.recover == "full" else head
     memory = max(layer, head, key=lambda parts: sum(parts.values()))
+    if sum(whole.values()) > sum(memory.values()):
+        return whole, 3 * 12 * spec.parameters
     memory["hidden states"] = sum(size for size in buffers if size <= IN_MEMORY_BYTES)
     return memory, sum(size for size in buffers if size > IN_MEMORY_BYTES)

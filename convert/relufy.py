@@ -158,7 +158,7 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
     Example:
         >>> relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse"), recover="none"))
     """
-    if config.recover == "full":
+    if config.recover == "full" and not config.dry_run:
         from .full_recovery import relufy_fully
 
         return relufy_fully(config)

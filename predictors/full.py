@@ -11,7 +11,7 @@ import torch
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.full_recovery import relufy_fully
-from ..convert.relufy import RelufyConfig, RelufyReport
+from ..convert.relufy import RelufyConfig, RelufyReport, relufy
 from ..convert.sweep import Stream
 from ..convert.writer import refuse_existing
 from .calibrate import FFNReport, calibrate, judge
@@ -43,6 +43,8 @@ def relufy_fully_with_predictors(
         TsconvertError: bad input, as for `relufy`.
     """
     start_s = time.monotonic()
+    if config.dry_run:
+        return JointReport(recovery=relufy(config), predictors=None)
     if not config.resume:
         refuse_existing(joint.out)
     if (start is None) == open_checkpoint(config.model).spec.sparse:

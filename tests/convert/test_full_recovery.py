@@ -191,6 +191,15 @@ def test_a_full_disk_leaves_the_last_checkpoint(sparse: Path, dense: Path, tmp_p
     assert str(caught.value) == f"{full}: the disk is full; no checkpoint was written yet: make room and --resume"
 
 
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(dense: Path, tmp_path: Path):
+    local, full = (
+        relufy(config(dense, tmp_path / "out", recover=kind, dry_run=True)).cost for kind in ("local", "full")
+    )  # fmt: skip
+    assert full.time_s > local.time_s
+    assert full.scratch_bytes == 36 * Checkpoint(dense).spec.parameters
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sparse_model_needs_its_teacher(sparse: Path, tmp_path: Path):
     with pytest.raises(TsconvertError) as caught:
         relufy(config(sparse, tmp_path / "out"))
