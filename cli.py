@@ -135,7 +135,7 @@ precision = click.option(
 
 FULL_OPTIONS = (
     "full_tokens", "full_batch_tokens", "micro_tokens", "full_learning_rate", "cross_entropy", "divergence", "hidden",
-    "penalty", "penalty_peak", "top_logits", "chat", "baseline", "evaluations", "patience", "checkpointing",
+    "penalty", "penalty_peak", "top_logits", "stream", "chat", "baseline", "evaluations", "patience", "checkpointing",
     "train_embeddings", "report_to",
 )  # fmt: skip
 
@@ -144,8 +144,8 @@ def full_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of --recover full, in the order in which help shows them."""
     for option in reversed(
         [
-            click.option("--full-tokens", type=COUNT, default="1M", show_default=True, help="full: to train on."),
-            click.option("--full-batch-tokens", type=COUNT, default=4096, show_default=True, help="full: a step."),
+            click.option("--full-tokens", type=COUNT, default="2M", show_default=True, help="full: to train on."),
+            click.option("--full-batch-tokens", type=COUNT, default=2048, show_default=True, help="full: a step."),
             click.option("--micro-tokens", type=COUNT, default=2048, show_default=True, help="full: at a time."),
             click.option("--full-learning-rate", type=float, help="full: default by the model's width."),
             click.option("--cross-entropy", type=float, default=1.0, show_default=True, help="full: its weight."),
@@ -167,6 +167,7 @@ def full_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--chat", type=click.Path(dir_okay=False), help="full: conversations, .jsonl; answers are learnt."
             ),
+            click.option("--stream", is_flag=True, help="full: text is read while training, for endless corpora."),
             click.option("--baseline", is_flag=True, help="full: train the dense model on the same tokens as well."),
             click.option("--evaluations", type=COUNT, default=10, show_default=True, help="full: on held-out text."),
             click.option(

@@ -10,9 +10,9 @@ from .errors import TsconvertError
 class FullRecovery:
     """How the whole model is trained on."""
 
-    tokens: int = 1_000_000
+    tokens: int = 2_000_000
     """Trained on, all steps together; text that is shorter is repeated."""
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """A step, over all processes."""
     micro_tokens: int = 2048
     """That go through the model together in one process."""
