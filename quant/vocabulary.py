@@ -91,6 +91,12 @@ class Vocabulary:
                 " fall into other tokens than in training"
             )
             return [note]
+        if self.model == "llama" and self.add_space_prefix:
+            note = (
+                "PowerInfer's main leaves out the space that this tokenizer puts before a text: begin a prompt with a"
+                " space there"
+            )
+            return [note]
         return []
 
     def _chat_keys(self) -> dict[str, Value]:

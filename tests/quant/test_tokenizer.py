@@ -200,6 +200,15 @@ def test_an_unknown_pre_tokenizer_must_be_named(bpe: Folder):
     )
 
 
+def test_powerinfer_leaves_out_the_space_before_a_text():
+    vocabulary = read_vocabulary(embedded.folder("tiny-mistral"), 4096)
+    (note,) = vocabulary.check_powerinfer()
+    assert note == (
+        "PowerInfer's main leaves out the space that this tokenizer puts before a text: begin a prompt with a space"
+        " there"
+    )
+
+
 def test_powerinfer_splits_as_gpt_2(bpe: Folder):
     vocabulary = read_vocabulary(bpe(), 310, pre="smollm")
     (note,) = vocabulary.check_powerinfer()
