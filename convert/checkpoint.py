@@ -94,7 +94,7 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """BLAKE3 over spec and every tensor's bytes: what predictors, profiles and files say they were made from."""
         self.looks.start()
-        whole = blake3.blake3(repr(self.spec).encode())
+        whole = blake3.blake3(self.spec.identity.encode())
         for place, info in self._infos.items():
             whole.update(f"{place} {info.dtype} {info.shape} ".encode() + self.looks[place].digest)
         return whole.hexdigest()

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ SPARSE_TYPES = {
     "bamboo": "mistral",  # TurboSparse-Mistral and Bamboo-base as their authors released them
 }
 ACTIVATIONS = ("swiglu", "drelu", "reglu")
+
+
+_LATER = ("thresholds",)  # fields of ModelSpec that fingerprints made before them did not cover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,12 @@ class ModelSpec:
             )
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
+
+    @property
+    def identity(self) -> str:
+        """What a fingerprint covers. Fields that came later count only where they are set: older ones stay valid."""
+        kept = [field for field in fields(self) if field.name not in _LATER or getattr(self, field.name)]
+        return f"ModelSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in kept)})"
 
     @property
     def sparse(self) -> bool:

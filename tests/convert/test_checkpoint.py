@@ -66,6 +66,12 @@ def test_fused_experts_read_as_the_unfused_ones(moe: Path, tmp_path: Path):
     assert fused.fingerprint == unfused.fingerprint
 
 
+def test_fingerprints_do_not_change_with_the_version():
+    """What was trained for a model must not be refused by a later version of tsconvert."""
+    expected = "bd5cdfcf97c1"
+    assert open_checkpoint("tiny-mistral").fingerprint.startswith(expected)
+
+
 def test_the_fingerprint_changes_with_one_bit(copy: Path):
     before = Checkpoint(copy).fingerprint
     assert Checkpoint(copy).fingerprint == before
