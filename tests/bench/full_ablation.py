@@ -54,12 +54,12 @@ def variants(base: RelufyConfig, full: FullRecovery) -> dict[str, Variant]:
         "+ hidden states": Variant(
             replace(base, training=replace(base.training, target_sparsity=None)), replace(distilled, hidden=1.0)
         ),
-        "local with target, + KL": Variant(local, distilled),
+        "local with target and KL": Variant(local, distilled),
         "+ L1 controller": Variant(local, replace(distilled, target_sparsity=goal)),
-        "+ L1 controller, hidden": Variant(local, replace(distilled, target_sparsity=goal, hidden=1.0)),
+        "+ L1 controller and hidden": Variant(local, replace(distilled, target_sparsity=goal, hidden=1.0)),
         "L1 as ProSparse's sine": Variant(local, replace(distilled, penalty="sine", target_sparsity=None)),
-        "KL alone, L1 controller": Variant(local, replace(distilled, cross_entropy=0.0, target_sparsity=goal)),
-        "ReLU on the gate, L1 controller": Variant(
+        "KL alone with L1 controller": Variant(local, replace(distilled, cross_entropy=0.0, target_sparsity=goal)),
+        "ReLU on the gate with L1 controller": Variant(
             replace(local, activation="reglu"), replace(distilled, target_sparsity=goal)
         ),
     }

@@ -41,6 +41,7 @@ def test_every_example_is_run_here():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "pretrain_tiny.py",
         "embedded_text.py",
+        "drelu_against_swiglu.py",
         "upcycle_mixtral.py",
     }
 
@@ -55,6 +56,17 @@ def test_pretrain_tiny(text: Path, tmp_path: Path):
         ours, shipped = Checkpoint(out / name), Checkpoint(models.folder(name))
         assert ours.spec == shipped.spec
         assert ours.size_bytes == shipped.size_bytes < 12_000_000
+
+
+def test_drelu_against_swiglu(tmp_path: Path):
+    sparse = tmp_path / "sparse"
+    relufy(RelufyConfig(model="tiny-mistral", out=sparse, recover="none", tokens=2048))
+    lines = run("drelu_against_swiglu.py", "--steps", 1, "--windows", 2, "--recovered", sparse).splitlines()
+    curves = {curve["model"]: curve["perplexity"] for curve in json.loads(lines[-1])}
+    assert list(curves) == ["SwiGLU, from scratch", "dReLU, from scratch", "tiny-mistral (SwiGLU)", "sparse"]
+    dense, aligned = curves["tiny-mistral (SwiGLU)"], curves["sparse"]
+    assert dense["90%"] > dense["50%"] > 0.99 * dense["0%"]
+    assert aligned["50%"] == pytest.approx(aligned["0%"], rel=1e-4)  # dReLU leaves more than half at zero by itself
 
 
 def test_embedded_text(text: Path, tmp_path: Path):
