@@ -80,7 +80,8 @@ def upcycled(dense: str, folder: Path, tokens: int, training: LocalRecovery) -> 
     """Grow a Mixtral, compare it with the dense model, and recover it."""
     moe, sparse = folder / "moe", folder / "sparse"
     run("upcycle_mixtral.py", dense, "--out", moe)
-    before, after = (evaluate(EvalConfig(model=str(model), tokens=tokens, method="papers")).perplexity for model in (dense, moe))
+    scored = [EvalConfig(model=str(model), tokens=tokens, method="papers") for model in (dense, moe)]
+    before, after = (evaluate(each).perplexity for each in scored)
     assert after == pytest.approx(before, rel=1e-5)
     report = relufy(RelufyConfig(model=str(moe), out=sparse, tokens=tokens, context=256, training=training))
     assert all(layer.error_after < layer.error_before for layer in report.layers)
