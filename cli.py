@@ -565,7 +565,7 @@ def bench(file: Path, as_json: bool, **options: Any) -> None:
 )
 @click.option("--against", help="Model to compare with, or what --save-logits wrote of one: KL divergence and more.")
 @click.option("--save-logits", type=OUT_FILE, help="Keep the predictions here, NAME.safetensors, for --against.")
-@click.option("--top", type=COUNT, default=256, show_default=True, help="Tokens kept of each prediction.")
+@click.option("--top", type=COUNT, default=2048, show_default=True, help="Tokens kept of each prediction.")
 @click.option("--tasks", multiple=True, help="Instead of text: lm-eval's tasks, or agreement, which is shipped.")
 @click.option("--task-folder", "folder", type=PATH, help="Task files of your own.")
 @click.option("--limit", type=COUNT, help="Questions of each task; default: all.")

@@ -52,7 +52,7 @@ class EvalConfig:
     """The model to compare with on the same tokens, or what ``save_logits`` wrote of one."""
     save_logits: Path | None = None
     """Where the model's predictions are kept, for later comparisons with it."""
-    top: int = 256
+    top: int = 2048
     """Tokens that are kept of each prediction."""
     threads: int | None = None
 

@@ -49,8 +49,17 @@ class FileBytes:
     up: int
     down: int
     predictors: int
-    types: dict[str, int] = field(default_factory=dict)
-    """Bytes of each type."""
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Bytes of each type in each of these."""
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Bytes of each type."""
+        found: dict[str, int] = {}
+        for kinds in self.parts.values():
+            for kind, size in kinds.items():
+                found[kind] = found.get(kind, 0) + size
+        return found
 
     @property
     def total(self) -> int:
@@ -60,11 +69,35 @@ class FileBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenBytes:
-    """What one step reads: rows one behind the other, and rows here and there."""
+class Read:
+    """What one step reads of one part of the file."""
 
-    streamed: float
-    scattered: float
+    types: dict[str, float]
+    """Bytes of each type."""
+    rows: float = 0.0
+    """Where rows are read here and there, how many; 0 where they lie one behind the other."""
+
+    @property
+    def size(self) -> float:
+        """Bytes."""
+        return sum(self.types.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBytes:
+    """What one step reads, part by part."""
+
+    reads: tuple[Read, ...]
+
+    @property
+    def streamed(self) -> float:
+        """Bytes that lie one behind the other."""
+        return sum(read.size for read in self.reads if not read.rows)
+
+    @property
+    def scattered(self) -> float:
+        """Bytes of rows here and there."""
+        return sum(read.size for read in self.reads if read.rows)
 
     @property
     def total(self) -> float:
@@ -97,22 +130,20 @@ def _choice(spec: ModelSpec, type_name: str, predictor_type: str, *, importance:
 
 
 def _file_bytes(spec: ModelSpec, choice: TypeChoice, rank: int) -> FileBytes:
-    parts = dict.fromkeys(("embedding", "output", "attention", "gate", "up", "down"), 0)
-    types: dict[str, int] = {}
+    parts: dict[str, dict[str, int]] = {name: {} for name in _NAMES}
     for place in model_places(spec):
         if place.expert:
             continue
         kind, size = _stored(spec, place, choice)
         size *= spec.ffns if place.role in FFN else 1
-        parts[_PARTS.get(place.role, "attention")] += size
+        types = parts[_PARTS.get(place.role, "attention")]
         types[kind] = types.get(kind, 0) + size
-    each = _predictor_bytes(spec, rank, choice) if rank else 0
-    predictors = spec.layers * spec.ffns * each
-    if predictors:
-        types[choice.predictor] = types.get(choice.predictor, 0) + predictors
-    return FileBytes(**parts, predictors=predictors, types=types)
+    if rank:
+        parts["predictors"] = {choice.predictor: spec.layers * spec.ffns * _predictor_bytes(spec, rank, choice)}
+    return FileBytes(**{name: sum(types.values()) for name, types in parts.items()}, parts=parts)
 
 
+_NAMES = ("embedding", "output", "attention", "gate", "up", "down", "predictors")
 _PARTS = {"token_embd": "embedding", "output": "output", "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
 
 
@@ -150,22 +181,23 @@ def typical_rates(density: float, predicted: float | None = None) -> Rates:
 
 def token_bytes(spec: ModelSpec, size: FileBytes, mode: str, rates: Rates, *, batch: int = 1) -> TokenBytes:
     """What one step of ``batch`` tokens reads in ``mode``, the key-value cache left out."""
-    head = size.output or size.embedding
     experts, tokens = experts_read(spec, batch)
+    rows = spec.layers * spec.ffns * spec.neurons * experts
 
-    def part(matrix: int, share: float = 1.0) -> float:
-        return matrix * experts * union(share, tokens)
+    def part(name: str, share: float = 1.0, *, ffn: bool = True) -> Read:
+        read = experts * union(share, tokens) if ffn else 1.0
+        types = {kind: whole * read for kind, whole in size.parts[name].items()}
+        return Read(types=types, rows=rows * union(share, tokens) if share < 1 else 0.0)
 
-    streamed = size.attention + head + 0.0
+    reads = [part("attention", ffn=False), part("output" if size.output else "embedding", ffn=False)]
     if mode == "dense":
-        return TokenBytes(streamed=streamed + part(size.gate) + part(size.up) + part(size.down), scattered=0.0)
-    if mode == "exact":
-        scattered = part(size.up, rates.gate) + part(size.down, rates.fired)
-        return TokenBytes(streamed=streamed + part(size.gate), scattered=scattered)
-    rows = ((size.gate, rates.predicted), (size.up, rates.predicted_gate), (size.down, rates.hit))
-    return TokenBytes(
-        streamed=streamed + part(size.predictors), scattered=sum(part(matrix, share) for matrix, share in rows)
-    )
+        reads += [part("gate"), part("up"), part("down")]
+    elif mode == "exact":
+        reads += [part("gate"), part("up", rates.gate), part("down", rates.fired)]
+    else:
+        shares = {"gate": rates.predicted, "up": rates.predicted_gate, "down": rates.hit}
+        reads += [part("predictors"), *(part(name, share) for name, share in shares.items())]
+    return TokenBytes(reads=tuple(reads))
 
 
 def experts_read(spec: ModelSpec, batch: int) -> tuple[float, float]:

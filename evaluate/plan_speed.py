@@ -1,17 +1,18 @@
 """Tokens a second, from what a token reads: the model behind `tsconvert plan`. docs/plan.md holds it against runs.
 
-    seconds a step = streamed / R + scattered / min(R, S B) + beyond memory / disk + layers * L
+    seconds a step = sum over parts of max(bytes / (share B), bytes / (cores C)), for rows here and there
+                     max(bytes / (S B), bytes / (cores C)) + rows * W / cores;  + beyond memory / disk + layers * L
 
-B is the memory's bandwidth. R is the rate at which an engine goes through rows that lie one behind the other: a share
-of B, or what its cores compute, whichever is less. Rows here and there come at S B at most, for each waits for memory
-anew. L is what a layer costs besides: threads that meet, small work on one of them.
+B is the memory's bandwidth, C what a core computes of a type, S the share of B at which rows here and there come, W
+what such a row waits for, L what a layer costs besides: threads that meet, small work on one of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..convert.spec import ModelSpec
 from ..predictors.cost import Rates
-from .plan_bytes import FileBytes, TokenBytes, cache_bytes, token_bytes
+from .plan_bytes import FileBytes, Read, TokenBytes, cache_bytes, token_bytes
 from .plan_machine import Machine
 
 
@@ -21,16 +22,25 @@ class Engine:
 
     bandwidth_share: float
     """Of the memory's bandwidth, in streaming."""
-    core_bytes_per_s: float
-    """That one core computes at most, of block types."""
-    scattered: float
-    """S: of the memory's bandwidth, in rows here and there."""
+    scattered_share: float
+    """S: the same in rows here and there."""
+    row_s: float
+    """W: what a core waits for each of these rows."""
     layer_s: float
     """L."""
+    core_bytes_per_s: Mapping[str, float]
+    """C: of each type what one core goes through; "" stands for all others."""
+
+    def core_s(self, read: Read) -> float:
+        """What one core computes at ``read``."""
+        usual = self.core_bytes_per_s[""]
+        return sum(size / self.core_bytes_per_s.get(kind, usual) for kind, size in read.types.items())
 
 
-RUNNER = Engine(bandwidth_share=0.9, core_bytes_per_s=18e9, scattered=0.36, layer_s=2e-5)
-LLAMA_CPP = Engine(bandwidth_share=1.0, core_bytes_per_s=25e9, scattered=1.0, layer_s=2e-5)
+RUNNER = Engine(
+    bandwidth_share=0.95, scattered_share=0.95, row_s=1e-7, layer_s=2e-5,
+    core_bytes_per_s={"Q4_0": 24e9, "Q8_0": 32e9, "F16": 23e9, "Q4_K": 16e9, "Q6_K": 16e9, "": 15e9},
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +67,14 @@ class Speed:
 _PROGRAM_BYTES = 250_000_000  # Python, Numba, compiled code, buffers
 
 
-def stream_rate(machine: Machine, engine: Engine) -> float:
-    """R, bytes a second."""
-    return min(machine.bandwidth * engine.bandwidth_share, machine.cores * engine.core_bytes_per_s)
-
-
 def seconds(read: TokenBytes, layers: int, machine: Machine, engine: Engine) -> float:
     """Time of a step whose weights are in memory."""
-    rate = stream_rate(machine, engine)
-    scattered_rate = min(rate, engine.scattered * machine.bandwidth)
-    return read.streamed / rate + read.scattered / scattered_rate + layers * engine.layer_s
+    time_s = layers * engine.layer_s
+    for part in read.reads:
+        share = engine.scattered_share if part.rows else engine.bandwidth_share
+        time_s += max(part.size / (share * machine.bandwidth), engine.core_s(part) / machine.cores)
+        time_s += part.rows * engine.row_s / machine.cores
+    return time_s
 
 
 def speed(
@@ -88,7 +96,7 @@ def speed(
     """
     read = token_bytes(spec, size, mode, rates, batch=batch)
     cache = batch * cache_bytes(spec, position)
-    read = TokenBytes(streamed=read.streamed + cache, scattered=read.scattered)
+    read = TokenBytes(reads=(*read.reads, Read(types={"F16": float(cache)})))
     memory = size.total + cache + _PROGRAM_BYTES
     missing = max(0.0, (memory - machine.memory_bytes) / size.total)
     time_s = seconds(read, spec.layers, machine, engine) + min(1.0, missing) * read.total / machine.disk_bytes_per_s

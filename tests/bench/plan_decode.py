@@ -1,16 +1,19 @@
 """Generation against what `tsconvert plan` reckons: a few layers of the 7B shape, every mode of several types.
 
-    python tests/bench/plan_decode.py /scratch --layers 4      # 2.3 GB of checkpoint, one GGUF file at a time; removed
+    python tests/bench/plan_decode.py /scratch --layers 4      # 2.3 GB of checkpoint, 5 GB of GGUF files; removed
 
-Run alone on an idle machine. Weights and predictors are random: a quarter of the neurons fires, and the predictors name
-the share asked for, whichever they are; what is read is taken from the runner's own counters. Prints the rows, then one
-JSON line, which tests/evaluate/measured_runs.json keeps.
+One thread, and its CPU time rather than the clock's: a busy machine then costs only what it takes of the memory's
+bandwidth. Weights and predictors are random: a quarter of the neurons fires, and the predictors name the share asked
+for, whichever they are; what is read is taken from the runner's own counters. Prints the rows, then one JSON line,
+which tests/evaluate/measured_runs.json keeps.
 """
 
 import argparse
 import json
 import shutil
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +29,10 @@ from tsconvert.predictors.cost import Rates
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.runner.bandwidth import measure_bandwidth
-from tsconvert.runner.bench import BenchConfig, BenchRow, bench
+from tsconvert.runner.bandwidth import _sum
+from tsconvert.runner.model import Model, load
 
-RANK = 512
+RANK, TOKENS = 512, 24
 
 
 def random_predictor(width: int, neurons: int, share: float) -> Predictor:
@@ -41,10 +44,34 @@ def random_predictor(width: int, neurons: int, share: float) -> Predictor:
     return Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR, threshold=float(np.quantile(logits_TF, 1 - share)))
 
 
-def rates_of(row: BenchRow) -> Rates:
+def token_s(model: Model) -> float:
+    """CPU seconds of a token: of some the first quartile, for others only take time away."""
+    model.reset()
+    model.feed([1, 2, 3])
+    model.reset_density()
+    spent = []
+    for token in range(100, 100 + TOKENS):
+        start_s = time.process_time()
+        model.feed([token])
+        spent.append(time.process_time() - start_s)
+    return statistics.quantiles(spent, n=4)[0]
+
+
+def bandwidth_of_a_core() -> float:
+    """Bytes a second that one thread reads, by its CPU time; the best of five rounds over 512 MB."""
+    values = np.ones(1 << 26, np.int64)
+    best_s = float("inf")
+    for _ in range(6):
+        start_s = time.process_time()
+        _sum(values)
+        best_s = min(best_s, time.process_time() - start_s)
+    return values.nbytes / best_s
+
+
+def rates_of(model: Model) -> Rates:
     """What the runner read."""
-    density = row.density
-    gate, up, down = (density[f"mean_{name}"] for name in ("gate", "up", "down"))
+    density = model.density
+    gate, up, down = (round(float(share.mean()), 4) for share in (density.gate, density.up, density.down))
     return Rates(gate=up, fired=down, predicted=gate, predicted_gate=up, hit=down)
 
 
@@ -71,22 +98,21 @@ def main() -> None:
         if not file.exists():
             config = ExportConfig(model=scratch / "m", out=file, type_name=type_name, predictors=scratch / "p")
             export_gguf(config)
-        report = bench(BenchConfig(file=file, prompt=4, generate=16, repetitions=3, modes=("all",)))
-        bandwidth = max(measure_bandwidth(report.threads) for _ in range(2))
-        machine = Machine(
-            bandwidth=bandwidth, cores=report.threads, memory_bytes=10**12, flops=1.0, disk_bytes_per_s=1e9
-        )
-        for row in report.rows:
-            rates = rates_of(row)
-            size = file_bytes(spec, type_name, RANK)
-            found = speed(spec, size, machine, type_name=type_name, mode=row.mode, rates=rates, position=12)
-            rows.append(
-                {"type": type_name, "mode": row.mode, "layers": spec.layers, "rank": RANK, "cores": report.threads,
-                 "bandwidth_gb_per_s": round(bandwidth / 1e9, 1), "tokens_per_s": row.tokens_per_s,
-                 "spread": row.spread, "planned": round(found.tokens_per_s, 2),
-                 "read_gb": round(found.bytes_per_step / 1e9, 3), "position": 12, "rates": vars(rates)}
-            )  # fmt: skip
-            print({key: value for key, value in rows[-1].items() if key != "rates"}, flush=True)
+        bandwidth = bandwidth_of_a_core()
+        machine = Machine(bandwidth=bandwidth, cores=1, memory_bytes=10**12, flops=1.0, disk_bytes_per_s=1e9)
+        with load(file, threads=1) as model:
+            for mode in ("dense", "exact", "predicted"):
+                model.mode = mode
+                spent_s = token_s(model)
+                rates, size = rates_of(model), file_bytes(spec, type_name, RANK)
+                found = speed(spec, size, machine, type_name=type_name, mode=mode, rates=rates, position=TOKENS)
+                rows.append(
+                    {"type": type_name, "mode": mode, "layers": spec.layers, "rank": RANK, "cores": 1,
+                     "bandwidth_gb_per_s": round(bandwidth / 1e9, 1), "tokens_per_s": round(1 / spent_s, 2),
+                     "planned": round(found.tokens_per_s, 2), "read_gb": round(found.bytes_per_step / 1e9, 3),
+                     "position": TOKENS, "rates": vars(rates)}
+                )  # fmt: skip
+                print({key: value for key, value in rows[-1].items() if key != "rates"}, flush=True)
     print(json.dumps(rows))
     if not arguments.keep:
         shutil.rmtree(scratch)

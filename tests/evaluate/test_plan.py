@@ -107,12 +107,14 @@ def test_speed_is_what_the_formula_says():
     machine, size = machine_of(DESKTOP), file_bytes(spec, "Q8_0", rank=256)
     rates = Rates(gate=0.2, fired=0.1, predicted=0.15, predicted_gate=0.1, hit=0.08)
     found = speed(spec, size, machine, type_name="Q8_0", mode="predicted", rates=rates, position=100)
-    read = token_bytes(spec, size, "predicted", rates)
-    rate = min(60e9 * RUNNER.bandwidth_share, 8 * RUNNER.core_bytes_per_s)
-    streamed = read.streamed + cache_bytes(spec, 100)
-    assert found.tokens_per_s == pytest.approx(
-        1 / (streamed / rate + read.scattered / min(rate, 60e9 * RUNNER.scattered) + 32 * RUNNER.layer_s)
-    )
+    rows, share = 32 * 14336, RUNNER.bandwidth_share
+    core = {kind: max(1 / (share * 60e9), 1 / (8 * RUNNER.core_bytes_per_s[kind])) for kind in ("Q8_0", "F16")}
+    assert set(size.parts["output"]) == {"Q8_0"}
+    head = size.output * core["Q8_0"]
+    attention = size.attention * core["Q8_0"]  # norms are F32, a few KB
+    streamed_s = attention + head + size.predictors * core["F16"] + cache_bytes(spec, 100) * core["F16"]
+    here_s = (0.15 + 0.1 + 0.08) * (size.gate * core["Q8_0"] + rows * RUNNER.row_s / 8)
+    assert found.tokens_per_s == pytest.approx(1 / (streamed_s + here_s + 32 * RUNNER.layer_s), rel=1e-3)
     assert found.fits
 
 

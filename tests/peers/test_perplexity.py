@@ -1,0 +1,55 @@
+"""Perplexity and divergence of SmolLM2's GGUF files: ours, and what llama-perplexity says of the same files and text.
+
+llama.cpp has no Python package with that program, so its figures are kept, with the commands that made them, in
+docs/benchmarks/eval_llama_cpp_2cores_2026-11-23.md. Files that both write have the same bytes (test_quantize.py).
+Rounding the activations to 8 bits, which both do, makes figures of quantized files depend on the order of sums: there
+llama-perplexity differs from itself by up to 1.3 % on a few windows (other --ubatch-size), so those need many windows.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tsconvert import models
+from tsconvert.convert.corpora import Source
+from tsconvert.evaluate.perplexity import EvalConfig, EvalReport, evaluate
+from tsconvert.quant.export import ExportConfig, export_gguf
+
+pytestmark = pytest.mark.peer
+TEXT = (Source(path=str(models.text("heldout.txt"))),)
+# llama-perplexity -c 512, after 1 window
+F16_ONE = 37.9954
+# llama-perplexity -c 512 --chunks 8 --kl-divergence, the reference being the F16 file: mean, median, 99 %, top 1
+Q4_0_EIGHT = (0.295023, 0.243552, 1.083083, 0.68235)
+
+
+@pytest.fixture(scope="module")
+def exported(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """exported("Q8_0"): SmolLM2 as a file for llama.cpp."""
+    folder = tmp_path_factory.mktemp("smollm2")
+
+    def export(type_name: str) -> Path:
+        out = folder / f"{type_name}.gguf"
+        if not out.exists():
+            export_gguf(ExportConfig(model=smollm2, out=out, type_name=type_name, target="llama.cpp"))
+        return out
+
+    return export
+
+
+def scored(file: Path, **options: object) -> EvalReport:
+    return evaluate(EvalConfig(model=str(file), mode="dense", data=TEXT, **options))
+
+
+def test_float_files_have_llama_perplexity_s_figure(exported: Callable[[str], Path]):
+    assert scored(exported("F16"), chunks=1).perplexity == pytest.approx(F16_ONE, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_divergence_of_q4_0_is_llama_perplexity_s(exported: Callable[[str], Path]):
+    found = scored(exported("Q4_0"), chunks=8, against=str(exported("F16")))
+    assert found.kl_mean == pytest.approx(Q4_0_EIGHT[0], rel=0.05)
+    assert found.kl_median == pytest.approx(Q4_0_EIGHT[1], rel=0.05)
+    assert found.kl_99 == pytest.approx(Q4_0_EIGHT[2], rel=0.15)
+    assert found.top1_agreement == pytest.approx(Q4_0_EIGHT[3], abs=0.02)
