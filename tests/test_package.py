@@ -46,6 +46,10 @@ def test_the_wheel_holds_tsconvert_and_nothing_else(wheel: zipfile.ZipFile):
     assert not [name for name in names if "/tests/" in name or "/examples/" in name or ".venv" in name]
 
 
+def test_the_wheel_carries_what_the_report_is_made_of(wheel: zipfile.ZipFile):
+    assert {"tsconvert/evaluate/report.css", "tsconvert/evaluate/report.html.jinja"} <= set(wheel.namelist())
+
+
 def test_the_wheel_carries_the_embedded_models_texts_and_licences(wheel: zipfile.ZipFile):
     sizes = {info.filename: info.file_size for info in wheel.infolist()}
     for model in ("tiny-mistral", "tiny-mixtral"):
