@@ -12,7 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .groups import FORMATS, GROUP, RUN, RUNS, Group
-from .simd import FLOAT, FLOATS, I8, I64, INTS, Emit, instruction_set
+from .simd import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
 from .tiles import KINDS, blocks_at
 
 _SIXTEEN = ir.VectorType(I8, 16)
@@ -21,12 +21,13 @@ _SIXTEEN = ir.VectorType(I8, 16)
 def _make(isa: str) -> Any:
     @intrinsic(prefer_literal=True)
     def add_rows(
-        typingctx: Any, kind: Any, rows: Any, rows_at: Any, weights_at: Any, columns: Any, into: Any,  # noqa: ARG001
+        typingctx: Any, kind: Any, rows: Any, rows_at: Any, weights_at: Any, columns: Any,  # noqa: ARG001
+        into: Any, ahead_at: Any,  # noqa: ARG001
     ) -> Any:  # fmt: skip
         """into[i] += sum over rows of weight x row[i].
 
         ``kind`` (an index of tiles.KINDS) and the number of ``rows`` are constants; int64 addresses stand at
-        ``rows_at``, float32 weights at ``weights_at``.
+        ``rows_at``, float32 weights at ``weights_at``. Lines of the rows at ``ahead_at`` are asked for at the same pace.
         """
         number, count = kind.literal_value, rows.literal_value
 
@@ -34,20 +35,96 @@ def _make(isa: str) -> Any:
             e = Emit(builder, isa)
             addresses = [e.load(I64, args[2], 8 * r) for r in range(count)]
             weights = [e.splat(e.load(FLOAT, args[3], 4 * r)) for r in range(count)]
-            _emit(e, KINDS[number], addresses, weights, args[4], args[5])
+            ahead = [e.load(I64, args[6], 8 * r) for r in range(count)]
+            _emit(e, KINDS[number], addresses, weights, args[4], args[5], ahead)
             return context.get_dummy_value()
 
-        return types.void(kind, rows, *[types.int64] * 4), codegen
+        return types.void(kind, rows, *[types.int64] * 5), codegen
 
     return add_rows
 
 
-def _emit(e: Emit, kind: str, rows: Sequence[Any], weights: Sequence[Any], columns: Any, into: Any) -> None:
+def _emit(
+    e: Emit, kind: str, rows: Sequence[Any], weights: Sequence[Any], columns: Any, into: Any, ahead: Sequence[Any]
+) -> None:
+    if e.isa == AVX512 and kind in LEVELS:
+        _emit_looked_up(e, kind, rows, weights, columns, into, ahead)
+    else:
+        _emit_groups(e, kind, rows, weights, columns, into, ahead)
+
+
+def _ask_ahead(e: Emit, ahead: Sequence[Any], offset: Any, size: int) -> None:
+    for row in ahead:
+        for line in range(0, size, 64):
+            e.prefetch(e.b.add(row, offset), line)
+
+
+def _emit_looked_up(
+    e: Emit, kind: str, rows: Sequence[Any], weights: Sequence[Any], columns: Any, into: Any, ahead: Sequence[Any]
+) -> None:
+    """Types with a scale per 32: a permutation looks levels up by their low four bits, which needs no masks."""
+    b, form = e.b, FORMATS[kind]
+    steps = b.udiv(columns, ir.Constant(I64, GROUP))
+    shares = e.join([e.pick(weight, range(RUNS)) for weight in weights])
+    left = b.udiv(b.urem(columns, ir.Constant(I64, GROUP)), ir.Constant(I64, form.weights))
+    with cgutils.for_range(b, steps, intp=I64) as loop:
+        offset = b.mul(loop.index, ir.Constant(I64, form.blocks * form.size_bytes))
+        _ask_ahead(e, ahead, offset, form.blocks * form.size_bytes)
+        target = b.add(into, b.mul(loop.index, ir.Constant(I64, 4 * GROUP)))
+        blocks = [blocks_at(e, form, row, offset) for row in rows]
+        scales = _scales(e, blocks, shares)
+        for run in range(RUNS):
+            _look_up_run(e, kind, blocks, scales, run, b.add(target, ir.Constant(I64, 4 * RUN * run)))
+    offset = b.mul(steps, ir.Constant(I64, form.blocks * form.size_bytes))
+    target = b.add(into, b.mul(steps, ir.Constant(I64, 4 * GROUP)))
+    with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
+        blocks = [blocks_at(e, form, row, offset, left) for row in rows]
+        scales = _scales(e, blocks, shares)
+        for run in range(RUNS - 1):
+            with b.if_then(b.icmp_unsigned("<", ir.Constant(I64, run), left)):
+                _look_up_run(e, kind, blocks, scales, run, b.add(target, ir.Constant(I64, 4 * RUN * run)))
+
+
+def _scales(e: Emit, blocks: Sequence[Sequence[Any]], shares: Any) -> Any:
+    """Four scales of each row, times the row's weight."""
+    halves = ir.Constant(ir.VectorType(HALF, RUNS * len(blocks)), ir.Undefined)
+    for i, address in enumerate(address for row in blocks for address in row):
+        halves = e.b.insert_element(halves, e.load(HALF, address), ir.Constant(I32, i))
+    return e.b.fmul(e.b.fpext(halves, shares.type), shares)
+
+
+def _look_up_run(e: Emit, kind: str, blocks: Sequence[Sequence[Any]], scales: Any, run: int, into: Any) -> None:
+    totals = [e.load(FLOATS, into), e.load(FLOATS, into, 64)]
+    for r, row in enumerate(blocks):
+        scale = e.pick(scales, [RUNS * r + run] * 16)
+        totals = [e.fma(level, scale, total) for level, total in zip(LEVELS[kind](e, row[run]), totals, strict=True)]
+    e.store(totals[0], into)
+    e.store(totals[1], into, 64)
+
+
+def _levels_q4_0(e: Emit, block: Any) -> list[Any]:
+    wide = e.b.zext(e.load(_SIXTEEN, block, 2), INTS)
+    table = ir.Constant(FLOATS, [float(level - 8) for level in range(16)])
+    indices = (wide, e.b.lshr(wide, e.all(INTS, 4)))
+    return [e.call("llvm.x86.avx512.permvar.sf.512", FLOATS, table, index) for index in indices]
+
+
+def _levels_q8_0(e: Emit, block: Any) -> list[Any]:
+    return [e.b.sitofp(e.b.sext(e.load(_SIXTEEN, block, offset), INTS), FLOATS) for offset in (2, 18)]
+
+
+LEVELS = {"Q4_0": _levels_q4_0, "Q8_0": _levels_q8_0}
+
+
+def _emit_groups(
+    e: Emit, kind: str, rows: Sequence[Any], weights: Sequence[Any], columns: Any, into: Any, ahead: Sequence[Any]
+) -> None:
     b, form = e.b, FORMATS[kind]
     steps = b.udiv(columns, ir.Constant(I64, form.step_weights))
     step_bytes = ir.Constant(I64, form.blocks * form.size_bytes)
     with cgutils.for_range(b, steps, intp=I64) as loop:
         offset = b.mul(loop.index, step_bytes)
+        _ask_ahead(e, ahead, offset, form.blocks * form.size_bytes)
         target = b.add(into, b.mul(loop.index, ir.Constant(I64, 4 * form.step_weights)))
         expanded = [form.expand(e, blocks_at(e, form, row, offset)) for row in rows]
         for number in range(len(expanded[0])):

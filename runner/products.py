@@ -118,11 +118,10 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
         for i in range(first, min(first + ahead, end)):
             _ask(base + load_i32(listed, i) * stride, stride)
         for i in range(first, end):
-            if i + ahead < end:
-                _ask(base + load_i32(listed, i + ahead) * stride, stride)
             j = load_i32(listed, i)
             store_i64(rows, 0, base + j * stride)
-            tile(number, 1, 1, 0, rows, xs, columns, nexts, outs)
+            store_i64(nexts, 0, base + load_i32(listed, min(i + ahead, end - 1)) * stride)
+            tile(number, 1, 1, 1, rows, xs, columns, nexts, outs)
             store_f32(out, j * row_step, load_f32(outs, 0))
 
     @cfunc(_PRODUCTS, cache=cache)
@@ -161,21 +160,20 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
         function: int, base: int, stride: int, listed: int, first: int, count: int, weights: int,  # noqa: ARG001
         columns: int, into: int, scratch: int,
     ) -> int:  # fmt: skip
-        rows, shares, end = scratch + _ROWS, scratch + _OUT, first + count
+        rows, shares, nexts, end = scratch + _ROWS, scratch + _OUT, scratch + _AHEAD, first + count
         for i in range(first, min(first + 4, end)):
             _ask(base + _number(listed, i) * stride, stride)
         i = first
         while i < end:
             some = 4 if i + 4 <= end else 1
-            for k in range(i + 4, min(i + 4 + some, end)):
-                _ask(base + _number(listed, k) * stride, stride)
+            _fill(nexts, base, stride, listed, i + 4, end - 1, some)
             _fill(rows, base, stride, listed, i, i + some - 1, some)
             for r in range(some):
                 store_f32(shares, r, load_f32(weights, _number(listed, i + r)))
             if some == 4:
-                add_rows(number, 4, rows, shares, columns, into)
+                add_rows(number, 4, rows, shares, columns, into, nexts)
             else:
-                add_rows(number, 1, rows, shares, columns, into)
+                add_rows(number, 1, rows, shares, columns, into, nexts)
             i += some
         return stamp
 
