@@ -27,7 +27,7 @@ def _make(isa: str) -> Any:
         """into[i] += sum over rows of weight x row[i].
 
         ``kind`` (an index of tiles.KINDS) and the number of ``rows`` are constants; int64 addresses stand at
-        ``rows_at``, float32 weights at ``weights_at``. Lines of the rows at ``ahead_at`` are asked for at the same pace.
+        ``rows_at``, float32 weights at ``weights_at``. Lines of rows at ``ahead_at`` are asked for at the same pace.
         """
         number, count = kind.literal_value, rows.literal_value
 
