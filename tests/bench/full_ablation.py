@@ -47,7 +47,7 @@ def variants(base: RelufyConfig, full: FullRecovery) -> dict[str, Variant]:
     distilled = replace(entropy, divergence=1.0)
     local = replace(base, training=replace(base.training, target_sparsity=goal))
     return {
-        "no alignment, no local": Variant(bare, entropy),
+        "no alignment no local": Variant(bare, entropy),
         "+ alignment": Variant(aligned, entropy),
         "+ local": Variant(replace(base, training=replace(base.training, target_sparsity=None)), entropy),
         "+ KL": Variant(replace(base, training=replace(base.training, target_sparsity=None)), distilled),
