@@ -70,7 +70,7 @@ class Meter:
         self.tokens, self.masked_tokens, self.learns, self._open = tokens, masked_tokens, learns, True
         self.l1: list[list[torch.Tensor]] = [[] for _ in range(self.layers)]
         self.losses: list[torch.Tensor] = []
-        self.fired = torch.zeros(self.layers, 2, dtype=torch.float64)
+        self._counts: list[tuple[int, torch.Tensor, int]] = []
 
     def end(self) -> None:
         """After it; what gradient checkpointing computes again is not counted twice."""
@@ -83,6 +83,15 @@ class Meter:
             sums = distributed.sums(*each.tolist())
             self._scale = [max(value / distributed.world(), 1e-12) for value in sums]
         return (each / torch.tensor(self._scale, device=each.device)).mean()
+
+    @property
+    def fired(self) -> torch.Tensor:
+        """Of each layer, how many activations were not zero, and how many were looked at: [layers, 2], float64."""
+        found = torch.zeros(self.layers, 2, dtype=torch.float64)
+        counts = torch.stack([count for _, count, _ in self._counts]).tolist() if self._counts else []
+        for (layer, _, seen), fired in zip(self._counts, counts, strict=True):
+            found[layer] += torch.tensor([fired, seen])
+        return found
 
     def density(self) -> list[float]:
         """Share of neurons that fired in each layer, over all processes."""
@@ -120,7 +129,7 @@ class Meter:
         if self._open:
             with torch.no_grad():
                 some_TF = h_TF[:: _COUNT_EVERY if learning else 1]
-                self.fired[layer] += torch.tensor([int(torch.count_nonzero(some_TF)), some_TF.numel()])
+                self._counts.append((layer, torch.count_nonzero(some_TF), some_TF.numel()))
         down_F = self._norms(layer, expert, down_DF)
         z_TF = None
         if self.in_loop is not None and (self.learns or self.masked_tokens):

@@ -17,7 +17,7 @@ from ..convert.writer import refuse_existing
 from .calibrate import FFNReport, calibrate, judge
 from .cost import Bits
 from .effect import Effect, compare, feed_forward_predicted, predicted_stream
-from .folder import PredictorSet, save_predictors
+from .folder import PredictorSet, load_predictors, save_predictors
 from .in_loop import LoopPredictors
 from .joint import JointConfig, JointReport, relufy_with_predictors
 from .labels import ffns_of
@@ -82,7 +82,10 @@ def _finish(
     )  # fmt: skip
     kept = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
     kept.pop("out")
-    save_predictors(PredictorSet(model_fingerprint=checkpoint.fingerprint, ffns=chosen, report=kept), joint.out)
+    made_for = checkpoint.fingerprint
+    before = load_predictors(joint.out).model_fingerprint if joint.out.exists() else None
+    if before != made_for:  # equal: a run that was killed between writing these and naming the model is resumed
+        save_predictors(PredictorSet(model_fingerprint=made_for, ffns=chosen, report=kept), joint.out)
     return report
 
 

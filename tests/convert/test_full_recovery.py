@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from tsconvert.convert import full_stage
+from tsconvert.convert import full_recovery, full_stage
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.full_config import FullRecovery
@@ -159,6 +159,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(sparse: Path, dense: Path, tmp
     assert resumed.full.losses == whole.full.losses
     files = [folder / "model.safetensors" for folder in (tmp_path / "whole", tmp_path / "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_run_that_died_while_it_wrote_trains_no_more(sparse: Path, dense: Path, tmp_path: Path, monkeypatch):
+    run, real = config(sparse, tmp_path / "out", teacher=str(dense)), full_recovery.write_model
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(full_recovery, "write_model", dies)
+    with pytest.raises(KeyboardInterrupt):
+        relufy(run)
+    monkeypatch.setattr(full_recovery, "write_model", real)
+    again = relufy(replace(run, resume=True)).full
+    assert again.steps == 8
+    assert [step for step, _ in again.losses] == list(range(1, 9))
 
 
 def test_kept_logits_of_the_whole_vocabulary_train_as_the_teacher_does(sparse: Path, dense: Path, tmp_path: Path):
