@@ -22,7 +22,7 @@ _PASS_BYTES = {False: 16, True: 10}  # the same without gradients
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelufyCost:
+class Cost:
     """Bytes and seconds."""
 
     memory_bytes: int
@@ -58,7 +58,7 @@ class RelufyCost:
 
 def relufy_cost(
     spec: ModelSpec, source_bytes: int, output_bytes: int, config: "RelufyConfig", rate: float | None = None
-) -> RelufyCost:
+) -> Cost:
     """The cost of ``config`` on a model of ``spec``, in one process.
 
     Args:
@@ -72,7 +72,7 @@ def relufy_cost(
         memory, scratch = _memory(spec, config)
         rate = rate or product_rate(config.device, bfloat16=bool(config.training.autocast))
         time_s = flops(spec, config) / rate + (source_bytes + output_bytes) / _COPY_BYTES_PER_S
-    return RelufyCost(
+    return Cost(
         memory_bytes=sum(memory.values()), memory=memory, disk_bytes=output_bytes, scratch_bytes=scratch,
         time_s=time_s, rate=rate,
     )  # fmt: skip

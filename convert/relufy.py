@@ -33,7 +33,7 @@ from .writer import (
 )
 
 if TYPE_CHECKING:
-    from .cost import RelufyCost
+    from .cost import Cost
     from .shift import Shift
 
 FORMAT_VERSION = 1
@@ -104,7 +104,7 @@ class RelufyReport:
     shift: "Shift | None" = None
     """What the thresholds set as the last step do."""
     elapsed_s: float = 0.0
-    cost: "RelufyCost | None" = None
+    cost: "Cost | None" = None
     """Of a dry run: what the run would take."""
 
     def to_json(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..convert.cost import Cost
 from .calibrate import FFNReport
-from .train_cost import PredictorsCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class PredictorReport:
     """Mean over tokens of KL(exact | predicted), in nats."""
     same_top: float = 0.0
     """Share of the tokens for which both modes find the same next token most likely."""
-    cost: PredictorsCost | None = None
+    cost: Cost | None = None
     """Of a dry run, which has nothing else."""
     elapsed_s: float = 0.0
 

@@ -1,13 +1,11 @@
 """What training predictors takes in memory, disk and time: the arithmetic of `predictors --dry-run`."""
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..convert.cost import layer_weights
+from ..convert.cost import Cost, layer_weights
 from ..convert.precision import product_rate
 from ..convert.spec import ModelSpec
 from ..convert.sweep import IN_MEMORY_BYTES, batch_tokens
-from ..convert.units import duration
 from .rank import candidates, cap
 
 if TYPE_CHECKING:
@@ -19,39 +17,7 @@ _LABELS_BYTES = 26  # per token and neuron of a step: gate, up, h, energies, wei
 _TRIALS = 3  # widths that a search usually tries
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictorsCost:
-    """Bytes and seconds."""
-
-    memory_bytes: int
-    """Anonymous memory at its highest; pages of mapped files come on top and can be dropped."""
-    memory: dict[str, int]
-    """What it is made of."""
-    disk_bytes: int
-    """Of the predictor folder, at most, with the trials beside it."""
-    scratch_bytes: int
-    """Of a mapped temporary file."""
-    time_s: float
-    rate: float
-    """Floating-point operations a second that the time was reckoned with; measured."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
-        scratch = f" and {self.scratch_bytes / 1e9:.2f} GB for the time of the run" if self.scratch_bytes else ""
-        return "\n".join(
-            [
-                f"memory {self.memory_bytes / 1e9:.2f} GB ({parts}), and pages of the mapped checkpoint",
-                f"disk at most {self.disk_bytes / 1e9:.2f} GB{scratch}",
-                f"time about {duration(self.time_s)} (at {self.rate / 1e9:,.0f} GFLOP/s, measured now)",
-            ]
-        )
-
-
-def predictors_cost(spec: ModelSpec, config: "PredictorConfig", rate: float | None = None) -> PredictorsCost:
+def predictors_cost(spec: ModelSpec, config: "PredictorConfig", rate: float | None = None) -> Cost:
     """The cost of ``config`` on a model of ``spec``, in one process.
 
     Args:
@@ -81,7 +47,7 @@ def predictors_cost(spec: ModelSpec, config: "PredictorConfig", rate: float | No
     passes = 2 * config.tokens * (attention + active) * 1.25
     flops = spec.layers * passes + ffns * (steps * batch * per_step + judging)
     rate = rate or product_rate(config.device, bfloat16=bool(config.training.autocast))
-    return PredictorsCost(
+    return Cost(
         memory_bytes=sum(memory.values()), memory=memory, disk_bytes=4 * ffns * each * 2 * sum(ranks),
         scratch_bytes=0 if hidden <= IN_MEMORY_BYTES else hidden, time_s=flops / rate, rate=rate,
     )  # fmt: skip

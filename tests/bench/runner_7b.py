@@ -110,8 +110,9 @@ def llama_bench(program: Path, file: Path, threads: int, prompt_tokens: int, tok
 
 def powerinfer(program: Path, file: Path, threads: int, tokens: int) -> float:
     """PowerInfer's tokens/s of generation."""
-    command = [program, "-m", file, "-t", str(threads), "-n", str(tokens), "-p", "t1", "--temp", "0", "--ignore-eos"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    command = [str(program.resolve()), "-m", str(file.resolve()), "-t", str(threads), "-n", str(tokens)]
+    command += ["-p", "t1", "--temp", "0", "--ignore-eos"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=file.parent)  # it leaves a main.log
     found = re.search(
         r"\n.*? eval time =.*?runs.*?([\d.]+) tokens per second", done.stderr.replace("prompt eval", "prompt_eval")
     )
