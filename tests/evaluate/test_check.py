@@ -223,7 +223,7 @@ sparse = "relufy {model} --out sparse --recover none --no-align"
 export = "tsconvert export-gguf sparse --out '{name}.gguf' --no-verify"
 [limits.export]
 size_bytes.max = "10M"
-process.peak_bytes = { max = 1000, over = "export.size_bytes" }
+process.peak_bytes = { max = 10_000, over = "export.size_bytes" }
 """
 
 
