@@ -109,20 +109,12 @@ def _run(stage: Stage, out: Path) -> StageResult:
     if "--json" not in stage.arguments:
         command.append("--json")
     start_s = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=out, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    printed, said, code, usage = _follow(process)
-    elapsed_s = time.monotonic() - start_s
+    printed, said, code, used = _follow(command, out)
     try:
         result = json.loads(printed)
     except ValueError:
         result = {}
-    figures = {
-        "elapsed_s": round(elapsed_s, 3),
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
-        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-    }
+    figures = {"elapsed_s": round(time.monotonic() - start_s, 3), **used}
     if isinstance(result, dict) and result:
         result = {**result, "command": str(stage), "process": figures}
         write_json(out / f"{stage.name}.json", result)
@@ -132,22 +124,29 @@ def _run(stage: Stage, out: Path) -> StageResult:
     )  # fmt: skip
 
 
-def _follow(process: "subprocess.Popen[bytes]") -> tuple[bytes, str, int, Any]:
-    """(stdout, last line of stderr, exit code, what it used); its stderr goes on to ours as it comes."""
+def _follow(command: list[str], folder: Path) -> tuple[bytes, str, int, dict[str, Any]]:
+    """(stdout, last line of stderr, exit code, what it used) of a command; its stderr goes on to ours as it comes."""
     from threading import Thread
 
+    read, write = os.pipe()
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("spent.py")), str(write)]
+    process = subprocess.Popen(
+        [*launcher, *command], cwd=folder, pass_fds=[write],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(write)
     printed: list[bytes] = []
     assert process.stdout is not None
     assert process.stderr is not None
     reader = Thread(target=lambda: printed.append(process.stdout.read()))  # type: ignore[union-attr]
     reader.start()
     last = ""
-    with process.stdout, process.stderr:
+    with process.stdout, process.stderr, os.fdopen(read) as report:
         for line in process.stderr:
             text = line.decode(errors="replace").rstrip()
             last = text.strip() or last
             note(f"   {text}")
         reader.join()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen knows
-    return b"".join(printed), last.removeprefix("error: "), process.returncode, usage
+        used = report.read()
+    code = process.wait()
+    return b"".join(printed), last.removeprefix("error: "), code, json.loads(used or "{}")

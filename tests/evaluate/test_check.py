@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -12,6 +13,7 @@ from tsconvert import cli
 from tsconvert.convert.errors import CheckFailedError
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.evaluate.check import CheckConfig, CheckReport, check
+from tsconvert.evaluate.check_stages import _follow
 from tsconvert.evaluate.records import read_record
 from tsconvert.quant.export import ExportConfig, export_gguf
 
@@ -223,7 +225,7 @@ sparse = "relufy {model} --out sparse --recover none --no-align"
 export = "tsconvert export-gguf sparse --out '{name}.gguf' --no-verify"
 [limits.export]
 size_bytes.max = "10M"
-process.peak_bytes = { max = 10_000, over = "export.size_bytes" }
+process.peak_bytes = { max = 1000, over = "export.size_bytes" }
 """
 
 
@@ -275,3 +277,13 @@ def test_a_stage_whose_own_check_failed_fails_and_its_figures_are_there(outputs:
     assert report.failed[0].problem.startswith(
         "ended with exit code 1: sparse.gguf is not what sparse makes it: output.weight: 1 of "
     )
+
+
+def test_a_stage_is_not_charged_with_the_memory_of_the_process_that_checks(tmp_path: Path):
+    held = bytearray(400_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    command = [sys.executable, "-c", "import sys; a = bytearray(60_000_000); print(len(a)); sys.exit(3)"]
+    printed, _, code, used = _follow(command, tmp_path)
+    assert (printed, code) == (b"60000000\n", 3)
+    assert 60e6 < used["peak_bytes"] < 120e6
+    assert len(held) > used["peak_bytes"]
