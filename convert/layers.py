@@ -113,15 +113,22 @@ class Layer:
 
     def ffn_weights(self, expert: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """gate [F, D], up [F, D] and down [D, F] of one FFN: the parameters, or views of them."""
-        mlp = self.module.mlp
-        if not self.experts:
-            return mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
-        gate_FD, up_FD = mlp.experts.gate_up_proj[expert].chunk(2)
-        return gate_FD, up_FD, mlp.experts.down_proj[expert]
+        return self._ffns()[expert]
 
     def activations(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
         """h [T, F] of one FFN for the normed inputs that it sees."""
         gate_FD, up_FD, _ = self.ffn_weights(expert)
+        return self._activate(x_TD, gate_FD, up_FD)
+
+    def _ffns(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        mlp = self.module.mlp
+        if not self.experts:
+            return [(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)]
+        # unbound once: the gradient of each expert taken by its index would be as large as all experts
+        pairs = zip(mlp.experts.gate_up_proj.unbind(0), mlp.experts.down_proj.unbind(0), strict=True)
+        return [(*gate_up.chunk(2), down_DF) for gate_up, down_DF in pairs]
+
+    def _activate(self, x_TD: torch.Tensor, gate_FD: torch.Tensor, up_FD: torch.Tensor) -> torch.Tensor:
         gate_TF, up_TF = nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
         if self.activation == "swiglu":
             return nn.functional.silu(gate_TF) * up_TF
@@ -135,11 +142,12 @@ class Layer:
         Args:
             mask: gives for an expert and its inputs which neurons the output is made of, [T, F]; h is not masked.
         """
-        for expert, (token, weight_T1) in enumerate(self.route(x_TD)):
+        for expert, (route, weights) in enumerate(zip(self.route(x_TD), self._ffns(), strict=True)):
+            (token, weight_T1), (gate_FD, up_FD, down_DF) = route, weights
             seen_TD = x_TD if weight_T1 is None else x_TD[token]
-            h_TF = self.activations(seen_TD, expert)
+            h_TF = self._activate(seen_TD, gate_FD, up_FD)
             used_TF = h_TF if mask is None else h_TF * mask(expert, seen_TD)
-            out_TD = nn.functional.linear(used_TF, self.ffn_weights(expert)[2])
+            out_TD = nn.functional.linear(used_TF, down_DF)
             yield token, h_TF, out_TD if weight_T1 is None else out_TD * weight_T1
 
     def tensors(self) -> Iterator[tuple[Place, torch.Tensor]]:

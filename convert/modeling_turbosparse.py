@@ -94,13 +94,15 @@ class SparseExperts(nn.Module):
     def forward(self, x_TD: torch.Tensor, choice_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
         """The weighted sum [T, D] of what the chosen experts make of ``x_TD``."""
         out_TD = torch.zeros_like(x_TD)
+        # unbound once: the gradient of each expert taken by its index would be as large as all experts
+        gate_up, down = self.gate_up_proj.unbind(0), self.down_proj.unbind(0)
         for expert in choice_TK.unique().tolist():
             token, slot = torch.where(choice_TK == expert)
-            gate_TF, up_TF = nn.functional.linear(x_TD[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            gate_TF, up_TF = nn.functional.linear(x_TD[token], gate_up[expert]).chunk(2, dim=-1)
             h_TF = activate(gate_TF, up_TF, self.activation, self.threshold)
             if self.watch is not None:
-                h_TF = self.watch(h_TF, x_TD[token], self.down_proj[expert], expert, token)
-            y_TD = nn.functional.linear(h_TF, self.down_proj[expert])
+                h_TF = self.watch(h_TF, x_TD[token], down[expert], expert, token)
+            y_TD = nn.functional.linear(h_TF, down[expert])
             y_TD = y_TD * weight_TK[token, slot, None]
             out_TD = out_TD.index_add(0, token, y_TD.to(out_TD.dtype))
         return out_TD

@@ -6,11 +6,12 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..convert.checkpoint import open_checkpoint
+from ..convert.full_config import FullRecovery
 from ..convert.progress import note
 from ..convert.recovery import LocalRecovery
 from ..convert.relufy import RelufyConfig, relufy
@@ -40,7 +41,8 @@ class DemoReport:
 
     model: str
     perplexity: dict[str, float]
-    """On text held out from recovery: dense, substituted, aligned, recovered, and the GGUF file's three modes."""
+    """On text held out from recovery: dense, substituted, aligned, recovered layer by layer and as a whole, and the
+    GGUF file's three modes."""
     density: list[float]
     """Share of neurons that fire, per layer."""
     predicted_density: list[float]
@@ -95,6 +97,7 @@ class _Recipe:
 
     tokens: int
     training: LocalRecovery
+    full: FullRecovery
     look_tokens: int
     """For sign alignment alone, and for the profile."""
     rank: int
@@ -104,12 +107,14 @@ class _Recipe:
 
 
 _TINY = _Recipe(
-    tokens=131_072, training=LocalRecovery(target_sparsity=0.87),
+    tokens=65_536, training=LocalRecovery(steps=120, target_sparsity=0.88),
+    full=FullRecovery(tokens=400_000, learning_rate=1.5e-3, cross_entropy=0.0, target_sparsity=0.88, evaluations=2),
     look_tokens=16_384, rank=32, target_energy=0.975, score_tokens=16_384, type_name="F16",
 )  # fmt: skip
 _LARGER = _Recipe(
-    tokens=98_304, training=LocalRecovery(target_sparsity=0.8),
-    look_tokens=8_192, rank=64, target_energy=0.98, score_tokens=4_096, type_name="Q8_0",
+    tokens=65_536, training=LocalRecovery(target_sparsity=0.85),
+    full=FullRecovery(tokens=98_304, target_sparsity=0.87, evaluations=2),
+    look_tokens=8_192, rank=96, target_energy=0.985, score_tokens=4_096, type_name="Q8_0",
 )  # fmt: skip
 
 
@@ -197,10 +202,12 @@ class _Run:
 
 
 def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
-    """Substitute, align, recover with predictors trained along; the perplexity of each."""
+    """Substitute, align, recover layer by layer and as a whole, predictors along; the perplexity of each."""
+    from ..predictors.full import relufy_fully_with_predictors
     from ..predictors.joint import JointConfig, relufy_with_predictors
 
-    substituted, aligned, sparse = (run.out / name for name in ("substituted", "aligned", "sparse"))
+    out, target = run.out, recipe.training.target_sparsity
+    substituted, aligned, local, sparse = (out / name for name in ("substituted", "aligned", "local", "sparse"))
     bare = RelufyConfig(model=model, out=substituted, recover="none", align=False)
     run.stage(
         "substitute", lambda: relufy(bare), quiet=False,
@@ -211,14 +218,28 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
         "align", lambda: relufy(turned), quiet=False,
         command=f"relufy {model} --out {aligned} --recover none --tokens {recipe.look_tokens}",
     )  # fmt: skip
-    local = RelufyConfig(model=model, out=sparse, tokens=recipe.tokens, training=recipe.training)
-    along = JointConfig(out=run.out / "predictors", rank=recipe.rank, target_energy=recipe.target_energy)
+    first = RelufyConfig(model=model, out=local, tokens=recipe.tokens, training=recipe.training)
+    along = JointConfig(out=out / "local-predictors", rank=recipe.rank, target_energy=recipe.target_energy)
     run.stage(
-        "recover and predict", lambda: relufy_with_predictors(local, along), quiet=False,
-        command=f"relufy {model} --out {sparse} --predictors {along.out} --rank {recipe.rank} --tokens {recipe.tokens}"
-        f" --target-energy {recipe.target_energy} --target-sparsity {recipe.training.target_sparsity}",
+        "recover each layer", lambda: relufy_with_predictors(first, along), quiet=False,
+        command=f"relufy {model} --out {local} --predictors {along.out} --rank {recipe.rank} --tokens {recipe.tokens}"
+        f" --steps {recipe.training.steps} --target-energy {recipe.target_energy} --target-sparsity {target}",
     )  # fmt: skip
-    steps = {"dReLU substituted": substituted, "  and signs aligned": aligned, "  and locally recovered": sparse}
+    full = recipe.full
+    whole = replace(first, model=str(local), teacher=model, out=sparse, recover="full", full=full)
+    last = replace(along, out=out / "predictors")
+    run.stage(
+        "recover the whole", lambda: relufy_fully_with_predictors(whole, last, start=along.out), quiet=False,
+        command=f"relufy {local} --teacher {model} --out {sparse} --from-predictors {along.out} --predictors {last.out}"
+        f" --recover full --full-tokens {full.tokens} --cross-entropy {full.cross_entropy:g}"
+        f" --evaluations {full.evaluations} --target-energy {recipe.target_energy}"
+        f" --target-sparsity {full.target_sparsity}"
+        + (f" --full-learning-rate {full.learning_rate:g}" if full.learning_rate else ""),
+    )  # fmt: skip
+    steps = {
+        "dReLU substituted": substituted, "  and signs aligned": aligned, "  and each layer recovered": local,
+        "  and the whole recovered": sparse,
+    }  # fmt: skip
     return {name: run.score(str(folder), recipe).perplexity for name, folder in steps.items()}
 
 

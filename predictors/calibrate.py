@@ -1,9 +1,9 @@
 """The threshold of a predictor, and what it does with it, on tokens that it was not trained on."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..convert import distributed
@@ -59,9 +59,14 @@ class FFNReport:
         return asdict(self)
 
 
-@torch.no_grad()
 def calibrate(ffn: FFN, predictor: AnyPredictor, target_energy: float) -> float:
-    """The highest threshold at which the predicted neurons keep ``target_energy`` of the energy, to one bin.
+    """The highest threshold at which the predicted neurons keep ``target_energy`` of the energy, to one bin."""
+    return thresholds(ffn, predictor, (target_energy,))[0]
+
+
+@torch.no_grad()
+def thresholds(ffn: FFN, predictor: AnyPredictor, target_energies: Sequence[float]) -> list[float]:
+    """`calibrate` for several energies.
 
     Two passes over the calibration tokens: the range of the logits, then the energy in each of 32,768 bins of it.
     """
@@ -71,17 +76,17 @@ def calibrate(ffn: FFN, predictor: AnyPredictor, target_energy: float) -> float:
         z_TF = scores(x_TD)
         low, high = min(low, float(z_TF.min())), max(high, float(z_TF.max()))
     low, high = distributed.extremes(low, high)
-    edges = np.linspace(low, high, _BINS, dtype=np.float32)  # the last bin holds what equals the highest logit
-    energy = np.zeros(_BINS)
+    edges = torch.linspace(low, high, _BINS)  # the last bin holds what equals the highest logit
+    per_unit = (_BINS - 1) / max(high - low, 1e-30)
+    energy = torch.zeros(_BINS, dtype=torch.float64, device=ffn.device)
     for x_TD in ffn.calibration_blocks():
-        index = torch.from_numpy(edges).to(x_TD.device)
-        bins = torch.bucketize(scores(x_TD), index, right=True) - 1
+        z_TF = scores(x_TD)
+        bins = ((z_TF - low) * per_unit).long().clamp_(0, _BINS - 1)
+        bins -= (z_TF < edges.to(bins.device)[bins]).long()  # rounding may put a logit one bin too high
         weight = ffn.labels(x_TD).energy_TF.double()
-        energy += torch.bincount(bins.flatten().clamp_min(0), weights=weight.flatten(), minlength=_BINS).cpu().numpy()
-    energy = distributed.sum_(torch.from_numpy(energy).to(ffn.device)).cpu().numpy()
-    kept = np.cumsum(energy[::-1])[::-1]
-    enough = np.flatnonzero(kept >= target_energy * kept[0])
-    return float(edges[enough[-1]])
+        energy += torch.bincount(bins.flatten().clamp_min(0), weights=weight.flatten(), minlength=_BINS)
+    kept = distributed.sum_(energy).cpu().flip(0).cumsum(0).flip(0)
+    return [float(edges[int((kept >= target * kept[0]).nonzero()[-1])]) for target in target_energies]
 
 
 @torch.no_grad()

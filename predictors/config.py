@@ -27,6 +27,8 @@ class PredictorConfig:
     """Tokens a sequence."""
     rank: int | None = None
     """R; None searches for the width that reads the fewest bytes, FFN by FFN."""
+    start: Path | None = None
+    """A folder of trained predictors to go on from, of this model or of what it was before; their ranks are kept."""
     target_energy: float = 0.98
     """Share of the activation energy sum_j (h_j |down_j|)^2 (weighted: `Labels.energy_TF`) to be predicted, 0 to 1."""
     max_density: float | None = None
@@ -52,6 +54,11 @@ class PredictorConfig:
             raise TsconvertError(f"method is {self.method!r}: it must be one of {', '.join(METHODS)}")
         if self.method == "sign" and self.rank is not None:
             raise TsconvertError(f"--rank {self.rank}: sign bits have no rank; leave it at auto")
+        if self.start is not None and (self.rank is not None or self.method != "low-rank" or self.budget is not None):
+            raise TsconvertError(
+                f"--from {self.start}: its predictors keep the width that they have; leave --rank, --method and"
+                " --budget away"
+            )
         if self.rank is not None and self.rank < 2:
             raise TsconvertError(f"--rank {self.rank}: it must be at least 2, or auto")
         for name in ("target_energy", "max_density", "budget"):
@@ -67,4 +74,4 @@ class PredictorConfig:
     @property
     def needs_everywhere(self) -> bool:
         """No FFN may be left to exact mode because its predictor does not pay."""
-        return self.rank is not None if self.everywhere is None else self.everywhere
+        return self.rank is not None or self.start is not None if self.everywhere is None else self.everywhere

@@ -31,11 +31,10 @@ from .predictor import AnyPredictor, Predictor
 from .report import PredictorReport
 from .scores import logits
 from .stored import BITS
-from .training import LowRank, Training
+from .training import LATE_RATE, LowRank, Training
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 _SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is not given
-_LATE_RATE = 0.2  # of the predictors' learning rate while the layer learns with them
 
 
 def joint_training(stored_as: str = "F16") -> Training:
@@ -160,7 +159,7 @@ class JointPredictors:
         tokens = int(distributed.sums(len(x_TD))[0])
         if tokens:
             self._learning[expert].ffn.refresh()
-            self._learning[expert].step(x_TD, tokens, _LATE_RATE)
+            self._learning[expert].step(x_TD, tokens, LATE_RATE)
 
     def end(self, layer: Layer, data: LayerData, folder: Path) -> None:
         """Judge the predictors on the tokens kept from training, and keep them in the partial folder."""
@@ -207,10 +206,6 @@ class JointPredictors:
         if not self._saved_before(made_for):
             with atomic_folder(self.joint.out) as partial:
                 write_predictors((kept.read(layer, self._first) for layer in layers), made_for, found, partial)
-
-    def forget(self, folder: Path) -> None:
-        """Remove what `end` kept."""
-        Kept(folder).forget(self.spec.layers)
 
     @property
     def _first(self) -> list[int | None]:

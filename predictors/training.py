@@ -23,6 +23,8 @@ from .stored import BITS, as_stored
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 _REFERENCE_WIDTH = 128
+LATE_RATE = 0.2
+"""Of the learning rate, where a trained predictor learns on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +62,17 @@ class LowRank:
     Args:
         target_energy: share of the energy that the neurons with a logit of at least 0 are to keep.
         generator: draws the start.
+        start: fc1 [R, D] and fc2 [F, R] of a trained one to go on from, at a fifth of the learning rate.
     """
 
-    def __init__(self, ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator) -> None:
-        self.ffn, self.how = ffn, how
-        self._fc1_RD, self._fc2_FR = _start(ffn, rank, generator)
-        self.peaks = (how.learning_rate * math.sqrt(_REFERENCE_WIDTH / ffn.width), how.learning_rate)
+    def __init__(
+        self, ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator,
+        start: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.ffn, self.how, self.begun = ffn, how, start is not None
+        self._fc1_RD, self._fc2_FR = _start(ffn, rank, generator) if start is None else start
+        peak = how.learning_rate * (LATE_RATE if self.begun else 1.0)
+        self.peaks = (peak * math.sqrt(_REFERENCE_WIDTH / ffn.width), peak)
         groups = [{"params": [weight], "lr": 0.0} for weight in (self._fc1_RD, self._fc2_FR)]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.price = _Price(target_energy, how.steps)
@@ -101,6 +108,8 @@ class LowRank:
         mean = distributed.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
         self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
         weight_TF = labels.energy_TF / max(self.mean_energy, 1e-30) + self.how.floor * labels.fires_TF
+        if self.begun and not self.steps:
+            self.price.value = self._trained_price(x_TD, weight_TF)
         self._fc1_RD.grad, self._fc2_FR.grad, kept = _gradient(
             x_TD, self.fc1_RD, self.fc2_FR, weight_TF, labels.energy_TF, self.price.value, batch_tokens,
             bool(self.how.autocast),
@@ -109,6 +118,13 @@ class LowRank:
         self.optimizer.step()
         self.price.steer(self.steps, kept)
         self.steps += 1
+
+    @torch.no_grad()
+    def _trained_price(self, x_TD: torch.Tensor, weight_TF: torch.Tensor) -> float:
+        """The price at which the loss of these inputs has no slope along all logits together."""
+        rate_TF = ((x_TD.float() @ self.fc1_RD.T).relu_() @ self.fc2_FR.T).sigmoid_()
+        short, named = distributed.sums(float((weight_TF * (1 - rate_TF)).sum()), float(rate_TF.sum()))
+        return short / max(1e-6, named)
 
     def train(self, generator: torch.Generator) -> None:
         """All steps that were asked for, on tokens that ``generator`` draws.
@@ -132,9 +148,10 @@ class LowRank:
 
 
 def train_low_rank(
-    ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Train a predictor of ``ffn`` on its training tokens.
+    ffn: FFN, rank: int, target_energy: float, how: Training, generator: torch.Generator,
+    start: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Train a predictor of ``ffn`` on its training tokens, the arguments being `LowRank`'s.
 
     Returns:
         fc1 [R, D], fc2 [F, R], float32.
@@ -142,7 +159,7 @@ def train_low_rank(
     Raises:
         TsconvertError: the weights are no numbers any more.
     """
-    predictor = LowRank(ffn, rank, target_energy, how, generator)
+    predictor = LowRank(ffn, rank, target_energy, how, generator, start)
     predictor.train(generator)
     return predictor.fc1_RD, predictor.fc2_FR
 

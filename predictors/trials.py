@@ -1,16 +1,22 @@
 """The sweep's visitor that makes the predictors of each layer: one trial, or several widths to choose from."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..convert.checkpoint import Checkpoint
+from ..convert.errors import TsconvertError
 from ..convert.layers import Layer
 from ..convert.progress import note
 from ..convert.sequences import Sequences
+from ..convert.spec import ModelSpec
 from ..convert.sweep import Stream
 from .calibrate import FFNReport, calibrate, judge
 from .config import PredictorConfig
+from .folder import load_predictors
 from .kept import Kept, Trial
 from .labels import FFN, ffns_of
 from .linear import truncated_svd
@@ -31,6 +37,7 @@ class Trials:
         self.config, self.kept, self.width = config, kept, checkpoint.spec.width
         self.cap = cap(checkpoint.spec, config.budget)
         self.train_tokens = sequences.train_tokens
+        self.start = None if config.start is None else _start(config.start, checkpoint.spec)
 
     def visit(self, layer: Layer, stream: Stream) -> str:
         """Train the predictors of ``layer``."""
@@ -57,6 +64,12 @@ class Trials:
                 tokens=ffn.train_tokens, calibration_tokens=ffn.calibration_tokens,
             )  # fmt: skip
             return [(None, report)]
+        if self.start is not None:
+            start = self.start[ffn.layer.index][ffn.expert]
+            if isinstance(start, Predictor):
+                return [train_one(ffn, start.rank, config, start)]
+            report = FFNReport(layer=ffn.layer.index, expert=ffn.expert, rank=0, used=False, reason="as before")
+            return [(None, report)]
         if config.rank is not None or config.method == "sign":
             return [train_one(ffn, config.rank or 0, config)]
         return tried(candidates(self.width, self.cap), lambda rank: train_one(ffn, rank, config), config.max_density)
@@ -81,15 +94,17 @@ def layer_ffns(layer: Layer, stream: Stream, train_tokens: int) -> list[FFN]:
     return ffns_of(layer, x_TD, train_tokens)
 
 
-def train_one(ffn: FFN, rank: int, config: PredictorConfig) -> tuple[AnyPredictor, FFNReport]:
+def train_one(
+    ffn: FFN, rank: int, config: PredictorConfig, start: Predictor | None = None
+) -> tuple[AnyPredictor, FFNReport]:
     """One predictor of ``ffn``, with its threshold and what it does on the calibration tokens."""
-    predictor = _made(ffn, rank, config)
+    predictor = _made(ffn, rank, config, start)
     threshold = calibrate(ffn, predictor, config.target_energy)
     predictor = replace(predictor, threshold=threshold, fired_F=ffn.fired().cpu().numpy())
     return predictor, judge(ffn, predictor, config.bits)
 
 
-def _made(ffn: FFN, rank: int, config: PredictorConfig) -> AnyPredictor:
+def _made(ffn: FFN, rank: int, config: PredictorConfig, start: Predictor | None) -> AnyPredictor:
     if config.method == "sign":
         rows = (ffn.gate_FD, ffn.up_FD) if ffn.layer.activation == "drelu" else (ffn.gate_FD,)
         return sign_predictor([weight_FD.float().cpu().numpy() for weight_FD in rows])
@@ -97,8 +112,27 @@ def _made(ffn: FFN, rank: int, config: PredictorConfig) -> AnyPredictor:
     if config.method == "svd":
         fc1_RD, fc2_FR = (as_stored(w, config.training.stored_as) for w in truncated_svd(ffn, rank, generator))
     else:
-        fc1_RD, fc2_FR = train_low_rank(ffn, rank, config.target_energy, config.training, generator)
+        begun = None if start is None else (_weights(start.fc1_RD, ffn.device), _weights(start.fc2_FR, ffn.device))
+        fc1_RD, fc2_FR = train_low_rank(ffn, rank, config.target_energy, config.training, generator, begun)
     return Predictor(fc1_RD=fc1_RD.cpu().numpy(), fc2_FR=fc2_FR.cpu().numpy())
+
+
+def _weights(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32)).to(device)
+
+
+def _start(folder: Path, spec: ModelSpec) -> Sequence[Sequence[AnyPredictor | None]]:
+    """The predictors in ``folder``, which must have the model's shape."""
+    layers = load_predictors(folder).ffns
+    first = next((predictor for row in layers for predictor in row if isinstance(predictor, Predictor)), None)
+    shape = None if first is None else (len(layers), len(layers[0]), first.fc1_RD.shape[1], first.fc2_FR.shape[0])
+    wanted = (spec.layers, spec.ffns, spec.width, spec.neurons)
+    if shape != wanted:
+        raise TsconvertError(
+            f"{folder}: its predictors are for another shape (layers, FFNs a layer, width, neurons: {shape}), this"
+            f" model has {wanted}; start from predictors of this model"
+        )
+    return layers
 
 
 def hash_seed(*parts: int) -> int:

@@ -36,11 +36,11 @@ def plan(job: Job) -> Plan:
     metadata |= order_key(spec, job.orders)
     metadata |= job.vocabulary.metadata(chat=True, huggingface=False)
     notes += job.vocabulary.check_powerinfer() + job.vocabulary.engine_notes + _notes(job, predictors)
-    if job.types.default == "Q8_0":
+    if job.types.default not in DOWN_TYPES and job.types.default in READ_TYPES:
         job.types.engine["ffn_down_t"] = "F16"
         notes.append(
-            "ffn_down_t is F16, the rest Q8_0: PowerInfer's sparse product takes down rows as F16 or Q4_0 alone; its"
-            " GPU kernels take gate and up so as well, so this file is for the CPU"
+            f"ffn_down_t is F16, the rest {job.types.default}: PowerInfer's sparse product takes down rows as F16 or"
+            " Q4_0 alone; its GPU kernels take gate and up so as well, so this file is for the CPU"
         )
     table = TensorTable(job)
     table.matrix(Place("token_embd"))

@@ -21,7 +21,7 @@ from tsconvert.convert.layers import Layer
 from tsconvert.convert.sweep import Stream, sweep
 from tsconvert.convert.units import parse_count
 from tsconvert.models import text
-from tsconvert.predictors.calibrate import calibrate, judge
+from tsconvert.predictors.calibrate import judge, thresholds
 from tsconvert.predictors.cost import Bits
 from tsconvert.predictors.effect import compare, predicted_stream
 from tsconvert.predictors.folder import PredictorSet, load_predictors
@@ -43,11 +43,12 @@ class Thresholds:
         x_TD = torch.cat(list(stream.inputs(layer)))
         first = ffns_of(layer, x_TD[: self.half], self.half // 4)  # what energies are measured by, and what calibrates
         second = ffns_of(layer, x_TD, self.half)
-        for energy in (None, *ENERGIES):
-            made = [
-                self._at(predictor, ffn, energy)
-                for predictor, ffn in zip(self.predictors.ffns[layer.index], first, strict=True)
-            ]
+        rows = [
+            [None] * (1 + len(ENERGIES)) if predictor is None else at_energies(predictor, ffn)
+            for predictor, ffn in zip(self.predictors.ffns[layer.index], first, strict=True)
+        ]
+        for i, energy in enumerate((None, *ENERGIES)):
+            made = [row[i] for row in rows]
             self.made.setdefault(energy, []).append(made)
             self.reports.setdefault(energy, []).extend(
                 judge(ffn, predictor, Bits(model=8.5, predictor=8.5))
@@ -56,10 +57,10 @@ class Thresholds:
             )
         return ""
 
-    def _at(self, predictor: AnyPredictor | None, ffn: FFN, energy: float | None) -> AnyPredictor | None:
-        if predictor is None or energy is None:
-            return predictor
-        return replace(predictor, threshold=calibrate(ffn, predictor, energy))
+
+def at_energies(predictor: AnyPredictor, ffn: FFN) -> list[AnyPredictor]:
+    """As stored, then with the threshold for each of ENERGIES."""
+    return [predictor, *(replace(predictor, threshold=t) for t in thresholds(ffn, predictor, ENERGIES))]
 
 
 def main() -> None:

@@ -111,7 +111,8 @@ def test_predictors_of_another_model_are_refused_by_name(capsys, tmp_path: Path)
 def test_the_demo(capsys, tmp_path: Path):
     report = call(capsys, "demo", "--out", tmp_path / "demo")
     perplexity = report["perplexity"]
-    assert perplexity["  and locally recovered"] < 1.3 * perplexity["dense"]
+    assert perplexity["  and each layer recovered"] < 1.4 * perplexity["dense"]
+    assert perplexity["  and the whole recovered"] < 1.2 * perplexity["dense"]
     assert perplexity["GGUF F16, predicted"] < 1.08 * perplexity["GGUF F16, exact"]
     assert all(texts for mode in report["texts"].values() for texts in mode)
     for command in report["commands"]:  # what the page shows can be typed

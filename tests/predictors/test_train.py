@@ -289,3 +289,28 @@ def test_memory_does_not_grow_with_the_layers(tmp_path: Path):
         command = [sys.executable, "-m", "tsconvert", "predictors", str(model), "--out", str(tmp_path / f"p{layers}")]
         peak[layers] = watched([*command, "--rank", "32", "--steps", "2", "--tokens", "2K"]).peak_anonymous_bytes
     assert peak[8] < peak[2] + 40_000_000
+
+
+def test_predictors_that_go_on_name_fewer_neurons(trained, sparse: Path, text: Source, tmp_path: Path):
+    began, before, _ = trained
+    out = began.out
+    asked = config(sparse, text, rank=None, start=out, out=tmp_path / "on", training=replace(QUICK, steps=120))
+    after = train_predictors(asked)
+    assert [ffn.rank for ffn in after.ffns] == [ffn.rank for ffn in before.ffns]
+    assert sum(ffn.predicted_density for ffn in after.ffns) < sum(ffn.predicted_density for ffn in before.ffns)
+    still = train_predictors(replace(asked, out=None, training=replace(QUICK, steps=1, learning_rate=1e-9)))
+    for old, new in zip(before.ffns, still.ffns, strict=True):  # nothing learned: the very same predictors
+        assert new.predicted_density == pytest.approx(old.predicted_density, rel=1e-6)
+
+
+def test_predictors_of_another_shape_are_no_start(trained, make_sparse: Make, text: Source):
+    out = trained[0].out
+    other = make_sparse(num_hidden_layers=3)
+    sentence = (
+        rf"{out}: its predictors are for another shape \(layers, FFNs a layer, width, neurons: \(2, 1, 64, 128\)\), this"
+        r" model has \(3, 1, 64, 128\); start from predictors of this model$"
+    )
+    with pytest.raises(TsconvertError, match=sentence):
+        train_predictors(config(other, text, rank=None, start=out))
+    with pytest.raises(TsconvertError, match="its predictors keep the width that they have; leave --rank, --method and"):
+        config(other, text, rank=8, start=out)
