@@ -51,15 +51,18 @@ class Chain(click.Group):
         words = sys.argv[1:] if given is None else list(given)
         command_line.remember(words)
         debug = "--debug" in words
+        options = self._options_of(words)
+        again = "; --resume goes on with what is finished" if "--resume" in options else ""
         try:
             super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.stdout.flush()
         except click.exceptions.Exit as stop:
             sys.exit(stop.exit_code)
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
+            click.echo(f"interrupted{again}", err=True)
             sys.exit(130)
         except BrokenPipeError:
             sys.stderr.close()
@@ -69,11 +72,20 @@ class Chain(click.Group):
                 raise
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
-        except (OSError, MemoryError) as error:
-            if debug:
+        except Exception as error:
+            from .convert.system_errors import in_words, leave_stdout
+
+            said = None if debug else in_words(error, options)
+            if said is None:
                 raise
-            click.echo(f"error: {error or type(error).__name__}", err=True)
+            leave_stdout()
+            click.echo(f"error: {said}{again}", err=True)
             sys.exit(2)
+
+    def _options_of(self, words: list[str]) -> set[str]:
+        """All options of the command that ``words`` call."""
+        command = self.commands.get(next((word for word in words if not word.startswith("-")), ""))
+        return {option for param in command.params for option in param.opts} if command else set()
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -333,6 +345,7 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--target-energy", type=float, default=0.98, show_default=True, help="Share of the activation energy to be kept."
 )
+@click.option("--from", "start", type=OUT_FOLDER, help="Go on from these predictors, at a fifth of the learning rate.")
 @click.option("--max-density", type=float, help="Share of the neurons that may be predicted, such as 0.2.")
 @click.option("--budget", type=float, help="Share of the model's parameters that predictors may have, such as 0.06.")
 @click.option(
