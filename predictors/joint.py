@@ -54,6 +54,8 @@ class JointConfig:
     """Share of the activation energy (`Labels.energy_TF`) that the predicted neurons are to carry."""
     share: float = 0.5
     """Of a layer's steps, the last ones, those with the mask."""
+    max_loss: float = 0.02
+    """Of perplexity, that predicted mode may cost against exact mode, where thresholds can see to it."""
     training: Training = field(default_factory=joint_training)
     """Of the predictors, before the mask is used."""
 
