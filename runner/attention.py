@@ -156,7 +156,7 @@ def attend_heads(
             weights = mine + 4 * (done - begin)
             call_add(
                 type_field(types, type_id, ADD),
-                (0, values, size, 0, begin, count, weights, head_dim, target, scratch),
+                (0, values, size, 0, begin, count, begin + count, weights, head_dim, target, scratch),
             )
         for i in range(head_dim):
             store_f32(target, i, load_f32(target, i) * share)

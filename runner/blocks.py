@@ -11,10 +11,10 @@ import numpy as np
 from .access import at, number, tensor_of, type_field
 from .chosen import choose_tokens, chosen_above, chosen_positive, share_for
 from .compiling import compiled
+from .finding import foreseen, shift_gates, shift_ups
 from .float_tiles import blend
 from .kernels import SWIGLU, UNIT, activation_of, share_of
 from .native import call_add, load_f32, load_i32, load_i64, store_f32, store_i32
-from .neurons import foreseen, shift_gates, shift_ups
 from .parts import add_to_residual, clear, gather_all, multiply, multiply_run, ready, run_of, tally
 from .rows import ADD, TO_FLOAT
 from .tables import (
@@ -275,7 +275,7 @@ def decode_part(add: int, function: int, row: int, width: int, target: int, scra
     """``width`` weights from address ``row`` on as float32 at ``target``."""
     clear(target, width)
     store_f32(scratch, _ONE, 1.0)
-    call_add(add, (function, row, 0, 0, 0, 1, scratch + 4 * _ONE, width, target, scratch))
+    call_add(add, (function, row, 0, 0, 0, 1, 1, scratch + 4 * _ONE, width, target, scratch))
 
 
 @compiled

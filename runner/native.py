@@ -84,7 +84,7 @@ def _calling(count: int) -> Any:
     return call
 
 
-call_products, call_add = _calling(15), _calling(10)
+call_products, call_add = _calling(15), _calling(11)
 
 
 @intrinsic

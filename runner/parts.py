@@ -136,16 +136,17 @@ def multiply_run(
 
 @compiled
 def add_listed(
-    m: int, thread: int, tensor: int, expert: int, listed: int, first: int, count: int, weights: int, into: int
-) -> None:
+    m: int, thread: int, tensor: int, expert: int, listed: int, first: int, count: int, last: int, weights: int,
+    into: int,
+) -> None:  # fmt: skip
     """into += sum of weights[j] x row j of a tensor; arguments as products.py has them."""
     types, type_id = at(m, TYPES, 0), load_i64(tensor, TYPE)
     base = load_i64(tensor, ADDRESS) + expert * load_i64(tensor, EXPERT_BYTES)
     call_add(
         type_field(types, type_id, ADD),
         (
-            type_field(types, type_id, TO_FLOAT), base, load_i64(tensor, ROW_BYTES), listed, first, count, weights,
-            load_i64(tensor, COLUMNS), into, at(m, SCRATCH, thread),
+            type_field(types, type_id, TO_FLOAT), base, load_i64(tensor, ROW_BYTES), listed, first, count, last,
+            weights, load_i64(tensor, COLUMNS), into, at(m, SCRATCH, thread),
         ),
     )  # fmt: skip
 

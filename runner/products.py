@@ -7,8 +7,8 @@ int64: addresses, bytes, and steps counted in float32.
              token_step, scratch)
         out[j row_step + t token_step] = row j . input t, for ``count`` rows from ``first`` on (of the int32 list at
         ``listed``, if that is not 0) and ``tokens`` inputs (of the list at ``chosen``, if that is not 0)
-    add(function, base, stride, listed, first, count, weights, columns, into, scratch)
-        into += sum of weights[j] x row j over those rows
+    add(function, base, stride, listed, first, count, last, weights, columns, into, scratch)
+        into += sum of weights[j] x row j over those rows; rows before ``last`` may be asked for ahead
 
 ``function`` is ggml's vec_dot or to_float for types without own kernels, ``scratch`` a thread's own.
 """
@@ -38,12 +38,13 @@ from .native import (
 )
 from .tiles import tile
 
-PRODUCTS_ARGUMENTS, ADD_ARGUMENTS = 15, 10
+PRODUCTS_ARGUMENTS, ADD_ARGUMENTS = 15, 11
 _PRODUCTS, _ADD = (types.int64(*[types.int64] * count) for count in (PRODUCTS_ARGUMENTS, ADD_ARGUMENTS))
 SCRATCH_BYTES = 512  # of a thread, before the floats of a decoded row
 _ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in it addresses and results stand
 _ROW_CHUNK, _TOKENS = 32, 8  # rows that stay in the cache while groups of so many inputs pass
 _AHEAD_BYTES = 9 << 10  # of rows that are asked for before they are needed
+_LISTED = 4  # rows here and there that are read side by side, while as many are asked for
 
 
 class Kernels(NamedTuple):
@@ -115,14 +116,14 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                 tile(number, 1, 1, 1, rows, xs, columns, nexts, outs)
                 store_f32(out, j * row_step, load_f32(outs, 0))
             return
-        for i in range(first, min(first + ahead, end)):
+        for i in range(first, min(first + _LISTED, end)):
             _ask(base + load_i32(listed, i) * stride, stride)
-        for i in range(first, end):
-            j = load_i32(listed, i)
-            store_i64(rows, 0, base + j * stride)
-            store_i64(nexts, 0, base + load_i32(listed, min(i + ahead, end - 1)) * stride)
-            tile(number, 1, 1, 1, rows, xs, columns, nexts, outs)
-            store_f32(out, j * row_step, load_f32(outs, 0))
+        for i in range(first, end, _LISTED):
+            _fill(rows, base, stride, listed, i, end - 1, _LISTED)
+            _fill(nexts, base, stride, listed, i + _LISTED, end - 1, _LISTED)
+            tile(number, _LISTED, 1, 1, rows, xs, columns, nexts, outs)
+            for r in range(min(_LISTED, end - i)):
+                store_f32(out, load_i32(listed, i + r) * row_step, load_f32(outs, r))
 
     @cfunc(_PRODUCTS, cache=cache)
     def products(
@@ -157,19 +158,19 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
 
     @cfunc(_ADD, cache=cache)
     def add(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, weights: int,  # noqa: ARG001
-        columns: int, into: int, scratch: int,
+        function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
+        weights: int, columns: int, into: int, scratch: int,
     ) -> int:  # fmt: skip
         rows, shares, nexts, end = scratch + _ROWS, scratch + _OUT, scratch + _AHEAD, first + count
         for i in range(first, min(first + 4, end)):
             _ask(base + _number(listed, i) * stride, stride)
         i = first
         while i < end:
-            some = 4 if i + 4 <= end else 1
-            _fill(nexts, base, stride, listed, i + 4, end - 1, some)
-            _fill(rows, base, stride, listed, i, i + some - 1, some)
+            some = 4 if i + 3 <= end else 1  # three are four, the last of them with nothing
+            _fill(nexts, base, stride, listed, i + 4, last - 1, some)
+            _fill(rows, base, stride, listed, i, end - 1, some)
             for r in range(some):
-                store_f32(shares, r, load_f32(weights, _number(listed, i + r)))
+                store_f32(shares, r, load_f32(weights, _number(listed, i + r)) if i + r < end else np.float32(0))
             if some == 4:
                 add_rows(number, 4, rows, shares, columns, into, nexts)
             else:
@@ -227,8 +228,8 @@ def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
 
     @cfunc(_ADD, cache=cache)
     def add(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, weights: int,  # noqa: ARG001
-        columns: int, into: int, scratch: int,  # noqa: ARG001
+        function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
+        weights: int, columns: int, into: int, scratch: int,  # noqa: ARG001
     ) -> int:  # fmt: skip
         end = first + count
         if listed == 0 and columns % 64 == 0:  # cached values
@@ -237,7 +238,7 @@ def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                 blend(number, 4, rows + d * size, stride, 0, weights + 4 * first, count, into + 4 * d)
             return stamp
         for i in range(first, end):
-            if i + 1 < end:
+            if i + 1 < last:
                 _ask(base + _number(listed, i + 1) * stride, stride)
             j = _number(listed, i)
             row, share = base + j * stride, load_f32(weights, j)
@@ -267,11 +268,13 @@ def _ggml_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:  # n
 
     @cfunc(_ADD, cache=cache)
     def add(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, weights: int,
-        columns: int, into: int, scratch: int,
+        function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,
+        weights: int, columns: int, into: int, scratch: int,
     ) -> int:  # fmt: skip
         decoded = scratch + SCRATCH_BYTES
         for i in range(first, first + count):
+            if i + 1 < last:
+                _ask(base + _number(listed, i + 1) * stride, stride)
             j = _number(listed, i)
             share = load_f32(weights, j)
             call_row(function, base + j * stride, decoded, columns)

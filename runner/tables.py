@@ -6,6 +6,7 @@ of the cache, H half of a head's rotated dimensions, N threads, T tokens of a bl
 every thread works in a row of its own, of a block every token has a row.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,8 @@ COUNTS = 6
 
 PANEL_ROWS, PANEL_COLUMNS = 64, 256  # of transposed down rows decoded at once for a block
 LINE = 16  # int32 in a cache line
+LEAVES = 32  # of the tree that a token's neurons are summed in (leaves.py); a power of two
+SUMS, DEPTH = 10, 6  # that a thread may hold at once: at most two nodes a size; and one a size
 
 # Numbers of the table.
 (
@@ -64,12 +67,14 @@ ARRAYS = (
     "logits", "gate", "up",  # [F, BLOCK] for a block ([T, F] if down is as llama.cpp has it), [K, F] for a token
     "listed",  # [N, K F] int32: neurons that a thread found for one token
     "found",  # [N, K lines] int32: how many
-    "mine",  # [N, F] int32: of all that were found, a thread's share
+    "mine",  # [N, K F] int32: of all that were found, a thread's share
+    "ends",  # [N, K LEAVES] int32: where in it the thread's leaves end
     "tokens",  # [N, 2 T] int32: of a block, an FFN's tokens, then those for which a neuron may fire
     "choice",  # [X, K] int64
     "share",  # [X, K]
     "router",  # [N, E]
-    "partial",  # [N, D]
+    "partial",  # [N, SUMS D]: of a thread's leaves
+    "whole",  # [N, DEPTH D]: of all threads'
     "panel",  # [N, PANEL_ROWS x PANEL_COLUMNS]: decoded down rows
     "firing", "firing_shares", "firing_counts",  # [N, T x PANEL_ROWS]: which of them a token needs, with what weight
     "scores",  # [N, heads that share keys x (S + 32)]
@@ -80,8 +85,8 @@ ARRAYS = (
 )  # fmt: skip
 (
     TENSORS, TYPES, NORMS, THRESHOLDS, COS, SIN, SYNC, X, NORMED, PREPARED, PREPARED_HIDDEN, QUERY, KEY, VALUE,
-    ATTENDED, ADDED, OTHER, KEYS, VALUES, HIDDEN, LOGITS, GATES, UPS, LISTED, FOUND, MINE, TOKENS, CHOICE, SHARE,
-    ROUTED, PARTIAL, PANEL, FIRING, FIRING_SHARES, FIRING_COUNTS, SCORES, SCRATCH, QUERIES, COUNTED, SHIFTS,
+    ATTENDED, ADDED, OTHER, KEYS, VALUES, HIDDEN, LOGITS, GATES, UPS, LISTED, FOUND, MINE, ENDS, TOKENS, CHOICE, SHARE,
+    ROUTED, PARTIAL, WHOLE, PANEL, FIRING, FIRING_SHARES, FIRING_COUNTS, SCORES, SCRATCH, QUERIES, COUNTED, SHIFTS,
 ) = range(len(ARRAYS))  # fmt: skip
 
 
@@ -100,7 +105,7 @@ def new_buffers(spec: ModelSpec, slots: int, cache_row: int, rank: int, threads:
     cache = (spec.layers, spec.kv_heads * slots * cache_row)
 
     def floats(*shape: int) -> Array:
-        return np.zeros(shape, np.float32)
+        return _aligned(1, 4 * math.prod(shape))[0, : 4 * math.prod(shape)].view(np.float32).reshape(shape)
 
     def ints(*shape: int) -> Array:
         return np.zeros(shape, np.int32)
@@ -109,11 +114,13 @@ def new_buffers(spec: ModelSpec, slots: int, cache_row: int, rank: int, threads:
         "x": floats(X, D), "normed": floats(X, D), "prepared": _aligned(X, input_bytes(widest, type_names)),
         "prepared_hidden": _aligned(X, input_bytes(inner, type_names)), "query": floats(T, heads), "key": floats(T, kv),
         "value": floats(T, kv), "attended": floats(T, heads), "added": floats(T, D),
-        "other": floats(T if spec.experts else 1, D), "keys": np.zeros(cache, np.uint8),
-        "values": np.zeros(cache, np.uint8), "hidden": floats(lines, max(1, rank)), "logits": floats(lines, F),
+        "other": floats(T if spec.experts else 1, D), "keys": _aligned(*cache),
+        "values": _aligned(*cache), "hidden": floats(lines, max(1, rank)), "logits": floats(lines, F),
         "gate": floats(lines, F), "up": floats(lines, F), "listed": ints(N, K * F), "found": ints(N, K * LINE),
-        "mine": ints(N, F), "tokens": ints(N, 2 * T), "choice": np.zeros((X, K), np.int64),
-        "share": np.ones((X, K), np.float32), "router": floats(N, max(1, spec.experts)), "partial": floats(N, D),
+        "mine": ints(N, K * F), "ends": ints(N, K * LEAVES), "tokens": ints(N, 2 * T),
+        "choice": np.zeros((X, K), np.int64), "share": np.ones((X, K), np.float32),
+        "router": floats(N, max(1, spec.experts)), "partial": floats(N, SUMS * D),
+        "whole": floats(N, DEPTH * D),
         "panel": floats(N, PANEL_ROWS * PANEL_COLUMNS), "firing": ints(N, T * PANEL_ROWS),
         "firing_shares": floats(N, T * PANEL_ROWS), "firing_counts": ints(N, T),
         "scores": floats(N, group * (slots + 32)), "scratch": _aligned(N, SCRATCH_BYTES + 4 * widest),

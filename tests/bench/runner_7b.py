@@ -15,40 +15,14 @@ import re
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 from runner_shapes import Shape, write
 
+from tsconvert.runner.bandwidth import measure_bandwidth
 from tsconvert.runner.model import Model, load
-
-_OUT_OF_LINE = 64  # bytes of a cache line
-
-
-@njit(nogil=True)
-def _sum(words: np.ndarray) -> int:
-    total = 0
-    for i in range(words.shape[0]):
-        total += words[i]
-    return total
-
-
-def bandwidth(model: Model, threads: int) -> float:
-    """GB/s at which ``threads`` threads read the first 2 GB of the mapped file."""
-    content = next(iter(model.source.file.tensors.values())).raw.base
-    words = np.frombuffer(content, np.uint8)
-    words = words[: min(len(words), 2 << 30) // _OUT_OF_LINE * _OUT_OF_LINE].view(np.int64)
-    parts = np.array_split(words, threads)
-    start_s = time.perf_counter()
-    workers = [threading.Thread(target=_sum, args=(part,)) for part in parts]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return words.nbytes / (time.perf_counter() - start_s) / 1e9
 
 
 def bytes_per_token(model: Model) -> float:
@@ -155,7 +129,7 @@ def _measure(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, l
         models["ours on llama.cpp's file"] = load(files["llama.cpp"], threads=threads, context=1024)
     for _ in range(options.rounds):
         for name, model in models.items():
-            note("bandwidth", bandwidth(model, threads))
+            note("bandwidth", measure_bandwidth(threads) / 1e9)
             for mode in options.modes if name == "ours" else ("dense",):
                 speed, size, fired = decode(model, mode, options.tokens)
                 note(f"{name}, {mode}", speed)

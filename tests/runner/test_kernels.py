@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tsconvert.runner import blocks, chosen, kernels, neurons
+from tsconvert.runner import blocks, chosen, kernels
 
 RNG = np.random.default_rng(11)
 
@@ -120,22 +120,6 @@ def test_swiglu_of_a_run(count):
     twin[:count] = twin[:count] / (1 + np.exp(-twin[:count])) * up_F[:count]
     kernels.swish_all(at(gate_F), at(up_F), count)
     np.testing.assert_allclose(gate_F, twin, rtol=3e-6, atol=1e-30)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_what_all_threads_found_is_shared_out_evenly(threads):
-    found = [RNG.choice(100, RNG.integers(0, 40), replace=False) + 100 * thread for thread in range(threads)]
-    listed, lengths, mine = np.zeros((threads, 100), np.int32), np.zeros((threads, 16), np.int32), []
-    for thread, numbers in enumerate(found):
-        listed[thread, : len(numbers)], lengths[thread, 0] = numbers, len(numbers)
-    for thread in range(threads):
-        share = np.zeros(100, np.int32)
-        taken = neurons.take_share(
-            at(listed), listed.strides[0], at(lengths), lengths.strides[0], thread, threads, at(share)
-        )
-        mine.append(share[:taken].tolist())
-    assert [j for share in mine for j in share] == np.concatenate(found).tolist()
-    assert max(map(len, mine)) - min(map(len, mine)) <= 1
 
 
 def test_tokens_of_an_expert_and_their_shares():

@@ -59,20 +59,33 @@ def test_exact_is_dense_with_fewer_rows(tiny, gguf_of, tmp_path, prompt, family,
     np.testing.assert_array_equal(density.down, density.fired)
 
 
+def by_threads(path, prompt, **options):
+    """Logits with 1, 2, 3 and 5 threads: of a block, then token by token."""
+    for threads in (1, 2, 3, 5):
+        with load(path, threads=threads, **options) as model:
+            block_TV = model.logits(prompt[:-6])
+            yield np.concatenate([block_TV, [model.feed([token]) for token in prompt[-6:]]])
+
+
 @pytest.mark.parametrize("kind", [*SPARSE, *DENSE])
-def test_threads_agree_and_repeat_themselves(tiny, gguf_of, tmp_path, prompt, make_predictors, kind):
+def test_the_number_of_threads_changes_no_bit(tiny, gguf_of, tmp_path, prompt, make_predictors, kind):
     family, activation, target = kind
     model = tiny(family, activation)
     fcs = None if activation == "swiglu" else make_predictors(model)
     thresholds = 0.0 if target == "powerinfer" else fcs and np.zeros((3, max(1, model.experts)))
     path = gguf_of(model, tmp_path / "m.gguf", target, "Q8_0", fcs, thresholds)
-    outputs = []
-    for threads in (1, 2, 3, 3):
-        with load(path, threads=threads) as ours:
-            outputs.append(ours.logits(prompt))
-    for other in outputs[1:]:
-        assert error(other, outputs[0]) < 1e-5
-    np.testing.assert_array_equal(outputs[2], outputs[3])
+    for mode in ("auto", "dense"):
+        first, *others = by_threads(path, prompt, mode=mode)
+        for other in others:
+            np.testing.assert_array_equal(other, first)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "Q4_0", "Q5_0", "Q4_K", "Q6_K", "Q4_1", "IQ4_XS"])
+def test_the_number_of_threads_changes_no_bit_in_any_type(tiny, gguf_of, tmp_path, prompt, dtype):
+    path = gguf_of(tiny("mistral", "drelu", hidden_size=256), tmp_path / "m.gguf", "sparse", dtype)
+    first, *others = by_threads(path, prompt)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])

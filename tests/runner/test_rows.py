@@ -81,8 +81,8 @@ class Kernel:
             self.types[self.id, rows.ADD],
             (
                 self.types[self.id, rows.TO_FLOAT], self.raw.ctypes.data, self.raw.shape[1],
-                0 if listed is None else listed.ctypes.data, first, count, weights_R.ctypes.data, self.columns,
-                into_C.ctypes.data, self.scratch.ctypes.data,
+                0 if listed is None else listed.ctypes.data, first, count, first + count, weights_R.ctypes.data,
+                self.columns, into_C.ctypes.data, self.scratch.ctypes.data,
             ),
         )  # fmt: skip
         return into_C

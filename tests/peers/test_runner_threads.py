@@ -1,0 +1,29 @@
+"""A real model of thirty layers, whose rounding amplifies any difference: the number of threads makes none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.runner.model import load
+
+pytestmark = pytest.mark.peer
+OTHERS = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_K_M", "Q6_K", "Q4_1", "IQ4_XS")
+
+
+@pytest.mark.parametrize("dtype", ["Q4_0", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_smollm2_says_the_same_with_any_number_of_threads(smollm2: Path, tmp_path: Path, dtype: str) -> None:
+    relufy(RelufyConfig(model=str(smollm2), out=tmp_path / "sparse", recover="none", align=False))
+    file = tmp_path / "m.gguf"
+    export_gguf(ExportConfig(model=tmp_path / "sparse", out=file, type_name=dtype))
+    tokens = np.random.default_rng(3).integers(0, 49152, 24).tolist()
+    for mode in ("exact", "dense"):
+        said = []
+        for threads in (1, 2, 3):
+            with load(file, threads=threads, mode=mode) as model:
+                block_TV = model.logits(tokens[:20])
+                said.append(np.concatenate([block_TV, [model.feed([token]) for token in tokens[20:]]]))
+        np.testing.assert_array_equal(said[1], said[0])
+        np.testing.assert_array_equal(said[2], said[0])
