@@ -42,6 +42,3 @@ class Along(Protocol):
 
     def finish(self, folder: Path) -> None:
         """The checkpoint in ``folder`` is whole, in process 0."""
-
-    def forget(self, folder: Path) -> None:
-        """No resumed run will want what `end` kept."""

@@ -6,8 +6,9 @@ whole, and `--resume` goes on from either.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,20 @@ from . import distributed
 from .card import write_card
 from .chat_rows import chat_rows
 from .checkpoint import Checkpoint, open_checkpoint
+from .claim import claimed
 from .errors import TsconvertError
 from .full_config import FullFound, FullRecovery
 from .full_data import Packed, full_rows, same_tokenizer
 from .full_model import dense_model, sparse_model, write_model
 from .full_stage import Stage, batches, perplexity, rows_a_step
 from .full_watch import InLoop
-from .journal import JOURNAL, Journal
 from .progress import note
-from .relufy import PROVENANCE, RelufyConfig, RelufyReport, provenance, relufy
+from .relufy import PROVENANCE, RelufyConfig, RelufyReport, begin_journal, provenance, read_report, relufy
 from .self_data import with_own_text
 from .shift import shift
 from .streamed_rows import StreamedRows, streamed_rows
 from .teacher_logits import keep_logits
-from .writer import atomic_folder, check_disk, refuse_existing, write_json
+from .writer import atomic_folder, check_disk, empty, refuse_existing, write_json
 
 Finish = Callable[[Path, torch.Tensor, Mapping[str, torch.Tensor]], None]
 
@@ -57,39 +58,47 @@ def relufy_fully(
     with distributed.processes(config.device) as device:
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
-        stages = _folders(config)
-        config = with_own_text(config)
-        report, start = _local(config, stages[0], local)
-        teacher = open_checkpoint(config.teacher or config.model)
-        check_disk(config.out, _disk_bytes(start))
-        found, state, held_NS = _train(config, start, teacher, stages[1], in_loop)
-        report = replace(
-            report, out=config.out, full=found, perplexity=found.perplexity, dense_perplexity=found.dense_perplexity,
-            elapsed_s=time.monotonic() - start_s,
-        )  # fmt: skip
-        if not distributed.rank():
-            with distributed.alone(), atomic_folder(config.out) as folder:
-                write_model(state, start, folder, config.dtype, config.max_shard_bytes)
-                if config.shift is not None:
-                    report = replace(report, shift=shift(folder, held_NS, config.shift, config.device))
-                write_json(folder / PROVENANCE, provenance(config, report))
-                write_card(folder, config, report, start)
-                if finish is not None:
-                    finish(folder, held_NS, state)
-            for folder in stages:
-                shutil.rmtree(folder, ignore_errors=True)
+        with _folders(config) as stages:
+            config = with_own_text(config)
+            report, start = _local(config, stages[0], local)
+            teacher = open_checkpoint(config.teacher or config.model)
+            check_disk(config.out, _disk_bytes(start))
+            found, state, held_NS = _train(config, start, teacher, stages[1], in_loop)
+            report = replace(
+                report, out=config.out, full=found, perplexity=found.perplexity,
+                dense_perplexity=found.dense_perplexity, elapsed_s=time.monotonic() - start_s,
+            )  # fmt: skip
+            if not distributed.rank():
+                with distributed.alone(), atomic_folder(config.out) as folder:
+                    write_model(state, start, folder, config.dtype, config.max_shard_bytes)
+                    if config.shift is not None:
+                        report = replace(report, shift=shift(folder, held_NS, config.shift, config.device))
+                    write_json(folder / PROVENANCE, provenance(config, report))
+                    write_card(folder, config, report, start)
+                    if finish is not None:
+                        finish(folder, held_NS, state)
+                for folder in stages:
+                    shutil.rmtree(folder, ignore_errors=True)
     return report
 
 
-def _folders(config: RelufyConfig) -> tuple[Path, Path]:
-    """Of both stages; without ``resume`` what an earlier run left there goes."""
+@contextmanager
+def _folders(config: RelufyConfig) -> Iterator[tuple[Path, Path]]:
+    """Of both stages, for this run alone; without ``resume`` what an earlier one left there goes.
+
+    Process 0 opens the second one's journal at once: a run with other settings must not go on from the first stage.
+    """
     local, full = (config.out.with_name(config.out.name + suffix) for suffix in (".local", ".full"))
-    if not distributed.rank():
-        for folder in () if config.resume else (local, full):
-            shutil.rmtree(folder, ignore_errors=True)
-        full.mkdir(parents=True, exist_ok=True)
-    distributed.barrier()
-    return local, full
+    with ExitStack() as mine:
+        if not distributed.rank():
+            mine.enter_context(claimed(full, config.out, folder=True))
+            refuse_existing(config.out)  # its writer may have finished meanwhile
+            if not config.resume:
+                shutil.rmtree(local, ignore_errors=True)
+                empty(full)
+            begin_journal(full, config, open_checkpoint(config.model))
+        distributed.barrier()
+        yield local, full
 
 
 def _local(
@@ -101,12 +110,14 @@ def _local(
         raise TsconvertError(
             f"{config.model}: is {source.spec.activation} already; --teacher DENSE says which model to learn from"
         )
-    if source.spec.sparse or folder.exists():
+    if source.spec.sparse:
         report = RelufyReport(
             out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
             size_bytes=source.size_bytes,
         )  # fmt: skip
-        return report, source if source.spec.sparse else open_checkpoint(str(folder))
+        return report, source
+    if folder.exists():
+        return read_report(folder), open_checkpoint(str(folder))
     return work(replace(config, recover="local", out=folder, shift=None)), open_checkpoint(str(folder))
 
 
@@ -122,9 +133,6 @@ def _train(
     how = replace(config.full, target_sparsity=config.full.target_sparsity or config.training.target_sparsity)
     same_tokenizer(start, teacher)
     train, held = _rows(start, config, how)
-    if not distributed.rank():
-        asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
-        Journal(folder / JOURNAL, {"asked": asked, "source": start.fingerprint})
     disable_progress_bar()
     model = _frozen(sparse_model(start), how)
     if in_loop is not None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .full_loss import IGNORED, Teacher, TopK, distillation, hidden_distance
 from .full_watch import InLoop, Meter
 from .penalty import SparsityPenalty
 from .penalty_stages import StagedPenalty
+from .writer import write_json
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
 _STATE = "recovery.json"
@@ -214,10 +216,11 @@ class RecoveryTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.meter.refresh()
+        distributed.barrier()  # each process writes its own random state
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            state = {"penalty": vars(self.penalty), "meter": self.meter.state()}
-            (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            state = {"penalty": vars(self.penalty), "meter": self.meter.state(), "files": _synced(folder)}
+            write_json(folder / _STATE, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -235,8 +238,22 @@ def _penalty(how: FullRecovery) -> SparsityPenalty | StagedPenalty:
 
 
 def whole(checkpoint: Path) -> bool:
-    """A checkpoint of the trainer that was written to its end."""
-    return (checkpoint / _STATE).is_file()
+    """A checkpoint of the trainer that was written to its end, and of which nothing was removed."""
+    try:
+        files = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _synced(folder: Path) -> dict[str, int]:
+    """The sizes of all files in ``folder``, which are on the disk now."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _STATE):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        found[str(path.relative_to(folder))] = path.stat().st_size
+    return found
 
 
 def shifted(labels_NS: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,16 @@
 """The journal of a sweep: one line for each finished layer, so that a killed run can go on where it was."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from .errors import TsconvertError
+from .writer import naming
 
 JOURNAL = "journal.jsonl"
+KEPT = ".kept"
+"""What else a run leaves in its partial folder to be resumed from ends so."""
 
 
 class Journal:
@@ -29,7 +33,7 @@ class Journal:
             )
         self._entries: dict[int, dict[str, Any]] = {line["layer"]: line for line in lines[1:]}
         if not lines:
-            path.write_text(json.dumps(head) + "\n")
+            self._append(head)
 
     def entry(self, layer: int) -> dict[str, Any] | None:
         """What `add` was given for ``layer``, if it is finished."""
@@ -37,11 +41,21 @@ class Journal:
 
     def add(self, layer: int, found: dict[str, Any]) -> None:
         """``layer`` is finished: its weights are on the disk."""
-        with self.path.open("a") as stream:
-            stream.write(json.dumps({"layer": layer, **found}) + "\n")
+        self._append({"layer": layer, **found})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with naming(self.path), self.path.open("ab") as stream:
+            stream.write(json.dumps(line).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def _whole_lines(self) -> list[Any]:
-        """The lines, without a last one that a kill cut off; the file is cut as well."""
-        whole = self.path.read_text().rpartition("\n")[0]
-        self.path.write_text(whole + "\n" if whole else "")
-        return [json.loads(line) for line in whole.splitlines()]
+        """The lines, without a last one that a kill or a full disk cut off; the file is cut as well."""
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            os.truncate(self.path, len(whole))
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            raise TsconvertError(f"{self.path}: is damaged; remove {self.path.parent} and start again") from None

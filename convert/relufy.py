@@ -1,5 +1,6 @@
 """`tsconvert relufy`: a SwiGLU checkpoint becomes a dReLU one, aligned and recovered, written layer by layer."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from .corpora import Source, calibration_rows
 from .drelu import sparse_config, write_companions
 from .errors import TsconvertError
 from .full_config import FullFound, FullRecovery
-from .journal import JOURNAL, Journal
+from .journal import JOURNAL, KEPT, Journal
 from .names import Place, hf_name
 from .progress import progress
 from .recovery import LayerResult, LocalRecovery
@@ -184,8 +185,8 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
 
             return replace(report, cost=relufy_cost(source.spec, source.size_bytes, size_bytes, config))
         check_disk(config.out, size_bytes)
-        with _output(config, plan) as (folder, writer):
-            found = _convert(source, teacher, folder, writer, config, along)
+        with _output(config, plan, source) as (folder, writer, journal):
+            found = _convert(source, teacher, folder, writer, journal, config, along)
             elapsed_s = time.monotonic() - start_s
             report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **found)
             if writer is not None:
@@ -196,9 +197,6 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
             if along is not None:
                 along.finish(folder)
             if writer is not None:
-                (folder / JOURNAL).unlink(missing_ok=True)
-                if along is not None:
-                    along.forget(folder)
                 write_json(folder / PROVENANCE, provenance(config, report))
     return report
 
@@ -215,16 +213,36 @@ def _shift(config: RelufyConfig, folder: Path) -> "Shift":
 
 
 @contextmanager
-def _output(config: RelufyConfig, plan: list[PlannedTensor]) -> Iterator[tuple[Path, CheckpointWriter | None]]:
-    """The partial folder and its writer; only process 0 has one."""
+def _output(
+    config: RelufyConfig, plan: list[PlannedTensor], source: Checkpoint
+) -> Iterator[tuple[Path, CheckpointWriter | None, Journal | None]]:
+    """The partial folder, its writer and, of a sweep, its journal; only process 0 has the last two.
+
+    The journal is opened first: a folder that was begun with other settings is refused before a byte of it changes.
+    """
     if distributed.rank():
-        yield config.out.with_name(config.out.name + PARTIAL), None
+        yield config.out.with_name(config.out.name + PARTIAL), None, None
         return
-    with (
-        atomic_folder(config.out, resume=config.resume) as folder,
-        CheckpointWriter(folder, plan, config.max_shard_bytes) as writer,
-    ):
-        yield folder, writer
+    swept = _swept(config)
+    with atomic_folder(config.out, resume=config.resume and swept, drop=(JOURNAL, f"*{KEPT}")) as folder:
+        journal = begin_journal(folder, config, source) if swept else None
+        with CheckpointWriter(folder, plan, config.max_shard_bytes) as writer:
+            yield folder, writer, journal
+
+
+def _swept(config: RelufyConfig) -> bool:
+    """Whether text goes through the layers; otherwise weights are copied as they are, and nothing is resumed."""
+    return config.recover != "none" or config.align
+
+
+def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:
+    """The journal in ``folder`` of a run with these settings.
+
+    Raises:
+        TsconvertError: one with others was begun there.
+    """
+    asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
+    return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
 
 
 def _convert(
@@ -232,11 +250,12 @@ def _convert(
     teacher: Checkpoint,
     folder: Path,
     writer: CheckpointWriter | None,
+    journal: Journal | None,
     config: RelufyConfig,
     along: Along | None,
 ) -> dict[str, Any]:
     """Write every tensor; what a sweep found, if there was one."""
-    if config.recover == "none" and not config.align:
+    if not _swept(config):
         with ThreadPoolExecutor(1) as pool:  # the fingerprint reads what the copy reads
             fingerprint = pool.submit(lambda: source.fingerprint)
             _copy(source, writer, config, source.places)
@@ -248,10 +267,6 @@ def _convert(
     sequences = Sequences(rows_NS, JUDGE_SHARE)
     outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
     _copy(source, writer, config, outside)
-    journal = None
-    if writer is not None:
-        asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
-        journal = Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
     found = RecoverySweep(source, teacher, sequences, config, writer, folder, journal, along).run()
     return vars(found)
 
@@ -298,6 +313,21 @@ def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> Non
             f"{config.teacher}: {theirs.layers} layers of width {theirs.width}, where {config.model} has"
             f" {ours.layers} of {ours.width}; local recovery needs a teacher of the same shape"
         )
+
+
+def read_report(folder: Path) -> RelufyReport:
+    """What `provenance` kept of a run without a second stage, in ``folder``.
+
+    Raises:
+        TsconvertError: its file is missing or damaged.
+    """
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["report"]
+        energies, layers = found["energy_kept"], tuple(LayerResult(**fields) for fields in found["layers"])
+        report = RelufyReport(**found | {"out": folder, "layers": layers, "shift": None, "full": None})
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TsconvertError(f"{folder / PROVENANCE}: missing or damaged; start again without --resume") from None
+    return replace(report, energy_kept=(energies[0], energies[1]) if energies else None)
 
 
 def provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .layers import Layer, Stack, read_tensor
 from .names import Place
 from .progress import progress
 from .spec import ModelSpec
+from .writer import reserve
 
 BATCH_TOKENS = 8192
 _BATCH_ELEMENTS = 2**25  # of the FFN's activations
@@ -177,4 +178,5 @@ def token_buffer(shape: tuple[int, ...], scratch: Path | None) -> torch.Tensor:
     if size_bytes <= IN_MEMORY_BYTES:
         return torch.empty(shape)
     with tempfile.NamedTemporaryFile(dir=scratch, prefix="tsconvert-hidden-") as file:
-        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+        reserve(file, size_bytes)  # a mapped file that the disk has no room for ends the process
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))

@@ -9,8 +9,10 @@ import torch
 
 from . import distributed
 from .progress import progress
+from .writer import reserve
 
 # Shape suffixes: N sequences, S tokens a sequence, K largest logits that are kept.
+_INDEX, _LOG = "teacher_index.npy", "teacher_log.npy"
 
 
 class KeptLogits:
@@ -20,8 +22,11 @@ class KeptLogits:
         mode: Any = "w+" if write else "r"
         shape = (rows, context, top)
         mapped: Any = np.lib.format.open_memmap
-        self.index_NSK = mapped(folder / "teacher_index.npy", mode, np.int32, shape)
-        self.log_NSK = mapped(folder / "teacher_log.npy", mode, np.float16, shape)
+        self.index_NSK = mapped(folder / _INDEX, mode, np.int32, shape)
+        self.log_NSK = mapped(folder / _LOG, mode, np.float16, shape)
+        for name in (_INDEX, _LOG) if write else ():
+            with (folder / name).open("r+b") as stream:  # a mapped file that the disk has no room for ends the process
+                reserve(stream, (folder / name).stat().st_size)
 
     def of(self, row: int) -> dict[str, torch.Tensor]:
         """Those of one sequence, as the trainer takes them."""

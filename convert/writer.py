@@ -12,29 +12,59 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from .checkpoint import DTYPE_BYTES, INDEX, TensorInfo
+from .claim import claimed
 from .errors import TsconvertError
 
 PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _PIECE_BYTES = 1 << 24
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that gets its name only when it is whole: `NAME.partial`, fsync, rename."""
+    """A binary file that gets its name only when it is whole: `NAME.partial`, fsync, rename. After an error it is gone.
+
+    Raises:
+        TsconvertError: another process is writing it.
+    """
     partial = path.with_name(path.name + PARTIAL)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with claimed(partial, path):
+        with naming(path), partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def reserved_name(out: Path) -> Iterator[None]:
+    """Within, no other process may begin to write the file ``out``: for work that ends in one.
+
+    Raises:
+        TsconvertError: ``out`` exists, or another process is writing it.
+    """
+    refuse_existing(out)
+    with claimed(out.with_name(out.name + PARTIAL), out):
+        refuse_existing(out)  # its writer may have finished meanwhile
+        yield
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Full disks and limits named ``path``: the system's errors on writing name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (*FULL, errno.EFBIG):
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -61,7 +91,7 @@ def check_disk(out: Path, need_bytes: int) -> None:
         )
 
 
-def reserve(stream: BinaryIO, size_bytes: int) -> None:
+def reserve(stream: IO[bytes], size_bytes: int) -> None:
     """Give the file its full size, on the disk where the system can.
 
     Raises:
@@ -72,7 +102,7 @@ def reserve(stream: BinaryIO, size_bytes: int) -> None:
     except AttributeError:  # not on Windows and macOS
         os.truncate(stream.fileno(), size_bytes)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (*FULL, errno.EFBIG):
             raise TsconvertError(
                 f"{stream.name}: the disk has no room for {size_bytes:,} bytes; make room or choose another --out"
             ) from None
@@ -80,23 +110,58 @@ def reserve(stream: BinaryIO, size_bytes: int) -> None:
 
 
 @contextmanager
-def atomic_folder(out: Path, *, resume: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, *, resume: bool = False, drop: Sequence[str] = ()) -> Iterator[Path]:
     """A folder that gets its name only when all in it is written.
+
+    Args:
+        resume: keep what an earlier run left in the partial folder.
+        drop: patterns of what is only there to resume from; removed in this order at the very end.
 
     Yields:
         `OUT.partial`, emptied unless ``resume``. It stays after an error, for `--resume`.
+
+    Raises:
+        TsconvertError: ``out`` exists, or another process is writing it.
     """
     refuse_existing(out)
     partial = out.with_name(out.name + PARTIAL)
-    if partial.exists() and not resume:
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    yield partial
-    for path in partial.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    partial.rename(out)
+    with claimed(partial, out, folder=True):
+        refuse_existing(out)  # its writer may have finished meanwhile
+        if not resume:
+            empty(partial)
+        with naming(out):
+            yield partial
+            for path in partial.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        for path in [path for pattern in drop for path in sorted(partial.glob(pattern))]:
+            path.unlink()
+        _sync_folder(partial)
+        partial.rename(out)
     _sync_folder(out.parent)
+
+
+def empty(folder: Path) -> None:
+    """Remove all that is in ``folder``; the folder itself, and a lock on it, stay."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def put(stream: BinaryIO, offset: int, content: memoryview) -> None:
+    """Write ``content`` at ``offset`` of an unbuffered file, however few bytes the system takes at a time."""
+    with naming(Path(stream.name)):
+        while content:
+            if hasattr(os, "pwrite"):
+                done = os.pwrite(stream.fileno(), content, offset)
+            else:
+                stream.seek(offset)
+                done = stream.write(content)
+            if not done:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(stream.name))
+            content, offset = content[done:], offset + done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +209,7 @@ class CheckpointWriter:
         slot = self._slots[name]
         if raw.nbytes != slot.size_bytes:
             raise ValueError(f"{name}: {raw.nbytes} bytes for a slot of {slot.size_bytes}")
-        stream = self._open[slot.file]
-        stream.seek(slot.start)
-        stream.write(raw.reshape(-1).data)
+        put(self._open[slot.file], slot.start, raw.reshape(-1).data)
 
     def copy(self, name: str, source: TensorInfo) -> None:
         """Put a tensor of another checkpoint, of the same dtype, in its place: by the kernel, where it can."""
@@ -154,22 +217,19 @@ class CheckpointWriter:
         if source.size_bytes != slot.size_bytes:
             raise ValueError(f"{name}: {source.size_bytes} bytes for a slot of {slot.size_bytes}")
         stream = self._open[slot.file]
-        stream.flush()
-        with source.file.open("rb") as original:
+        with source.file.open("rb") as original, naming(slot.file):
             done = _copy_range(original, stream, source, slot)
             original.seek(source.start + done)
-            stream.seek(slot.start + done)
             while done < slot.size_bytes:
                 piece = original.read(min(_PIECE_BYTES, slot.size_bytes - done))
                 if not piece:
                     raise TsconvertError(f"{source.file}: became shorter while it was read; start again")
-                stream.write(piece)
+                put(stream, slot.start + done, memoryview(piece))
                 done += len(piece)
 
     def flush(self) -> None:
         """All that was written so far is on the disk when this returns."""
         for stream in self._open.values():
-            stream.flush()
             os.fsync(stream.fileno())
 
     def __enter__(self) -> Self:
@@ -177,9 +237,11 @@ class CheckpointWriter:
 
     def __exit__(self, *_: object) -> None:
         """Flush and close the shards, also after an error: a resumed run goes on with them."""
-        self.flush()
-        for stream in self._open.values():
-            stream.close()
+        try:
+            self.flush()
+        finally:
+            for stream in self._open.values():
+                stream.close()
 
     def _lay_out(self, file: Path, shard: Sequence[PlannedTensor]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -195,11 +257,9 @@ class CheckpointWriter:
             start = header[tensor.name]["data_offsets"][0]
             slot = TensorInfo(tensor.name, file, tensor.dtype, tensor.shape, base + start, tensor.size_bytes)
             self._slots[tensor.name] = slot
-        stream = file.open("r+b" if file.exists() else "w+b")
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.flush()
+        stream = self._open[file] = file.open("r+b" if file.exists() else "w+b", buffering=0)
+        put(stream, 0, memoryview(len(text).to_bytes(8, "little") + text))
         reserve(stream, base + offset)
-        self._open[file] = stream
 
 
 def _copy_range(original: BinaryIO, stream: BinaryIO, source: TensorInfo, slot: TensorInfo) -> int:
@@ -214,7 +274,7 @@ def _copy_range(original: BinaryIO, stream: BinaryIO, source: TensorInfo, slot: 
                 break
             done += count
     except (AttributeError, OSError) as error:  # not on macOS; not between all file systems
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if getattr(error, "errno", None) in (*FULL, errno.EFBIG, errno.EIO):
             raise
     return done
 

@@ -4,15 +4,17 @@ docs/check.md describes the file.
 """
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..convert.claim import claimed
 from ..convert.errors import CheckFailedError, TsconvertError
 from ..convert.progress import note
 from ..convert.units import size_text
 from ..convert.writer import atomic_file
-from .check_baseline import read_baseline, write_baseline
+from .check_baseline import Baseline, read_baseline, write_baseline
 from .check_formats import annotations, junit
 from .check_lines import FAILED, PASSED, SKIPPED, Line, judge, table
 from .check_spec import CheckSpec, Options, read_spec
@@ -97,6 +99,12 @@ def check(config: CheckConfig) -> CheckReport:
     spec = read_spec(config.spec, out=config.out, variables=config.variables, options=config.options)
     drifts = {limit.figure for limit in spec.limits if limit.drift is not None}
     baseline = read_baseline(config.baseline or spec.baseline, updating=config.update_baseline, needed=bool(drifts))
+    with claimed(spec.out, spec.out, folder=True) if spec.stages else nullcontext():
+        return _checked(config, spec, baseline, drifts)
+
+
+def _checked(config: CheckConfig, spec: CheckSpec, baseline: Baseline, drifts: set[str]) -> CheckReport:
+    """Run the stages, look at the outputs, judge, and hand the report over."""
     stages = run_stages(spec, resume=config.resume)
     results: dict[str, dict[str, Any] | None] = {stage.name: stage.result if stage.ran else None for stage in stages}
     lines = [_stage_line(stage) for stage in stages]

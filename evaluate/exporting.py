@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.command_line import typed
-from ..convert.writer import write_json
+from ..convert.writer import atomic_file, write_json
 from ..quant.export import ExportConfig, ExportReport
 from ..quant.export import export_gguf as write_gguf_file
 from ..quant.model_card import card_path
@@ -79,6 +79,7 @@ def _verified(config: ExportConfig, report: ExportReport) -> VerifiedExport:
             importances=getattr(config, "imatrix", None) is not None,
         )
     )
-    with card_path(config.out).open("a", encoding="utf-8") as card:
-        card.write(f"\nVerified against the checkpoint when it was written:\n\n```\n{found}\n```\n")
+    card = card_path(config.out).read_bytes()
+    with atomic_file(card_path(config.out)) as stream:
+        stream.write(card + f"\nVerified against the checkpoint when it was written:\n\n```\n{found}\n```\n".encode())
     return VerifiedExport(export=report, verification=found)

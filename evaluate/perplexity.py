@@ -5,6 +5,7 @@ its modes. How text is cut into windows and which tokens count is windows.py's m
 output's keys, which scripts and `tsconvert check` count on.
 """
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .. import models
 from ..convert.corpora import Source
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
+from ..convert.writer import reserved_name
 from .divergence import (
     Compared,
     Divergence,
@@ -78,11 +80,12 @@ def evaluate(config: EvalConfig) -> EvalReport:
         windows = cut(model.encode, model.bos, config.data or _embedded(), how)
     else:
         windows = stored.windows
-    writer = LogitsWriter(config.save_logits, config.top) if config.save_logits else None
-    reference = stored or _live(config, windows, how)
-    loss_P, compared = _score(model, windows, reference, writer)
-    if writer:
-        writer.write(windows, how, config.model, model.fingerprint)
+    with reserved_name(config.save_logits) if config.save_logits else nullcontext():
+        writer = LogitsWriter(config.save_logits, config.top) if config.save_logits else None
+        reference = stored or _live(config, windows, how)
+        loss_P, compared = _score(model, windows, reference, writer)
+        if writer:
+            writer.write(windows, how, config.model, model.fingerprint)
     divergence = diverge(loss_P, compared) if reference else None
     report = _report(config, model, windows, how, loss_P)
     return replace(report, **_compared(reference, divergence))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..convert import distributed
+from ..convert.journal import KEPT
 from ..convert.writer import atomic_file
 from .calibrate import FFNReport
 from .predictor import AnyPredictor, arrays, from_arrays
@@ -73,11 +74,5 @@ class Kept:
             kept = json.loads(file.metadata()["reports"])
         return [[FFNReport(**fields) for fields in trials] for trials in kept]
 
-    def forget(self, layers: int) -> None:
-        """Remove the files."""
-        if not distributed.rank():
-            for layer in range(layers):
-                self._path(layer).unlink(missing_ok=True)
-
     def _path(self, layer: int) -> Path:
-        return self.folder / f"predictors-{layer:05}.kept"
+        return self.folder / f"predictors-{layer:05}{KEPT}"

@@ -1,6 +1,7 @@
 """`tsconvert profile`: how often each neuron of each layer and expert fires over one or several corpora."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..convert.corpora import Source, calibration_rows
 from ..convert.errors import TsconvertError
 from ..convert.layers import Layer
 from ..convert.sweep import Stream, sweep
-from ..convert.writer import refuse_existing
+from ..convert.writer import refuse_existing, reserved_name
 from .hot import hot_share
 from .profile_file import LayerProfile, Profile, load_profile, save_powerinfer_activations, save_profile
 from .statistics import EnergyHistogram, fired_union
@@ -66,10 +67,11 @@ def profile(config: ProfileConfig) -> Profile:
                 f"--powerinfer-dir: {config.model} has experts, and PowerInfer's solver takes dense FFNs only; leave it"
                 " out"
             )
-        found = _count(checkpoint, config)
-        found = replace(found, elapsed_s=time.monotonic() - start_s)
-        if config.out is not None and not distributed.rank():
-            save_profile(found, config.out)
+        with nullcontext() if config.out is None or distributed.rank() else reserved_name(config.out):
+            found = _count(checkpoint, config)
+            found = replace(found, elapsed_s=time.monotonic() - start_s)
+            if config.out is not None and not distributed.rank():
+                save_profile(found, config.out)
         if config.powerinfer_dir is not None and not distributed.rank():
             save_powerinfer_activations(found, config.powerinfer_dir)
     return found

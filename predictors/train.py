@@ -10,7 +10,7 @@ from pathlib import Path
 from ..convert import distributed
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.corpora import calibration_rows
-from ..convert.journal import JOURNAL, Journal
+from ..convert.journal import JOURNAL, KEPT, Journal
 from ..convert.progress import note
 from ..convert.sequences import Sequences
 from ..convert.sweep import sweep
@@ -73,7 +73,7 @@ def _output(config: PredictorConfig) -> Iterator[Path]:
     elif distributed.rank():
         yield config.out.with_name(config.out.name + PARTIAL)
     else:
-        with atomic_folder(config.out, resume=config.resume) as partial:
+        with atomic_folder(config.out, resume=config.resume, drop=(f"*{KEPT}", JOURNAL)) as partial:
             yield partial
 
 
@@ -101,8 +101,6 @@ def _train(checkpoint: Checkpoint, config: PredictorConfig, kept: Kept, report: 
             found.pop(varying)
         layers = (kept.read(layer, chosen[layer]) for layer in range(len(chosen)))
         write_predictors(layers, checkpoint.fingerprint, found, kept.folder)
-        kept.forget(len(chosen))
-        (kept.folder / JOURNAL).unlink()
     return report
 
 

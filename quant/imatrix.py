@@ -1,6 +1,7 @@
 """`tsconvert imatrix`: an importance matrix from a model and text, in llama.cpp's GGUF form."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..convert import distributed
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.corpora import Source, calibration_rows
 from ..convert.sweep import sweep
-from ..convert.writer import refuse_existing
+from ..convert.writer import refuse_existing, reserved_name
 from .imatrix_file import ImportanceMatrix, coverage, save_imatrix
 from .imatrix_sweep import Collector
 
@@ -75,9 +76,10 @@ def imatrix(config: ImatrixConfig) -> ImatrixReport:
         config = replace(config, device=device)
         refuse_existing(config.out)
         checkpoint = open_checkpoint(config.model)
-        found = _collect(checkpoint, config)
-        if not distributed.rank():
-            save_imatrix(found, config.out)
+        with nullcontext() if distributed.rank() else reserved_name(config.out):
+            found = _collect(checkpoint, config)
+            if not distributed.rank():
+                save_imatrix(found, config.out)
     return ImatrixReport(
         out=config.out,
         entries=len(found.entries),

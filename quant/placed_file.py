@@ -8,13 +8,14 @@ past the cache, and its two ends, which share a page with their neighbours, thro
 import errno
 import os
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.writer import reserve
+from ..convert.writer import naming, put, reserve
 
 Bytes = npt.NDArray[np.uint8]
 PAGE = 4096
@@ -80,7 +81,8 @@ class PlacedFile:
         done = 0
         while done < content.size:
             try:
-                count = os.pwrite(self._direct, content[done:].data, offset + done)
+                with naming(Path(self._stream.name)):
+                    count = os.pwrite(self._direct, content[done:].data, offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # this file system wants larger units
                     raise
@@ -91,15 +93,6 @@ class PlacedFile:
         return done
 
     def _through_cache(self, offset: int, content: Bytes) -> None:
-        left = memoryview(content.data)
-        if not left:
-            return
-        with self._lock:  # one at a time: Linux lets those that wait for the file spin
-            if not hasattr(os, "pwrite"):
-                self._stream.seek(offset)
-                self._stream.write(left)
-                self._stream.flush()
-                return
-            while left:
-                done = os.pwrite(self._stream.fileno(), left, offset)
-                left, offset = left[done:], offset + done
+        if content.size:
+            with self._lock:  # one at a time: Linux lets those that wait for the file spin
+                put(self._stream, offset, memoryview(content.data))

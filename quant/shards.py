@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..convert.errors import TsconvertError
 from ..convert.progress import progress
-from ..convert.writer import PARTIAL, atomic_file, check_disk, refuse_existing
+from ..convert.writer import atomic_file, check_disk, reserved_name
 from .gguf_file import shard_path
 from .gguf_pipeline import check_tensors
 from .gguf_writer import GGUF_MAGIC, TensorPlan, Value, Verbatim, file_size, i32, tensor_bytes, u16, write_gguf
@@ -68,24 +68,21 @@ def write_files(files: Sequence[GgufPlan], *, title: str, threads: int | None = 
     """Check all values, then write all files; they get their names when all are whole, the first one last.
 
     Raises:
-        TsconvertError: a file exists, a value is NaN, infinite or too large for its type, or the disk is full.
+        TsconvertError: a file exists or another process writes it, a value is NaN, infinite or too large for its
+            type, or the disk is full.
     """
-    for file in files:
-        refuse_existing(file.path)
-    check_disk(files[0].path, sum(file.size_bytes for file in files))
-    tensors = [tensor for file in files for tensor in file.tensors]
-    check_tensors(tensors, threads)
-    try:
+    with ExitStack() as names:
+        for file in files:
+            names.enter_context(reserved_name(file.path))
+        check_disk(files[0].path, sum(file.size_bytes for file in files))
+        tensors = [tensor for file in files for tensor in file.tensors]
+        check_tensors(tensors, threads)
         with progress(title, len(tensors)) as step, ExitStack() as open_files:
             for file in files:
                 stream = open_files.enter_context(atomic_file(file.path))
                 write_gguf(
                     stream, file.metadata, file.tensors, magic=file.magic, step=step, threads=threads, checked=True
                 )
-    except BaseException:
-        for file in files:
-            file.path.with_name(file.path.name + PARTIAL).unlink(missing_ok=True)
-        raise
 
 
 def bytes_by_type(tensors: list[TensorPlan]) -> dict[str, int]:
