@@ -9,15 +9,22 @@ from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.runner.model import load
 
-pytestmark = pytest.mark.peer
-OTHERS = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_K_M", "Q6_K", "Q4_1", "IQ4_XS")
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_0", "Q4_K_M", "Q6_K", "Q4_1", "IQ4_XS")
 
 
-@pytest.mark.parametrize("dtype", ["Q4_0", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_smollm2_says_the_same_with_any_number_of_threads(smollm2: Path, tmp_path: Path, dtype: str) -> None:
-    relufy(RelufyConfig(model=str(smollm2), out=tmp_path / "sparse", recover="none", align=False))
+@pytest.fixture(scope="module")
+def sparse(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 with dReLU in place of SwiGLU, not recovered."""
+    out = tmp_path_factory.mktemp("sparse") / "model"
+    relufy(RelufyConfig(model=str(smollm2), out=out, recover="none", align=False))
+    return out
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_smollm2_says_the_same_with_any_number_of_threads(sparse: Path, tmp_path: Path, dtype: str) -> None:
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=tmp_path / "sparse", out=file, type_name=dtype))
+    export_gguf(ExportConfig(model=sparse, out=file, type_name=dtype))
     tokens = np.random.default_rng(3).integers(0, 49152, 24).tolist()
     for mode in ("exact", "dense"):
         said = []
