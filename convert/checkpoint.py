@@ -7,6 +7,7 @@ import json
 import mmap
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import names
-from .errors import TsconvertError
+from .errors import TsconvertError, label, shown
 from .look import Looks
 from .names import Place
 from .spec import ModelSpec, read_config, spec_of
 
+_MOST_DIMENSIONS = 8
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _HEADER_LIMIT_BYTES = 100_000_000  # as in the safetensors library
 INDEX = "model.safetensors.index.json"
@@ -114,6 +116,11 @@ class Checkpoint:
                 places = _places_of(info, self.spec, parts)
                 if not places and not names.IGNORED.fullmatch(info.name):
                     unknown.append(info)
+                for place in places.keys() & found.keys():
+                    raise TsconvertError(
+                        f"{file}: tensor {label(info.name)} is in {found[place].file.name} already, as"
+                        f" {label(found[place].name)}; download the checkpoint again"
+                    )
                 found.update(places)
         if self.spec.tied:
             found.pop(Place("output"), None)
@@ -127,7 +134,7 @@ class Checkpoint:
         if unknown:
             info = unknown[0]
             raise TsconvertError(
-                f"{info.file}: tensor {info.name} has no place in a {self.spec.family} model;"
+                f"{info.file}: tensor {label(info.name)} has no place in a {self.spec.family} model;"
                 " remove it (an adapter?) or convert the base model"
             )
         order = {place: i for i, place in enumerate(names.model_places(self.spec))}
@@ -195,8 +202,11 @@ def shard_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise TsconvertError(f"{index}: not an index with a weight_map; download it again") from None
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise TsconvertError(f"{index}: {shard!r} is no file name within the folder; do not trust this checkpoint")
+        name = shard if isinstance(shard, str) else ""
+        if not 0 < len(name.encode("utf-8", "replace")) < 256 or Path(name).name != name:
+            raise TsconvertError(
+                f"{index}: {shown(shard)} is no file name within the folder; do not trust this checkpoint"
+            )
         if not (folder / shard).is_file():
             raise TsconvertError(f"{folder / shard}: shard is missing (named in {INDEX}); download it again")
     return [folder / shard for shard in shards]
@@ -213,24 +223,46 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         if size < 8 or length > min(size - 8, _HEADER_LIMIT_BYTES):
             raise TsconvertError(f"{file}: not a safetensors file, or cut off in its header; download it again")
         try:
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
             header.pop("__metadata__", None)
             infos = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise TsconvertError(f"{file}: the safetensors header is damaged; download it again") from None
+    _check_extents(file, infos, size)
+    return infos
+
+
+def _check_extents(file: Path, infos: dict[str, TensorInfo], size: int) -> None:
     for info in infos.values():
         if info.start + info.size_bytes > size:
             missing = info.start + info.size_bytes - size
             raise TsconvertError(
-                f"{file}: cut off, tensor {info.name} lacks {missing} bytes at the end; download it again"
+                f"{file}: cut off, tensor {label(info.name)} lacks {missing} bytes at the end; download it again"
             )
-    return infos
+    ordered = sorted((info for info in infos.values() if info.size_bytes), key=lambda info: info.start)
+    for one, other in pairwise(ordered):
+        if one.start + one.size_bytes > other.start:
+            raise TsconvertError(
+                f"{file}: tensors {label(one.name)} and {label(other.name)} overlap; download it again"
+            )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose names stands there twice, as the safetensors library wants it."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
 
 
 def _tensor_info(file: Path, name: str, entry: dict[str, Any], base: int) -> TensorInfo:
-    dtype, shape, (start, end) = entry["dtype"], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+    dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPE_BYTES:
-        raise TsconvertError(f"{file}: tensor {name} is {dtype}; tsconvert reads {', '.join(DTYPE_BYTES)}")
+        raise TsconvertError(
+            f"{file}: tensor {label(name)} is {str(dtype)[:60]}; tsconvert reads {', '.join(DTYPE_BYTES)}"
+        )
+    if len(shape) > _MOST_DIMENSIONS or any(type(n) is not int for n in (*shape, start, end)):
+        raise ValueError("no shape and no extent")
     count = 1
     for n in shape:
         count *= n
@@ -244,7 +276,9 @@ def _name_patterns(spec: ModelSpec) -> list[tuple[str, re.Pattern[str]]]:
     for role, (dense, moe, _) in names.TABLE.items():
         template = moe if spec.experts else dense
         if template:
-            pattern = re.escape(template).replace(r"\{L\}", r"(?P<L>\d+)").replace(r"\{E\}", r"(?P<E>\d+)")
+            pattern = re.escape(template)
+            for name in "LE":
+                pattern = pattern.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d{{1,9}})")
             patterns.append((role, re.compile(pattern)))
     return patterns
 
@@ -264,7 +298,7 @@ def _places_of(
 
 def _fused_places(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
     """The experts' places within the tensors that hold all of them (transformers 5's own layout)."""
-    match = re.fullmatch(r"model\.layers\.(\d+)\..*", info.name)
+    match = re.fullmatch(r"model\.layers\.(\d{1,9})\..*", info.name)
     layer = int(match[1]) if match else spec.layers
     if layer >= spec.layers:
         return {}

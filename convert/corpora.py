@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import models
 from .checkpoint import Checkpoint
-from .errors import TsconvertError
+from .errors import TsconvertError, reason
 from .progress import note
 
 _PIECE_BYTES = 16_384
@@ -55,7 +55,9 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise TsconvertError(f"{folder}: the tokenizer cannot be read ({error}); copy the model's own there") from error
+        raise TsconvertError(
+            f"{folder}: the tokenizer cannot be read ({reason(error)}); copy the model's own there"
+        ) from error
     tokenizer.model_max_length = 10**30  # rows are cut to the context later: no warning about long texts
     return tokenizer
 
@@ -284,7 +286,7 @@ def _line_ranges(file: Path) -> list[tuple[Path, int, int]]:
 
 def _read_piece(file: Path, start: int, end: int) -> str:
     if file.suffix == ".parquet":
-        return "\n".join(map(str, _parquet(file).read_row_group(start, columns=["text"])["text"].to_pylist()))
+        return _parquet_text(file, start)
     if file.suffix == ".jsonl":
         return _record_text(file, _read(file, start, end))
     begin, stop = _word_end(file, start), _word_end(file, end)
@@ -317,7 +319,7 @@ def _record_text(file: Path, raw: bytes) -> str:
     try:
         record = json.loads(raw)
         return str(record["text"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise TsconvertError(
             f"{file}: a line is no JSON object with a field 'text'; fix it or leave the file out"
         ) from None
@@ -328,7 +330,20 @@ def _parquet(file: Path) -> Any:
         import pyarrow.parquet
     except ImportError:
         raise TsconvertError(f"{file}: reading parquet needs pyarrow; pip install 'tsconvert[data]'") from None
-    return pyarrow.parquet.ParquetFile(file)
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TsconvertError(f"{file}: is no parquet file ({reason(error)}); get it again") from None
+
+
+def _parquet_text(file: Path, group: int) -> str:
+    import pyarrow
+
+    try:
+        records = _parquet(file).read_row_group(group, columns=["text"])["text"].to_pylist()
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise TsconvertError(f"{file}: has no column 'text' that can be read ({reason(error)}); get it again") from None
+    return "\n".join(map(str, records))
 
 
 def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str]:

@@ -11,3 +11,30 @@ class CheckFailedError(TsconvertError):
     """The work was done and a verification or threshold failed."""
 
     exit_code = 1
+
+
+def shown(value: object, most: int = 60) -> str:
+    """What a file says, for a message: quoted, and cut where it is long.
+
+    Example:
+        >>> shown("abc"), shown("a" * 100, 10)
+        ("'abc'", "'aaaaaa...")
+    """
+    quoted = repr(value[: most + 1] if isinstance(value, str | bytes | list) else value)
+    return quoted if len(quoted) <= most else quoted[: most - 3] + "..."
+
+
+def label(name: str, most: int = 120) -> str:
+    """A name from a file, for a message: as it is, or quoted and cut where it is none that a model has."""
+    return name if name.isprintable() and len(name) <= most else shown(name, most)
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a file, for a message: its first line, of a length that a line may have."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return printable(first if len(first) <= 200 else first[:197] + "...")
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may have it: names in files can hold escape sequences and halves of characters."""
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)

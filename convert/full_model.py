@@ -27,12 +27,12 @@ def sparse_model(checkpoint: Checkpoint) -> Any:
     config_class, model_class = _SPARSE[checkpoint.spec.family]
     fields = sparse_config(checkpoint, checkpoint.spec.activation)
     config = config_class.from_dict({key: fields[key] for key in fields if key not in ("model_type", "auto_map")})
-    return model_class.from_pretrained(checkpoint.folder, config=config, dtype=torch.float32)
+    return model_class.from_pretrained(checkpoint.folder, config=config, dtype=torch.float32, use_safetensors=True)
 
 
 def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """The dense model of ``checkpoint``, not to be trained."""
-    model = _DENSE[checkpoint.spec.family].from_pretrained(checkpoint.folder, dtype=dtype)
+    model = _DENSE[checkpoint.spec.family].from_pretrained(checkpoint.folder, dtype=dtype, use_safetensors=True)
     return model.eval().requires_grad_(False)
 
 

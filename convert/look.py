@@ -64,6 +64,7 @@ class Looks(Generic[Key]):
         self._found: dict[Key, Future[Look]] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._waiting = 0
 
     def __getitem__(self, key: Key) -> Look:
         return self._ask(key).result()
@@ -76,17 +77,32 @@ class Looks(Generic[Key]):
     def stop(self) -> None:
         """Look at nothing more; what was seen stays known."""
         with self._lock:
-            if self._pool is not None:
-                self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
-            self._found = {key: future for key, future in self._found.items() if not future.cancelled()}
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)  # without the lock, which a look takes at its end
+        with self._lock:
+            left = {key: future for key, future in self._found.items() if not future.cancelled()}
+            self._waiting -= len(self._found) - len(left)
+            self._found = left
 
     def _ask(self, key: Key) -> Future[Look]:
         with self._lock:
             if key not in self._found:
                 self._pool = self._pool or ThreadPoolExecutor(os.cpu_count())
                 self._found[key] = self._pool.submit(self._look, key)
+                self._waiting += 1
             return self._found[key]
 
     def _look(self, key: Key) -> Look:
-        return look(self._raw(key), self._dtypes[key])
+        try:
+            return look(self._raw(key), self._dtypes[key])
+        finally:
+            self._end_if_last()
+
+    def _end_if_last(self) -> None:
+        """Threads that wait for nothing would be kept for as long as the checkpoint is."""
+        with self._lock:
+            self._waiting -= 1
+            if not self._waiting and self._pool is not None:
+                self._pool.shutdown(wait=False)
+                self._pool = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import TsconvertError
+from .errors import TsconvertError, shown
 
 # model_type in config.json -> (family, activation where hidden_act does not say it)
 DENSE_TYPES = {"llama": "llama", "mistral": "mistral", "mixtral": "mixtral"}
@@ -20,6 +20,9 @@ SPARSE_TYPES = {
 ACTIVATIONS = ("swiglu", "drelu", "reglu")
 
 
+_MOST = 2**31 - 1  # what compiled code counts with
+_LARGEST = 1e30  # any real number of a config
+_MOST_FFNS = 1 << 17  # in all layers; the largest models have some 16,000
 _LATER = ("thresholds",)  # fields of ModelSpec that fingerprints made before them did not cover
 
 
@@ -61,20 +64,33 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
-            raise TsconvertError(f"activation is {self.activation!r}: it must be one of {', '.join(ACTIVATIONS)}")
+            raise TsconvertError(f"activation is {shown(self.activation)}: it must be one of {', '.join(ACTIVATIONS)}")
         for name in ("layers", "width", "neurons", "heads", "kv_heads", "head_dim", "vocab", "context"):
-            if not getattr(self, name) >= 1:
-                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
+            value = getattr(self, name)
+            if not 1 <= value <= _MOST:
+                limit = "at least 1" if value < 1 else f"at most {_MOST}"
+                raise TsconvertError(f"{name} is {shown(value)}: it must be {limit}")
+        self._check_reals()
+        if self.layers * max(1, self.experts) > _MOST_FFNS:
+            raise TsconvertError(
+                f"layers is {self.layers} and experts is {self.experts}: no model has more than {_MOST_FFNS} FFNs"
+            )
         if self.heads % self.kv_heads:
             raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
         sound = len(self.thresholds) == self.layers and all(0 <= t < math.inf for t in self.thresholds)
         if self.thresholds and not (self.sparse and sound):
             raise TsconvertError(
-                f"thresholds are {list(self.thresholds)}: a sparse model may have one of at least 0 for each of its"
-                f" {self.layers} layers"
+                f"thresholds are {shown(list(self.thresholds))}: a sparse model may have one of at least 0 for each of"
+                f" its {self.layers} layers"
             )
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
+
+    def _check_reals(self) -> None:
+        if not 0 <= self.norm_eps < math.inf:
+            raise TsconvertError(f"norm_eps is {self.norm_eps:g}: it must be a number of at least 0")
+        if not 0 < self.rope_theta < math.inf:
+            raise TsconvertError(f"rope_theta is {self.rope_theta:g}: it must be a number above 0")
 
     @property
     def identity(self) -> str:
@@ -144,10 +160,10 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         "head_dim": _whole(config, where, "head_dim", width // heads),
         "vocab": _whole(config, where, "vocab_size"),
         "context": _whole(config, where, "max_position_embeddings", 2048),
-        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "norm_eps": _number(config, where, "rms_norm_eps", 1e-6),
         "rope_theta": rope_theta,
         "rope_scaling": rope_scaling,
-        "sliding_window": _window(config, family),
+        "sliding_window": _window(config, where, family),
         "tied": bool(config.get("tie_word_embeddings", False)),
         "experts": _whole(config, where, "num_local_experts", 8) if moe else 0,
         "experts_per_token": _whole(config, where, "num_experts_per_tok", 2) if moe else 0,
@@ -164,9 +180,11 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
 def _family(config: Mapping[str, Any], where: Path) -> str:
     kind = config.get("model_type")
     known = DENSE_TYPES | SPARSE_TYPES
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         names = ", ".join(known)
-        raise TsconvertError(f"{where}: model_type is {kind!r}; tsconvert converts {names}, so choose one of those")
+        raise TsconvertError(
+            f"{where}: model_type is {shown(kind)}; tsconvert converts {names}, so choose one of those"
+        )
     return known[kind]
 
 
@@ -178,15 +196,15 @@ def _activation(config: Mapping[str, Any], where: Path) -> str:
         return "drelu"
     if act not in ("silu", "swish"):
         raise TsconvertError(
-            f"{where}: hidden_act is {act!r}; tsconvert replaces SwiGLU, so the model must have hidden_act 'silu'"
+            f"{where}: hidden_act is {shown(act)}; tsconvert replaces SwiGLU, so the model must have hidden_act 'silu'"
         )
     return "swiglu"
 
 
 def _released_sparse(config: Mapping[str, Any]) -> bool:
     """The classes are those of TurboSparse's releases, which compute dReLU, under a base model's `model_type`."""
-    auto = config.get("auto_map")
-    classes = [*(config.get("architectures") or ()), *(auto.values() if isinstance(auto, Mapping) else ())]
+    auto, named = config.get("auto_map"), config.get("architectures")
+    classes = [*(named if isinstance(named, list) else ()), *(auto.values() if isinstance(auto, Mapping) else ())]
     return any(name in str(each).lower() for each in classes for name in ("turbosparse", "bamboo"))
 
 
@@ -194,41 +212,62 @@ def _refuse(config: Mapping[str, Any], where: Path) -> None:
     for field in ("attention_bias", "mlp_bias"):
         if config.get(field):
             raise TsconvertError(f"{where}: {field} is true; tsconvert covers models without biases")
-    if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "unknown")
-        raise TsconvertError(f"{where}: the weights are quantized ({method}); convert the unquantized checkpoint")
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, Mapping) else "unknown"
+        raise TsconvertError(
+            f"{where}: the weights are quantized ({str(method)[:60]}); convert the unquantized checkpoint"
+        )
+
+
+_ROPE_POSITIVE = (
+    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+)  # fmt: skip
+_ROPE_NUMBERS = ("attention_factor", "mscale", "mscale_all_dim")
 
 
 def _rope(config: Mapping[str, Any], where: Path) -> tuple[float, Mapping[str, Any] | None]:
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(parameters, Mapping):
         raise TsconvertError(f"{where}: rope_parameters is no object; download the file again")
-    theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
+    theta = _number({"rope_theta": config.get("rope_theta"), **parameters}, where, "rope_theta", 10000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind not in ("linear", "llama3", "yarn"):
-        raise TsconvertError(f"{where}: rope_type is {kind!r}; tsconvert covers default, linear, llama3 and yarn")
-    return float(theta), {**parameters, "rope_type": kind}
+        raise TsconvertError(f"{where}: rope_type is {shown(kind)}; tsconvert covers default, linear, llama3 and yarn")
+    for field in (*_ROPE_POSITIVE, *_ROPE_NUMBERS):
+        value = _number(parameters, where, field, 1.0)
+        if value < 0 or (value == 0 and field in _ROPE_POSITIVE):
+            raise TsconvertError(f"{where}: {field} is {value:g}; it must be above 0")
+    return theta, {**parameters, "rope_type": kind}
 
 
 def _thresholds(config: Mapping[str, Any], where: Path) -> tuple[float, ...]:
     values = config.get("ffn_thresholds") or ()
-    if not isinstance(values, list | tuple) or not all(isinstance(value, int | float) for value in values):
-        raise TsconvertError(f"{where}: ffn_thresholds is {values!r}; it must be a list of numbers, one a layer")
+    known = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    if not known or any(abs(value) > _MOST for value in values):
+        raise TsconvertError(f"{where}: ffn_thresholds is {shown(values)}; it must be a list of numbers, one a layer")
     return tuple(float(value) for value in values)
 
 
-def _window(config: Mapping[str, Any], family: str) -> int | None:
-    window = config.get("sliding_window")
-    return int(window) if window and family != "llama" else None
+def _window(config: Mapping[str, Any], where: Path, family: str) -> int | None:
+    return _whole(config, where, "sliding_window") if config.get("sliding_window") and family != "llama" else None
+
+
+def _number(config: Mapping[str, Any], where: Path, field: str, default: float) -> float:
+    value = config.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise TsconvertError(f"{where}: {field} is {shown(value)}; it must be a number")
+    return float(value)
 
 
 def _whole(config: Mapping[str, Any], where: Path, field: str, default: int | None = None) -> int:
     value = config.get(field)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TsconvertError(f"{where}: {field} is {value!r}; it must be a whole number of at least 1")
+        raise TsconvertError(f"{where}: {field} is {shown(value)}; it must be a whole number of at least 1")
     return value
 
 

@@ -71,7 +71,7 @@ def read_baseline(path: Path | None, *, updating: bool, needed: bool) -> Baselin
         found = json.loads(path.read_text(encoding="utf-8"))
         figures = found["figures"]
         right = found["format"] == _FORMAT and all(is_number(value) for value in figures.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         right = False
     if not right:
         raise TsconvertError(f"{path}: is no baseline of a check; write it with --update-baseline")

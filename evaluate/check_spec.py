@@ -109,7 +109,7 @@ def read_spec(
         table = tomllib.loads(text)
     except FileNotFoundError:
         raise TsconvertError(f"{path}: no such file; give a check file (docs/check.md)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of which TOML and UTF-8 errors are kinds
         raise TsconvertError(f"{path}: is no TOML ({error}); correct it") from None
     _known(path, "the file", table, TOP_KEYS)
     if table.get("format") != FORMAT_VERSION:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason, shown
 from ..convert.writer import atomic_file, refuse_existing
 from .divergence import Compared, Floats, Tokens, loss_of, require_same_vocabulary
 from .windows import Windowing, Windows
@@ -87,13 +87,20 @@ class StoredReference:
     """
 
     def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         self.about = read_about(path)
-        self.path, self.name = path, str(self.about["model"])
-        self.fingerprint = str(self.about["model_fingerprint"])
-        tensors = load_file(path)
-        self.how = Windowing(**self.about["windowing"])
+        try:
+            self.path, self.name = path, str(self.about["model"])
+            self.fingerprint = str(self.about["model_fingerprint"])
+            tensors = load_file(path)
+            _check(tensors, int(self.about["vocabulary"]), self.about["corpora"])
+            self.how = Windowing(**self.about["windowing"])
+        except (KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
+            raise TsconvertError(
+                f"{path}: not what eval --save-logits writes ({reason(error)}); write it again"
+            ) from None
         self.windows = Windows(
             rows_NS=tensors["rows"].astype(np.int64), first_N=tensors["first"].tolist(),
             corpus_N=tensors["corpus"].tolist(), corpora=self.about["corpora"],
@@ -126,6 +133,30 @@ class StoredReference:
         return Compared(loss_P=loss_P, kl_P=kl_P, same_P=log_PV.argmax(-1) == top_PK[:, 0])
 
 
+def _check(tensors: dict[str, npt.NDArray[Any]], vocabulary: int, corpora: Any) -> None:
+    """KeyError, TypeError or ValueError unless the tensors fit each other and name what is there."""
+    rows_NS, top_PK, log_PK = tensors["rows"], tensors["top"], tensors["log_p"]
+    first_N, corpus_N, target_P = tensors["first"], tensors["corpus"], tensors["target"]
+    if rows_NS.ndim != 2 or first_N.shape != rows_NS.shape[:1] or corpus_N.shape != rows_NS.shape[:1]:
+        raise ValueError("its windows do not fit each other")
+    if top_PK.ndim != 2 or log_PK.shape != top_PK.shape or target_P.shape != top_PK.shape[:1] or not top_PK.size:
+        raise ValueError("its predictions do not fit each other")
+    if any(each.dtype.kind not in "iu" for each in (rows_NS, first_N, corpus_N, top_PK)):
+        raise ValueError("its tokens are no whole numbers")
+    if log_PK.dtype != np.float32 or target_P.dtype != np.float32:
+        raise ValueError("its log-probabilities are no float32")
+    if not isinstance(corpora, list) or not all(isinstance(name, str) for name in corpora):
+        raise TypeError("its corpora have no names")
+    for values, end in (
+        (rows_NS, vocabulary),
+        (top_PK, vocabulary),
+        (first_N, rows_NS.shape[1]),
+        (corpus_N, len(corpora)),
+    ):
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) < end:
+            raise ValueError("it names tokens, positions or corpora that are not there")
+
+
 def read_about(path: Path) -> dict[str, Any]:
     """The metadata of a file of reference predictions.
 
@@ -137,7 +168,9 @@ def read_about(path: Path) -> dict[str, Any]:
         raise TsconvertError(f"{path}: not what eval --save-logits writes; give such a file, a model or a GGUF file")
     if about.get("format_version") != FORMAT_VERSION:
         version = about.get("format_version")
-        raise TsconvertError(f"{path}: format version {version}, this tsconvert reads {FORMAT_VERSION}; write it again")
+        raise TsconvertError(
+            f"{path}: format version {shown(version)}, this tsconvert reads {FORMAT_VERSION}; write it again"
+        )
     return about
 
 
@@ -152,5 +185,5 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "numpy") as file:
             return dict(json.loads((file.metadata() or {}).get("tsconvert", "{}")))
-    except (SafetensorError, ValueError, OSError) as error:
-        raise TsconvertError(f"{path}: not a readable safetensors file ({error}); write it again") from None
+    except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
+        raise TsconvertError(f"{path}: not a readable safetensors file ({reason(error)}); write it again") from None

@@ -107,7 +107,7 @@ def _provenance(path: Path) -> tuple[dict[str, Any], list[Table]]:
             and f"{report['perplexity']:.2f}, dense {report['dense_perplexity']:.2f}",
             "density": f"{sum(row[1] for row in layers) / len(layers):.3f}, mean over layers" if layers else None,
         }
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise TsconvertError(f"{path}: not what relufy writes; remove it") from None
     table = Table(title="neurons that fired in recovery", header=["layer", "density"], rows=layers)
     return facts, [table] if layers else []
@@ -115,7 +115,7 @@ def _provenance(path: Path) -> tuple[dict[str, Any], list[Table]]:
 
 def _unfinished(folder: Path) -> Inspection:
     """The partial output of a sweep: its journal has one line for each finished layer."""
-    lines = (folder / JOURNAL).read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").rpartition("\n")[0].splitlines()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Inspection(
         path=str(folder), kind="unfinished output", whole=False,
@@ -128,7 +128,7 @@ def _predictors(folder: Path) -> Inspection:
     from ..predictors.folder import load_predictors
 
     found = load_predictors(folder)
-    reported = {(ffn.get("layer"), ffn.get("expert")): ffn for ffn in found.report.get("ffns", [])}
+    reported = {(str(ffn.get("layer")), str(ffn.get("expert"))): ffn for ffn in found.report.get("ffns", [])}
     rows: list[list[Any]] = []
     parameters = size = total = 0
     for layer, experts in enumerate(found.ffns):
@@ -137,7 +137,7 @@ def _predictors(folder: Path) -> Inspection:
             if predictor is None:
                 continue
             parameters, size = parameters + predictor.parameters, size + 4 * predictor.parameters
-            said = reported.get((layer, expert), {})
+            said = reported.get((str(layer), str(expert)), {})
             figures = [said.get(name, "") for name in ("density", "predicted_density", "recall", "energy")]
             rows.append([layer, expert, said.get("rank", ""), float(predictor.threshold), *figures])
     header = ["layer", "expert", "rank", "threshold", "density", "predicted", "recall", "energy"]

@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..convert.errors import TsconvertError
 from ..convert.names import TABLE
 from ..convert.units import size_text
@@ -79,7 +81,9 @@ def _imatrix(path: Path) -> Inspection:
     for name, entry in matrix.entries.items():
         weights_EC = entry.importance()
         spread = float(weights_EC.max() / max(float(weights_EC.mean()), 1e-30))
-        rows.append([name, weights_EC.shape[0], weights_EC.shape[1], int(entry.counts_E.sum()), f"{spread:.1f}"])
+        rows.append(
+            [name, weights_EC.shape[0], weights_EC.shape[1], int(entry.counts_E.sum(dtype=np.float64)), f"{spread:.1f}"]
+        )
     facts = {
         "of model": matrix.model_fingerprint,
         "size": size_text(path.stat().st_size),

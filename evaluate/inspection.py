@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..convert.errors import printable
 from ..convert.units import size_text
 
 TensorRow = tuple[str, str, list[int], int]
@@ -50,7 +51,7 @@ class Inspection:
         lines += [f"  {name:<{width}}  {value}" for name, value in facts.items() if value not in (None, "", [])]
         lines += [str(table) for table in self.tables]
         lines += [f"  {name:<48} {kind:<6} {shape!s:<20} {size_text(size)}" for name, kind, shape, size in self.tensors]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def parts_table(parts: Iterable[tuple[str, str, int, int]]) -> Table:

@@ -49,7 +49,7 @@ def size_of(path: Path) -> int:
 def _config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -57,7 +57,8 @@ def _config(path: Path) -> dict[str, Any]:
 def _predictors(path: Path) -> dict[str, Any]:
     config = _config(path)
     head = {key: config.get(key) for key in ("model_fingerprint", "thresholds", "command")}
-    return {**head, **config.get("report", {}), "size_bytes": size_of(path)}
+    report = config.get("report", {})
+    return {**head, **(report if isinstance(report, dict) else {}), "size_bytes": size_of(path)}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         try:
             made = json.loads(provenance.read_text(encoding="utf-8"))
             record |= {"settings": made["settings"], "command": made.get("command"), **made["report"]}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise TsconvertError(f"{provenance}: not what relufy writes; remove it") from None
     return record | {"size_bytes": found.size_bytes}
 
@@ -114,7 +115,7 @@ def _gguf(path: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise TsconvertError(f"{path}: is no JSON ({error}); write it again with --json") from None
     if not isinstance(found, dict):
         raise TsconvertError(f"{path}: holds no JSON object; write it again with --json")

@@ -9,7 +9,7 @@ import torch
 
 from ..convert.checkpoint import shard_files
 from ..convert.corpora import load_tokenizer
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason
 from .activity import Activity
 from .checkpoint_scorer import leading_token, start_token
 from .divergence import Floats
@@ -28,9 +28,11 @@ class TransformersScorer:
         self._tokenizer = load_tokenizer(folder)
         self.bos, self.start = leading_token(self._tokenizer), start_token(self._tokenizer)
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        except (ValueError, OSError, KeyError) as error:
-            raise TsconvertError(f"{folder}: transformers cannot load it ({str(error).splitlines()[0]})") from None
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+        except Exception as error:
+            raise TsconvertError(f"{folder}: transformers cannot load it ({reason(error)})") from None
         self._model = model.eval()
         self.context = int(getattr(model.config, "max_position_embeddings", 2048))
 

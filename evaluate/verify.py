@@ -182,7 +182,7 @@ def _tensors(
             step(result.name)
     names = dict.fromkeys([*file.tensors, *beside.tensors])
     rest = [name for name in names if name not in known]
-    bare = [name for name in rest if name.split(".")[-2].startswith(("fc1", "fc2"))]
+    bare = [name for name in rest if predictor_file.is_predictor(name)]
     if bare and predictors is None:
         report.notes.append(f"{len(bare)} predictor tensors were not compared: give the folder with --predictors")
     for name in sorted(set(rest) - set(bare if predictors is None else ())):

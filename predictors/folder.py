@@ -1,6 +1,7 @@
 """The predictor folder: a safetensors file a layer, one config.json, bound by hash to the model it was trained for."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason, shown
 from ..convert.writer import atomic_folder
 from .predictor import AnyPredictor, arrays, from_arrays
 
@@ -71,8 +72,8 @@ class StoredPredictors(Sequence[LayerPredictors]):
             return [None] * len(row)
         try:
             tensors = load_file(self._path(layer))
-        except (OSError, SafetensorError) as error:
-            raise TsconvertError(f"{self._path(layer)}: cannot be read ({error}); train them again") from None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:  # KeyError: a type NumPy lacks
+            raise TsconvertError(f"{self._path(layer)}: cannot be read ({reason(error)}); train them again") from None
         return [self._predictor(tensors, layer, expert, threshold) for expert, threshold in enumerate(row)]
 
     def _predictor(
@@ -137,13 +138,19 @@ def load_predictors(folder: Path, model_fingerprint: str | None = None) -> Predi
         config = json.loads(path.read_text(encoding="utf-8"))
         version, made_for = config["format_version"], config["model_fingerprint"]
         thresholds = [[None if t is None else float(t) for t in row] for row in config["thresholds"]]
+        report = config.get("report", {})
+        told = report.get("ffns", []) if isinstance(report, dict) else [None]
+        if not isinstance(made_for, str) or not thresholds or not all(isinstance(each, dict) for each in told):
+            raise ValueError("config.json lacks what training writes there")
+        if not all(t is None or math.isfinite(t) for row in thresholds for t in row):
+            raise ValueError("a threshold is NaN or infinite")
     except FileNotFoundError:
         raise TsconvertError(f"{folder}: no predictor folder ({path.name} is missing)") from None
     except Exception as error:
-        raise TsconvertError(f"{folder}: not a predictor folder that can be read ({error})") from None
+        raise TsconvertError(f"{folder}: not a predictor folder that can be read ({reason(error)})") from None
     if version != FORMAT_VERSION:
         raise TsconvertError(
-            f"{path}: format version {version}, this tsconvert reads {FORMAT_VERSION}; train them again"
+            f"{path}: format version {shown(version)}, this tsconvert reads {FORMAT_VERSION}; train them again"
         )
     if model_fingerprint is not None and made_for != model_fingerprint:
         raise TsconvertError(
@@ -151,7 +158,7 @@ def load_predictors(folder: Path, model_fingerprint: str | None = None) -> Predi
             f" {model_fingerprint[:12]}); train them for this one"
         )
     stored = StoredPredictors(folder, thresholds)
-    return PredictorSet(model_fingerprint=made_for, ffns=stored, report=config.get("report", {}))
+    return PredictorSet(model_fingerprint=made_for, ffns=stored, report=report)
 
 
 def _file_name(layer: int) -> str:

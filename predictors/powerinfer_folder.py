@@ -5,7 +5,10 @@ of fc1 and every sign stays (folder.py says why); another threshold cannot be mo
 """
 
 import json
+import math
+import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +19,9 @@ from ..convert.names import Place, hf_name
 from ..convert.writer import atomic_folder, write_json
 from .folder import PredictorSet
 from .predictor import Array, Predictor, SignPredictor
+
+if TYPE_CHECKING:
+    import torch
 
 # Shape suffixes: D model width, F neurons, R predictor rank.
 THRESHOLD = "sparse_threshold"
@@ -31,6 +37,8 @@ def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint,
         TsconvertError: the model has experts, an FFN has no predictor, or they were trained for another model.
     """
     import torch
+
+    from .torch_file import save_torch
 
     if checkpoint.spec.experts:
         raise TsconvertError(
@@ -52,7 +60,7 @@ def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint,
             at_zero = Predictor(fc1_RD=experts[0].fc1_RD, fc2_FR=experts[0].fc2_FR)
             folded = at_zero.folded(_norm(checkpoint, layer))
             state = {"fc1.weight": torch.from_numpy(folded.fc1_RD), "fc2.weight": torch.from_numpy(folded.fc2_FR)}
-            torch.save(state, folder / f"model_{layer}.pt")
+            save_torch(state, folder / f"model_{layer}.pt")
         write_json(folder / "config.json", {THRESHOLD: 0.0})
 
 
@@ -99,8 +107,11 @@ def _threshold(path: Path) -> float:
     if not path.is_file():
         raise TsconvertError(f"{path.parent}: no PowerInfer predictor folder (config.json is missing)")
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))[THRESHOLD])
-    except (ValueError, KeyError, TypeError):
+        threshold = float(json.loads(path.read_text(encoding="utf-8"))[THRESHOLD])
+        if not math.isfinite(threshold):
+            raise ValueError("no number")
+        return threshold
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise TsconvertError(
             f"{path}: no {THRESHOLD}; a PowerInfer predictor folder has it in its config.json"
         ) from None
@@ -112,14 +123,48 @@ def _read(path: Path) -> tuple[Array, Array]:
 
     if not path.is_file():
         raise TsconvertError(f"{path}: missing; a PowerInfer predictor folder has one model_N.pt a layer")
+    _check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        fc1_RD, fc2_FR = (state[f"{part}.weight"].float().numpy() for part in ("fc1", "fc2"))
+        fc1_RD, fc2_FR = (_matrix(state[f"{part}.weight"]) for part in ("fc1", "fc2"))
     except Exception:  # torn bytes make the unpickler fail in any way
         raise TsconvertError(f"{path}: not a state dict of fc1.weight and fc2.weight; get the file again") from None
-    if fc1_RD.ndim != 2 or fc2_FR.ndim != 2 or not (np.isfinite(fc1_RD).all() and np.isfinite(fc2_FR).all()):
+    if (
+        fc1_RD.ndim != 2
+        or fc2_FR.ndim != 2
+        or not fc1_RD.size
+        or not (np.isfinite(fc1_RD).all() and np.isfinite(fc2_FR).all())
+    ):
         raise TsconvertError(f"{path}: fc1.weight and fc2.weight must be finite matrices; train them again")
     return fc1_RD, fc2_FR
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what would make torch take more memory than the file has bytes, or run over its end.
+
+    Raises:
+        TsconvertError: the file is no archive as torch.save has written since 1.6, with its parts uncompressed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            plain = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+            whole = sum(part.file_size for part in parts) <= path.stat().st_size
+            torn = archive.testzip()
+    except Exception:  # torn bytes make the library fail in many ways
+        raise TsconvertError(
+            f"{path}: not a file that torch.save writes since PyTorch 1.6; save it again, or get it again"
+        ) from None
+    if not plain or not whole or torn is not None:
+        raise TsconvertError(f"{path}: its parts are compressed, overlap or are damaged; get the file again")
+
+
+def _matrix(tensor: "torch.Tensor") -> Array:
+    """A tensor as float32; ValueError if its strides make more of the bytes than there are."""
+    if not tensor.is_floating_point() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError("no plain matrix")
+    matrix: Array = tensor.float().contiguous().numpy()
+    return matrix
 
 
 def _norm(checkpoint: Checkpoint, layer: int) -> Array:

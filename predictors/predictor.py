@@ -116,8 +116,9 @@ def from_arrays(found: dict[str, npt.NDArray[Any]], threshold: float) -> AnyPred
     """
     fired_F = found.get("fired")
     if "signs" in found and "width" in found:
-        signs_MFB, width = found["signs"], int(found["width"][0])
-        if signs_MFB.ndim != 3 or signs_MFB.dtype != np.uint8 or signs_MFB.shape[2] != -(-width // 8):
+        signs_MFB, known = found["signs"], found["width"]
+        width = int(known.reshape(-1)[0]) if known.size and known.dtype.kind in "iu" else 0
+        if width < 1 or signs_MFB.ndim != 3 or signs_MFB.dtype != np.uint8 or signs_MFB.shape[2] != -(-width // 8):
             raise ValueError("its sign bits do not fit the width")
         neurons = signs_MFB.shape[1]
         predictor: AnyPredictor = SignPredictor(
@@ -127,6 +128,8 @@ def from_arrays(found: dict[str, npt.NDArray[Any]], threshold: float) -> AnyPred
         fc1_RD, fc2_FR = found.get("fc1.weight"), found.get("fc2.weight")
         if fc1_RD is None or fc2_FR is None or fc1_RD.ndim != 2 or fc2_FR.shape[1:] != fc1_RD.shape[:1]:
             raise ValueError("fc1 and fc2 are missing or do not fit each other")
+        if not (fc1_RD.size and fc2_FR.size) or {fc1_RD.dtype.kind, fc2_FR.dtype.kind} != {"f"}:
+            raise ValueError("fc1 and fc2 are empty or hold no floats")
         neurons = fc2_FR.shape[0]
         fc1_RD, fc2_FR = fc1_RD.astype(np.float32, copy=False), fc2_FR.astype(np.float32, copy=False)
         predictor = Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR, threshold=threshold, fired_F=fired_F)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason, shown
 from ..convert.writer import atomic_file, atomic_folder
 from .hot import hot_set, overlap
 
@@ -158,32 +158,46 @@ def load_profile(path: Path, model_fingerprint: str | None = None) -> Profile:
         with safe_open(path, "np") as file:
             summary = json.loads((file.metadata() or {})["tsconvert"])
             counts, tokens = file.get_tensor("counts"), file.get_tensor("tokens")
-        version, made_for = summary["format_version"], summary["model_fingerprint"]
+        version, made_for = summary["format_version"], str(summary["model_fingerprint"])
     except Exception as error:
-        raise TsconvertError(f"{path}: not a profile that can be read ({error}); make it again") from None
+        raise TsconvertError(f"{path}: not a profile that can be read ({reason(error)}); make it again") from None
     if version != FORMAT_VERSION:
-        raise TsconvertError(f"{path}: format version {version}, this tsconvert reads {FORMAT_VERSION}; make it again")
+        raise TsconvertError(
+            f"{path}: format version {shown(version)}, this tsconvert reads {FORMAT_VERSION}; make it again"
+        )
     if model_fingerprint is not None and made_for != model_fingerprint:
         raise TsconvertError(
             f"{path}: this profile is of another model (fingerprint {made_for[:12]}, this one is"
             f" {model_fingerprint[:12]}); make one of this model"
         )
-    layers = tuple(_layer(*each) for each in zip(summary["layers"], counts, tokens, strict=True))
-    return Profile(
-        model_fingerprint=made_for, corpora=tuple(summary["corpora"]), tokens=tuple(summary["tokens"]), layers=layers
-    )
+    try:
+        return _profile(summary, counts, tokens)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TsconvertError(f"{path}: not a profile that can be read ({reason(error)}); make it again") from None
+
+
+def _profile(summary: dict[str, Any], counts_LCEF: Counts, tokens_LCE: Counts) -> Profile:
+    """The profile; KeyError, TypeError, ValueError or AttributeError if its parts do not fit each other."""
+    corpora, tokens = tuple(map(str, summary["corpora"])), tuple(map(int, summary["tokens"]))
+    shaped = counts_LCEF.ndim == 4 and counts_LCEF.shape[:3] == tokens_LCE.shape and counts_LCEF.size
+    if not shaped or counts_LCEF.shape[1] != len(corpora) or len(tokens) != len(corpora):
+        raise ValueError("its tables do not fit each other")
+    if any(table.dtype != np.int64 or table.min() < 0 for table in (counts_LCEF, tokens_LCE)):
+        raise ValueError("its tables hold no counts")
+    layers = tuple(_layer(*each) for each in zip(summary["layers"], counts_LCEF, tokens_LCE, strict=True))
+    return Profile(model_fingerprint=str(summary["model_fingerprint"]), corpora=corpora, tokens=tokens, layers=layers)
 
 
 def _layer(summary: dict[str, Any], counts_CEF: Counts, tokens_CE: Counts) -> LayerProfile:
     return LayerProfile(
         counts_CEF=counts_CEF,
         tokens_CE=tokens_CE,
-        density=summary["density"],
-        density_percentiles={int(p): value for p, value in summary["density_percentiles"].items()},
-        gate_density=summary["gate_density"],
-        hot80=summary["hot80"],
-        energy98=summary["energy98"],
-        union={int(width): share for width, share in summary["union"].items()},
+        density=float(summary["density"]),
+        density_percentiles={int(p): float(value) for p, value in summary["density_percentiles"].items()},
+        gate_density=float(summary["gate_density"]),
+        hot80=float(summary["hot80"]),
+        energy98=float(summary["energy98"]),
+        union={int(width): float(share) for width, share in summary["union"].items()},
     )
 
 
@@ -194,9 +208,11 @@ def save_powerinfer_activations(found: Profile, out: Path) -> None:
     """
     import torch
 
+    from .torch_file import save_torch
+
     neurons = found.layers[0].counts_CEF.shape[2]
     if neurons % 256:
         raise TsconvertError(f"--powerinfer-dir: {neurons} neurons, and PowerInfer's solver wants a multiple of 256")
     with atomic_folder(out) as folder:
         for i in range(len(found.layers)):
-            torch.save(torch.from_numpy(found.counts(i)), folder / f"activation_{i}.pt")
+            save_torch(torch.from_numpy(found.counts(i)), folder / f"activation_{i}.pt")

@@ -7,13 +7,14 @@ bytes and in the ids of the integer types. Shards are llama.cpp's (tools/gguf-sp
 import re
 from pathlib import Path
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, shown
 from .gguf_reader import GGUF as GGUF
 from .gguf_reader import MAGICS, Part
 from .gguf_reader import POWERINFER as POWERINFER
 from .gguf_reader import GgufTensor as GgufTensor
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
+_MOST_SHARDS = 65535  # the key is 16 bits wide
 
 
 class GgufFile:
@@ -65,8 +66,10 @@ class GgufFile:
 
     def _add_shards(self, first: "Part") -> None:
         count = first.metadata.get("split.count", 1)
-        if count == 1 or not isinstance(count, int):
+        if count == 1:
             return
+        if not isinstance(count, int) or not 1 < count <= _MOST_SHARDS:
+            raise TsconvertError(f"{self.path}: split.count is {shown(count)}; download or write the file again")
         paths = [sibling_path(self.path, number) for number in range(count)]
         if None in paths or not str(self.path).endswith(f"-of-{count:05}.gguf"):
             raise TsconvertError(
@@ -87,7 +90,8 @@ class GgufFile:
         expected = first.metadata.get("split.tensors.count", len(self.tensors))
         if expected != len(self.tensors):
             raise TsconvertError(
-                f"{self.path}: the shards hold {len(self.tensors)} tensors of {expected}; download or write them again"
+                f"{self.path}: the shards hold {len(self.tensors)} tensors of {shown(expected)}; download or write them"
+                " again"
             )
 
 

@@ -3,13 +3,14 @@
 import mmap
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, label, shown
 from . import ggml
 
 GGUF, POWERINFER = "GGUF", "PWRI"
@@ -18,6 +19,8 @@ _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
 _DEEPEST_ARRAY = 3
+_MOST_ENTRIES = 1 << 22  # tensors, or keys; the largest models have some hundred thousand
+_LONGEST_NAME = 1 << 16  # bytes, of a tensor or key
 _POWERINFER_IDS = {16: "I8", 17: "I16", 18: "I32"}
 # GGUF value type: (struct code, NumPy type); 8 is a string, 9 an array
 _NUMBERS = {
@@ -62,9 +65,9 @@ class Part:
         self.metadata: dict[str, Any] = {}
         self.spans: dict[str, tuple[int, int]] = {}
         for _ in range(key_count):
-            key = reader.string("a key")
+            key = reader.string("a key", _LONGEST_NAME)
             if key in self.metadata:
-                raise reader.damaged(f"key {key} stands there twice")
+                raise reader.damaged(f"key {label(key)} stands there twice")
             start = reader.at
             self.metadata[key] = reader.value(key)
             self.spans[key] = start, reader.at
@@ -74,8 +77,11 @@ class Part:
         self.tensors: dict[str, GgufTensor] = {}
         for name, type_name, shape, offset in infos:
             if name in self.tensors:
-                raise reader.damaged(f"tensor {name} stands there twice")
+                raise reader.damaged(f"tensor {label(name)} stands there twice")
             self.tensors[name] = self._tensor(name, type_name, shape, start + offset)
+        for one, other in pairwise(sorted(self.tensors.values(), key=lambda tensor: tensor.offset)):
+            if one.offset + one.size_bytes > other.offset:
+                raise reader.damaged(f"tensors {label(one.name)} and {label(other.name)} overlap")
 
     @property
     def size_bytes(self) -> int:
@@ -86,7 +92,7 @@ class Part:
         value = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(value, int) or value < 8 or value & (value - 1):
             raise TsconvertError(
-                f"{self.path}: general.alignment is {value!r}, no power of two from 8 up; write the file again"
+                f"{self.path}: general.alignment is {shown(value)}, no power of two from 8 up; write the file again"
             )
         return value
 
@@ -94,18 +100,18 @@ class Part:
         try:
             row = ggml.row_bytes(type_name, shape[-1])
         except TsconvertError as error:
-            raise TsconvertError(f"{self.path}: tensor {name}: {error}") from None
+            raise TsconvertError(f"{self.path}: tensor {label(name)}: {error}") from None
         size = row
         for n in shape[:-1]:
             size *= n
         if offset % self.alignment:
             raise TsconvertError(
-                f"{self.path}: tensor {name} starts at byte {offset}, no multiple of {self.alignment};"
+                f"{self.path}: tensor {label(name)} starts at byte {offset}, no multiple of {self.alignment};"
                 " write the file again"
             )
         if offset + size > self.size_bytes:
             raise TsconvertError(
-                f"{self.path}: cut off, tensor {name} lacks {offset + size - self.size_bytes} bytes at the end;"
+                f"{self.path}: cut off, tensor {label(name)} lacks {offset + size - self.size_bytes} bytes at the end;"
                 " download or write the file again"
             )
         return GgufTensor(name, type_name, shape, offset, self.content[offset : offset + size])
@@ -132,26 +138,26 @@ def _header(reader: "_Reader") -> tuple[str, int, int, int]:
         raise TsconvertError(f"{reader.path}: GGUF of {kind}; tsconvert reads little-endian versions 2 and 3")
     tensor_count, key_count = reader.number("Q", "the tensor count"), reader.number("Q", "the key count")
     # a tensor takes at least 8 + 4 + 8 + 4 + 8 bytes of header, a key 8 + 4 + 1
-    if tensor_count * 32 + key_count * 13 > reader.left:
+    if tensor_count * 32 + key_count * 13 > reader.left or max(tensor_count, key_count) > _MOST_ENTRIES:
         raise reader.damaged(f"{tensor_count} tensors and {key_count} keys do not fit into the file")
     return MAGICS[magic], version, tensor_count, key_count
 
 
 def _tensor_info(reader: "_Reader", magic: str) -> tuple[str, str, tuple[int, ...], int]:
-    name = reader.string("a tensor's name")
-    dimensions = reader.number("I", f"tensor {name}")
+    name = reader.string("a tensor's name", _LONGEST_NAME)
+    dimensions = reader.number("I", f"tensor {label(name)}")
     if not 1 <= dimensions <= _MOST_DIMENSIONS:
-        raise reader.damaged(f"tensor {name} has {dimensions} dimensions")
-    ne = [reader.number("Q", f"tensor {name}") for _ in range(dimensions)]
-    type_id, offset = reader.number("I", f"tensor {name}"), reader.number("Q", f"tensor {name}")
+        raise reader.damaged(f"tensor {label(name)} has {dimensions} dimensions")
+    ne = [reader.number("Q", f"tensor {label(name)}") for _ in range(dimensions)]
+    type_id, offset = reader.number("I", f"tensor {label(name)}"), reader.number("Q", f"tensor {label(name)}")
     if min(ne) < 1:
-        raise reader.damaged(f"tensor {name} has shape {ne[::-1]}")
+        raise reader.damaged(f"tensor {label(name)} has shape {ne[::-1]}")
     known = {block.id: block.name for block in ggml.TYPES.values()}
     if magic == POWERINFER:
         known |= _POWERINFER_IDS
     if type_id not in known:
         raise TsconvertError(
-            f"{reader.path}: tensor {name} has type id {type_id}, which tsconvert does not know; requantize it"
+            f"{reader.path}: tensor {label(name)} has type id {type_id}, which tsconvert does not know; requantize it"
         )
     return name, known[type_id], tuple(reversed(ne)), offset
 
@@ -178,15 +184,17 @@ class _Reader:
     def number(self, code: str, what: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
-    def string(self, what: str) -> str:
+    def string(self, what: str, most: int | None = None) -> str:
         size = self.number("Q", what)
+        if most is not None and size > most:
+            raise self.damaged(f"{what} has {size} bytes")
         return bytes(self.take(size, what)).decode("utf-8", errors="replace")
 
     def value(self, key: str, depth: int = 0) -> Any:
-        return self._value_of(self.number("I", f"key {key}"), key, depth)
+        return self._value_of(self.number("I", f"key {label(key)}"), key, depth)
 
     def _value_of(self, kind: int, key: str, depth: int) -> Any:
-        what = f"key {key}"
+        what = f"key {label(key)}"
         if kind in _NUMBERS:
             return self.number(_NUMBERS[kind][0], what)
         if kind == _STRING:

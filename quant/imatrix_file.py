@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, shown
 from .gguf_file import GgufFile
 from .gguf_writer import TensorPlan, Value, array, text, u32
 from .mixes import FLOATS, kind_of, wants_importance
@@ -122,18 +122,23 @@ def load_imatrix(path: Path, fingerprint: str | None = None) -> ImportanceMatrix
         raise TsconvertError(f"{path}: is no importance matrix; make one with `tsconvert imatrix`")
     version = file.metadata.get(_VERSION, FORMAT_VERSION)
     if version != FORMAT_VERSION:
-        raise TsconvertError(f"{path}: importance matrix of format {version}; this version reads {FORMAT_VERSION}")
+        raise TsconvertError(
+            f"{path}: importance matrix of format {shown(version)}; this version reads {FORMAT_VERSION}"
+        )
     made_from = file.metadata.get(_FINGERPRINT)
     if fingerprint is not None and made_from not in (None, fingerprint):
         raise TsconvertError(f"{path}: was made from another model; run `tsconvert imatrix` on this one")
     names = {name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)}
     datasets: Any = file.metadata.get("imatrix.datasets", [])
+    chunks, chunk_tokens = (file.metadata.get(f"imatrix.chunk_{name}", 0) for name in ("count", "size"))
+    if not isinstance(datasets, list) or not isinstance(chunks, int) or not isinstance(chunk_tokens, int):
+        raise TsconvertError(f"{path}: the keys imatrix.* are of other types than llama-imatrix writes; make it again")
     return ImportanceMatrix(
         entries={name: _entry(file, name) for name in sorted(names)},
         datasets=tuple(str(item) for item in datasets),
-        chunks=int(file.metadata.get("imatrix.chunk_count", 0)),
-        chunk_tokens=int(file.metadata.get("imatrix.chunk_size", 0)),
-        model_fingerprint=made_from,
+        chunks=chunks,
+        chunk_tokens=chunk_tokens,
+        model_fingerprint=made_from if isinstance(made_from, str) else None,
         path=path,
     )
 
@@ -194,10 +199,15 @@ def _plan(name: str, values: npt.NDArray[np.float32]) -> TensorPlan:
 def _entry(file: GgufFile, name: str) -> Entry:
     if name + _COUNTS not in file.tensors:
         raise TsconvertError(f"{file.path}: {name} has sums and no counts; make the importance matrix again")
-    sums, counts = (file.tensors[name + suffix].to_float32() for suffix in (_SUMS, _COUNTS))
+    tensors = [file.tensors[name + suffix] for suffix in (_SUMS, _COUNTS)]
+    if any(tensor.type_name != "F32" for tensor in tensors):
+        raise TsconvertError(f"{file.path}: {name} is not stored as F32; make the importance matrix again")
+    sums, counts = (tensor.to_float32() for tensor in tensors)
     counts_E = np.round(counts.reshape(-1))
     if not (np.isfinite(sums).all() and np.isfinite(counts_E).all()):
         raise TsconvertError(f"{file.path}: {name} holds NaN or infinity; make the importance matrix again")
+    if (sums < 0).any():
+        raise TsconvertError(f"{file.path}: {name} has sums of squares below zero; make the importance matrix again")
     if sums.size % counts_E.size or (counts_E < 0).any():
         raise TsconvertError(
             f"{file.path}: {name} has {sums.size} sums for {counts_E.size} counts; make the importance matrix again"

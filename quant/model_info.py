@@ -100,7 +100,7 @@ def _provenance(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return dict(content["settings"]), dict(content["report"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise TsconvertError(f"{path}: not what relufy writes; remove it") from None
 
 

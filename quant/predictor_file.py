@@ -3,6 +3,7 @@
 The first file names it; both hold the fingerprint of the checkpoint that they were made from.
 """
 
+import re
 from pathlib import Path
 
 from ..convert.errors import TsconvertError
@@ -11,6 +12,8 @@ from .gguf_writer import Companion, TensorPlan, Value, text
 
 SUFFIX = ".predictors.gguf"
 ARCHITECTURE = "turbosparse-predictors"
+_PREDICTOR = re.compile(r"(^|\.)fc[12](_exps)?\.[^.]*$")
+_LONGEST_NAME = 200  # characters of a file's
 _KEYS = ("format_version", "source_fingerprint", "predictor.threshold", "predictor.rank")
 
 
@@ -44,7 +47,7 @@ def beside(file: GgufFile) -> GgufFile | None:
     if not isinstance(name, str):
         return None
     path = file.path.parent / Path(name).name  # no other folder, whatever the key says
-    if not path.is_file():
+    if len(name) > _LONGEST_NAME or not path.is_file():
         return None
     found = GgufFile(path)
     key = f"{file.architecture}.source_fingerprint"
@@ -55,4 +58,4 @@ def beside(file: GgufFile) -> GgufFile | None:
 
 def is_predictor(name: str) -> bool:
     """Whether a tensor of this name belongs to a predictor."""
-    return name.split(".")[-2] in ("fc1", "fc2", "fc1_exps", "fc2_exps")
+    return _PREDICTOR.search(name) is not None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, shown
 from ..convert.writer import refuse_existing
 from . import ggml, mixes
 from .gguf_file import GGUF, GgufFile, GgufTensor
@@ -26,6 +26,7 @@ from .type_choice import TypeChoice
 _OWN_RULES = ("falcon", "glm5-next", "bailingmoe3")  # whose tensors llama-quantize treats in other ways
 _DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
 _PREDICTOR = re.compile(r"\.fc[12](_exps)?\.weight$")
+_WHOLE = ("I8", "I16", "I32", "I64", "F64")  # copied as they are
 _VALUES = 1 << 20
 
 
@@ -157,13 +158,17 @@ def _matrix(config: QuantizeConfig, file: GgufFile) -> ImportanceMatrix | None:
 def _model(file: GgufFile, importance: bool) -> mixes.Model:
     def number(key: str, default: int) -> int:
         value = file.metadata.get(f"{file.architecture}.{key}", default)
-        return int(value[0] if isinstance(value, list) else value)
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+            name = f"{file.architecture}.{key}"
+            raise TsconvertError(f"{file.path}: key {name} is {shown(value)}, no whole number; write the file again")
+        return value
 
     heads = number("attention.head_count", 1)
     return mixes.Model(
         layers=number("block_count", 1),
         heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
+        kv_heads=max(1, number("attention.head_count_kv", heads)),
         experts=number("expert_count", 0),
         tied="output.weight" not in file.tensors,
         importance=importance,
@@ -175,7 +180,7 @@ def _choose(file: GgufFile, types: TypeChoice, config: QuantizeConfig) -> dict[s
     chosen = {name: tensor.type_name for name, tensor in file.tensors.items()}
     for name in sorted(file.tensors, key=_in_layers):
         tensor = file.tensors[name]
-        if not mixes.takes_type(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name == "I32":
+        if not mixes.takes_type(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name in _WHOLE:
             continue
         chosen[name] = types.matrix(name, tensor.shape[-1])
         quantized = tensor.type_name not in mixes.FLOATS
@@ -188,7 +193,7 @@ def _choose(file: GgufFile, types: TypeChoice, config: QuantizeConfig) -> dict[s
 
 
 def _in_layers(name: str) -> tuple[int, str]:
-    layer = re.match(r"blk\.(\d+)\.", name)
+    layer = re.match(r"blk\.(\d{1,9})\.", name)
     return int(layer[1]) if layer else -1, name
 
 
@@ -215,7 +220,7 @@ def _source(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint8], t
         return np.require(raw_RB[start:stop].view(_NUMPY.get(kind, np.uint8)), requirements=["C", "A"])
 
     def check() -> float:
-        if kind == "I32":
+        if kind in _WHOLE:
             return 0.0
         step = max(1, _VALUES // columns)
         ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]

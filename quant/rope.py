@@ -86,6 +86,6 @@ def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
 
 def _number(scaling: Mapping[str, Any], field: str) -> float:
     value = scaling.get(field)
-    if not isinstance(value, int | float) or value <= 0:
+    if not isinstance(value, int | float) or not value > 0:
         raise TsconvertError(f"config.json: rope_parameters.{field} is {value!r}; it must be a positive number")
     return float(value)

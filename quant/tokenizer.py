@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason, shown
 from . import tokenizer_bpe, tokenizer_spm
 from .vocabulary import PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
+
+_MOST_HOLES = 100_000  # among the ids of a vocabulary
 
 
 def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tuple[int, ...] = ()) -> Vocabulary:
@@ -31,23 +33,46 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
             f"{folder}: no tokenizer (tokenizer.model or tokenizer.json); copy the tokenizer's files into the folder"
         )
     hf = load_tokenizer(folder)
-    if not content:
-        tokenizer_spm.correct(hf, model_file)
-        content = json.loads(hf.backend_tokenizer.to_str())
-    kind = _kind(content, folder)
-    if kind == "gpt2":
-        vocabulary = tokenizer_bpe.read(content, hf, folder, pre)
-    elif pre is not None:
+    try:
+        content = content or _made(hf, folder)
+        vocabulary = _read(content, hf, folder, pre)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise TsconvertError(
-            f"{folder}: --pre names a byte-level BPE's pre-tokenizer and this vocabulary is SentencePiece; leave it out"
-        )
-    else:
-        vocabulary = tokenizer_spm.read(content, model_file)
+            f"{folder}: the tokenizer's files contradict each other ({reason(error)}); download them again"
+        ) from None
     path = folder / "tokenizer.json"
     vocabulary.huggingface_json = path.read_text(encoding="utf-8") if path.is_file() else json.dumps(content)
     _fit(vocabulary, rows)
     _observe(vocabulary, hf, eos)
     return vocabulary
+
+
+def _read(content: dict[str, Any], hf: Any, folder: Path, pre: str | None) -> Vocabulary:
+    kind = _kind(content, folder)
+    _check_ids(content, folder)
+    if kind == "gpt2":
+        return tokenizer_bpe.read(content, hf, folder, pre)
+    if pre is not None:
+        raise TsconvertError(
+            f"{folder}: --pre names a byte-level BPE's pre-tokenizer and this vocabulary is SentencePiece; leave it out"
+        )
+    return tokenizer_spm.read(content, folder / "tokenizer.model")
+
+
+def _made(hf: Any, folder: Path) -> dict[str, Any]:
+    """The tokenizer.json of a folder that has tokenizer.model alone."""
+    tokenizer_spm.correct(hf, folder / "tokenizer.model")
+    made: dict[str, Any] = json.loads(hf.backend_tokenizer.to_str())
+    return made
+
+
+def _check_ids(content: dict[str, Any], folder: Path) -> None:
+    """Refuse ids far beyond the number of tokens: a list is made that is as long as the largest."""
+    ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content.get("added_tokens") or ())]
+    if not all(isinstance(each, int) and 0 <= each < 2 * len(ids) + _MOST_HOLES for each in ids):
+        raise TsconvertError(
+            f"{folder}: tokenizer.json has {len(ids)} tokens and ids up to {shown(max(ids))}; download it again"
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:

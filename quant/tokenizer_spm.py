@@ -10,6 +10,9 @@ from typing import Any
 from ..convert.errors import TsconvertError
 from .vocabulary import ADDED_SCORE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, looks_special
 
+LONGEST_TOKEN = 2048
+"""Characters; the tokens of real vocabularies have a few hundred at most."""
+_VARINT_BITS = 70  # ten bytes of seven
 _BPE = 2  # TrainerSpec.ModelType (sentencepiece_model.proto)
 Piece = tuple[str, float, int]
 
@@ -129,7 +132,7 @@ def read_model(path: Path) -> SentencePieceModel:
                 model_type = dict(_fields(value)).get(3, model_type)
             elif number == 3:
                 dummy_prefix = dict(_fields(value)).get(3, dummy_prefix)
-    except (IndexError, ValueError, TypeError, struct.error):
+    except (IndexError, ValueError, TypeError, AttributeError, struct.error):
         raise TsconvertError(f"{path}: not a SentencePiece model that can be read; download it again") from None
     if not pieces or model_type != _BPE:
         raise TsconvertError(
@@ -147,6 +150,8 @@ def _piece(message: bytes) -> Piece:
             score = struct.unpack("<f", value)[0]
         elif number == 3:
             kind = value
+    if not isinstance(kind, int) or not NORMAL <= kind <= BYTE or len(text) > LONGEST_TOKEN:
+        raise ValueError("no type of piece, or no piece that any model has")
     return text, score, kind
 
 
@@ -173,12 +178,13 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
-    while True:
+    while shift < _VARINT_BITS:
         byte = message[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+    raise ValueError("a number of more than 64 bits")
 
 
 def _derived(content: dict[str, Any]) -> list[Piece]:

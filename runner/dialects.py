@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, shown
 from ..convert.names import Place, gguf_name
 from ..convert.spec import ModelSpec
-from ..quant import predictor_file
+from ..quant import ggml, predictor_file
 from ..quant.gguf_file import POWERINFER, GgufFile, GgufTensor
 from .rope import Rope
 
@@ -64,14 +64,16 @@ def open_model(path: str | Path) -> ModelFile:
     name = file.architecture
     if file.magic == POWERINFER:
         if name not in ("bamboo", "llama"):
-            raise TsconvertError(f"{path}: PowerInfer file of architecture {name!r}; the runner knows bamboo and llama")
+            raise TsconvertError(
+                f"{path}: PowerInfer file of architecture {shown(name)}; the runner knows bamboo and llama"
+            )
         return _powerinfer(file, "drelu" if name == "bamboo" else "reglu")
     if name == SPARSE:
         return _sparse(file)
     if name == "llama":
         return _llama(file)
     raise TsconvertError(
-        f"{path}: architecture {name!r}; the runner knows {SPARSE}, llama (also Mixtral) and PowerInfer's files"
+        f"{path}: architecture {shown(name)}; the runner knows {SPARSE}, llama (also Mixtral) and PowerInfer's files"
     )
 
 
@@ -81,7 +83,7 @@ def _sparse(file: GgufFile) -> ModelFile:
     version = keys.whole("format_version")
     if version != FORMAT_VERSION:
         raise TsconvertError(
-            f"{file.path}: sparse format {version}, this tsconvert reads {FORMAT_VERSION}; export it again"
+            f"{file.path}: sparse format {shown(version)}, this tsconvert reads {FORMAT_VERSION}; export it again"
         )
     activation = str(keys.get("activation", "drelu"))
     spec = _spec(keys, activation, keys.get("activation_threshold", []))
@@ -89,9 +91,10 @@ def _sparse(file: GgufFile) -> ModelFile:
     thresholds = np.full((spec.layers, spec.ffns), np.nan, np.float32)
     given = (apart or file).metadata.get(f"{SPARSE}.predictor.threshold", [])
     if given:
-        if not isinstance(given, list) or len(given) != thresholds.size:
+        numbers = isinstance(given, list) and all(isinstance(each, int | float) for each in given)
+        if not numbers or len(given) != thresholds.size:
             raise TsconvertError(
-                f"{file.path}: {SPARSE}.predictor.threshold needs {thresholds.size} entries; export it again"
+                f"{file.path}: {SPARSE}.predictor.threshold needs {thresholds.size} numbers; export it again"
             )
         thresholds[:] = np.array(given, np.float32).reshape(thresholds.shape)
     for layer in range(spec.layers):
@@ -107,7 +110,12 @@ def _powerinfer(file: GgufFile, activation: str) -> ModelFile:
     keys = _Keys(file)
     spec = _spec(keys, activation)
     tensors = _tensors(file, spec, transposed=True)
-    threshold = float(file.metadata.get("powerinfer.sparse_threshold", 0.0))
+    threshold = file.metadata.get("powerinfer.sparse_threshold", 0.0)
+    if not isinstance(threshold, float):
+        raise TsconvertError(
+            f"{file.path}: key powerinfer.sparse_threshold is {shown(threshold)}, it must be a number; write the file"
+            " again"
+        )
     thresholds = np.full((spec.layers, 1), np.nan, np.float32)
     for layer in range(spec.layers):
         if ("fc1", layer) in tensors:
@@ -149,9 +157,17 @@ class _Keys:
             raise self._bad(name, value, "a number")
         return float(value)
 
+    def positive(self, name: str, default: float) -> float:
+        value = self.number(name, default)
+        if not 1e-6 <= value <= 1e6:
+            raise self._bad(name, value, "0.000001 to 1000000")
+        return value
+
     def _bad(self, name: str, value: Any, wanted: str) -> TsconvertError:
         key = f"{self.file.architecture}.{name}"
-        return TsconvertError(f"{self.file.path}: key {key} is {value!r}, it must be {wanted}; write the file again")
+        return TsconvertError(
+            f"{self.file.path}: key {key} is {shown(value)}, it must be {wanted}; write the file again"
+        )
 
 
 def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
@@ -186,10 +202,6 @@ def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
     except TsconvertError as error:
         text = str(error)
         raise TsconvertError(text if text.startswith(str(file.path)) else f"{file.path}: {text}") from None
-    except ZeroDivisionError:
-        raise TsconvertError(
-            f"{file.path}: {file.architecture}.attention.head_count_kv is 0; write the file again"
-        ) from None
 
 
 def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
@@ -201,11 +213,18 @@ def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
         )
     if kind not in ("none", "linear", "yarn"):
         raise TsconvertError(
-            f"{keys.file.path}: rope scaling {kind!r}; the runner knows none, linear, yarn and rope_freqs"
+            f"{keys.file.path}: rope scaling {shown(kind)}; the runner knows none, linear, yarn and rope_freqs"
         )
     divisors = keys.file.tensors.get(ROPE_FREQS)
     if divisors is not None and divisors.shape != (dimensions // 2,):
         raise TsconvertError(f"{keys.file.path}: {ROPE_FREQS} has shape {list(divisors.shape)}; write the file again")
+    divisors_H = None if divisors is None else _decoded(keys.file, divisors)
+    if divisors_H is not None and not (np.isfinite(divisors_H) & (divisors_H > 0)).all():
+        raise TsconvertError(f"{keys.file.path}: {ROPE_FREQS} holds numbers that are not above 0; write the file again")
+    if kind == "yarn" and spec.rope_theta <= 1.001:
+        raise TsconvertError(
+            f"{keys.file.path}: rope scaling yarn over a base of {spec.rope_theta:g}; write the file again"
+        )
     return Rope(
         base=spec.rope_theta,
         dimensions=dimensions,
@@ -213,9 +232,9 @@ def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
         factor=max(keys.number("rope.scaling.factor", 1.0), 1e-6),
         original_context=keys.whole("rope.scaling.original_context_length", spec.context) or spec.context,
         attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
-        divisors_H=None if divisors is None else divisors.to_float32(),
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
+        divisors_H=divisors_H,
     )
 
 
@@ -234,6 +253,7 @@ def _tensors(
             tensor = apart.tensors.get(name)
         if tensor is not None:
             _check_shape(file, tensor, role, spec, transposed)
+            _check_type(file, tensor, role)
             found[role, at] = tensor
         elif role not in ("fc1", "fc2") and (role != "router" or spec.experts):
             raise TsconvertError(f"{file.path}: tensor {name} is missing; write the file again")
@@ -264,6 +284,23 @@ def _check_shape(file: GgufFile, tensor: GgufTensor, role: str, spec: ModelSpec,
             f"{file.path}: tensor {tensor.name} has shape {list(tensor.shape)} where the keys make it {list(shape)};"
             " write the file again"
         )
+
+
+def _check_type(file: GgufFile, tensor: GgufTensor, role: str) -> None:
+    """Refuse a type that cannot be computed with: what ggml has no functions for would be called at address 0."""
+    if role.endswith("norm"):
+        _decoded(file, tensor)
+        return
+    functions = ggml.row_functions(tensor.type_name)
+    if tensor.type_name != "F32" and not (functions.vec_dot and functions.to_float):
+        raise TsconvertError(f"{file.path}: tensor {tensor.name} is {tensor.type_name}, no type to compute with")
+
+
+def _decoded(file: GgufFile, tensor: GgufTensor) -> npt.NDArray[np.float32]:
+    try:
+        return tensor.to_float32()
+    except TsconvertError as error:
+        raise TsconvertError(f"{file.path}: tensor {tensor.name}: {error}; write the file again") from None
 
 
 def _check_predictors(file: GgufFile, found: Mapping[tuple[str, int | None], GgufTensor], spec: ModelSpec) -> None:

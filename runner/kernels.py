@@ -10,7 +10,7 @@ from numba import njit
 
 from .compiling import compiled, compiled_sum
 from .float_tiles import exp_shifted, swish_times
-from .native import load_f32, load_i32, store_f32, store_i32, store_i64
+from .native import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
 
 UNIT = 32
 SWIGLU, DRELU, REGLU = range(3)
@@ -82,20 +82,24 @@ def softmax(at: int, count: int, scale: float) -> Any:
 
 @compiled
 def choose_experts(logits: int, experts: int, chosen: int, choice: int, share: int) -> None:
-    """The experts with the largest logits and the softmax over those, as Mixtral routes; uses the logits up.
+    """The experts with the largest logits and the softmax over those, as Mixtral routes.
+
+    Each is chosen once, whatever the logits are: lists of a block's tokens have room for one choice of an expert each.
 
     Args:
         logits, share: addresses of floats [experts] and [chosen].
         choice: address of int64 [chosen].
     """
     for k in range(chosen):
-        best = 0
-        for e in range(1, experts):
-            if load_f32(logits, e) > load_f32(logits, best):
+        best = -1
+        for e in range(experts):
+            taken = False
+            for before in range(k):
+                taken |= load_i64(choice, before) == e
+            if not taken and (best < 0 or load_f32(logits, e) > load_f32(logits, best)):
                 best = e
         store_i64(choice, k, best)
         store_f32(share, k, load_f32(logits, best))
-        store_f32(logits, best, -np.inf)
     top, total = load_f32(share, 0), np.float32(0)
     for k in range(chosen):
         store_f32(share, k, np.exp(load_f32(share, k) - top))

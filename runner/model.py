@@ -16,7 +16,7 @@ from .access import TENSOR_FIELDS
 from .density import Density
 from .dialects import ModelFile, open_model
 from .rope import angles
-from .rows import UNKNOWN, kind_of, type_table
+from .rows import type_table
 from .sampling import Sampling
 from .step import build_step
 from .threads import Team, default_threads
@@ -56,8 +56,16 @@ class Model:
         names = {tensor.type_name for (role, _), tensor in source.tensors.items() if not role.endswith("norm")}
         self._team = Team(threads)
         slots, row = numbers[tables.SLOTS], numbers[tables.CACHE_ROW]
-        self._arrays = _weights(source, context, names | {cache_type}) | {"sync": self._team.sync}
-        self._arrays |= tables.new_buffers(source.spec, slots, row, source.rank, threads, names)
+        try:
+            self._arrays = _weights(source, context, names | {cache_type}) | {"sync": self._team.sync}
+            self._arrays |= tables.new_buffers(source.spec, slots, row, source.rank, threads, names)
+        except MemoryError:
+            self._team.close()
+            cache = 2 * source.spec.layers * source.spec.kv_heads * slots * row
+            raise TsconvertError(
+                f"{source.file.path}: there is no memory for {context} tokens, whose keys and values take"
+                f" {cache / 1e9:.1f} GB; load it with a smaller context"
+            ) from None
         self._table = tables.new_table(numbers, float(source.spec.norm_eps), self._arrays)
         self._step = _compiled_step()
         self.position = self._forwarded = 0
@@ -294,10 +302,6 @@ def _weights(source: ModelFile, context: int, type_names: set[str]) -> dict[str,
     for (role, layer), tensor in source.tensors.items():
         if role.endswith("norm"):
             continue
-        if kind_of(tensor.type_name) == UNKNOWN:
-            raise TsconvertError(
-                f"{source.file.path}: tensor {tensor.name} is {tensor.type_name}, no type to compute with"
-            )
         slot = {"token_embd": tables.TOKEN_EMBD, "output": tables.OUTPUT}[role] if layer is None else _ROLES.index(role)
         table[-1 if layer is None else layer, slot] = _entry(tensor)
     if spec.tied:

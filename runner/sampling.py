@@ -58,8 +58,10 @@ class Sampler:
             history: the tokens so far, for the repeat penalty.
         """
         config = self.config
-        if np.isnan(logits_V).any():
-            raise TsconvertError("the logits are NaN: the file's weights are damaged or too large for their type")
+        if not np.isfinite(logits_V.max()):
+            raise TsconvertError(
+                "the logits are NaN or infinite: the file's weights are damaged or too large for their type"
+            )
         logits_V = penalized(
             logits_V, history[-config.repeat_last :] if config.repeat_last else (), config.repeat_penalty
         )

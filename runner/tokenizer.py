@@ -5,16 +5,16 @@ merges follow from the pieces' scores, or byte-level BPE (`gpt2`), which names i
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason, shown
 from ..quant.gguf_file import GgufFile
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama.cpp's token types
+_LONGEST_TOKEN = 2048  # characters; the tokens of real vocabularies have a few hundred at most
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -53,8 +53,10 @@ class GgufTokenizer:
         self._tokenizer = _build(file, keys, kind, pre, str(file.metadata.get(_WHOLE, "")) if huggingface else "")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.bos: int | None = keys.get("bos_token_id")
-        ends = (keys.get(f"{name}_token_id") for name in ("eos", "eot", "eom"))
+        known = keys.get("tokens")
+        count = max(len(known) if isinstance(known, list) else 0, self._tokenizer.get_vocab_size())
+        self.bos: int | None = _special(file, keys, "bos", count)
+        ends = (_special(file, keys, name, count) for name in ("eos", "eot", "eom"))
         self.eos: frozenset[int] = frozenset(token for token in ends if token is not None)
         self.add_bos = bool(keys.get("add_bos_token", kind == "llama" or pre in _ADDS_BOS)) and self.bos is not None
         self.add_eos = bool(keys.get("add_eos_token", False))
@@ -66,11 +68,19 @@ class GgufTokenizer:
         Args:
             special: put BOS in front (and EOS behind) where the model's texts have them.
         """
-        tokens = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        tokens = self._ids(text)
         if not special:
             return tokens
         before = [self.bos] if self.add_bos and self.bos is not None else []
         return before + tokens + (sorted(self.eos)[:1] if self.add_eos else [])
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the library raises plain Exception
+            raise TsconvertError(
+                f"{self._where}: the tokenizer cannot encode the text ({reason(error)}); export it again"
+            ) from None
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """The text of ``tokens``; bytes that are no whole character become U+FFFD.
@@ -95,20 +105,16 @@ class GgufTokenizer:
         """
         if not self.chat_template:
             raise TsconvertError(f"{self._where}: the file has no chat template; leave --chat out")
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from .chat_template import render
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-        try:
-            text = environment.from_string(self.chat_template).render(
-                messages=list(messages), add_generation_prompt=True, bos_token=self.piece(self.bos or 0),
-                eos_token=self.piece(min(self.eos, default=0)),
-            )  # fmt: skip
-        except TemplateError as error:
-            raise TsconvertError(f"{self._where}: the chat template refuses these messages ({error})") from None
+        text = render(
+            self.chat_template,
+            {
+                "messages": list(messages), "add_generation_prompt": True, "bos_token": self.piece(self.bos or 0),
+                "eos_token": self.piece(min(self.eos, default=0)),
+            },
+            where=self._where,
+        )  # fmt: skip
         starts = self.bos is not None and text.startswith(self.piece(self.bos))
         return self.encode(text, special=not starts)
 
@@ -148,10 +154,16 @@ class TextStream:
         return new
 
 
-def _refuse(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+def _special(file: GgufFile, keys: dict[str, Any], name: str, count: int) -> int | None:
+    """The id of a special token; None where the file names none."""
+    token = keys.get(f"{name}_token_id")
+    if token is None:
+        return None
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < count:
+        raise TsconvertError(
+            f"{file.path}: key {_PREFIX}{name}_token_id is {shown(token)}, none of {count} tokens; write the file again"
+        )
+    return token
 
 
 def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str) -> Tokenizer:
@@ -159,22 +171,29 @@ def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str
         try:
             return Tokenizer.from_str(whole)
         except Exception as error:  # the library raises plain Exception
-            raise TsconvertError(f"{file.path}: {_WHOLE} is damaged ({error}); export again") from None
+            raise TsconvertError(f"{file.path}: {_WHOLE} is damaged ({reason(error)}); export again") from None
     tokens = keys.get("tokens")
     if not isinstance(tokens, list) or not tokens:
         raise TsconvertError(f"{file.path}: the file has no tokenizer; export it with the model's own")
+    token_types = keys.get("token_type", [])
     try:
+        if max(map(len, tokens)) > _LONGEST_TOKEN or not isinstance(token_types, list):
+            raise ValueError("tokens of more characters than any model has, or no types")
         if kind == "llama":
             tokenizer = _sentencepiece(tokens, keys)
         elif kind == "gpt2":
             tokenizer = _byte_level(file, tokens, keys, pre)
         else:
-            raise TsconvertError(f"{file.path}: tokenizer model {kind!r}; the runner knows llama and gpt2")
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise TsconvertError(f"{file.path}: the tokenizer's keys are damaged ({error}); write the file again") from None
+            raise TsconvertError(f"{file.path}: tokenizer model {shown(kind)}; the runner knows llama and gpt2")
+    except TsconvertError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise TsconvertError(
+            f"{file.path}: the tokenizer's keys are damaged ({reason(error)}); write the file again"
+        ) from None
     special = {_CONTROL: True, _UNKNOWN: True, _USER_DEFINED: False}
-    for token, token_type in zip(tokens, keys.get("token_type", []), strict=False):
-        if token_type in special and token:
+    for token, token_type in zip(tokens, token_types, strict=False):
+        if isinstance(token_type, int) and token_type in special and token:
             added = AddedToken(token, special=special[token_type], normalized=False)
             (tokenizer.add_special_tokens if special[token_type] else tokenizer.add_tokens)([added])
     return tokenizer
@@ -227,7 +246,7 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
         split = [pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")]
     else:
         known = ", ".join([*_GPT2[:2], "smollm", *_SPLITS])
-        raise TsconvertError(f"{file.path}: pre-tokenizer {pre!r}; the runner knows {known}")
+        raise TsconvertError(f"{file.path}: pre-tokenizer {shown(pre)}; the runner knows {known}")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()

@@ -84,7 +84,7 @@ def test_predictors_that_do_not_fit(refusal):
     thresholds = np.zeros((3, 1))
     assert refusal(thresholds=thresholds) == "layer 0 has a threshold and no predictor; export it again"
     assert refusal(fcs=True, thresholds=thresholds[:2]) == (
-        "turbosparse.predictor.threshold needs 3 entries; export it again"
+        "turbosparse.predictor.threshold needs 3 numbers; export it again"
     )
     assert refusal(fcs=True, thresholds=thresholds, skip=["blk.1.fc2"]) == (
         "the predictor's fc1 and fc2 of layer 1 do not fit; export it again"

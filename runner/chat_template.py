@@ -1,0 +1,87 @@
+"""A chat template rendered in jinja's sandbox, in a process of its own with a limit on time and memory.
+
+The sandbox keeps a template from Python's objects. It does not keep it from loops without end or from strings without
+end, and a template comes with the file: so it runs where it can be stopped.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if __name__ != "__main__":
+    from ..convert.errors import TsconvertError, printable
+
+_MOST_SECONDS = 4
+_MOST_BYTES = 1 << 30  # of the process that renders: Python, jinja and the text
+_MOST_CHARACTERS = 1 << 24  # of the text
+
+
+def render(template: str, values: Mapping[str, Any], *, where: str) -> str:
+    """The text that ``template`` makes of ``values``.
+
+    Args:
+        where: the file that the template is from, for messages.
+
+    Raises:
+        TsconvertError: the template refuses the values, is none, or takes too long or too much.
+    """
+    asked = json.dumps({"template": template, "values": values})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(Path(__file__)), json.dumps(sys.path)], input=asked, text=True,
+            capture_output=True, timeout=_MOST_SECONDS, encoding="utf-8",
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise TsconvertError(
+            f"{where}: the chat template did not come to an end in {_MOST_SECONDS} s; do not trust this file"
+        ) from None
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        raise TsconvertError(f"{where}: the chat template takes too much memory; do not trust this file") from None
+    if "text" not in answer:
+        reason = printable(str(answer["error"]))[:300]
+        raise TsconvertError(f"{where}: the chat template refuses these messages ({reason})")
+    return str(answer["text"])
+
+
+def _refuse(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _rendered(asked: Mapping[str, Any]) -> dict[str, str]:
+    from datetime import datetime
+
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    try:
+        text = environment.from_string(asked["template"]).render(asked["values"])
+    except MemoryError:
+        return {}
+    except Exception as error:
+        return {"error": str(error)}
+    return {"text": text} if len(text) <= _MOST_CHARACTERS else {}
+
+
+def _main() -> None:
+    sys.path[:] = json.loads(sys.argv[1])
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+    answer = _rendered(json.loads(sys.stdin.buffer.read()))
+    if answer:
+        sys.stdout.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main()
