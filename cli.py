@@ -10,7 +10,7 @@ import click
 
 from . import __version__
 from .convert import command_line
-from .convert.errors import TsconvertError
+from .convert.errors import TsconvertError, printable
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]
@@ -70,7 +70,7 @@ class Chain(click.Group):
         except TsconvertError as error:
             if debug:
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(str(error))}", err=True)
             sys.exit(error.exit_code)
         except Exception as error:
             from .convert.system_errors import in_words, leave_stdout
