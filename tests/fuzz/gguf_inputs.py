@@ -127,7 +127,7 @@ def _change_key(rng: random.Random, file: Description) -> None:
 
 
 def _changed_array(rng: random.Random, value: tuple[Any, ...]) -> tuple[Any, ...]:
-    inner, items = value[0], list(value[1])
+    inner, items = (value[0], list(value[1])) if isinstance(value, tuple) else (U32, [value])
     what = rng.randrange(7)
     if what == 0:
         return inner, items, rng.choice(NUMBERS)
@@ -305,6 +305,25 @@ def _imatrix() -> Description:
         ("imatrix.chunk_count", U32, 5), ("imatrix.chunk_size", U32, 512), ("tsconvert.imatrix.format_version", U32, 1),
     ]  # fmt: skip
     return Description(keys=keys, tensors=tensors)
+
+
+def compile_all(path: Path) -> None:
+    """Run every sound base, and quantize it: what is compiled on first use is compiled then."""
+    from tsconvert.quant.quantize import QuantizeConfig, quantize
+    from tsconvert.runner.model import load
+
+    for name, base in bases().items():
+        path.write_bytes(written(base))
+        if name == "imatrix":
+            continue
+        with load(path, threads=1, context=48) as model:
+            for mode in ("dense", model.mode):
+                model.mode = mode
+                model.logits([1, 5, 9])
+                model.feed([2])
+        out = path.with_name("q.gguf")
+        out.unlink(missing_ok=True)
+        quantize(QuantizeConfig(source=path, out=out, type_name="Q8_0", allow_requantize=True, threads=1))
 
 
 def read_gguf(path: Path, rng: random.Random) -> None:

@@ -99,7 +99,11 @@ def _warm(family: str, folder: Path) -> None:
     """Load what readers load, and compile what they compile, before memory is limited: some inputs of another seed."""
     for module in _MODULES:
         importlib.import_module(module)
-    for number in range(60 if family == "gguf" else 15):
+    if family == "gguf":
+        from gguf_inputs import compile_all
+
+        compile_all(folder / "m.gguf")
+    for number in range(15):
         read_one(family, -1, number, folder)
 
 
