@@ -4,7 +4,7 @@ import errno
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,6 @@ def arguments(config: "RelufyConfig", how: FullRecovery, folder: Path) -> Traini
     rows = max(1, how.micro_tokens // config.context)
     steps = max(1, how.batch_tokens // (rows * config.context * distributed.world()))
     every = max(1, how.steps // how.evaluations)
-    more: dict[str, Any] = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if how.checkpointing else {}
     return TrainingArguments(
         output_dir=str(folder), max_steps=max(1, round(how.steps / every)) * every, per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows, gradient_accumulation_steps=steps, lr_scheduler_type="cosine",
@@ -105,9 +104,16 @@ def arguments(config: "RelufyConfig", how: FullRecovery, folder: Path) -> Traini
         load_best_model_at_end=True,
         metric_for_best_model="objective", greater_is_better=False, seed=config.seed, data_seed=config.seed,
         use_cpu=torch.device(config.device).type == "cpu", bf16=bool(config.training.autocast),
-        activation_checkpointing=how.checkpointing, report_to=list(how.report_to), disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=False, logging_nan_inf_filter=False, **more,
+        report_to=list(how.report_to), disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+        logging_nan_inf_filter=False, **_checkpointing(how),
     )  # fmt: skip
+
+
+def _checkpointing(how: FullRecovery) -> dict[str, Any]:
+    """transformers' settings for computing activations again; they had another name in its first 5.x releases."""
+    names = [field.name for field in fields(TrainingArguments)]
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if how.checkpointing else {}
 
 
 def rows_a_step(config: "RelufyConfig", how: FullRecovery) -> int:

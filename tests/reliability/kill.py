@@ -3,8 +3,8 @@
     python tests/reliability/kill.py            # 200 and more kills; docs/reliability.md has the figures
     python tests/reliability/kill.py --kills 3 --only quantize
 
-Two kinds of moments: points of time, spread evenly over a run, and operations on files, each of them once: before
-each open for writing, rename, removal and so on the process is killed as well (full recovery: before 40 of them).
+Two kinds of moments: points of time, spread evenly over a run, and operations on files: right before an open for
+writing, a rename, a removal and so on, 20 of them for each command.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from warm import Run, start
 
 VARYING = ("elapsed_s", "command", "out", "files", "report", "settings")
 """In records: times, and where the outputs lie."""
-MOST_OPERATIONS = 40
+MOST_OPERATIONS = 20
 SMALL = ["--tokens", "4K", "--context", "128"]
 
 

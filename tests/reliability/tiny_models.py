@@ -10,9 +10,11 @@ def dense_model(folder: Path) -> Path:
     """A seeded random Mistral of two layers with the embedded models' tokenizer."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from tsconvert import models
 
+    disable_progress_bar()
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=4096, hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
