@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from . import names
 from .errors import TsconvertError, label, shown
-from .look import Looks
+from .look import INFINITE_BITS, Looks
 from .names import Place
 from .spec import ModelSpec, read_config, spec_of
 
@@ -100,6 +100,17 @@ class Checkpoint:
         for place, info in self._infos.items():
             whole.update(f"{place} {info.dtype} {info.shape} ".encode() + self.looks[place].digest)
         return whole.hexdigest()
+
+    def require_finite(self) -> None:
+        """Look at every value, before hours are spent on them.
+
+        Raises:
+            TsconvertError: a tensor holds NaN or infinity; names file, tensor, how many, and the first row.
+        """
+        self.looks.start()
+        for place, info in self._infos.items():
+            if self.looks[place].largest_bits >= INFINITE_BITS[info.dtype]:
+                raise not_finite(info.file, info.name, self.array(place))
 
     def _mapped(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
@@ -321,6 +332,16 @@ def _fused_places(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
         Place(role, layer, expert): TensorInfo(info.name, info.file, info.dtype, shape, info.start + i * part, part)
         for i, (expert, role) in enumerate(slots)
     }
+
+
+def not_finite(file: Path, name: str, values: npt.NDArray[np.float32]) -> TsconvertError:
+    """The refusal of a tensor with NaN or infinity."""
+    bad = ~np.isfinite(values).reshape(-1, values.shape[-1])
+    row = int(np.argmax(bad.any(axis=1)))
+    return TsconvertError(
+        f"{file}: tensor {name} holds {int(bad.sum())} values that are NaN or infinite, the first in row"
+        f" {row}; the weights are damaged or training diverged, go back to a sound checkpoint"
+    )
 
 
 def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:

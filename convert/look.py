@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 _BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+INFINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+"""Of infinity; `Look.largest_bits` from there on is that, or NaN."""
 _PIECE_BYTES = 1 << 23  # stays in the last cache for the second reading
 Key = TypeVar("Key", bound=Hashable)
 

@@ -260,6 +260,7 @@ def _convert(
             fingerprint = pool.submit(lambda: source.fingerprint)
             _copy(source, writer, config, source.places)
             fingerprint.result()
+        source.require_finite()
         return {}
     from .recovery_sweep import JUDGE_SHARE, RecoverySweep  # transformers takes seconds to load; a copy needs none
 

@@ -56,6 +56,7 @@ class Stream:
     ) -> None:
         self.autocast, self.scratch = autocast, scratch
         self.checkpoint, self.rows_NS, self.device = checkpoint, rows_NS, torch.device(device)
+        checkpoint.require_finite()
         matrices = torch.bfloat16 if frozen and autocast else torch.float32
         self.stack = Stack(checkpoint, self.device, activation, matrices)
         self.hidden_NSD = token_buffer((*rows_NS.shape, checkpoint.spec.width), scratch)

@@ -12,11 +12,10 @@ from typing import Any
 from ..convert.checkpoint import Checkpoint, find_model
 from ..convert.errors import TsconvertError
 from ..convert.journal import JOURNAL
+from ..convert.look import INFINITE_BITS
 from ..convert.units import size_text
 from ..convert.writer import PARTIAL
 from .inspection import Inspection, Table, part_of, parts_table
-
-_INFINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 
 
 def inspect(path: str, *, tensors: bool = False) -> Inspection:
@@ -92,7 +91,7 @@ def _values(checkpoint: Checkpoint) -> tuple[bool, str]:
     """Whether a tensor holds NaN or infinity; that all are there is known since the checkpoint was opened."""
     for place in checkpoint.places:
         info = checkpoint.info(place)
-        if checkpoint.looks[place].largest_bits >= _INFINITE_BITS[info.dtype]:
+        if checkpoint.looks[place].largest_bits >= INFINITE_BITS[info.dtype]:
             return False, f"tensor {info.name} holds NaN or infinity"
     return True, f"all {len(checkpoint.places)} tensors are there, none holds NaN or infinity"
 

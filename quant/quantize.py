@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..convert.checkpoint import not_finite
 from ..convert.errors import TsconvertError, shown
 from ..convert.writer import refuse_existing
 from . import ggml, mixes
@@ -19,7 +20,7 @@ from .gguf_file import GGUF, GgufFile, GgufTensor
 from .gguf_writer import TensorPlan, Value, Verbatim, u32
 from .imatrix_file import ImportanceMatrix, is_imatrix, load_imatrix, with_importance
 from .shards import bytes_by_type, sharded, write_files
-from .sources import Rows, Sliced, Stacked, magnitude, not_finite
+from .sources import Rows, Sliced, Stacked, magnitude
 from .targets import QUANTIZATION_VERSION, file_type
 from .type_choice import TypeChoice
 

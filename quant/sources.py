@@ -8,14 +8,12 @@ Shape suffixes: D model width, F neurons, C columns, R rows.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.checkpoint import Checkpoint, to_float32
-from ..convert.errors import TsconvertError
+from ..convert.checkpoint import Checkpoint, not_finite, to_float32
 from ..convert.look import largest_bits
 from ..convert.names import Place
 
@@ -153,16 +151,6 @@ def magnitude(values: npt.NDArray[Any], dtype: str) -> float:
 
 def _value(bits: int, dtype: str) -> float:
     return float(to_float32(np.array([bits], _BITS[dtype]).view(np.uint8), dtype)[0])
-
-
-def not_finite(file: Path, name: str, values: Rows) -> TsconvertError:
-    """The refusal of a tensor with NaN or infinity."""
-    bad = ~np.isfinite(values).reshape(-1, values.shape[-1])
-    row = int(np.argmax(bad.any(axis=1)))
-    return TsconvertError(
-        f"{file}: tensor {name} holds {int(bad.sum())} values that are NaN or infinite, the first in row"
-        f" {row}; the weights are damaged or training diverged, go back to a sound checkpoint"
-    )
 
 
 def _matrix(checkpoint: Checkpoint, place: Place) -> npt.NDArray[Any]:

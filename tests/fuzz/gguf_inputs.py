@@ -323,7 +323,8 @@ def compile_all(path: Path) -> None:
                 model.feed([2])
         out = path.with_name("q.gguf")
         out.unlink(missing_ok=True)
-        quantize(QuantizeConfig(source=path, out=out, type_name="Q8_0", allow_requantize=True, threads=1))
+        if name != "powerinfer":
+            quantize(QuantizeConfig(source=path, out=out, type_name="Q8_0", allow_requantize=True, threads=1))
 
 
 def read_gguf(path: Path, rng: random.Random) -> None:
