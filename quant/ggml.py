@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..convert.errors import TsconvertError
+from . import numpy_rows
 
 # enum ggml_type. Sizes are asked of the library, so that a number can never disagree with the code that uses it.
 _IDS = {
@@ -83,14 +84,15 @@ class RowFunctions:
     from_float: int
 
 
-def _load() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+def _load() -> tuple[ctypes.CDLL, ctypes.CDLL | None]:
+    """ggml-base, and ggml-cpu where this processor can run it."""
     import libggml
 
     folder = Path(libggml.__file__).parent / "lib64"
     found = [next(iter(sorted(folder.glob(f"libggml-{part}.*"))), None) for part in ("base", "cpu")]
     if None in found:
         raise TsconvertError(f"{folder}: ggml's libraries are missing; reinstall libggml-python")
-    base, cpu = (ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in found)
+    base = ctypes.CDLL(str(found[0]), mode=ctypes.RTLD_GLOBAL)
     base.ggml_version.restype = ctypes.c_char_p
     version = base.ggml_version().decode()
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_VERSION:
@@ -101,6 +103,9 @@ def _load() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     base.ggml_quantize_chunk.argtypes = (
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
     )  # fmt: skip
+    if numpy_rows.lacking():
+        return base, None
+    cpu = ctypes.CDLL(str(found[1]), mode=ctypes.RTLD_GLOBAL)
     cpu.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_CpuTraits)
     cpu.ggml_cpu_init()
     return base, cpu
@@ -293,8 +298,22 @@ _ROW_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.
 def row_functions(type_name: str) -> RowFunctions:
     """The addresses of ggml's row functions for a type. They hold for this process only."""
     block = block_type(type_name)
+    if _CPU is None:
+        return _numpy_functions(block)
     cpu = _CPU.ggml_get_type_traits_cpu(block.id).contents
     dot_type = BY_ID.get(cpu.vec_dot_type, block)
     from_float = _CPU.ggml_get_type_traits_cpu(dot_type.id).contents.from_float
     to_float = _BASE.ggml_get_type_traits(block.id).contents.to_float
     return RowFunctions(to_float or 0, cpu.vec_dot or 0, dot_type, from_float or 0)
+
+
+def _numpy_functions(block: BlockType) -> RowFunctions:
+    """Those of a processor that ggml-cpu does not run on."""
+    traits = _BASE.ggml_get_type_traits(block.id).contents
+    if not traits.to_float:  # F32, and what holds no weights
+        copy = numpy_rows.copy_floats() if block.name == "F32" else 0
+        return RowFunctions(0, 0, block, copy)
+    vec_dot = numpy_rows.vec_dot(block.name, traits.to_float)
+    if block.name in ("F16", "BF16", "Q8_0"):  # have own kernels; the runner's caches are stored as these
+        return RowFunctions(traits.to_float, vec_dot, block, traits.from_float_ref)
+    return RowFunctions(traits.to_float, vec_dot, TYPES["F32"], numpy_rows.copy_floats())
