@@ -34,7 +34,7 @@ _SMALLER = ("--tokens", "--batch-tokens", "--micro-tokens", "--context", "--ctx"
 _CODE = re.compile(r"\((?:os error|errno) (\d+)\)|\[Errno (\d+)\]")
 _MEMORY = re.compile(
     r"not enough memory|can't allocate memory|cannot allocate memory|out of memory|bad_alloc|can't start new thread"
-    r"|failed to map segment|resource temporarily unavailable",
+    r"|failed to map segment|resource temporarily unavailable|could not create a (?:primitive|memory)",  # oneDNN's last
     re.IGNORECASE,
 )
 _TORCH_FILE = re.compile(r"PytorchStreamWriter failed|file write failed|unexpected pos \d+ vs \d+")

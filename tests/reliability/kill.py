@@ -103,7 +103,8 @@ def _content(path: Path) -> Any:
     if path.name in ("tsconvert.json", "m.gguf.json"):
         return _steady(json.loads(path.read_text(encoding="utf-8")))
     if path.name == "README.md":
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if "--resume" not in line]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if not line.startswith("    tsconvert ")]  # with --resume or without
     return path.read_bytes()
 
 
