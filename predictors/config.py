@@ -31,6 +31,9 @@ class PredictorConfig:
     """A folder of trained predictors to go on from, of this model or of what it was before; their ranks are kept."""
     target_energy: float = 0.98
     """Share of the activation energy sum_j (h_j |down_j|)^2 (weighted: `Labels.energy_TF`) to be predicted, 0 to 1."""
+    max_loss: float | None = None
+    """Perplexity that predicted mode may cost, as a share of exact mode's: thresholds are set so (end_to_end.py),
+    tighter than ``target_energy`` where that is needed. None: each FFN keeps its energy, whatever that costs."""
     max_density: float | None = None
     """Share of the neurons that may be predicted, 0 to 1; an FFN that needs more is named."""
     budget: float | None = None
@@ -61,7 +64,7 @@ class PredictorConfig:
             )
         if self.rank is not None and self.rank < 2:
             raise TsconvertError(f"--rank {self.rank}: it must be at least 2, or auto")
-        for name in ("target_energy", "max_density", "budget"):
+        for name in ("target_energy", "max_loss", "max_density", "budget"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise TsconvertError(f"--{name.replace('_', '-')} {value:g}: it must lie between 0 and 1")

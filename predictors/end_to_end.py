@@ -1,31 +1,36 @@
 """Thresholds by what they do to the whole model: as few neurons as predicted mode can do with at the loss asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ..convert.checkpoint import Checkpoint
 from ..convert.progress import progress
-from ..convert.sweep import Stream, sweep
-from .calibrate import FFNReport, judge, thresholds
+from ..convert.sweep import Stream
+from .calibrate import FFNReport, judge
+from .calibrate import thresholds as energy_thresholds
 from .cost import Bits
 from .effect import Effect, compare, feed_forward_predicted
 from .labels import ffns_of
-from .predictor import Predictor
+from .predictor import AnyPredictor
 
-# Shape suffixes: N sequences, S tokens a sequence, T tokens.
-Layers = list[list[Predictor | None]]
+# Shape suffixes: N sequences, S tokens a sequence, T tokens, F neurons.
 _ENERGY_SHARE = 4  # one token in so many measures the mean energy, the others calibrate
 _TIGHTER = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # of the energy that may be lost
 _LIKE_ZERO = 0.95  # thresholds other than 0, which PowerInfer has not, want fewer neurons than this times those at 0
 
+Thresholds = list[list[float | None]]
+"""``thresholds[layer][expert]``; None where there is no predictor."""
+LayerPredictors = Callable[[int], Sequence[AnyPredictor | None]]
+"""Gives those of layer i, one an expert; asked for several times, so that memory holds one layer's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Predictors with their thresholds, and what they do on held-out text."""
+    """Thresholds, and what predictors do with them on held-out text."""
 
-    layers: Layers
+    thresholds: Thresholds
     reports: tuple[FFNReport, ...]
     effect: Effect
 
@@ -40,10 +45,14 @@ class Calibrated:
         """Of perplexity, as a share of exact mode's."""
         return self.effect.perplexity_predicted / self.effect.perplexity_exact - 1
 
+    def apply(self, layer: int, row: Sequence[AnyPredictor | None]) -> list[AnyPredictor | None]:
+        """The predictors of ``layer`` with these thresholds."""
+        return _at(row, self.thresholds[layer])
+
 
 def calibrate_model(
-    layers: Layers, checkpoint: Checkpoint, held_NS: torch.Tensor, target_energy: float, max_loss: float, bits: Bits,
-    device: str = "cpu",
+    layers: LayerPredictors, checkpoint: Checkpoint, exact: Stream, held: slice, target_energy: float, max_loss: float,
+    bits: Bits,
 ) -> Calibrated:  # fmt: skip
     """Set the thresholds of a model's predictors, which were trained for threshold 0.
 
@@ -52,19 +61,17 @@ def calibrate_model(
     least. PowerInfer has no threshold but 0, so others must save something.
 
     Args:
-        held_NS: text that the predictors were not trained on.
+        exact: the model's stream after the last layer.
+        held: its sequences that the predictors were not trained on.
         max_loss: of perplexity against exact mode, such as 0.02.
     """
-    exact = sweep(checkpoint, held_NS, [], device)
     energies = [1 - (1 - target_energy) * share for share in _TIGHTER]
-    zero, found = _tried(layers, checkpoint, exact, bits, energies)
+    at_zero = [[None if p is None else 0.0 for p in layers(index)] for index in range(checkpoint.spec.layers)]
+    zero, found = _tried(layers, at_zero, checkpoint, exact, held, bits, energies)
     ways = [zero]
     for i in range(len(energies)):
-        with_thresholds = [
-            [None if p is None else replace(p, threshold=at[i]) for p, at in zip(row, ats, strict=True)]
-            for row, ats in zip(zero.layers, found, strict=True)
-        ]
-        ways.append(_tried(with_thresholds, checkpoint, exact, bits)[0])
+        tighter: Thresholds = [[None if at is None else at[i] for at in row] for row in found]
+        ways.append(_tried(layers, tighter, checkpoint, exact, held, bits)[0])
         if ways[-1].loss <= max_loss:
             break
     return _best(ways, max_loss)
@@ -82,33 +89,37 @@ def _density(way: Calibrated) -> float:
     return way.density
 
 
+def _at(row: Sequence[AnyPredictor | None], thresholds: Sequence[float | None]) -> list[AnyPredictor | None]:
+    return [
+        None if predictor is None or threshold is None else replace(predictor, threshold=threshold)
+        for predictor, threshold in zip(row, thresholds, strict=True)
+    ]
+
+
 def _tried(
-    layers: Layers, checkpoint: Checkpoint, exact: Stream, bits: Bits, energies: Sequence[float] = ()
-) -> tuple[Calibrated, list[list[list[float]]]]:
-    """What predictors do with the thresholds that they have; of each FFN the thresholds that keep ``energies``."""
-    stream = Stream(checkpoint, exact.rows_NS, str(exact.device))
-    made: Layers = []
+    layers: LayerPredictors, thresholds: Thresholds, checkpoint: Checkpoint, exact: Stream, held: slice, bits: Bits,
+    energies: Sequence[float] = (),
+) -> tuple[Calibrated, list[list[list[float] | None]]]:  # fmt: skip
+    """What predictors do at ``thresholds``; and of each FFN those that keep ``energies``."""
+    stream = Stream(checkpoint, exact.rows_NS[held], str(exact.device))
     reports: list[FFNReport] = []
-    found: list[list[list[float]]] = []
-    with progress("predicted mode", len(layers)) as step:
-        for index, row in enumerate(layers):
-            layer = stream.layer(index)
+    found: list[list[list[float] | None]] = []
+    with progress("predicted mode", len(thresholds)) as step:
+        for index, at in enumerate(thresholds):
+            layer, row = stream.layer(index), _at(layers(index), at)
             stream.attend(layer)
             x_TD = torch.cat([part_TD.cpu() for part_TD in stream.inputs(layer)])
-            made.append([])
-            found.append([])
+            found.append([None] * len(row))
             for ffn, predictor in zip(ffns_of(layer, x_TD, len(x_TD) // _ENERGY_SHARE), row, strict=True):
                 if predictor is None:
-                    made[-1].append(None)
-                    found[-1].append([])
-                    reports.append(FFNReport(layer=index, expert=ffn.expert, rank=0, used=False, reason="as before"))
+                    left = FFNReport(layer=index, expert=ffn.expert, rank=0, used=False, reason="as before")
+                    reports.append(left)
                     continue
-                fired_F = ffn.fired().cpu().numpy() if predictor.fired_F is None else predictor.fired_F
-                made[-1].append(replace(predictor, fired_F=fired_F))
-                found[-1].append(thresholds(ffn, predictor, energies) if energies else [])
                 reports.append(judge(ffn, predictor, bits))
-            feed_forward_predicted(stream, layer, made[-1])
+                if energies:
+                    found[-1][ffn.expert] = energy_thresholds(ffn, predictor, energies)
+            feed_forward_predicted(stream, layer, row)
             del layer  # before the next one is read
             step("")
-    effect = compare(exact, slice(None), stream, slice(None))
-    return Calibrated(layers=made, reports=tuple(reports), effect=effect), found
+    effect = compare(exact, held, stream, slice(None))
+    return Calibrated(thresholds=thresholds, reports=tuple(reports), effect=effect), found

@@ -12,15 +12,20 @@ from ..convert import distributed
 from ..convert.checkpoint import Checkpoint, open_checkpoint
 from ..convert.errors import TsconvertError
 from ..convert.full_recovery import relufy_fully
+from ..convert.layers import Layer
 from ..convert.relufy import RelufyConfig, RelufyReport, relufy
+from ..convert.sweep import Stream, sweep
 from ..convert.writer import refuse_existing
-from .end_to_end import Layers, calibrate_model
+from .end_to_end import calibrate_model
 from .folder import PredictorSet, load_predictors, save_predictors
 from .in_loop import LoopPredictors
 from .joint import JointConfig, JointReport, relufy_with_predictors
+from .labels import ffns_of
+from .predictor import Predictor
 from .report import PredictorReport
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width.
+Layers = list[list[Predictor | None]]
 
 
 def relufy_fully_with_predictors(
@@ -68,13 +73,14 @@ def _finish(
     layers: Layers, checkpoint: Checkpoint, held_NS: torch.Tensor, config: RelufyConfig, joint: JointConfig
 ) -> PredictorReport:
     """Set the thresholds, say what the predictors do, and write their folder."""
+    exact = sweep(checkpoint, held_NS, [_Counts(layers)], config.device)
     found = calibrate_model(
-        layers, checkpoint, held_NS, joint.target_energy, joint.max_loss, joint.bits, config.device
-    )  # fmt: skip
+        layers.__getitem__, checkpoint, exact, slice(None), joint.target_energy, joint.max_loss, joint.bits
+    )
     report = PredictorReport(
         out=joint.out, method="low-rank, trained along with the whole model", target_energy=joint.target_energy,
         tokens=config.full.tokens, model_parameters=checkpoint.spec.parameters, ffns=found.reports,
-        predictor_parameters=sum(p.parameters for layer in found.layers for p in layer if p is not None),
+        predictor_parameters=sum(p.parameters for layer in layers for p in layer if p is not None),
         **vars(found.effect),
     )  # fmt: skip
     kept = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
@@ -82,5 +88,22 @@ def _finish(
     made_for = checkpoint.fingerprint
     before = load_predictors(joint.out).model_fingerprint if joint.out.exists() else None
     if before != made_for:  # equal: a run that was killed between writing these and naming the model is resumed
-        save_predictors(PredictorSet(model_fingerprint=made_for, ffns=found.layers, report=kept), joint.out)
+        chosen = [found.apply(layer, row) for layer, row in enumerate(layers)]
+        save_predictors(PredictorSet(model_fingerprint=made_for, ffns=chosen, report=kept), joint.out)
     return report
+
+
+class _Counts:
+    """The sweep's visitor that notes in the predictors how often each neuron fires, by which exports order them."""
+
+    def __init__(self, layers: Layers) -> None:
+        self.layers = layers
+
+    def visit(self, layer: Layer, stream: Stream) -> str:
+        """Count on all tokens of ``stream``."""
+        x_TD = torch.cat([part_TD.cpu() for part_TD in stream.inputs(layer)])
+        self.layers[layer.index] = [
+            None if predictor is None else replace(predictor, fired_F=ffn.fired().cpu().numpy())
+            for ffn, predictor in zip(ffns_of(layer, x_TD, 0), self.layers[layer.index], strict=True)
+        ]
+        return ""

@@ -18,8 +18,10 @@ from ..convert.writer import PARTIAL, atomic_folder, refuse_existing
 from .calibrate import FFNReport
 from .config import PredictorConfig
 from .effect import compare, predicted_stream
+from .end_to_end import calibrate_model
 from .folder import write_predictors
 from .kept import Kept
+from .predictor import AnyPredictor
 from .profile import refuse_dense
 from .rank import check_budget, choices, spend
 from .report import PredictorReport
@@ -85,22 +87,38 @@ def _train(checkpoint: Checkpoint, config: PredictorConfig, kept: Kept, report: 
     sequences = training_sequences(checkpoint, config)
     stream = sweep(checkpoint, sequences.rows_NS, [Trials(checkpoint, sequences, config, kept)], config.device)
     chosen = _choose(kept, checkpoint, config)
-    held_NS = sequences.rows_NS[sequences.held]
-    predicted = predicted_stream(checkpoint, held_NS, lambda layer: kept.load(layer, chosen[layer]), config.device)
-    ffns = [_reports(kept.reports(layer), chosen[layer], config) for layer in range(len(chosen))]
+
+    def layers(index: int) -> list[AnyPredictor | None]:
+        return kept.load(index, chosen[index])
+
+    ffns = [ffn for layer in range(len(chosen)) for ffn in _reports(kept.reports(layer), chosen[layer], config)]
+    calibrated = None
+    if config.max_loss is None:
+        held_NS = sequences.rows_NS[sequences.held]
+        effect = compare(
+            stream, sequences.held, predicted_stream(checkpoint, held_NS, layers, config.device), slice(None)
+        )
+    else:
+        calibrated = calibrate_model(
+            layers, checkpoint, stream, sequences.held, config.target_energy, config.max_loss, config.bits
+        )
+        ffns = [new if new.used else old for old, new in zip(ffns, calibrated.reports, strict=True)]
+        effect = calibrated.effect
     report = replace(
-        report, tokens=sequences.tokens, ffns=tuple(ffn for layer in ffns for ffn in layer),
+        report, tokens=sequences.tokens, ffns=tuple(ffns),
         predictor_parameters=sum(
-            ffn.rank * (checkpoint.spec.width + checkpoint.spec.neurons) for layer in ffns for ffn in layer if ffn.used
+            ffn.rank * (checkpoint.spec.width + checkpoint.spec.neurons) for ffn in ffns if ffn.used
         ),
-        **vars(compare(stream, sequences.held, predicted, slice(None))),
+        **vars(effect),
     )  # fmt: skip
     if not distributed.rank() and config.out is not None:
         found = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
         for varying in ("elapsed_s", "out", "cost"):  # the same run gives the same bytes
             found.pop(varying)
-        layers = (kept.read(layer, chosen[layer]) for layer in range(len(chosen)))
-        write_predictors(layers, checkpoint.fingerprint, found, kept.folder)
+        read = (kept.read(layer, chosen[layer]) for layer in range(len(chosen)))
+        if calibrated is not None:
+            read = (calibrated.apply(layer, row) for layer, row in enumerate(read))
+        write_predictors(read, checkpoint.fingerprint, found, kept.folder)
     return report
 
 

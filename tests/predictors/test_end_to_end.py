@@ -7,6 +7,7 @@ import torch
 from tsconvert.convert.checkpoint import Checkpoint
 from tsconvert.convert.corpora import calibration_rows
 from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.sweep import sweep
 from tsconvert.predictors.calibrate import FFNReport
 from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.cost import Bits
@@ -28,16 +29,19 @@ def test_the_thresholds_follow_from_the_loss_asked_for(tmp_path: Path):
     checkpoint = Checkpoint(sparse)
     layers = [[replace(p, threshold=0.0) for p in row] for row in load_predictors(asked.out).ffns]
     rows_NS = torch.from_numpy(calibration_rows(checkpoint, (), tokens=1024, context=128, seed=1))
-    strict, loose = (calibrate_model(layers, checkpoint, rows_NS, 0.8, most, Bits()) for most in (0.03, 5.0))
+    exact = sweep(checkpoint, rows_NS, [])
+    strict, loose = (
+        calibrate_model(layers.__getitem__, checkpoint, exact, slice(None), 0.8, most, Bits()) for most in (0.03, 5.0)
+    )
     assert strict.loss <= 0.03 < loose.loss
     assert loose.density < strict.density
-    assert all(p.threshold < 0 for row in strict.layers for p in row)
+    assert all(t < 0 for row in strict.thresholds for t in row)
 
 
 def way(loss: float, density: float) -> Calibrated:
     effect = Effect(perplexity_exact=10, perplexity_predicted=10 * (1 + loss), kl_divergence=0, same_top=1)
     report = FFNReport(layer=0, expert=0, rank=8, predicted_density=density)
-    return Calibrated(layers=[], reports=(report,), effect=effect)
+    return Calibrated(thresholds=[], reports=(report,), effect=effect)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +56,18 @@ def way(loss: float, density: float) -> Calibrated:
 def test_the_fewest_neurons_within_the_loss(ways, best: int):
     made = [way(*each) for each in ways]
     assert _best(made, 0.02) is made[best]
+
+
+def test_predictors_with_a_loss_asked_for_keep_to_it_in_the_folder(tmp_path: Path):
+    sparse = tmp_path / "sparse"
+    relufy(RelufyConfig(model="tiny-mistral", out=sparse, recover="none", align=False))
+    training = Training(steps=60, batch_tokens=256)
+    asked = PredictorConfig(
+        model=str(sparse), out=tmp_path / "p", tokens=4096, context=128, rank=16, training=training, target_energy=0.8,
+        max_loss=0.1,
+    )  # fmt: skip
+    report = train_predictors(asked)
+    assert 1 < report.perplexity_predicted / report.perplexity_exact <= 1.1
+    stored = [p.threshold for row in load_predictors(asked.out).ffns for p in row]
+    assert stored == [ffn.threshold for ffn in report.ffns]
+    assert report.mean("energy") > 0.8
