@@ -345,6 +345,7 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--target-energy", type=float, default=0.98, show_default=True, help="Share of the activation energy to be kept."
 )
+@click.option("--max-loss", type=float, help="Perplexity that prediction may cost, such as 0.02; else: the energy.")
 @click.option("--from", "start", type=OUT_FOLDER, help="Go on from these predictors, at a fifth of the learning rate.")
 @click.option("--max-density", type=float, help="Share of the neurons that may be predicted, such as 0.2.")
 @click.option("--budget", type=float, help="Share of the model's parameters that predictors may have, such as 0.06.")
