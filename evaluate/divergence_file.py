@@ -97,7 +97,7 @@ class StoredReference:
             tensors = load_file(path)
             _check(tensors, int(self.about["vocabulary"]), self.about["corpora"])
             self.how = Windowing(**self.about["windowing"])
-        except (KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SafetensorError) as error:
             raise TsconvertError(
                 f"{path}: not what eval --save-logits writes ({reason(error)}); write it again"
             ) from None

@@ -36,14 +36,16 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     try:
         content = content or _made(hf, folder)
         vocabulary = _read(content, hf, folder, pre)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        _fit(vocabulary, rows)
+        _observe(vocabulary, hf, eos)
+    except TsconvertError:
+        raise
+    except Exception as error:  # the library raises plain Exception
         raise TsconvertError(
             f"{folder}: the tokenizer's files contradict each other ({reason(error)}); download them again"
         ) from None
     path = folder / "tokenizer.json"
     vocabulary.huggingface_json = path.read_text(encoding="utf-8") if path.is_file() else json.dumps(content)
-    _fit(vocabulary, rows)
-    _observe(vocabulary, hf, eos)
     return vocabulary
 
 
@@ -69,10 +71,11 @@ def _made(hf: Any, folder: Path) -> dict[str, Any]:
 def _check_ids(content: dict[str, Any], folder: Path) -> None:
     """Refuse ids far beyond the number of tokens: a list is made that is as long as the largest."""
     ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content.get("added_tokens") or ())]
-    if not all(isinstance(each, int) and 0 <= each < 2 * len(ids) + _MOST_HOLES for each in ids):
-        raise TsconvertError(
-            f"{folder}: tokenizer.json has {len(ids)} tokens and ids up to {shown(max(ids))}; download it again"
-        )
+    for each in ids:
+        if not isinstance(each, int) or not 0 <= each < 2 * len(ids) + _MOST_HOLES:
+            raise TsconvertError(
+                f"{folder}: tokenizer.json has {len(ids)} tokens and {shown(each)} among their ids; download it again"
+            )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -89,7 +92,9 @@ def load_tokenizer(folder: Path) -> Any:
     logging.set_verbosity_error()  # it warns of every model type that is not its own
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return tokenizer if isinstance(tokenizer, kind) else kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = tokenizer if isinstance(tokenizer, kind) else kind.from_pretrained(folder, local_files_only=True)
+        tokenizer.model_max_length = 10**30  # whatever the file says: nothing is cut, and nothing warned of
+        return tokenizer
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise TsconvertError(

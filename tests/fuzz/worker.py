@@ -72,6 +72,8 @@ def main() -> None:
     """Read COUNT inputs from FIRST on."""
     family, seed, first, count, watch = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
     warnings.simplefilter("ignore")
+    told_to = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print
     folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     counts: dict[str, int] = {}
     with Path(watch).open("r+b", buffering=0) as told:
@@ -86,11 +88,11 @@ def main() -> None:
                 kind = verdict if verdict in ("read", "refused") else "found"
                 counts[kind] = counts.get(kind, 0) + 1
                 if kind == "found":
-                    print(json.dumps({"number": number, "verdict": verdict}), flush=True)
+                    print(json.dumps({"number": number, "verdict": verdict}), file=told_to, flush=True)
                 if number % 500 == 499:
-                    print(json.dumps({"counts": counts, "done": number + 1}), flush=True)
+                    print(json.dumps({"counts": counts, "done": number + 1}), file=told_to, flush=True)
                     counts = {}
-            print(json.dumps({"counts": counts, "done": first + count}), flush=True)
+            print(json.dumps({"counts": counts, "done": first + count}), file=told_to, flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
