@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import cfunc, types
 
 from . import float_tiles, tiles
 from .adders import add_rows
-from .compiling import compiled, compiled_sum
+from .compiling import compiled, compiled_sum, whole
 from .float_tiles import blend, float_tile
 from .native import (
     call_row,
@@ -39,7 +38,6 @@ from .native import (
 from .tiles import tile
 
 PRODUCTS_ARGUMENTS, ADD_ARGUMENTS = 15, 11
-_PRODUCTS, _ADD = (types.int64(*[types.int64] * count) for count in (PRODUCTS_ARGUMENTS, ADD_ARGUMENTS))
 SCRATCH_BYTES = 512  # of a thread, before the floats of a decoded row
 _ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in it addresses and results stand
 _ROW_CHUNK, _TOKENS = 32, 8  # rows that stay in the cache while groups of so many inputs pass
@@ -102,41 +100,49 @@ def _fill(places: int, base: int, stride: int, listed: int, first: int, last: in
         store_i64(places, s, base + _number(listed, min(first + s, last)) * stride)
 
 
-def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
-    @compiled
-    def one_input(
-        base: int, stride: int, listed: int, first: int, end: int, columns: int, out: int, row_step: int, scratch: int
-    ) -> None:
-        rows, xs, outs, nexts = scratch + _ROWS, scratch + _INPUTS, scratch + _OUT, scratch + _AHEAD
-        ahead = max(1, _AHEAD_BYTES // stride)
-        if listed == 0:
-            for j in range(first, end):
-                store_i64(rows, 0, base + j * stride)
-                store_i64(nexts, 0, base + (j + ahead) * stride)
-                tile(number, 1, 1, 1, rows, xs, columns, nexts, outs)
-                store_f32(out, j * row_step, load_f32(outs, 0))
-            return
-        for i in range(first, min(first + _LISTED, end)):
-            _ask(base + load_i32(listed, i) * stride, stride)
-        for i in range(first, end, _LISTED):
-            _fill(rows, base, stride, listed, i, end - 1, _LISTED)
-            _fill(nexts, base, stride, listed, i + _LISTED, end - 1, _LISTED)
-            tile(number, _LISTED, 1, 1, rows, xs, columns, nexts, outs)
-            for r in range(min(_LISTED, end - i)):
-                store_f32(out, load_i32(listed, i + r) * row_step, load_f32(outs, r))
+@compiled
+def _float(kind: int, row: int, i: int) -> Any:
+    """Number ``i`` of a row of a float type (an index of float_tiles.KINDS)."""
+    if kind == 0:
+        return load_f32(row, i)
+    return load_f16(row, i) if kind == 1 else load_bf16(row, i)
 
-    @cfunc(_PRODUCTS, cache=cache)
+
+@compiled_sum
+def _dot(kind: int, row: int, x: int, n: int) -> Any:
+    total = np.float32(0)
+    for i in range(n):
+        total += _float(kind, row, i) * load_f32(x, i)
+    return total
+
+
+# Numba caches a function by what it closes over, pickled: numbers are the same in every process, functions are not.
+def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
+    @whole(PRODUCTS_ARGUMENTS, cache=cache)
     def products(
         function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
     ) -> int:  # fmt: skip
-        rows, xs, outs, end = scratch + _ROWS, scratch + _INPUTS, scratch + _OUT, first + count
+        rows, xs, outs, nexts = scratch + _ROWS, scratch + _INPUTS, scratch + _OUT, scratch + _AHEAD
+        end, ahead = first + count, max(1, _AHEAD_BYTES // stride)
+        for t in range(tokens if tokens <= 2 else 0):
+            token = _number(chosen, t)
+            target = out + 4 * token * token_step
+            store_i64(xs, 0, x + token * x_stride)
+            for j in range(first, end if listed == 0 else first):
+                store_i64(rows, 0, base + j * stride)
+                store_i64(nexts, 0, base + (j + ahead) * stride)
+                tile(number, 1, 1, 1, rows, xs, columns, nexts, outs)
+                store_f32(target, j * row_step, load_f32(outs, 0))
+            for i in range(first, min(first + _LISTED, end) if listed else first):
+                _ask(base + load_i32(listed, i) * stride, stride)
+            for i in range(first, end if listed else first, _LISTED):
+                _fill(rows, base, stride, listed, i, end - 1, _LISTED)
+                _fill(nexts, base, stride, listed, i + _LISTED, end - 1, _LISTED)
+                tile(number, _LISTED, 1, 1, rows, xs, columns, nexts, outs)
+                for r in range(min(_LISTED, end - i)):
+                    store_f32(target, load_i32(listed, i + r) * row_step, load_f32(outs, r))
         if tokens <= 2:
-            for t in range(tokens):
-                token = _number(chosen, t)
-                store_i64(xs, 0, x + token * x_stride)
-                target = out + 4 * token * token_step
-                one_input(base, stride, listed, first, end, columns, target, row_step, scratch)
             return stamp
         for start in range(first, end, _ROW_CHUNK):
             stop = min(start + _ROW_CHUNK, end)
@@ -146,17 +152,14 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                 for i in range(start, stop, 2):
                     two = min(2, stop - i)
                     _fill(rows, base, stride, listed, i, i + two - 1, 2)
-                    if two == 2:
-                        tile(number, 2, _TOKENS, 0, rows, xs, columns, 0, outs)
-                    else:
-                        tile(number, 1, _TOKENS, 0, rows, xs, columns, 0, outs)
+                    tile(number, 2, _TOKENS, 0, rows, xs, columns, 0, outs)
                     for r in range(two):
                         at = _number(listed, i + r) * row_step
                         for s in range(some):
-                            store_f32(out, at + _number(chosen, t + s) * token_step, load_f32(outs, two * s + r))
+                            store_f32(out, at + _number(chosen, t + s) * token_step, load_f32(outs, 2 * s + r))
         return stamp
 
-    @cfunc(_ADD, cache=cache)
+    @whole(ADD_ARGUMENTS, cache=cache)
     def add(
         function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
         weights: int, columns: int, into: int, scratch: int,
@@ -182,16 +185,9 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
 
 
 def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
-    load, size = (load_f32, load_f16, load_bf16)[number], float_tiles.SIZES[number]
+    size = float_tiles.SIZES[number]
 
-    @compiled_sum
-    def dot(row: int, x: int, n: int) -> Any:
-        total = np.float32(0)
-        for i in range(n):
-            total += load(row, i) * load_f32(x, i)
-        return total
-
-    @cfunc(_PRODUCTS, cache=cache)
+    @whole(PRODUCTS_ARGUMENTS, cache=cache)
     def products(
         function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
@@ -207,7 +203,7 @@ def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                     token = _number(chosen, t)
                     store_i64(xs, 0, x + token * x_stride)
                     if columns % 16:
-                        store_f32(outs, 0, dot(base + j * stride, x + token * x_stride, columns))
+                        store_f32(outs, 0, _dot(number, base + j * stride, x + token * x_stride, columns))
                     else:
                         float_tile(number, 1, 1, rows, xs, columns, outs)
                     store_f32(out, j * row_step + token * token_step, load_f32(outs, 0))
@@ -226,7 +222,7 @@ def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                             store_f32(out, at + _number(chosen, t + s) * token_step, load_f32(outs, 4 * s + r))
         return stamp
 
-    @cfunc(_ADD, cache=cache)
+    @whole(ADD_ARGUMENTS, cache=cache)
     def add(
         function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
         weights: int, columns: int, into: int, scratch: int,  # noqa: ARG001
@@ -243,14 +239,14 @@ def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
             j = _number(listed, i)
             row, share = base + j * stride, load_f32(weights, j)
             for d in range(columns):
-                store_f32(into, d, load_f32(into, d) + share * load(row, d))
+                store_f32(into, d, load_f32(into, d) + share * _float(number, row, d))
         return stamp
 
     return products, add
 
 
 def _ggml_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:  # noqa: ARG001
-    @cfunc(_PRODUCTS, cache=cache)
+    @whole(PRODUCTS_ARGUMENTS, cache=cache)
     def products(
         function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
@@ -266,7 +262,7 @@ def _ggml_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:  # n
                 store_f32(out, j * row_step + token * token_step, load_f32(outs, 0))
         return stamp
 
-    @cfunc(_ADD, cache=cache)
+    @whole(ADD_ARGUMENTS, cache=cache)
     def add(
         function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,
         weights: int, columns: int, into: int, scratch: int,

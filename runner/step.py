@@ -7,12 +7,10 @@ number, and meet at barriers.
 import ctypes
 from typing import Any
 
-from numba import cfunc, types
-
 from .access import at, number, real, tensor_of, type_field
 from .attention import attention
 from .barrier import aborted
-from .compiling import compiled
+from .compiling import compiled, whole
 from .ffn import ffn
 from .kernels import rms_norm
 from .native import call_row, load_f32, load_i64, store_f32, store_i32
@@ -85,7 +83,7 @@ def _head(m: int, thread: int, threads: int, tokens: int, logits: int, outputs: 
 def _build(cache: bool) -> Any:
     stamp = source_stamp()
 
-    @cfunc(types.int64(*[types.int64] * ARGUMENTS), cache=cache)
+    @whole(ARGUMENTS, cache=cache)
     def step(
         m: int, thread: int, threads: int, token_ids: int, tokens: int, position: int, mode: int, audit: int,
         logits: int, outputs: int,
