@@ -28,7 +28,7 @@ from tsconvert.predictors.folder import PredictorSet, load_predictors
 from tsconvert.predictors.labels import FFN, ffns_of
 from tsconvert.predictors.predictor import AnyPredictor
 
-ENERGIES = (0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999)
+ENERGIES = (0.95, 0.97, 0.98, 0.985, 0.99, 0.995)
 
 
 class Thresholds:
