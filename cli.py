@@ -11,6 +11,7 @@ import click
 from . import __version__
 from .convert import command_line
 from .convert.errors import TsconvertError, printable
+from .convert.memory_limit import require_addresses
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]
@@ -37,6 +38,8 @@ ORDER = (
     "inspect", "plan", "report", "demo",
 )  # fmt: skip
 
+WITHOUT_TORCH = (["quantize"], ["run"], ["bench"], ["inspect"], ["plan"], ["report"])
+
 
 class Chain(click.Group):
     """Commands in the order of the chain, errors as one sentence, and the exit codes that scripts count on."""
@@ -54,6 +57,8 @@ class Chain(click.Group):
         options = self._options_of(words)
         again = "; --resume goes on with what is finished" if "--resume" in options else ""
         try:
+            if not {"-h", "--help", "--version"} & set(words):
+                require_addresses(torch=words[:1] not in WITHOUT_TORCH)
             super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.stdout.flush()
         except click.exceptions.Exit as stop:

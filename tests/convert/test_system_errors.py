@@ -1,4 +1,6 @@
 import errno
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +78,13 @@ def test_a_result_that_cannot_be_printed_is_an_error():
             [sys.executable, "-m", "tsconvert", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (done.returncode, done.stderr) == (2, f"error: {FULL}\n")
+
+
+@pytest.mark.parametrize(("command", "needed"), [("relufy", 3 << 30), ("quantize", 1 << 30)])
+def test_a_limit_on_addresses_below_what_libraries_take_is_said_at_once(command: str, needed: int):
+    shell = f"ulimit -v 200000; exec {sys.executable} -m tsconvert {command} nothing --out nothing"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
+    needed += (512 << 20) + (80 << 20) * (os.cpu_count() or 1)
+    assert done.returncode == 2
+    assert re.match(r"error: the limit on this process's addresses \(ulimit -v\) leaves [\d,]+ bytes and ", done.stderr)
+    assert f" and {needed:,} are needed; raise it" in done.stderr

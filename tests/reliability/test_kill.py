@@ -38,4 +38,4 @@ def test_a_disk_that_fails_is_told_in_a_sentence_and_nothing_is_torn(models: Pat
     assert trial.short_write() == []
     assert trial.failing("write: EIO") == []
     assert trial.failing("fsync: EIO") == []
-    assert trial.memory(32) == []
+    assert trial.memory(128) == []
