@@ -37,4 +37,8 @@ def reason(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """``text`` as a terminal may have it: names in files can hold escape sequences and halves of characters."""
-    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+    return "\n".join(line if line.isprintable() else _spelled(line) for line in text.split("\n"))
+
+
+def _spelled(line: str) -> str:
+    return "".join(each if each.isprintable() or each == "\t" else ascii(each)[1:-1] for each in line)

@@ -28,6 +28,9 @@ _NUMBERS = {
     6: ("f", "<f4"), 7: ("?", "?"), 10: ("Q", "<u8"), 11: ("q", "<i8"), 12: ("d", "<f8"),
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_LAYOUTS = {code: struct.Struct("<" + code) for code, _ in _NUMBERS.values()}
+_TYPE_NAMES = {GGUF: {block.id: block.name for block in ggml.TYPES.values()}}
+_TYPE_NAMES[POWERINFER] = _TYPE_NAMES[GGUF] | _POWERINFER_IDS
 
 
 @dataclass(frozen=True)
@@ -145,21 +148,20 @@ def _header(reader: "_Reader") -> tuple[str, int, int, int]:
 
 def _tensor_info(reader: "_Reader", magic: str) -> tuple[str, str, tuple[int, ...], int]:
     name = reader.string("a tensor's name", _LONGEST_NAME)
-    dimensions = reader.number("I", f"tensor {label(name)}")
+    what = f"tensor {label(name)}"
+    dimensions = reader.number("I", what)
     if not 1 <= dimensions <= _MOST_DIMENSIONS:
-        raise reader.damaged(f"tensor {label(name)} has {dimensions} dimensions")
-    ne = [reader.number("Q", f"tensor {label(name)}") for _ in range(dimensions)]
-    type_id, offset = reader.number("I", f"tensor {label(name)}"), reader.number("Q", f"tensor {label(name)}")
+        raise reader.damaged(f"{what} has {dimensions} dimensions")
+    ne = [reader.number("Q", what) for _ in range(dimensions)]
+    type_id, offset = reader.number("I", what), reader.number("Q", what)
     if min(ne) < 1:
-        raise reader.damaged(f"tensor {label(name)} has shape {ne[::-1]}")
-    known = {block.id: block.name for block in ggml.TYPES.values()}
-    if magic == POWERINFER:
-        known |= _POWERINFER_IDS
-    if type_id not in known:
+        raise reader.damaged(f"{what} has shape {ne[::-1]}")
+    type_name = _TYPE_NAMES[magic].get(type_id)
+    if type_name is None:
         raise TsconvertError(
-            f"{reader.path}: tensor {label(name)} has type id {type_id}, which tsconvert does not know; requantize it"
+            f"{reader.path}: {what} has type id {type_id}, which tsconvert does not know; requantize it"
         )
-    return name, known[type_id], tuple(reversed(ne)), offset
+    return name, type_name, tuple(reversed(ne)), offset
 
 
 class _Reader:
@@ -182,7 +184,8 @@ class _Reader:
         return self.content[self.at - size : self.at]
 
     def number(self, code: str, what: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
+        layout = _LAYOUTS[code]
+        return layout.unpack(self.take(layout.size, what))[0]
 
     def string(self, what: str, most: int | None = None) -> str:
         size = self.number("Q", what)
@@ -190,11 +193,11 @@ class _Reader:
             raise self.damaged(f"{what} has {size} bytes")
         return bytes(self.take(size, what)).decode("utf-8", errors="replace")
 
-    def value(self, key: str, depth: int = 0) -> Any:
-        return self._value_of(self.number("I", f"key {label(key)}"), key, depth)
-
-    def _value_of(self, kind: int, key: str, depth: int) -> Any:
+    def value(self, key: str) -> Any:
         what = f"key {label(key)}"
+        return self._value_of(self.number("I", what), what, 0)
+
+    def _value_of(self, kind: int, what: str, depth: int) -> Any:
         if kind in _NUMBERS:
             return self.number(_NUMBERS[kind][0], what)
         if kind == _STRING:
@@ -207,4 +210,4 @@ class _Reader:
             return np.frombuffer(self.take(count * dtype.itemsize, what), dtype).tolist()
         if count * 8 > self.left:
             raise self.damaged(f"it ends within {what}")
-        return [self._value_of(kind, key, depth + 1) for _ in range(count)]
+        return [self._value_of(kind, what, depth + 1) for _ in range(count)]

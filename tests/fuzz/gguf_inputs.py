@@ -3,10 +3,9 @@
 A file is held as a description that can say anything; `written` lays it out whether or not that makes sense.
 """
 
-import copy
 import random
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,18 @@ def written(file: Description) -> bytes:
     return head + b"\x00" * (-len(head) % 32) + b"".join(data)
 
 
+def copied(file: Description) -> Description:
+    """A description to change: bytes and keys' values are replaced as a whole, never changed."""
+    tensors = [replace(tensor, ne=list(tensor.ne)) for tensor in file.tensors]
+    return replace(file, keys=list(file.keys), tensors=tensors)
+
+
 def mutate_gguf(rng: random.Random, base: Description) -> bytes:
     """One to four changes of the description, now and then of the bytes as well."""
     if rng.random() < 0.2:
         raw = written(base)
         return mutate_bytes(rng, raw, len(raw) - sum(len(tensor.raw) for tensor in base.tensors))
-    file = copy.deepcopy(base)
+    file = copied(base)
     if rng.random() < 0.25:  # sound but for its weights, so that it runs
         for tensor in rng.sample(file.tensors, rng.randrange(1, 4)):
             _change_weights(rng, tensor)
@@ -162,7 +167,7 @@ def _change_tensor(rng: random.Random, file: Description) -> None:
     elif what == 5:
         tensor.name = rng.choice((*TEXTS, rng.choice(file.tensors).name, tensor.name.replace("0", "9" * 5000)))
     elif what == 6:
-        file.tensors.append(copy.deepcopy(tensor))
+        file.tensors.append(replace(tensor, ne=list(tensor.ne)))
     elif what in (7, 8):
         _change_weights(rng, tensor)
     else:

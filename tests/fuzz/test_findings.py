@@ -67,9 +67,7 @@ def tensor(which: str, /, **fields: Any) -> Change:
 
 
 def made(bases: dict[str, gg.Description], path: Path, base: str, change: Change) -> Path:
-    import copy
-
-    file = copy.deepcopy(bases[base])
+    file = gg.copied(bases[base])
     change(file)
     path.write_bytes(gg.written(file))
     return path
@@ -151,8 +149,8 @@ NO_TOKENS = (
     " again"
 )
 NO_MERGE = (
-    "FILE: the tokenizer's keys are damaged (Error while initializing BPE: Token `zz` out of vocabulary); write the file"
-    " again"
+    "FILE: the tokenizer's keys are damaged (Error while initializing BPE: Token `zz` out of vocabulary); write the"
+    " file again"
 )
 TOKENIZERS: list[tuple[str, Change, str]] = [
     (
