@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny random checkpoints with the embedded models' tokenizer."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from tsconvert import models
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core; before anything imports torch
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Make = Callable[..., Path]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
