@@ -156,7 +156,8 @@ class Killer:
         where = f"killed after {moment_s}" if moment_s is not None else f"killed before operation {die_at}"
         if not killed and run.code:
             self._problem(folder, f"{where}: ended with {run.code}: {run.said[-600:]}", "refused")
-        if self.how == signal.SIGINT and killed and (run.said.strip().count("\n") or "interrupted" not in run.said):
+        last = run.said.strip().rpartition("\n")[2]
+        if "Traceback" in run.said or (self.how == signal.SIGINT and killed and not last.startswith("interrupted")):
             self._problem(folder, f"{where}: said {run.said[-600:]}", "refused")
         for name, content in self._whole(folder).items():
             if self.reference.get(name) != content:
