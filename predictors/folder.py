@@ -144,7 +144,9 @@ def load_predictors(folder: Path, model_fingerprint: str | None = None) -> Predi
         if not all(t is None or math.isfinite(t) for row in thresholds for t in row):
             raise ValueError("a threshold is NaN or infinite")
     except FileNotFoundError:
-        raise TsconvertError(f"{folder}: no predictor folder ({path.name} is missing)") from None
+        raise TsconvertError(
+            f"{folder}: no predictor folder ({path.name} is missing); `tsconvert predictors` makes one"
+        ) from None
     except Exception as error:
         raise TsconvertError(f"{folder}: not a predictor folder that can be read ({reason(error)})") from None
     if version != FORMAT_VERSION:

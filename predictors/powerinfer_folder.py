@@ -42,7 +42,7 @@ def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint,
 
     if checkpoint.spec.experts:
         raise TsconvertError(
-            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only"
+            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; leave it out"
         )
     if predictors.model_fingerprint != checkpoint.fingerprint:
         raise TsconvertError(
@@ -80,7 +80,7 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
     spec = checkpoint.spec
     if spec.experts:
         raise TsconvertError(
-            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only"
+            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; leave it out"
         )
     ffns: list[list[Predictor | None]] = []
     for layer in range(spec.layers):
@@ -96,7 +96,7 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
         if not norm_D.all():
             place = hf_name(Place("ffn_norm", layer))
             raise TsconvertError(
-                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind the norm"
+                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind the norm; train new ones"
             )
         ffns.append([Predictor(fc1_RD=fc1_RD / norm_D[None, :], fc2_FR=fc2_FR)])
     report = {"source": "PowerInfer predictor folder", "folder": str(folder)}

@@ -69,7 +69,10 @@ def test_the_folder_round_trips(sparse: Path, tmp_path: Path):
 def test_what_is_no_predictor_folder_says_so(sparse: Path, tmp_path: Path):
     with pytest.raises(TsconvertError) as error:
         load_predictors(tmp_path)
-    assert str(error.value) == f"{tmp_path}: no predictor folder (config.json is missing)"
+    assert (
+        str(error.value)
+        == f"{tmp_path}: no predictor folder (config.json is missing); `tsconvert predictors` makes one"
+    )
     folder = tmp_path / "p"
     save_predictors(predictors_of(sparse, some()), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -115,7 +118,9 @@ def test_what_powerinfers_form_cannot_hold_is_refused(sparse: Path, sparse_moe: 
         f"{out}: layer 1 has no predictor, and PowerInfer needs one in every layer; train them with --everywhere"
     )
     assert not out.exists()
-    with pytest.raises(TsconvertError, match="has experts, and PowerInfer's predictor folders take dense FFNs only"):
+    with pytest.raises(
+        TsconvertError, match="has experts, and PowerInfer's predictor folders take dense FFNs only; leave it out"
+    ):
         save_powerinfer_predictors(made, Checkpoint(sparse_moe), out)
     with pytest.raises(TsconvertError, match="were trained for another model than"):
         save_powerinfer_predictors(replace(made, model_fingerprint="0" * 64), checkpoint, out)
