@@ -96,7 +96,7 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
         if not norm_D.all():
             place = hf_name(Place("ffn_norm", layer))
             raise TsconvertError(
-                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind the norm; train new ones"
+                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind it; train new ones"
             )
         ffns.append([Predictor(fc1_RD=fc1_RD / norm_D[None, :], fc2_FR=fc2_FR)])
     report = {"source": "PowerInfer predictor folder", "folder": str(folder)}
