@@ -105,6 +105,8 @@ def _content(path: Path) -> Any:
     if path.name == "README.md":
         lines = path.read_text(encoding="utf-8").splitlines()
         return [line for line in lines if not line.startswith("    tsconvert ")]  # with --resume or without
+    if path.name == "m.gguf.md":  # whole without its last part, which follows when the file is verified
+        return path.read_bytes().partition(b"\nVerified against")[0]
     return path.read_bytes()
 
 
