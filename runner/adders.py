@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .groups import FORMATS, GROUP, RUN, RUNS, Group
+from .groups import FORMATS, GROUP, RUN, RUNS, Group, Neighbours
 from .simd import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
 from .tiles import KINDS, blocks_at
 
@@ -87,6 +87,10 @@ def _emit_looked_up(
 
 def _scales(e: Emit, blocks: Sequence[Sequence[Any]], shares: Any) -> Any:
     """Four scales of each row, times the row's weight."""
+    together = [row for row in blocks if isinstance(row, Neighbours)]
+    if len(together) == len(blocks):
+        halves = e.join([row.first_words(e, 1) for row in together])
+        return e.b.fmul(e.b.fpext(halves, shares.type), shares)
     halves = ir.Constant(ir.VectorType(HALF, RUNS * len(blocks)), ir.Undefined)
     for i, address in enumerate(address for row in blocks for address in row):
         halves = e.b.insert_element(halves, e.load(HALF, address), ir.Constant(I32, i))

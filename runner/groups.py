@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .simd import BYTES, FLOAT, HALF, I8, I32, Emit
+from .simd import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, Emit
 
 GROUP = 128
 RUN = 32
@@ -19,6 +19,7 @@ RUNS = 4
 _SIXTEEN, _FOUR = ir.VectorType(I8, 16), ir.VectorType(I8, 4)
 _FOUR_FLOATS, _FOUR_INTS = ir.VectorType(FLOAT, 4), ir.VectorType(I32, 4)
 _SPREAD = [lane // 4 for lane in range(16)]
+_LINE, _WORDS = 64, ir.VectorType(I16, 32)
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,32 @@ def spread(e: Emit, four: Any) -> Any:
     return e.pick(four, _SPREAD)
 
 
-def _scales(e: Emit, addresses: Sequence[Any], offset: int = 0) -> Any:
+class Neighbours(list[Any]):
+    """Addresses of blocks that lie one behind the other, so that one shuffle has all their scales."""
+
+    def __init__(self, addresses: Sequence[Any], size_bytes: int) -> None:
+        super().__init__(addresses)
+        self.size_bytes = size_bytes
+
+    def first_words(self, e: Emit, times: int) -> Any:
+        """The first two bytes of each of four blocks, so many times each, as float16."""
+        places, low = [k * self.size_bytes for k in range(RUNS)], e.load(_WORDS, self[0])
+        last = min(place for place in (*places, RUNS * self.size_bytes - _LINE) if place > places[-1] - _LINE)
+        if places[-1] < _LINE:
+            picked = e.pick(low, [place // 2 for place in places for _ in range(times)])
+        else:
+            lanes = [place // 2 if place < _LINE else _WORDS.count + (place - last) // 2 for place in places]
+            picked = e.pick(low, [lane for lane in lanes for _ in range(times)], e.load(_WORDS, self[0], last))
+        return e.b.bitcast(picked, ir.VectorType(HALF, RUNS * times))
+
+
+def _scales(e: Emit, addresses: Sequence[Any]) -> Any:
     """The float16 of each of four blocks, spread."""
+    if isinstance(addresses, Neighbours):
+        return e.b.fpext(addresses.first_words(e, 4), FLOATS)
     halves = ir.Constant(ir.VectorType(HALF, 4), ir.Undefined)
     for k, address in enumerate(addresses):
-        halves = e.b.insert_element(halves, e.load(HALF, address, offset), ir.Constant(I32, k))
+        halves = e.b.insert_element(halves, e.load(HALF, address), ir.Constant(I32, k))
     return spread(e, e.b.fpext(halves, _FOUR_FLOATS))
 
 

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .groups import FORMATS, GROUP, RUNS, Format, Group, spread
+from .groups import FORMATS, GROUP, RUNS, Format, Group, Neighbours, spread
 from .simd import BYTES, FLOAT, FLOATS, I64, INTS, Emit, instruction_set
 
 KINDS = tuple(FORMATS)
@@ -36,7 +36,7 @@ def blocks_at(e: Emit, form: Format, row: Any, offset: Any, left: Any = None) ->
         if left is not None:
             address = e.b.select(e.b.icmp_unsigned("<", ir.Constant(I64, k), left), address, first)
         found.append(address)
-    return found
+    return Neighbours(found, form.size_bytes) if left is None and len(found) == RUNS else found
 
 
 class _Tile:

@@ -56,6 +56,7 @@ def main() -> None:
     found = {}
     with load(options.file, threads=options.threads, context=max(options.positions) + options.tokens + 2) as model:
         fill(model)
+        decode(model, options.positions[0], options.tokens)
         spec = model.spec
         size = 2 * 2 * spec.layers * spec.kv_heads * spec.head_dim
         print(f"{'position':>8} {'tokens/s':>9} {'ms':>7} {'cache MB':>9} {'llama.cpp':>9}")
