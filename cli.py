@@ -248,7 +248,7 @@ def main() -> None:
 @full_options
 @click.option("--predictors", type=OUT_FOLDER, help="Train predictors along, into this folder: mask in the loop.")
 @click.option("--from-predictors", type=OUT_FOLDER, help="full, of a MODEL that is sparse already: its predictors.")
-@click.option("--masked-share", type=float, default=0.5, show_default=True, help="full: sequences that see the mask.")
+@click.option("--masked-share", type=float, default=0.9, show_default=True, help="full: sequences that see the mask.")
 @click.option(
     "--rank",
     type=Rank(),

@@ -29,7 +29,7 @@ Layers = list[list[Predictor | None]]
 
 
 def relufy_fully_with_predictors(
-    config: RelufyConfig, joint: JointConfig, *, start: Path | None = None, share: float = 0.5
+    config: RelufyConfig, joint: JointConfig, *, start: Path | None = None, share: float = 0.9
 ) -> JointReport:
     """Recover a model layer by layer and then as a whole, its predictors trained along in both stages.
 

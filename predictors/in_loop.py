@@ -1,6 +1,6 @@
 """Predictors in the loop of full recovery: the whole model learns under their mask, and they learn on.
 
-They come from the joint local stage (joint.py). Of each batch some sequences go through the predicted neurons alone,
+They come from the joint local stage (joint.py). Of each batch most sequences go through the predicted neurons alone,
 the others through all: the model stays good without the mask and becomes good with it. The mask is a step function; to
 the predictor it has the slope of a sigmoid (straight through, arXiv 1308.3432), so that the model's own loss says which
 neurons must not be missed, beside the loss of training.py.
@@ -100,7 +100,7 @@ class LoopPredictors:
     """
 
     def __init__(
-        self, folder: Path, target_energy: float, stored_as: str, share: float = 0.5, *, straight: bool = True
+        self, folder: Path, target_energy: float, stored_as: str, share: float = 0.9, *, straight: bool = True
     ) -> None:
         self.folder, self.target_energy, self.stored_as = folder, target_energy, stored_as
         self.share, self.straight = share, straight
