@@ -216,6 +216,11 @@ class Stack:
         ids, inverse_NS = rows_NS.unique(return_inverse=True)
         place = Place("token_embd")
         info = self.checkpoint.info(place)
+        if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < info.shape[0]:
+            raise TsconvertError(
+                f"{self.checkpoint.folder}: the tokenizer gives token {int(ids[-1])} and the model has"
+                f" {info.shape[0]} tokens; copy the model's own tokenizer there"
+            )
         rows = self.checkpoint.raw(place).reshape(info.shape[0], -1)[ids.numpy()]
         return torch.from_numpy(to_float32(rows.reshape(-1), info.dtype).reshape(len(ids), -1))[inverse_NS]
 

@@ -20,7 +20,8 @@ _DEFAULT_ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
 _DEEPEST_ARRAY = 3
 _MOST_ENTRIES = 1 << 22  # tensors, or keys; the largest models have some hundred thousand
-_LONGEST_NAME = 1 << 16  # bytes, of a tensor or key
+_LONGEST_NAME = 1 << 16  # bytes, of a key
+_LONGEST_TENSOR_NAME = 512  # ggml takes 64
 _POWERINFER_IDS = {16: "I8", 17: "I16", 18: "I32"}
 # GGUF value type: (struct code, NumPy type); 8 is a string, 9 an array
 _NUMBERS = {
@@ -147,8 +148,10 @@ def _header(reader: "_Reader") -> tuple[str, int, int, int]:
 
 
 def _tensor_info(reader: "_Reader", magic: str) -> tuple[str, str, tuple[int, ...], int]:
-    name = reader.string("a tensor's name", _LONGEST_NAME)
+    name = reader.string("a tensor's name", _LONGEST_TENSOR_NAME)
     what = f"tensor {label(name)}"
+    if not name.isprintable():
+        raise reader.damaged(f"{what} has a name that cannot be printed")
     dimensions = reader.number("I", what)
     if not 1 <= dimensions <= _MOST_DIMENSIONS:
         raise reader.damaged(f"{what} has {dimensions} dimensions")

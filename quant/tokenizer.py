@@ -10,7 +10,7 @@ from typing import Any
 
 from ..convert.errors import TsconvertError, reason, shown
 from . import tokenizer_bpe, tokenizer_spm
-from .vocabulary import PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
+from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
 
 _MOST_HOLES = 100_000  # among the ids of a vocabulary
 
@@ -36,7 +36,7 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     try:
         content = content or _made(hf, folder)
         vocabulary = _read(content, hf, folder, pre)
-        _fit(vocabulary, rows)
+        _fit(vocabulary, rows, folder)
         _observe(vocabulary, hf, eos)
     except TsconvertError:
         raise
@@ -122,9 +122,15 @@ def _kind(content: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _fit(vocabulary: Vocabulary, rows: int) -> None:
+def _fit(vocabulary: Vocabulary, rows: int, folder: Path) -> None:
     count = len(vocabulary.tokens)
     if count > rows:
+        plain = sum(kind in (NORMAL, BYTE) for kind in vocabulary.types[rows:])
+        if plain:
+            raise TsconvertError(
+                f"{folder}: the tokenizer has {count} tokens and the model has {rows}, so {plain} pieces of text have"
+                " no embedding; copy the model's own tokenizer there"
+            )
         vocabulary.notes.append(f"{count - rows} tokens beyond the embedding's {rows} rows are left out")
         del vocabulary.tokens[rows:], vocabulary.types[rows:]
         if vocabulary.scores is not None:

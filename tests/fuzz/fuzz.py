@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 _HANG_S = 5.0
-_START_S = 240.0  # until a worker has imported and compiled everything
+_START_S = 900.0  # until a worker has imported and compiled everything
 _BUSY = 0.8  # of the time it must have worked to count as hanging; or done nothing for `_STUCK_S`
 _STUCK_S = 60.0
 _POLL_S = 0.1
@@ -46,17 +46,19 @@ class Run:
         first = 0
         with tempfile.NamedTemporaryFile() as watch:
             while first < self.count:
-                watch.seek(0)
-                watch.write(struct.pack("<q", -1))
-                watch.flush()
-                first = self._worker(first, Path(watch.name))
+                first = self._worker(first, self.count, Path(watch.name))
 
-    def _worker(self, first: int, watch: Path) -> int:
-        """Read inputs from ``first`` on in one process; returns where the next one goes on."""
+    def _worker(self, first: int, end: int, watch: Path, *, alone: bool = False) -> int:
+        """Read inputs from ``first`` on in one process; returns where the next one goes on.
+
+        Args:
+            alone: the input seemed to hang among others, perhaps for want of a core: this is its second trial.
+        """
+        watch.write_bytes(struct.pack("<q", -1))
         command = [sys.executable, str(Path(__file__).parent / "worker.py"), self.family, str(self.seed), str(first)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
         process = subprocess.Popen(
-            [*command, str(self.count - first), str(watch)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            [*command, str(end - first), str(watch)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, env=environment,
         )  # fmt: skip
         lines: queue.Queue[str | None] = queue.Queue()
@@ -67,6 +69,8 @@ class Run:
             time.sleep(_POLL_S)  # what is stopped with this process does not count as hanging
             self._take(lines)
             now = struct.unpack("<q", watch.read_bytes()[:8])[0]
+            if _state(process.pid) == "T":  # stopped, by whoever needs the machine
+                continue
             since = since + _POLL_S if now == last else 0.0
             began_s = began_s if now == last else _cpu_s(process.pid)
             last = now
@@ -74,14 +78,17 @@ class Run:
             if busy and since > (_HANG_S if now >= 0 else _START_S):
                 process.kill()
                 process.wait()
+                reader.join()
                 self._take(lines)
+                if not alone and now >= 0:
+                    return self._worker(now, now + 1, watch, alone=True)
                 self._found(last, f"hangs for over {_HANG_S:g} s")
                 return last + 1
         reader.join()
         self._take(lines)
         last = struct.unpack("<q", watch.read_bytes()[:8])[0]
         if process.returncode == 0:
-            return self.count
+            return end
         if last < 0:
             raise SystemExit(f"the worker of {self.family} did not start: exit code {process.returncode}")
         self._found(last, f"ended the process: exit code {process.returncode}")
@@ -105,12 +112,21 @@ class Run:
             make_again(self.family, self.seed, number, self.keep / f"{self.family}-{number}")
 
 
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; of one that is gone, nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["Z", *["0"] * 40]
+
+
+def _state(pid: int) -> str:
+    return _stat(pid)[0]
+
+
 def _cpu_s(pid: int) -> float:
     """Seconds of work that a process has done: on a busy machine it may wait as long as it likes."""
-    try:
-        parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
+    parts = _stat(pid)
     return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
 

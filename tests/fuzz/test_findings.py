@@ -133,7 +133,7 @@ GGUF: list[tuple[str, Change, str]] = [
     (
         "llama",
         tensor("output_norm.weight", name="\x1b[2J", ne=[0]),
-        "FILE: damaged, tensor '\\x1b[2J' has shape [0]; download or write the file again",
+        "FILE: damaged, tensor '\\x1b[2J' has a name that cannot be printed; download or write the file again",
     ),
 ]
 
