@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason
 from ..convert.units import size_text
 from ..convert.writer import atomic_file
 from . import report_activity, report_files, report_quality, report_story
@@ -74,14 +74,30 @@ def report(config: ReportConfig) -> WrittenReport:
     if config.out.is_dir():
         raise TsconvertError(f"{config.out}: is a folder; give --out the page's name, such as {config.out}/report.html")
     found = collect(config.folder)
-    page = build(found)
-    content = render(page).encode()
+    try:
+        page = build(found)
+        content = render(page).encode()
+    except Exception as error:
+        raise TsconvertError(
+            f"{_strange(found)}: is not what tsconvert writes ({reason(error)}); remove it or write it again"
+        ) from error
     with atomic_file(config.out) as stream:
         stream.write(content)
     return WrittenReport(
         out=config.out, size_bytes=len(content), sections=[section.title for section in page.sections],
         missing=[what for what, _ in page.missing], unreadable=list(page.unreadable),
     )  # fmt: skip
+
+
+def _strange(found: Findings) -> Path:
+    """The record that no page can be made of by itself, or the folder."""
+    for kind, records in found.results.items():
+        for record in records:
+            try:
+                render(build(Findings(folder=found.folder, results={kind: [record]})))
+            except Exception:
+                return record.path
+    return found.folder
 
 
 def build(found: Findings) -> Page:

@@ -261,3 +261,11 @@ def test_a_folder_that_holds_nothing(tmp_path: Path, make: Callable[[Path], None
 def test_a_page_that_would_be_a_folder(folder: Path):
     with pytest.raises(TsconvertError, match=r"is a folder; give --out the page's name, such as .*/report\.html$"):
         report(ReportConfig(folder=folder, out=folder))
+
+
+def test_a_record_of_another_shape_is_named(tmp_path: Path):
+    (tmp_path / "a.json").write_text('{"texts": 1, "stages": 2}')
+    with pytest.raises(TsconvertError) as caught:
+        report(ReportConfig(folder=tmp_path, out=tmp_path / "report.html"))
+    assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: is not what tsconvert writes (")
+    assert not (tmp_path / "report.html").exists()
