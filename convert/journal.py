@@ -56,6 +56,9 @@ class Journal:
         if whole != text:
             os.truncate(self.path, len(whole))
         try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            if not all(isinstance(line["layer"], int) for line in lines[1:]):
+                raise ValueError("a line of no layer")
+            return lines
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise TsconvertError(f"{self.path}: is damaged; remove {self.path.parent} and start again") from None

@@ -93,6 +93,21 @@ def test_a_damaged_jsonl_line_is_named(tmp_path: Path):
         token_rows(Bytes(), [Source(path=str(tmp_path / "a.jsonl"))], tokens=100, context=10)
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1" + b"\xff" * 64 + b"PAR1")
+    with pytest.raises(TsconvertError, match=r"a\.parquet: is no parquet file \(.+\); get it again$"):
+        token_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), file)
+    with pytest.raises(
+        TsconvertError, match=r"a\.parquet: has no column 'text' that can be read \(.+\); get it again$"
+    ):
+        token_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)
+
+
 def test_data_arguments():
     assert parse_source("web.txt=0.75") == Source(path="web.txt", weight=0.75)
     assert parse_source("web.txt") == Source(path="web.txt")

@@ -29,3 +29,13 @@ def test_another_head_is_refused(tmp_path: Path):
     Journal(tmp_path / "j", HEAD)
     with pytest.raises(TsconvertError, match="was begun with other settings or another model"):
         Journal(tmp_path / "j", HEAD | {"source": "other"})
+
+
+@pytest.mark.parametrize("line", [b"3", b'{"layer": [1]}', b"{}", b"[" * 100_000, b"\xff"])
+def test_a_damaged_journal_is_named(tmp_path: Path, line: bytes):
+    Journal(tmp_path / "j", HEAD)
+    with (tmp_path / "j").open("ab") as stream:
+        stream.write(line + b"\n")
+    with pytest.raises(TsconvertError) as caught:
+        Journal(tmp_path / "j", HEAD)
+    assert str(caught.value) == f"{tmp_path / 'j'}: is damaged; remove {tmp_path} and start again"
