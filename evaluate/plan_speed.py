@@ -38,8 +38,8 @@ class Engine:
 
 
 RUNNER = Engine(
-    bandwidth_share=0.95, scattered_share=0.95, row_s=1e-7, layer_s=2e-5,
-    core_bytes_per_s={"Q4_0": 24e9, "Q8_0": 32e9, "F16": 23e9, "Q4_K": 16e9, "Q6_K": 16e9, "": 15e9},
+    bandwidth_share=0.95, scattered_share=0.95, row_s=2e-8, layer_s=2e-5,
+    core_bytes_per_s={"Q4_0": 33e9, "Q8_0": 32e9, "F16": 25e9, "Q4_K": 18e9, "Q6_K": 18e9, "": 15e9},
 )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def test_exports(row: dict[str, Any]):
 def test_generation(row: dict[str, Any]):
     shape = row.get("shape") or SHAPES["7b"]["shape"]
     spec = spec_7b(shape, row.get("layers", 32), sparse=row["mode"] != "dense" or row.get("sparse", False))
-    size = file_bytes(spec, row["type"], row.get("rank", 0))
+    size = file_bytes(spec, row["type"], row.get("rank", 0), row.get("predictor_type", "F16"))
     found = speed(
         spec, size, machine(bandwidth=row["bandwidth_gb_per_s"] * 1e9, cores=row["cores"]), type_name=row["type"],
         mode=row["mode"], rates=Rates(**row["rates"]), position=row.get("position", 64), engine=RUNNER,
