@@ -27,6 +27,7 @@ PIECE_WEIGHTS = 1 << 20  # encoded at a time
 _WRITE_BYTES = 1 << 22  # written at a time, at least, where there are as many: a write waits for the disk
 _WAITING = 2  # more threads than cores, for some wait for the disk
 _F16_LIMIT = 65520.0  # rounds to infinity from here on
+_UNLIMITED = ("F32", "BF16", "F64", "I8", "I16", "I32", "I64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ def check_tensors(tensors: Sequence[TensorPlan], threads: int | None = None) -> 
     """Look at every value, on all cores, before anything is written.
 
     Raises:
-        TsconvertError: one is NaN or infinite, or too large for F16; names the tensor, the file, the row and the count.
+        TsconvertError: one is NaN or infinite, or too large for F16, which is also the type of blocks' scales; names
+            the tensor, the file, the row and the count.
     """
     with ThreadPoolExecutor(threads or cores()) as pool:
         results = [pool.submit(_check, tensor) for tensor in tensors]
@@ -176,7 +178,12 @@ def _check(tensor: TensorPlan) -> None:
             )
     else:
         peak = max((source.check() for source in sources), default=0.0)
-    if tensor.type_name == "F16" and peak >= _F16_LIMIT:
+    if tensor.type_name not in _UNLIMITED and peak >= _F16_LIMIT:
+        if tensor.type_name != "F16":  # ggml's own encoders end the process, or store a scale of infinity
+            raise TsconvertError(
+                f"{tensor.name}: values reach {peak:g}, more than the F16 scales of {tensor.type_name} may hold; choose"
+                f" another type, for this tensor alone with --tensor-type {tensor.name}=F32"
+            )
         raise TsconvertError(
             f"{tensor.name}: values reach {peak:g} and F16 ends at 65504; choose another type,"
             f" for this tensor alone with --tensor-type {tensor.name}=F32"

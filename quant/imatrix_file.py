@@ -22,6 +22,7 @@ from .mixes import FLOATS, kind_of, wants_importance
 from .shards import GgufPlan, write_files
 
 FORMAT_VERSION = 1
+_LARGEST = 1e15  # mean square of an input; 65,504 squared is 4e9
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _FINGERPRINT, _VERSION = "tsconvert.model_fingerprint", "tsconvert.imatrix.format_version"
 
@@ -212,4 +213,10 @@ def _entry(file: GgufFile, name: str) -> Entry:
         raise TsconvertError(
             f"{file.path}: {name} has {sums.size} sums for {counts_E.size} counts; make the importance matrix again"
         )
-    return Entry(sums.reshape(counts_E.size, -1), counts_E)
+    entry = Entry(sums.reshape(counts_E.size, -1), counts_E)
+    largest = float(entry.importance().max())
+    if largest > _LARGEST:  # ggml's encoders end the process, or store scales of infinity
+        raise TsconvertError(
+            f"{file.path}: {name} has mean squares up to {largest:g}; make the importance matrix again"
+        )
+    return entry
