@@ -175,8 +175,17 @@ def _told(report: dict[str, Any]) -> Iterator[str]:
     if whole:
         yield (
             f"The whole model was trained for {whole['steps']:,} steps, {whole['tokens']:,} tokens of {_data(settings)}"
-            f", towards the text and the dense model's predictions; step {whole['best_step']:,} was the best."
+            f", towards {_goals(settings.get('full') or {})}; step {whole['best_step']:,} was the best."
         )
+
+
+def _goals(full: dict[str, Any]) -> str:
+    """What the loss of the whole model's training is made of."""
+    goals = {
+        "cross_entropy": "the text", "divergence": "the dense model's predictions", "hidden": "its hidden states"
+    }  # fmt: skip
+    named = [goal for name, goal in goals.items() if full.get(name)]
+    return " and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else "".join(named)
 
 
 def _data(settings: dict[str, Any]) -> str:
