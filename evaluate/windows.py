@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..convert.corpora import Source, ordered_texts
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, shown
 
 # Shape suffixes: N windows, S tokens a window.
 METHODS = ("llama.cpp", "papers")
@@ -44,7 +44,7 @@ class Windowing:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise TsconvertError(f"--method is {self.method!r}: it must be one of {', '.join(METHODS)}")
+            raise TsconvertError(f"--method is {shown(self.method)}: it must be one of {', '.join(METHODS)}")
         if self.context < 4:
             raise TsconvertError(f"--ctx is {self.context}: it must be at least 4")
         if self.stride is not None and not 1 <= self.stride < self.context + (self.method == "papers"):
