@@ -179,8 +179,9 @@ def main() -> None:
     parser.add_argument("--only", help="FAMILY:NUMBER, to be made and read in this process")
     given = parser.parse_args()
     if given.only:
-        from worker import read_one
+        from worker import load_modules, read_one
 
+        load_modules()
         family, number = given.only.split(":")
         folder = given.keep / f"{family}-{number}"
         make_again(family, given.seed, int(number), folder)
