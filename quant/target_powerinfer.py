@@ -137,7 +137,7 @@ def _check_types(tensors: list[TensorPlan], width: int) -> None:
         if kind == "ffn_down_t" and chosen not in DOWN_TYPES:
             raise TsconvertError(
                 f"{tensor.name}: PowerInfer's sparse product turns a {chosen} ffn_down_t into garbage without an error;"
-                " choose --type F16, Q8_0 (which leaves it F16) or Q4_0"
+                " choose --type F16, Q4_0, or F32 or Q8_0 (which leave it F16)"
             )
         if kind == "ffn_down_t" and chosen == "Q4_0" and width % _Q4_WIDTH:
             raise TsconvertError(

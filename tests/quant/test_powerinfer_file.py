@@ -213,6 +213,14 @@ def test_q8_0_keeps_the_down_rows_f16(export):
     assert any(note.startswith("ffn_down_t is F16, the rest Q8_0: ") for note in report.notes)
 
 
+def test_f32_keeps_the_down_rows_and_predictors_f16(export):
+    file, report, _ = export(type_name="F32")
+    kinds = {name.split(".")[-2]: kind for name, (_, kind, _, _) in file.tensors.items()}
+    assert {name for name, kind in kinds.items() if kind == TYPE_F16} == {"ffn_down_t", "fc1", "fc2"}
+    assert set(kinds.values()) == {TYPE_F16, TYPE_F32}
+    assert any(note.startswith("ffn_down_t is F16, the rest F32: ") for note in report.notes)
+
+
 def test_reglu_is_powerinfers_llama(export, make_sparse: Make):
     file, _, _ = export(make_sparse(activation="reglu"))
     assert file.keys["general.architecture"] == (STR, "llama")
