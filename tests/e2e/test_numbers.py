@@ -6,6 +6,7 @@ that is positive for every token), layer 2 has rows of zeros, of denormals and o
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,15 +134,16 @@ def test_export_and_run_agree_in_every_mode(sparse_extreme: Path, trained: Path,
         assert model.density.down[0] == 0
 
 
-def test_an_importance_matrix_of_it_and_quantization_with_that(sparse_extreme: Path, tmp_path: Path):
+def test_an_importance_matrix_of_it_and_quantization(sparse_extreme: Path, tmp_path: Path):
     found = imatrix(ImatrixConfig(model=str(sparse_extreme), out=tmp_path / "i.gguf", **SHORT))
     assert found.entries
     export_gguf(ExportConfig(model=str(sparse_extreme), out=tmp_path / "f.gguf", type_name="F16"))
-    quantize(
-        QuantizeConfig(
-            source=tmp_path / "f.gguf", out=tmp_path / "q.gguf", type_name="Q4_0", imatrix=tmp_path / "i.gguf"
-        )
+    asked = QuantizeConfig(
+        source=tmp_path / "f.gguf", out=tmp_path / "q.gguf", type_name="Q4_0", imatrix=tmp_path / "i.gguf"
     )
+    with pytest.raises(TsconvertError, match=r"i\.gguf: blk\.\d\.ffn_down\.weight has mean squares up to "):
+        quantize(asked)  # ggml's encoders abort on such
+    quantize(replace(asked, imatrix=None))
     with load(tmp_path / "q.gguf", threads=1) as model:
         assert np.isfinite(model.logits([1, 22, 333])).all()
 

@@ -91,6 +91,15 @@ def test_stop_strings_end_the_text(file):
     assert (found.text, found.finish) == (whole[: whole.index(stop)], "stop")
 
 
+@pytest.fixture
+def _interruptible():
+    """A shell starts jobs in the background with Ctrl-C ignored, and tests may be such a job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_keeps_the_text_so_far(file):
     stream = Interrupted()
     found = run(RunConfig(file=file, prompt="The people", tokens=64, stream=stream, **GREEDY))
@@ -99,6 +108,7 @@ def test_ctrl_c_keeps_the_text_so_far(file):
     assert 0 < len(found.tokens) < 64
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_exits_130(capsys, monkeypatch, file):
     stream = Interrupted()
     monkeypatch.setattr("sys.stdout", stream)
