@@ -29,7 +29,8 @@ from tsconvert.convert.units import parse_count
 from tsconvert.predictors.calibrate import calibrate, judge
 from tsconvert.predictors.cost import Bits
 from tsconvert.predictors.labels import FFN, Labels
-from tsconvert.predictors.predictor import Predictor, logits
+from tsconvert.predictors.predictor import Predictor
+from tsconvert.predictors.scores import logits
 from tsconvert.predictors.training import LowRank, Training, _start
 from tsconvert.predictors.trials import layer_ffns
 
