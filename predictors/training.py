@@ -19,6 +19,7 @@ from ..convert import distributed
 from ..convert.errors import TsconvertError
 from ..convert.precision import multiplies_bfloat16
 from .labels import FFN, Labels
+from .scores import logits
 from .stored import BITS, as_stored
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
@@ -122,7 +123,7 @@ class LowRank:
     @torch.no_grad()
     def _trained_price(self, x_TD: torch.Tensor, weight_TF: torch.Tensor) -> float:
         """The price at which the loss of these inputs has no slope along all logits together."""
-        rate_TF = ((x_TD.float() @ self.fc1_RD.T).relu_() @ self.fc2_FR.T).sigmoid_()
+        rate_TF = logits(x_TD.float(), self.fc1_RD, self.fc2_FR).sigmoid_()
         short, named = distributed.sums(float((weight_TF * (1 - rate_TF)).sum()), float(rate_TF.sum()))
         return short / max(1e-6, named)
 
