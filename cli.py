@@ -1,6 +1,7 @@
 """The command line: parse, build a config, call one function, print. Nothing heavy is imported before it is needed."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,14 @@ class Chain(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 1 a verification failed, 2 bad input, 130 interrupted."""
+        try:
+            self._main(*args, **kwargs)
+        except SystemExit as stop:
+            _leave(stop.code)
+            raise
+        _leave(0)
+
+    def _main(self, *args: Any, **kwargs: Any) -> None:
         given = args[0] if args else kwargs.get("args")
         words = sys.argv[1:] if given is None else list(given)
         command_line.remember(words)
@@ -91,6 +100,14 @@ class Chain(click.Group):
         """All options of the command that ``words`` call."""
         command = self.commands.get(next((word for word in words if not word.startswith("-")), ""))
         return {option for param in command.params for option in param.opts} if command else set()
+
+
+def _leave(code: Any) -> None:
+    """One of several processes ends without taking the interpreter down."""
+    if "torch.distributed" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from .convert.distributed import leave
+
+        leave(code if isinstance(code, int) else 0)
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:

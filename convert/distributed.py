@@ -4,10 +4,12 @@ Started by torchrun; alone, every function here does nothing. Only sums cross be
 energies), so that all take the same decisions; process 0 writes.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,6 +51,20 @@ def processes(device: str) -> Iterator[str]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without taking the interpreter down, which is what one of several processes should do.
+
+    torch's caches of sharded tensors keep the group past ``destroy_process_group``, and gloo's threads with it. A
+    thread that lets go of a tensor while the interpreter is taken down aborts the process, although its work is done
+    (https://github.com/pytorch/pytorch/issues/190489). What was registered to run at exit runs.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def barrier() -> None:

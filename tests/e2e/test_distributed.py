@@ -78,3 +78,25 @@ def test_predictors(converted):
     # weights are stored in F16, whose steps are 1e-3 apart
     assert max(distance(a.fc1_RD, b.fc1_RD) for a, b in pairs) < 1e-3
     assert max(distance(a.fc2_FR, b.fc2_FR) for a, b in pairs) < 1e-3
+
+
+AT_EXIT = """
+import atexit, sys, torch
+import torch.distributed as dist
+from tsconvert.convert import distributed
+atexit.register(print, "ran at exit")
+dist.init_process_group("gloo")
+for _ in range(300):
+    dist.group.WORLD.allgather([torch.empty(9) for _ in range(2)], torch.ones(9))
+distributed.leave(0)
+"""
+
+
+def test_a_process_whose_gloo_threads_still_work_ends_well(tmp_path: Path):
+    # taking the interpreter down would abort: "terminate called without an active exception"
+    program = tmp_path / "at_exit.py"
+    program.write_text(AT_EXIT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ran at exit") == 2
