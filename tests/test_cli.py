@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
@@ -171,3 +172,30 @@ def test_python_m_tsconvert_is_the_command(tmp_path: Path):
         [sys.executable, "-m", "tsconvert", "--version"], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert done.stdout.startswith("tsconvert, version ")
+
+
+INTERRUPTED_IMPORT = """
+import runpy, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("tsconvert", run_name="__main__")
+"""
+
+
+def test_an_interrupt_before_the_command_line_is_imported(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_the_script_that_is_installed_is_python_m_tsconvert():
+    assert [script.value for script in entry_points(group="console_scripts", name="tsconvert")] == [
+        "tsconvert.__main__:main"
+    ]
