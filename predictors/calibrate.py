@@ -59,6 +59,14 @@ class FFNReport:
         return asdict(self)
 
 
+def left_to_exact(ffn: FFN, reason: str) -> FFNReport:
+    """What is said of an FFN that gets no predictor, and why."""
+    return FFNReport(
+        layer=ffn.layer.index, expert=ffn.expert, rank=0, used=False, reason=reason,
+        tokens=ffn.train_tokens, calibration_tokens=ffn.calibration_tokens,
+    )  # fmt: skip
+
+
 def calibrate(ffn: FFN, predictor: AnyPredictor, target_energy: float) -> float:
     """The highest threshold at which the predicted neurons keep ``target_energy`` of the energy, to one bin."""
     return thresholds(ffn, predictor, (target_energy,))[0]

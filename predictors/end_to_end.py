@@ -8,7 +8,7 @@ import torch
 from ..convert.checkpoint import Checkpoint
 from ..convert.progress import progress
 from ..convert.sweep import Stream
-from .calibrate import FFNReport, judge
+from .calibrate import FFNReport, judge, left_to_exact
 from .calibrate import thresholds as energy_thresholds
 from .cost import Bits
 from .effect import Effect, compare, feed_forward_predicted
@@ -112,8 +112,7 @@ def _tried(
             found.append([None] * len(row))
             for ffn, predictor in zip(ffns_of(layer, x_TD, len(x_TD) // _ENERGY_SHARE), row, strict=True):
                 if predictor is None:
-                    left = FFNReport(layer=index, expert=ffn.expert, rank=0, used=False, reason="as before")
-                    reports.append(left)
+                    reports.append(left_to_exact(ffn, "as before"))
                     continue
                 reports.append(judge(ffn, predictor, bits))
                 if energies:

@@ -18,10 +18,9 @@ from ..convert import distributed
 from .folder import load_predictors
 from .predictor import Predictor
 from .stored import as_stored
+from .training import LATE_RATE, Training, fc1_rate, trained_price
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank, E experts.
-_REFERENCE_RATE, _REFERENCE_WIDTH = 6e-3, 128
-_FIRING_FLOOR = 0.1  # weight of a neuron that fires with next to no energy, as in training.py
 _LEARN_TOKENS = 512  # of a micro-batch, that the predictors' own loss looks at
 _KEY = "model.layers.{layer}.mlp.predictor.{part}.{expert}"
 
@@ -66,11 +65,10 @@ class LayerPredictors(nn.Module):
             energy_TF, token_energy = _shares(h_TF.float() * down_F, self._mean(expert, 0))
             self._average(expert, 0, token_energy)
             self._average(expert, 1, float(energy_TF.mean()))
-            weight_TF = energy_TF / max(self._mean(expert, 1), 1e-30) + _FIRING_FLOOR * (h_TF != 0)
+            weight_TF = energy_TF / max(self._mean(expert, 1), 1e-30) + Training.floor * (h_TF != 0)
             self.seen[expert] = float((energy_TF * (z_TF >= 0)).sum()), float(energy_TF.sum())
-            if self.price_E[expert] < 0:  # what the predictors were trained with
-                rate_TF = z_TF.sigmoid()
-                self.price_E[expert] = float((weight_TF * (1 - rate_TF)).sum() / rate_TF.sum().clamp_min(1e-6))
+            if self.price_E[expert] < 0:
+                self.price_E[expert] = trained_price(z_TF, weight_TF)
         price = float(self.price_E[expert])
         loss: torch.Tensor = ((weight_TF + price) * nn.functional.softplus(z_TF) - weight_TF * z_TF).mean()
         return loss
@@ -114,8 +112,8 @@ class LoopPredictors:
             self.layers.append(layer.mlp.predictor)
 
     def rate(self, width: int) -> float:
-        """A fifth of what they were trained with, falling with the root of the width."""
-        return _REFERENCE_RATE * math.sqrt(_REFERENCE_WIDTH / width)
+        """A fifth of what they were trained with."""
+        return fc1_rate(Training.learning_rate * LATE_RATE, width)
 
     def look(
         self, layer: int, expert: int, x_TD: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor | None

@@ -73,7 +73,7 @@ class LowRank:
         self.ffn, self.how, self.begun = ffn, how, start is not None
         self._fc1_RD, self._fc2_FR = _start(ffn, rank, generator) if start is None else start
         peak = how.learning_rate * (LATE_RATE if self.begun else 1.0)
-        self.peaks = (peak * math.sqrt(_REFERENCE_WIDTH / ffn.width), peak)
+        self.peaks = (fc1_rate(peak, ffn.width), peak)
         groups = [{"params": [weight], "lr": 0.0} for weight in (self._fc1_RD, self._fc2_FR)]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.price = _Price(target_energy, how.steps)
@@ -110,7 +110,8 @@ class LowRank:
         self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
         weight_TF = labels.energy_TF / max(self.mean_energy, 1e-30) + self.how.floor * labels.fires_TF
         if self.begun and not self.steps:
-            self.price.value = self._trained_price(x_TD, weight_TF)
+            z_TF = logits(x_TD.float(), self.fc1_RD, self.fc2_FR)
+            self.price.value = trained_price(z_TF, weight_TF, everywhere=True)
         self._fc1_RD.grad, self._fc2_FR.grad, kept = _gradient(
             x_TD, self.fc1_RD, self.fc2_FR, weight_TF, labels.energy_TF, self.price.value, batch_tokens,
             bool(self.how.autocast),
@@ -119,13 +120,6 @@ class LowRank:
         self.optimizer.step()
         self.price.steer(self.steps, kept)
         self.steps += 1
-
-    @torch.no_grad()
-    def _trained_price(self, x_TD: torch.Tensor, weight_TF: torch.Tensor) -> float:
-        """The price at which the loss of these inputs has no slope along all logits together."""
-        rate_TF = logits(x_TD.float(), self.fc1_RD, self.fc2_FR).sigmoid_()
-        short, named = distributed.sums(float((weight_TF * (1 - rate_TF)).sum()), float(rate_TF.sum()))
-        return short / max(1e-6, named)
 
     def train(self, generator: torch.Generator) -> None:
         """All steps that were asked for, on tokens that ``generator`` draws.
@@ -163,6 +157,25 @@ def train_low_rank(
     predictor = LowRank(ffn, rank, target_energy, how, generator, start)
     predictor.train(generator)
     return predictor.fc1_RD, predictor.fc2_FR
+
+
+def fc1_rate(rate: float, width: int) -> float:
+    """fc1's learning rate in a model of that width, given that for width 128: it falls with the root of the width."""
+    return rate * math.sqrt(_REFERENCE_WIDTH / width)
+
+
+@torch.no_grad()
+def trained_price(z_TF: torch.Tensor, weight_TF: torch.Tensor, *, everywhere: bool = False) -> float:
+    """The price that a trained predictor was trained with: its loss has no slope along all logits together.
+
+    Args:
+        z_TF: its logits.
+        everywhere: of those of all processes, each of which then has to ask.
+    """
+    rate_TF = z_TF.sigmoid()
+    parts = float((weight_TF * (1 - rate_TF)).sum()), float(rate_TF.sum())
+    short, named = distributed.sums(*parts) if everywhere else parts
+    return short / max(1e-6, named)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from ..convert.progress import note
 from ..convert.sequences import Sequences
 from ..convert.spec import ModelSpec
 from ..convert.sweep import Stream
-from .calibrate import FFNReport, calibrate, judge
+from .calibrate import FFNReport, calibrate, judge, left_to_exact
 from .config import PredictorConfig
 from .folder import load_predictors
 from .kept import Kept, Trial
@@ -59,17 +59,12 @@ class Trials:
         config = self.config
         if ffn.train_tokens < MIN_TOKENS or not ffn.calibration_tokens:
             note(f"{place(ffn)}: {ffn.train_tokens} tokens reached it, too few for a predictor")
-            report = FFNReport(
-                layer=ffn.layer.index, expert=ffn.expert, rank=0, used=False, reason="too few tokens",
-                tokens=ffn.train_tokens, calibration_tokens=ffn.calibration_tokens,
-            )  # fmt: skip
-            return [(None, report)]
+            return [(None, left_to_exact(ffn, "too few tokens"))]
         if self.start is not None:
             start = self.start[ffn.layer.index][ffn.expert]
             if isinstance(start, Predictor):
                 return [train_one(ffn, start.rank, config, start)]
-            report = FFNReport(layer=ffn.layer.index, expert=ffn.expert, rank=0, used=False, reason="as before")
-            return [(None, report)]
+            return [(None, left_to_exact(ffn, "as before"))]
         if config.rank is not None or config.method == "sign":
             return [train_one(ffn, config.rank or 0, config)]
         return tried(candidates(self.width, self.cap), lambda rank: train_one(ffn, rank, config), config.max_density)
