@@ -76,11 +76,18 @@ def test_embedded_text(text: Path, tmp_path: Path):
     assert held_out[1000:1200] not in train
 
 
-def upcycled(dense: str, folder: Path, tokens: int, training: LocalRecovery) -> None:
-    """Grow a Mixtral, compare it with the dense model, and recover it."""
-    moe, sparse = folder / "moe", folder / "sparse"
+@pytest.mark.parametrize(
+    ("model", "tokens", "training"),
+    [("tiny-mistral", 4096, LocalRecovery(steps=10, batch_tokens=512)),
+     pytest.param("smollm2", 2048, LocalRecovery(steps=4, batch_tokens=512), marks=pytest.mark.slow)],
+    ids=["tiny-mistral", "smollm2"],
+)  # fmt: skip
+def test_upcycle_mixtral(model: str, tokens: int, training: LocalRecovery, tmp_path: Path):
+    """A Mixtral grown from a dense model computes the same, and is recovered as any."""
+    dense = str(import_smollm2(tmp_path / "dense")) if model == "smollm2" else model
+    moe, sparse = tmp_path / "moe", tmp_path / "sparse"
     run("upcycle_mixtral.py", dense, "--out", moe)
-    scored = [EvalConfig(model=str(model), tokens=tokens, method="papers") for model in (dense, moe)]
+    scored = [EvalConfig(model=str(each), tokens=tokens, method="papers") for each in (dense, moe)]
     before, after = (evaluate(each).perplexity for each in scored)
     assert after == pytest.approx(before, rel=1e-5)
     report = relufy(RelufyConfig(model=str(moe), out=sparse, tokens=tokens, context=256, training=training))
@@ -90,13 +97,3 @@ def upcycled(dense: str, folder: Path, tokens: int, training: LocalRecovery) -> 
     assert all(sum(layer.expert_tokens) == 2 * train_tokens for layer in report.layers)
     experts = [Checkpoint(sparse).array(Place("ffn_gate", 0, expert)) for expert in range(4)]
     assert all(not np.array_equal(experts[0], other) for other in experts[1:])
-
-
-def test_upcycle_mixtral(tmp_path: Path):
-    upcycled("tiny-mistral", tmp_path, 4096, LocalRecovery(steps=10, batch_tokens=512))
-
-
-@pytest.mark.slow
-def test_upcycle_mixtral_from_smollm2(tmp_path: Path):
-    dense = import_smollm2(tmp_path / "dense")
-    upcycled(str(dense), tmp_path, 2048, LocalRecovery(steps=4, batch_tokens=512))
