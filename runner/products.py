@@ -65,15 +65,15 @@ def source_stamp() -> int:
 def kernels(type_name: str) -> Kernels:
     """The kernels of a type: own ones where there are, else loops over ggml's row functions."""
     if type_name in float_tiles.KINDS:
-        make, number = _float_kernels, float_tiles.KINDS.index(type_name)
+        makers, number = (_float_products, _float_add), float_tiles.KINDS.index(type_name)
     elif type_name in tiles.KINDS:
-        make, number = _block_kernels, tiles.KINDS.index(type_name)
+        makers, number = (_block_products, _block_add), tiles.KINDS.index(type_name)
     else:
-        make, number = _ggml_kernels, 0
+        makers, number = (_ggml_products, _ggml_add), 0
     try:
-        made = make(number, source_stamp(), True)
+        made = [make(number, source_stamp(), True) for make in makers]
     except RuntimeError:  # Numba found no folder that it may write to
-        made = make(number, source_stamp(), False)
+        made = [make(number, source_stamp(), False) for make in makers]
     _keep.extend(made)
     return Kernels(*(function.address for function in made))
 
@@ -117,7 +117,7 @@ def _dot(kind: int, row: int, x: int, n: int) -> Any:
 
 
 # Numba caches a function by what it closes over, pickled: numbers are the same in every process, functions are not.
-def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
+def _block_products(number: int, stamp: int, cache: bool) -> Any:
     @whole(PRODUCTS_ARGUMENTS, cache=cache)
     def products(
         function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
@@ -159,6 +159,10 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                             store_f32(out, at + _number(chosen, t + s) * token_step, load_f32(outs, 2 * s + r))
         return stamp
 
+    return products
+
+
+def _block_add(number: int, stamp: int, cache: bool) -> Any:
     @whole(ADD_ARGUMENTS, cache=cache)
     def add(
         function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
@@ -181,12 +185,10 @@ def _block_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
             i += some
         return stamp
 
-    return products, add
+    return add
 
 
-def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
-    size = float_tiles.SIZES[number]
-
+def _float_products(number: int, stamp: int, cache: bool) -> Any:
     @whole(PRODUCTS_ARGUMENTS, cache=cache)
     def products(
         function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
@@ -222,6 +224,12 @@ def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                             store_f32(out, at + _number(chosen, t + s) * token_step, load_f32(outs, 4 * s + r))
         return stamp
 
+    return products
+
+
+def _float_add(number: int, stamp: int, cache: bool) -> Any:
+    size = float_tiles.SIZES[number]
+
     @whole(ADD_ARGUMENTS, cache=cache)
     def add(
         function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
@@ -242,10 +250,10 @@ def _float_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:
                 store_f32(into, d, load_f32(into, d) + share * _float(number, row, d))
         return stamp
 
-    return products, add
+    return add
 
 
-def _ggml_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:  # noqa: ARG001
+def _ggml_products(number: int, stamp: int, cache: bool) -> Any:  # noqa: ARG001
     @whole(PRODUCTS_ARGUMENTS, cache=cache)
     def products(
         function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,
@@ -262,6 +270,10 @@ def _ggml_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:  # n
                 store_f32(out, j * row_step + token * token_step, load_f32(outs, 0))
         return stamp
 
+    return products
+
+
+def _ggml_add(number: int, stamp: int, cache: bool) -> Any:  # noqa: ARG001
     @whole(ADD_ARGUMENTS, cache=cache)
     def add(
         function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,
@@ -278,4 +290,4 @@ def _ggml_kernels(number: int, stamp: int, cache: bool) -> tuple[Any, Any]:  # n
                 store_f32(into, d, load_f32(into, d) + share * load_f32(decoded, d))
         return stamp
 
-    return products, add
+    return add
