@@ -155,7 +155,7 @@ class Checkpoint:
         if info.shape != shape:
             raise TsconvertError(
                 f"{info.file}: tensor {info.name} has shape {list(info.shape)} where config.json makes it"
-                f" {list(shape)}; config and weights belong to different models"
+                f" {list(shape)}; config and weights belong to different models, download both again"
             )
 
 
@@ -194,7 +194,8 @@ def find_model(model: str | Path) -> Path:
         )
     except Exception as error:
         raise TsconvertError(
-            f"{model}: no such folder, and the hub gave no such model ({type(error).__name__})"
+            f"{model}: no such folder, and the hub gave no such model ({type(error).__name__}); look at the name and"
+            " the network, and log in (hf auth login) where a model is gated"
         ) from error
 
 
@@ -270,7 +271,7 @@ def _tensor_info(file: Path, name: str, entry: dict[str, Any], base: int) -> Ten
     dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPE_BYTES:
         raise TsconvertError(
-            f"{file}: tensor {label(name)} is {str(dtype)[:60]}; tsconvert reads {', '.join(DTYPE_BYTES)}"
+            f"{file}: tensor {label(name)} is {str(dtype)[:60]}; save it as one of {', '.join(DTYPE_BYTES)}"
         )
     if len(shape) > _MOST_DIMENSIONS or any(type(n) is not int for n in (*shape, start, end)):
         raise ValueError("no shape and no extent")
@@ -324,7 +325,9 @@ def _fused_places(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
     shape = names.shape_of(spec, Place(roles[0], layer, 0))
     if info.shape != (spec.experts, shape[0] * len(roles), shape[1]):
         raise TsconvertError(
-            f"{info.file}: tensor {info.name} has shape {list(info.shape)}; the config makes it another"
+            f"{info.file}: tensor {info.name} has shape {list(info.shape)} where config.json makes it"
+            f" {[spec.experts, shape[0] * len(roles), shape[1]]}; config and weights belong to different models,"
+            " download both again"
         )
     part = info.size_bytes // (spec.experts * len(roles))
     slots = [(expert, role) for expert in range(spec.experts) for role in roles]

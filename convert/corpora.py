@@ -76,7 +76,7 @@ def parse_source(argument: str) -> Source:
     except ValueError:
         return Source(path=argument)
     if not 0 < share < float("inf"):
-        raise TsconvertError(f"--data {argument}: the weight must be a number above 0")
+        raise TsconvertError(f"--data {argument}: the weight must be a number above 0, as in FILE=0.5")
     return Source(path=path, weight=share)
 
 
@@ -360,9 +360,13 @@ def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str]:
             records = records.shuffle(seed=rng.randrange(2**31), buffer_size=_SHUFFLED_RECORDS)
     except Exception as error:
         raise TsconvertError(
-            f"--data {name}: no such file or folder, nor a data set ({type(error).__name__})"
+            f"--data {name}: no such file or folder, and the hub gave no such data set ({type(error).__name__}); look"
+            " at the path, or at the name and the network"
         ) from error
     for record in records:
         if source.field not in record:
-            raise TsconvertError(f"--data {name}: its records have no field {source.field!r}, but {', '.join(record)}")
+            raise TsconvertError(
+                f"--data {name}: its records have no field {source.field!r}, but {', '.join(record)}; name one of those"
+                " as field in a mixture file (.toml)"
+            )
         yield str(record[source.field])

@@ -54,9 +54,11 @@ class FullRecovery:
                 raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("cross_entropy", "divergence", "hidden"):
             if not getattr(self, name) >= 0:
-                raise TsconvertError(f"{name} is {getattr(self, name)}: a weight of the loss cannot be negative")
+                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if not self.cross_entropy + self.divergence + self.hidden:
-            raise TsconvertError("cross_entropy, divergence and hidden are all 0: there is nothing to learn from")
+            raise TsconvertError(
+                "cross_entropy, divergence and hidden are all 0: there is nothing to learn from; give one a weight"
+            )
         if self.penalty not in ("steered", "sine"):
             raise TsconvertError(f"penalty is {self.penalty!r}; choose one of steered, sine")
         if self.learning_rate is not None and not self.learning_rate > 0:

@@ -49,7 +49,9 @@ class LocalRecovery:
         if self.target_sparsity is not None and not 0 < self.target_sparsity < 1:
             raise TsconvertError(f"--target-sparsity {self.target_sparsity:g}: it must lie between 0 and 1")
         if self.steps < 1 or self.batch_tokens < 1:
-            raise TsconvertError("recovery needs at least one step of one token")
+            raise TsconvertError(
+                f"--steps {self.steps} and --batch-tokens {self.batch_tokens}: both must be at least 1"
+            )
 
     def on(self, device: str) -> "LocalRecovery":
         """The same with the precision chosen for ``device``."""

@@ -308,11 +308,11 @@ def _teacher(source: Checkpoint, config: RelufyConfig) -> Checkpoint:
 def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> None:
     ours, theirs = source.spec, teacher.spec
     if theirs.sparse:
-        raise TsconvertError(f"{config.teacher}: is {theirs.activation}; the teacher must be the dense SwiGLU model")
+        raise TsconvertError(f"{config.teacher}: is {theirs.activation}; give the dense SwiGLU model that it came from")
     if (ours.layers, ours.width, ours.vocab) != (theirs.layers, theirs.width, theirs.vocab):
         raise TsconvertError(
             f"{config.teacher}: {theirs.layers} layers of width {theirs.width}, where {config.model} has"
-            f" {ours.layers} of {ours.width}; local recovery needs a teacher of the same shape"
+            f" {ours.layers} of {ours.width}; give a teacher of the same shape"
         )
 
 

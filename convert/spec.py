@@ -211,7 +211,7 @@ def _released_sparse(config: Mapping[str, Any]) -> bool:
 def _refuse(config: Mapping[str, Any], where: Path) -> None:
     for field in ("attention_bias", "mlp_bias"):
         if config.get(field):
-            raise TsconvertError(f"{where}: {field} is true; tsconvert covers models without biases")
+            raise TsconvertError(f"{where}: {field} is true; tsconvert covers models without biases, choose one")
     quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, Mapping) else "unknown"
@@ -235,7 +235,10 @@ def _rope(config: Mapping[str, Any], where: Path) -> tuple[float, Mapping[str, A
     if kind == "default":
         return theta, None
     if kind not in ("linear", "llama3", "yarn"):
-        raise TsconvertError(f"{where}: rope_type is {shown(kind)}; tsconvert covers default, linear, llama3 and yarn")
+        raise TsconvertError(
+            f"{where}: rope_type is {shown(kind)}; tsconvert covers default, linear, llama3 and yarn,"
+            " choose such a model"
+        )
     for field in (*_ROPE_POSITIVE, *_ROPE_NUMBERS):
         value = _number(parameters, where, field, 1.0)
         if value < 0 or (value == 0 and field in _ROPE_POSITIVE):

@@ -81,7 +81,9 @@ def streamed_rows(checkpoint: Checkpoint, config: "RelufyConfig", how: FullRecov
         TsconvertError: there is no --data, or the teacher's logits are to be kept.
     """
     if not config.data or how.top_logits:
-        raise TsconvertError("--stream needs --data, and goes without --top-logits: nothing is kept of what streams by")
+        raise TsconvertError(
+            "--stream needs --data, and nothing is kept of what streams by; give --data and leave --top-logits out"
+        )
     tokenizer, context = load_tokenizer(checkpoint.folder), min(config.context, checkpoint.spec.context)
     stream = StreamedRows(tokenizer, config.data, context, config.seed, skip=_HELD_ROWS)
     held = [row for row, _ in zip(stream.rows(), range(_HELD_ROWS), strict=False)]

@@ -174,5 +174,6 @@ def _hub_config(model: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(model, "config.json")).parent
     except Exception as error:
         raise TsconvertError(
-            f"{model}: no such file, and the hub gave no such model ({type(error).__name__})"
+            f"{model}: no such file, and the hub gave no such model ({type(error).__name__}); look at the name and"
+            " the network, and log in (hf auth login) where a model is gated"
         ) from error

@@ -113,7 +113,7 @@ def test_a_wrong_shape_is_named(copy: Path):
     (copy / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
     assert sentence(copy) == (
         f"{copy / 'model.safetensors'}: tensor model.layers.0.mlp.gate_proj.weight has shape [128, 64] where"
-        " config.json makes it [96, 64]; config and weights belong to different models"
+        " config.json makes it [96, 64]; config and weights belong to different models, download both again"
     )
 
 

@@ -112,7 +112,7 @@ def test_data_arguments():
     assert parse_source("web.txt=0.75") == Source(path="web.txt", weight=0.75)
     assert parse_source("web.txt") == Source(path="web.txt")
     assert parse_source("a=b.txt") == Source(path="a=b.txt")
-    with pytest.raises(TsconvertError, match="the weight must be a number above 0"):
+    with pytest.raises(TsconvertError, match=r"the weight must be a number above 0, as in FILE=0\.5"):
         parse_source("web.txt=-1")
 
 

@@ -77,7 +77,10 @@ def test_a_data_sets_subset_split_and_field(tmp_path: Path, monkeypatch):
     assert asked == [(("somebody/corpus", "en"), {"split": "test", "streaming": True})]
     with pytest.raises(TsconvertError) as caught:
         token_rows(Letters(), [replace(source, field="text")], tokens=1000, context=100)
-    assert str(caught.value) == "--data somebody/corpus: its records have no field 'text', but body"
+    assert str(caught.value) == (
+        "--data somebody/corpus: its records have no field 'text', but body; name one of those as field in a mixture"
+        " file (.toml)"
+    )
 
 
 def test_texts_in_a_row_do_not_see_each_other(dense: Path):

@@ -225,7 +225,7 @@ def test_a_sparse_model_needs_its_teacher(sparse: Path, tmp_path: Path):
     ("fields", "sentence"),
     [
         ({"tokens": 0}, "tokens is 0: it must be at least 1"),
-        ({"divergence": -1.0}, "divergence is -1.0: a weight of the loss cannot be negative"),
+        ({"divergence": -1.0}, "divergence is -1.0: it must be at least 0"),
         ({"cross_entropy": 0.0, "divergence": 0.0}, "cross_entropy, divergence and hidden are all 0: there is nothing"),
         ({"penalty": "l2"}, "penalty is 'l2'; choose one of steered, sine"),
     ],

@@ -65,7 +65,10 @@ def test_turbosparse_mixtral_under_its_bases_model_type():
             {"hidden_act": "gelu"},
             "m/config.json: hidden_act is 'gelu'; tsconvert replaces SwiGLU, so the model must have hidden_act 'silu'",
         ),
-        ({"attention_bias": True}, "m/config.json: attention_bias is true; tsconvert covers models without biases"),
+        (
+            {"attention_bias": True},
+            "m/config.json: attention_bias is true; tsconvert covers models without biases, choose one",
+        ),
         (
             {"quantization_config": {"quant_method": "awq"}},
             "m/config.json: the weights are quantized (awq); convert the unquantized checkpoint",
@@ -75,7 +78,10 @@ def test_turbosparse_mixtral_under_its_bases_model_type():
         ({"num_key_value_heads": 5}, "m/config.json: heads is 32: it must be a multiple of kv_heads, 5"),
         (
             {"rope_scaling": {"rope_type": "longrope"}},
-            "m/config.json: rope_type is 'longrope'; tsconvert covers default, linear, llama3 and yarn",
+            (
+                "m/config.json: rope_type is 'longrope'; tsconvert covers default, linear, llama3 and yarn, choose such"
+                " a model"
+            ),
         ),
     ],
 )

@@ -47,7 +47,9 @@ def test_each_mistake_is_told_by_the_first_command_that_meets_it(
 
     (tmp_path / "kept").rename(shard)
     for command in (relufy, ("inspect", folder), ("imatrix", folder, "--out", file)):
-        assert refusal(capsys, *command).endswith("; config and weights belong to different models")
+        assert refusal(capsys, *command).endswith(
+            "; config and weights belong to different models, download both again"
+        )
 
     config_file.write_text(json.dumps(config))
     for command in (relufy, ("imatrix", folder, "--out", file), ("eval", folder, "--tokens", "1K", "--ctx", "64")):
