@@ -6,7 +6,7 @@ python docs/make_errors.py --check    # exit code 1 if it is not up to date
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,8 @@ class Sentence:
 def sentences(path: Path) -> Iterator[Sentence]:
     """Every error that the module at ``path`` makes."""
     module = path.relative_to(ROOT).as_posix()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    known = dict(_constants(tree))
 
     def visit(node: ast.AST, function: str) -> Iterator[Sentence]:
         for child in ast.iter_child_nodes(node):
@@ -67,24 +69,35 @@ def sentences(path: Path) -> Iterator[Sentence]:
                 and child.func.id in ERRORS
                 and child.args
             ):
-                yield Sentence(_text(child.args[0]), ERRORS[child.func.id], module, function)
+                yield Sentence(_text(child.args[0], known), ERRORS[child.func.id], module, function)
             yield from visit(child, name)
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")), "")
+    yield from visit(tree, "")
 
 
-def _text(node: ast.expr) -> str:
+def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Names of a module that stand for one string or number."""
+    for each in tree.body:
+        match each:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str() | int() as value)):
+                yield name, str(value)
+
+
+def _text(node: ast.expr, known: Mapping[str, str]) -> str:
     """A message as it reads, with what is put in as <name>."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) for part in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return f"<{_name(node.value)}>"
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left) + _text(node.right)
-    if isinstance(node, ast.IfExp):
-        return f"{_text(node.body)} / {_text(node.orelse)}"
+    match node:
+        case ast.Constant():
+            return str(node.value)
+        case ast.JoinedStr():
+            return "".join(_text(part, known) for part in node.values)
+        case ast.FormattedValue(value=ast.Name(id=name)) if name in known:
+            return known[name]
+        case ast.FormattedValue():
+            return f"<{_name(node.value)}>"
+        case ast.BinOp(op=ast.Add()):
+            return _text(node.left, known) + _text(node.right, known)
+        case ast.IfExp():
+            return f"{_text(node.body, known)} / {_text(node.orelse, known)}"
     return f"<{_name(node)}>"
 
 
@@ -94,25 +107,39 @@ def _name(node: ast.expr) -> str:
         case ast.Name():
             return node.id.strip("_").replace("_", " ")
         case ast.Attribute():
-            return node.attr.strip("_").replace("_", " ")
+            return node.attr.strip("_").replace("_", " ") if node.attr != "__name__" else "error"
         case ast.Constant():
             return str(node.value)
+        case ast.JoinedStr():
+            return "".join(_name(part) for part in node.values)
+        case ast.FormattedValue():
+            return _name(node.value)
         case ast.Call(func=ast.Attribute(attr="join"), args=[each]):
             return f"{_name(each)}, ..."
+        case ast.Call(func=ast.Name(id="getattr")):
+            return "value"
+        case ast.Call(func=ast.Name(id="len")):
+            return "number"
+        case ast.Call(func=ast.Name(id="max" | "min"), args=[ast.Constant(), other]):
+            return _name(other)
+        case ast.Call(func=ast.Attribute(attr="replace", value=value)):
+            return _name(value)
         case ast.Call(args=[first, *_]):
             return _name(first)
         case ast.Call(func=function):
             return _name(function)
         case ast.Subscript(value=value):
             return _name(value)
+        case ast.BinOp(op=ast.Div(), left=ast.Name() | ast.Attribute() as left, right=right) if not (
+            isinstance(right, ast.Constant) and isinstance(right.value, float)
+        ):  # a path
+            return f"{_name(left)}/{_name(right)}"
         case ast.BinOp(left=left):
             return _name(left)
         case ast.BoolOp(values=[first, *_]) | ast.IfExp(body=first):
             return _name(first)
         case ast.GeneratorExp(elt=each) | ast.ListComp(elt=each):
             return _name(each)
-        case ast.JoinedStr():
-            return _text(node).strip("<>")
         case _:
             return "..."
 

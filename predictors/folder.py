@@ -148,7 +148,9 @@ def load_predictors(folder: Path, model_fingerprint: str | None = None) -> Predi
             f"{folder}: no predictor folder ({path.name} is missing); `tsconvert predictors` makes one"
         ) from None
     except Exception as error:
-        raise TsconvertError(f"{folder}: not a predictor folder that can be read ({reason(error)})") from None
+        raise TsconvertError(
+            f"{folder}: not a predictor folder that can be read ({reason(error)}); train them again"
+        ) from None
     if version != FORMAT_VERSION:
         raise TsconvertError(
             f"{path}: format version {shown(version)}, this tsconvert reads {FORMAT_VERSION}; train them again"

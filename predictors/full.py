@@ -45,9 +45,12 @@ def relufy_fully_with_predictors(
         return JointReport(recovery=relufy(config), predictors=None)
     if not config.resume:
         refuse_existing(joint.out)
-    if (start is None) == open_checkpoint(config.model).spec.sparse:
+    if open_checkpoint(config.model).spec.sparse:
+        if start is None:
+            raise TsconvertError(f"{config.model}: is sparse already; give its predictors with --from-predictors")
+    elif start is not None:
         raise TsconvertError(
-            f"{config.model}: predictors to start from are for a model that is sparse already; a dense one's are made"
+            f"{config.model}: is dense, and its predictors are made along the way; leave --from-predictors out"
         )
     local = joint.out.with_name(joint.out.name + ".local")
 

@@ -102,7 +102,8 @@ def relufy_with_predictors(config: RelufyConfig, joint: JointConfig) -> JointRep
         refuse_existing(joint.out)
     if config.recover != "local":
         raise TsconvertError(
-            f"--predictors with --recover {config.recover}: they are trained along with local or full recovery"
+            f"--predictors with --recover {config.recover}: they are trained along with local or full recovery; choose"
+            " one of these, or train them afterwards with `tsconvert predictors`"
         )
     spec = open_checkpoint(config.model).spec
     along = JointPredictors(spec, replace(joint, rank=joint.rank or default_rank(spec)), config)

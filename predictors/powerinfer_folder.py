@@ -42,7 +42,8 @@ def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint,
 
     if checkpoint.spec.experts:
         raise TsconvertError(
-            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; leave it out"
+            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; export with"
+            " --target sparse, which takes tsconvert's own"
         )
     if predictors.model_fingerprint != checkpoint.fingerprint:
         raise TsconvertError(
@@ -51,7 +52,10 @@ def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint,
     with atomic_folder(out) as folder:
         for layer, experts in enumerate(predictors.ffns):
             if isinstance(experts[0], SignPredictor):
-                raise TsconvertError(f"{out}: sign bits are no predictors that PowerInfer reads; train low-rank or svd")
+                raise TsconvertError(
+                    f"{out}: sign bits are no predictors that PowerInfer reads; train them with --method low-rank or"
+                    " svd"
+                )
             if experts[0] is None:
                 raise TsconvertError(
                     f"{out}: layer {layer} has no predictor, and PowerInfer needs one in every layer; train them with"
@@ -75,12 +79,14 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
     threshold = _threshold(folder / "config.json")
     if threshold:
         raise TsconvertError(
-            f"{folder / 'config.json'}: {THRESHOLD} is {threshold:g}; only threshold 0 carries over to the normed input"
+            f"{folder / 'config.json'}: {THRESHOLD} is {threshold:g}, and only 0 carries over to the normed input;"
+            " train others with `tsconvert predictors`"
         )
     spec = checkpoint.spec
     if spec.experts:
         raise TsconvertError(
-            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; leave it out"
+            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; train others"
+            " with `tsconvert predictors`"
         )
     ffns: list[list[Predictor | None]] = []
     for layer in range(spec.layers):
@@ -90,13 +96,14 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
         if fc1_RD.shape != (rank, spec.width) or fc2_FR.shape != (spec.neurons, rank):
             raise TsconvertError(
                 f"{path}: fc1 {list(fc1_RD.shape)}, fc2 {list(fc2_FR.shape)}, where the model needs [R, {spec.width}]"
-                f" and [{spec.neurons}, R]; these predictors belong to another model"
+                f" and [{spec.neurons}, R]; give predictors of this model"
             )
         norm_D = _norm(checkpoint, layer)
         if not norm_D.all():
             place = hf_name(Place("ffn_norm", layer))
             raise TsconvertError(
-                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind it; train new ones"
+                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind it; train others with"
+                " `tsconvert predictors`"
             )
         ffns.append([Predictor(fc1_RD=fc1_RD / norm_D[None, :], fc2_FR=fc2_FR)])
     report = {"source": "PowerInfer predictor folder", "folder": str(folder)}
@@ -105,7 +112,9 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
 
 def _threshold(path: Path) -> float:
     if not path.is_file():
-        raise TsconvertError(f"{path.parent}: no PowerInfer predictor folder (config.json is missing)")
+        raise TsconvertError(
+            f"{path.parent}: no PowerInfer predictor folder; give the one that holds config.json and model_0.pt"
+        )
     try:
         threshold = float(json.loads(path.read_text(encoding="utf-8"))[THRESHOLD])
         if not math.isfinite(threshold):
@@ -113,7 +122,7 @@ def _threshold(path: Path) -> float:
         return threshold
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise TsconvertError(
-            f"{path}: no {THRESHOLD}; a PowerInfer predictor folder has it in its config.json"
+            f"{path}: no {THRESHOLD} that is a number; PowerInfer's predictors have it there, get the folder again"
         ) from None
 
 
@@ -122,7 +131,9 @@ def _read(path: Path) -> tuple[Array, Array]:
     import torch
 
     if not path.is_file():
-        raise TsconvertError(f"{path}: missing; a PowerInfer predictor folder has one model_N.pt a layer")
+        raise TsconvertError(
+            f"{path}: missing; PowerInfer's predictors are one model_N.pt a layer, get the folder again"
+        )
     _check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -52,7 +52,9 @@ class Predictor:
             TsconvertError: the threshold is not 0.
         """
         if self.threshold:
-            raise TsconvertError(f"a predictor with threshold {self.threshold:g} cannot take the input before the norm")
+            raise TsconvertError(
+                f"a predictor with threshold {self.threshold:g} cannot take the input before the norm; set it to 0"
+            )
         return Predictor(fc1_RD=self.fc1_RD * norm_D[None, :], fc2_FR=self.fc2_FR)
 
 

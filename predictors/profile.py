@@ -16,7 +16,14 @@ from ..convert.layers import Layer
 from ..convert.sweep import Stream, sweep
 from ..convert.writer import refuse_existing, reserved_name
 from .hot import hot_share
-from .profile_file import LayerProfile, Profile, load_profile, save_powerinfer_activations, save_profile
+from .profile_file import (
+    LayerProfile,
+    Profile,
+    load_profile,
+    require_blocks,
+    save_powerinfer_activations,
+    save_profile,
+)
 from .statistics import EnergyHistogram, fired_union
 
 __all__ = ["Profile", "ProfileConfig", "load_profile", "profile"]
@@ -62,11 +69,13 @@ def profile(config: ProfileConfig) -> Profile:
                 refuse_existing(out)
         checkpoint = open_checkpoint(config.model)
         refuse_dense(checkpoint, config.model)
-        if config.powerinfer_dir is not None and checkpoint.spec.experts:
-            raise TsconvertError(
-                f"--powerinfer-dir: {config.model} has experts, and PowerInfer's solver takes dense FFNs only; leave it"
-                " out"
-            )
+        if config.powerinfer_dir is not None:
+            if checkpoint.spec.experts:
+                raise TsconvertError(
+                    f"--powerinfer-dir: {config.model} has experts, and PowerInfer's solver takes dense FFNs only;"
+                    " leave it out"
+                )
+            require_blocks(checkpoint.spec.neurons)
         with nullcontext() if config.out is None or distributed.rank() else reserved_name(config.out):
             found = _count(checkpoint, config)
             found = replace(found, elapsed_s=time.monotonic() - start_s)

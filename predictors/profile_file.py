@@ -210,9 +210,19 @@ def save_powerinfer_activations(found: Profile, out: Path) -> None:
 
     from .torch_file import save_torch
 
-    neurons = found.layers[0].counts_CEF.shape[2]
-    if neurons % 256:
-        raise TsconvertError(f"--powerinfer-dir: {neurons} neurons, and PowerInfer's solver wants a multiple of 256")
+    require_blocks(found.layers[0].counts_CEF.shape[2])
     with atomic_folder(out) as folder:
         for i in range(len(found.layers)):
             save_torch(torch.from_numpy(found.counts(i)), folder / f"activation_{i}.pt")
+
+
+def require_blocks(neurons: int) -> None:
+    """Refuse what PowerInfer's solver cannot take.
+
+    Raises:
+        TsconvertError: 256 does not divide the neurons of a layer.
+    """
+    if neurons % 256:
+        raise TsconvertError(
+            f"--powerinfer-dir: {neurons} neurons, and PowerInfer's solver wants a multiple of 256; leave it out"
+        )

@@ -345,8 +345,8 @@ SIGNS = {"experts.0.signs": np.ones((1, 24, 2), np.uint8), "experts.0.width": np
 @pytest.mark.parametrize(
     ("arrays", "config", "sentence"),
     [
-        (FC, {"thresholds": [[np.nan]]}, f"{NO_PREDICTORS} (a threshold is NaN or infinite)"),
-        (FC, {"report": 3}, f"{NO_PREDICTORS} (config.json lacks what training writes there)"),
+        (FC, {"thresholds": [[np.nan]]}, f"{NO_PREDICTORS} (a threshold is NaN or infinite); train them again"),
+        (FC, {"report": 3}, f"{NO_PREDICTORS} (config.json lacks what training writes there); train them again"),
         (SIGNS, {}, "FILE/layer-00000.safetensors: expert 0: its sign bits do not fit the width; train them again"),
         (
             {name: array.astype(np.int32) for name, array in FC.items()}, {},

@@ -52,7 +52,7 @@ def test_folding_keeps_every_sign_over_10k_tokens():
 def test_a_threshold_other_than_zero_does_not_fold():
     with pytest.raises(TsconvertError) as error:
         some(threshold=0.25).folded(np.ones(D, np.float32))
-    assert str(error.value) == "a predictor with threshold 0.25 cannot take the input before the norm"
+    assert str(error.value) == "a predictor with threshold 0.25 cannot take the input before the norm; set it to 0"
 
 
 def test_the_folder_round_trips(sparse: Path, tmp_path: Path):
@@ -119,7 +119,7 @@ def test_what_powerinfers_form_cannot_hold_is_refused(sparse: Path, sparse_moe: 
     )
     assert not out.exists()
     with pytest.raises(
-        TsconvertError, match="has experts, and PowerInfer's predictor folders take dense FFNs only; leave it out"
+        TsconvertError, match="PowerInfer's predictor folders take dense FFNs only; export with --target"
     ):
         save_powerinfer_predictors(made, Checkpoint(sparse_moe), out)
     with pytest.raises(TsconvertError, match="were trained for another model than"):
@@ -130,24 +130,27 @@ def test_a_damaged_powerinfer_folder_is_refused(sparse: Path, tmp_path: Path):
     checkpoint, out = Checkpoint(sparse), tmp_path / "pi"
     with pytest.raises(TsconvertError) as error:
         load_powerinfer_predictors(tmp_path, checkpoint)
-    assert str(error.value) == f"{tmp_path}: no PowerInfer predictor folder (config.json is missing)"
+    assert str(error.value) == (
+        f"{tmp_path}: no PowerInfer predictor folder; give the one that holds config.json and model_0.pt"
+    )
     save_powerinfer_predictors(predictors_of(sparse, some(1), some(2)), checkpoint, out)
     torch.save({"fc1.weight": torch.zeros(8, 32), "fc2.weight": torch.zeros(F, 8)}, out / "model_1.pt")
     with pytest.raises(TsconvertError) as error:
         load_powerinfer_predictors(out, checkpoint)
     assert str(error.value) == (
-        f"{out / 'model_1.pt'}: fc1 [8, 32], fc2 [128, 8], where the model needs [R, 64] and [128, R]; these predictors"
-        " belong to another model"
+        f"{out / 'model_1.pt'}: fc1 [8, 32], fc2 [128, 8], where the model needs [R, 64] and [128, R]; give"
+        " predictors of this model"
     )
     (out / "model_1.pt").write_bytes(b"torn")
     with pytest.raises(TsconvertError, match=r"not a file that torch\.save writes since PyTorch 1\.6; save it again"):
         load_powerinfer_predictors(out, checkpoint)
     (out / "model_1.pt").unlink()
-    with pytest.raises(TsconvertError, match=r"missing; a PowerInfer predictor folder has one model_N\.pt a layer"):
+    with pytest.raises(TsconvertError, match=r"missing; PowerInfer's predictors are one model_N\.pt a layer, get the"):
         load_powerinfer_predictors(out, checkpoint)
     (out / "config.json").write_text('{"sparse_threshold": 0.5}')
     with pytest.raises(TsconvertError) as error:
         load_powerinfer_predictors(out, checkpoint)
     assert str(error.value) == (
-        f"{out / 'config.json'}: sparse_threshold is 0.5; only threshold 0 carries over to the normed input"
+        f"{out / 'config.json'}: sparse_threshold is 0.5, and only 0 carries over to the normed input; train others"
+        " with `tsconvert predictors`"
     )

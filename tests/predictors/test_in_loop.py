@@ -1,6 +1,7 @@
 """Predictors in the loop of full recovery: the mask's slopes, their loss, and the whole from dense model to folder."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,15 @@ def test_from_a_dense_model_to_a_sparse_one_with_predictors(recovered):
 def test_a_sparse_model_needs_its_predictors(recovered, tmp_path: Path):
     config, _ = recovered
     again = RelufyConfig(model=str(config.out), teacher="tiny-mistral", out=tmp_path / "o", recover="full")
-    with pytest.raises(TsconvertError, match="predictors to start from are for a model that is sparse already"):
+    with pytest.raises(TsconvertError) as caught:
         relufy_fully_with_predictors(again, JointConfig(out=tmp_path / "p"))
+    assert str(caught.value) == f"{config.out}: is sparse already; give its predictors with --from-predictors"
+    dense = replace(again, model="tiny-mistral")
+    with pytest.raises(TsconvertError) as caught:
+        relufy_fully_with_predictors(dense, JointConfig(out=tmp_path / "p"), start=tmp_path / "q")
+    assert str(caught.value) == (
+        "tiny-mistral: is dense, and its predictors are made along the way; leave --from-predictors out"
+    )
 
 
 def test_what_is_outside_the_mask_costs_more(recovered):

@@ -145,7 +145,10 @@ def test_the_rank_follows_the_models_size():
 def test_refusals(dense: Path, tmp_path: Path):
     with pytest.raises(TsconvertError) as caught:
         trained_along(asked(dense, tmp_path, recover="none"))
-    assert str(caught.value) == "--predictors with --recover none: they are trained along with local or full recovery"
+    assert str(caught.value) == (
+        "--predictors with --recover none: they are trained along with local or full recovery; choose one of these, or"
+        " train them afterwards with `tsconvert predictors`"
+    )
     (tmp_path / "predictors").mkdir()
     with pytest.raises(TsconvertError, match="exists already; choose another --out"):
         trained_along(asked(dense, tmp_path))
