@@ -249,10 +249,10 @@ def with_overrides(
     out = dict(metadata)
     for key, given in pairs:
         if key == "general.architecture" or key.startswith((f"{architecture}.", "split.")):
-            raise TsconvertError(f"--metadata {key}: this key follows from the model and cannot be set")
+            raise TsconvertError(f"--metadata {key}: this key follows from the model; leave it out")
         old = out.get(key)
         if old is not None and old.array:
-            raise TsconvertError(f"--metadata {key}: this key is an array and cannot be set")
+            raise TsconvertError(f"--metadata {key}: this key is an array, which cannot be set; leave it out")
         kind, _, rest = given.partition(":")
         if kind in _PARSERS and (old is None or old.kind == kind):
             out[key] = Value(kind, _parsed(key, kind, rest))

@@ -186,7 +186,9 @@ def quantize(
     if importance_C is None and needs_importance(type_name):
         raise TsconvertError(f"{type_name} needs an importance matrix; give --imatrix or choose another type")
     if importance_C is not None and importance_C.shape != (columns,):
-        raise TsconvertError(f"importance has shape {list(importance_C.shape)} where rows have {columns} columns")
+        raise TsconvertError(
+            f"importance has shape {list(importance_C.shape)} where rows have {columns} columns; give one a column"
+        )
     values_RC = np.ascontiguousarray(values_RC, np.float32)
     importance = None if importance_C is None else np.ascontiguousarray(importance_C, np.float32)
     out = np.empty((rows, size), np.uint8)
@@ -212,7 +214,10 @@ def _encode(
     part_RC = values_RC[start : start + rows]
     if not np.isfinite(part_RC).all():
         row = start + int(np.argmin(np.isfinite(part_RC).all(axis=1)))
-        raise TsconvertError(f"row {row} holds NaN or infinity; the weights are damaged or training diverged")
+        raise TsconvertError(
+            f"row {row} holds NaN or infinity; the weights are damaged or training diverged, go back to a sound"
+            " checkpoint"
+        )
     done = _many_blocks_at_once(part_RC, type_name, importance) if type_name.endswith("_K") else None
     out[start : start + rows] = quantize_chunk(part_RC, type_name, importance) if done is None else done
 
@@ -277,7 +282,7 @@ def dequantize(raw: npt.NDArray[np.uint8], type_name: str, shape: Sequence[int])
     size = count // shape[-1] * row_bytes(type_name, shape[-1]) if count else 0
     if raw.nbytes != size:
         raise TsconvertError(
-            f"{type_name} of shape {list(shape)} is {size} bytes, not {raw.nbytes}; the file is damaged"
+            f"{type_name} of shape {list(shape)} is {size} bytes, not {raw.nbytes}; the file is damaged, write it again"
         )
     raw = np.ascontiguousarray(raw).reshape(-1)
     if type_name == "F32":

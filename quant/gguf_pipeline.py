@@ -174,7 +174,8 @@ def _check(tensor: TensorPlan) -> None:
         peak = max((float(np.abs(rows).max()) for rows in tensor.chunks() if rows.size), default=0.0)
         if not np.isfinite(peak):
             raise TsconvertError(
-                f"{tensor.name}: values are NaN or infinite; the weights are damaged or training diverged"
+                f"{tensor.name}: values are NaN or infinite; the weights are damaged or training diverged, go back to a"
+                " sound checkpoint"
             )
     else:
         peak = max((source.check() for source in sources), default=0.0)

@@ -101,11 +101,12 @@ class Part:
         return value
 
     def _tensor(self, name: str, type_name: str, shape: tuple[int, ...], offset: int) -> GgufTensor:
-        try:
-            row = ggml.row_bytes(type_name, shape[-1])
-        except TsconvertError as error:
-            raise TsconvertError(f"{self.path}: tensor {label(name)}: {error}") from None
-        size = row
+        if shape[-1] % ggml.block_type(type_name).weights:
+            raise TsconvertError(
+                f"{self.path}: damaged, tensor {label(name)} is {type_name} and has rows of {shape[-1]}; download or"
+                " write the file again"
+            )
+        size = ggml.row_bytes(type_name, shape[-1])
         for n in shape[:-1]:
             size *= n
         if offset % self.alignment:
@@ -139,7 +140,9 @@ def _header(reader: "_Reader") -> tuple[str, int, int, int]:
         kind = (
             "big-endian" if int.from_bytes(version.to_bytes(4, "big"), "little") in _VERSIONS else f"version {version}"
         )
-        raise TsconvertError(f"{reader.path}: GGUF of {kind}; tsconvert reads little-endian versions 2 and 3")
+        raise TsconvertError(
+            f"{reader.path}: GGUF of {kind}; tsconvert reads little-endian versions 2 and 3, get it as one of those"
+        )
     tensor_count, key_count = reader.number("Q", "the tensor count"), reader.number("Q", "the key count")
     # a tensor takes at least 8 + 4 + 8 + 4 + 8 bytes of header, a key 8 + 4 + 1
     if tensor_count * 32 + key_count * 13 > reader.left or max(tensor_count, key_count) > _MOST_ENTRIES:
@@ -162,7 +165,7 @@ def _tensor_info(reader: "_Reader", magic: str) -> tuple[str, str, tuple[int, ..
     type_name = _TYPE_NAMES[magic].get(type_id)
     if type_name is None:
         raise TsconvertError(
-            f"{reader.path}: {what} has type id {type_id}, which tsconvert does not know; requantize it"
+            f"{reader.path}: {what} has type id {type_id}, which tsconvert does not know; get the file in another type"
         )
     return name, type_name, tuple(reversed(ne)), offset
 

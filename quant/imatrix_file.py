@@ -124,7 +124,8 @@ def load_imatrix(path: Path, fingerprint: str | None = None) -> ImportanceMatrix
     version = file.metadata.get(_VERSION, FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise TsconvertError(
-            f"{path}: importance matrix of format {shown(version)}; this version reads {FORMAT_VERSION}"
+            f"{path}: importance matrix of format {shown(version)}, this tsconvert reads {FORMAT_VERSION}; make it"
+            " again"
         )
     made_from = file.metadata.get(_FINGERPRINT)
     if fingerprint is not None and made_from not in (None, fingerprint):

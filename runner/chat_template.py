@@ -51,7 +51,9 @@ def render(template: str, values: Mapping[str, Any], *, where: str, seconds: int
         raise TsconvertError(f"{where}: the chat template takes too much memory; do not trust this file") from None
     if "text" not in answer:
         reason = printable(str(answer["error"]))[:300]
-        raise TsconvertError(f"{where}: the chat template refuses these messages ({reason})")
+        raise TsconvertError(
+            f"{where}: the chat template refuses these messages ({reason}); leave --system or --chat out"
+        )
     return str(answer["text"])
 
 

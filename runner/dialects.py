@@ -65,7 +65,8 @@ def open_model(path: str | Path) -> ModelFile:
     if file.magic == POWERINFER:
         if name not in ("bamboo", "llama"):
             raise TsconvertError(
-                f"{path}: PowerInfer file of architecture {shown(name)}; the runner knows bamboo and llama"
+                f"{path}: PowerInfer file of architecture {shown(name)}; the runner knows bamboo and llama, run it with"
+                " PowerInfer"
             )
         return _powerinfer(file, "drelu" if name == "bamboo" else "reglu")
     if name == SPARSE:
@@ -73,7 +74,8 @@ def open_model(path: str | Path) -> ModelFile:
     if name == "llama":
         return _llama(file)
     raise TsconvertError(
-        f"{path}: architecture {shown(name)}; the runner knows {SPARSE}, llama (also Mixtral) and PowerInfer's files"
+        f"{path}: architecture {shown(name)}; the runner knows {SPARSE}, llama (also Mixtral) and PowerInfer's files,"
+        " run it with the engine that it was made for"
     )
 
 
@@ -179,29 +181,29 @@ def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
         raise TsconvertError(f"{file.path}: tensor {gguf_name(Place('token_embd'))} is missing; write the file again")
     width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
     experts = keys.whole("expert_count", 0)
+    fields: dict[str, Any] = {
+        "family": "mixtral" if experts else "llama",
+        "activation": activation,
+        "layers": keys.whole("block_count"),
+        "width": width,
+        "neurons": keys.whole("feed_forward_length"),
+        "heads": heads,
+        "kv_heads": keys.whole("attention.head_count_kv", heads),
+        "head_dim": keys.whole("attention.key_length", width // max(1, heads)),
+        "vocab": embedding.shape[0],
+        "context": keys.whole("context_length"),
+        "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "sliding_window": keys.whole("attention.sliding_window", 0) or None,
+        "tied": gguf_name(Place("output")) not in file.tensors,
+        "experts": experts,
+        "experts_per_token": keys.whole("expert_used_count", 0) if experts else 0,
+        "thresholds": tuple(shifts),
+    }
     try:
-        return ModelSpec(
-            family="mixtral" if experts else "llama",
-            activation=activation,
-            layers=keys.whole("block_count"),
-            width=width,
-            neurons=keys.whole("feed_forward_length"),
-            heads=heads,
-            kv_heads=keys.whole("attention.head_count_kv", heads),
-            head_dim=keys.whole("attention.key_length", width // max(1, heads)),
-            vocab=embedding.shape[0],
-            context=keys.whole("context_length"),
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
-            rope_theta=keys.number("rope.freq_base", 10000.0),
-            sliding_window=keys.whole("attention.sliding_window", 0) or None,
-            tied=gguf_name(Place("output")) not in file.tensors,
-            experts=experts,
-            experts_per_token=keys.whole("expert_used_count", 0) if experts else 0,
-            thresholds=tuple(shifts),
-        )
+        return ModelSpec(**fields)
     except TsconvertError as error:
-        text = str(error)
-        raise TsconvertError(text if text.startswith(str(file.path)) else f"{file.path}: {text}") from None
+        raise TsconvertError(f"{file.path}: {error}; write the file again") from None
 
 
 def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
@@ -213,7 +215,8 @@ def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
         )
     if kind not in ("none", "linear", "yarn"):
         raise TsconvertError(
-            f"{keys.file.path}: rope scaling {shown(kind)}; the runner knows none, linear, yarn and rope_freqs"
+            f"{keys.file.path}: rope scaling {shown(kind)}; the runner knows none, linear, yarn and rope_freqs, run it"
+            " with the engine that it was made for"
         )
     divisors = keys.file.tensors.get(ROPE_FREQS)
     if divisors is not None and divisors.shape != (dimensions // 2,):
@@ -293,7 +296,10 @@ def _check_type(file: GgufFile, tensor: GgufTensor, role: str) -> None:
         return
     functions = ggml.row_functions(tensor.type_name)
     if tensor.type_name != "F32" and not (functions.vec_dot and functions.to_float):
-        raise TsconvertError(f"{file.path}: tensor {tensor.name} is {tensor.type_name}, no type to compute with")
+        raise TsconvertError(
+            f"{file.path}: tensor {tensor.name} is {tensor.type_name}, no type to compute with; write the file again"
+            " in another"
+        )
 
 
 def _decoded(file: GgufFile, tensor: GgufTensor) -> npt.NDArray[np.float32]:

@@ -257,13 +257,15 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
     path = source.file.path
     if mode != "dense" and not source.spec.sparse:
         raise TsconvertError(
-            f"{path}: a SwiGLU model, none of whose neurons is ever zero, runs dense only; relufy it first"
+            f"{path}: a SwiGLU model, none of whose neurons is ever zero; run it with --sparsity dense, or make it"
+            " sparse with `tsconvert relufy` first"
         )
     if mode == "predicted" and not source.has_predictors:
         apart = source.file.metadata.get(f"{source.file.architecture}.predictor.file")
-        where = f"; its predictors are in {apart}, put that beside it" if apart else ""
+        if apart:
+            raise TsconvertError(f"{path}: the file's predictors are in {apart}; put that beside it")
         raise TsconvertError(
-            f"{path}: the file holds no predictors{where or '; run it exact, or export it with --predictors'}"
+            f"{path}: the file holds no predictors; run it with --sparsity exact, or export it with --predictors"
         )
     return mode
 

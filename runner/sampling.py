@@ -60,7 +60,8 @@ class Sampler:
         config = self.config
         if not np.isfinite(logits_V.max()):
             raise TsconvertError(
-                "the logits are NaN or infinite: the file's weights are damaged or too large for their type"
+                "the logits are NaN or infinite: the file's weights are damaged or too large for their type; export the"
+                " model again with --type F32"
             )
         logits_V = penalized(
             logits_V, history[-config.repeat_last :] if config.repeat_last else (), config.repeat_penalty

@@ -171,7 +171,7 @@ def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str
         try:
             return Tokenizer.from_str(whole)
         except Exception as error:  # the library raises plain Exception
-            raise TsconvertError(f"{file.path}: {_WHOLE} is damaged ({reason(error)}); export again") from None
+            raise TsconvertError(f"{file.path}: {_WHOLE} is damaged ({reason(error)}); export it again") from None
     tokens = keys.get("tokens")
     if not isinstance(tokens, list) or not tokens:
         raise TsconvertError(f"{file.path}: the file has no tokenizer; export it with the model's own")
@@ -184,7 +184,10 @@ def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str
         elif kind == "gpt2":
             tokenizer = _byte_level(file, tokens, keys, pre)
         else:
-            raise TsconvertError(f"{file.path}: tokenizer model {shown(kind)}; the runner knows llama and gpt2")
+            raise TsconvertError(
+                f"{file.path}: tokenizer model {shown(kind)}; the runner knows llama and gpt2, run it with the engine"
+                " that it was made for"
+            )
     except TsconvertError:
         raise
     except Exception as error:  # the library raises plain Exception
@@ -246,7 +249,10 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
         split = [pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")]
     else:
         known = ", ".join([*_GPT2[:2], "smollm", *_SPLITS])
-        raise TsconvertError(f"{file.path}: pre-tokenizer {shown(pre)}; the runner knows {known}")
+        raise TsconvertError(
+            f"{file.path}: pre-tokenizer {shown(pre)}; the runner knows {known}, run it with the engine that it was"
+            " made for"
+        )
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()

@@ -244,7 +244,8 @@ def test_weights_of_nan_in_a_file_are_told_when_they_are_run(sparse_extreme: Pat
     with load(out, threads=1) as model, pytest.raises(TsconvertError) as caught:
         list(model.generate([1, 22, 333], limit=2))
     assert str(caught.value) == (
-        "the logits are NaN or infinite: the file's weights are damaged or too large for their type"
+        "the logits are NaN or infinite: the file's weights are damaged or too large for their type; export the"
+        " model again with --type F32"
     )
 
 

@@ -84,15 +84,23 @@ GGUF: list[tuple[str, Change, str]] = [
     (
         "experts",
         key(ARCH + "expert_count", 2**31),
-        "FILE: layers is 2 and experts is 2147483648: no model has more than 131072 FFNs",
+        "FILE: layers is 2 and experts is 2147483648: no model has more than 131072 FFNs; write the file again",
     ),
-    ("llama", key("llama.block_count", 2**32 - 1), "FILE: layers is 4294967295: it must be at most 2147483647"),
+    (
+        "llama",
+        key("llama.block_count", 2**32 - 1),
+        "FILE: layers is 4294967295: it must be at most 2147483647; write the file again",
+    ),
     (
         "llama",
         key("llama.block_count", 2**31 - 1),
-        "FILE: layers is 2147483647 and experts is 0: no model has more than 131072 FFNs",
+        "FILE: layers is 2147483647 and experts is 0: no model has more than 131072 FFNs; write the file again",
     ),
-    ("llama", key("llama.attention.head_count_kv", 0), "FILE: kv_heads is 0: it must be at least 1"),
+    (
+        "llama",
+        key("llama.attention.head_count_kv", 0),
+        "FILE: kv_heads is 0: it must be at least 1; write the file again",
+    ),
     (
         "sparse",
         key(ARCH + "predictor.threshold", (gg.STRING, ["a", "b"])),
@@ -103,7 +111,11 @@ GGUF: list[tuple[str, Change, str]] = [
         key("powerinfer.sparse_threshold", "0.5", gg.STRING),
         "FILE: key powerinfer.sparse_threshold is '0.5', it must be a number; write the file again",
     ),
-    ("llama", key("llama.rope.freq_base", 0.0), "FILE: rope_theta is 0: it must be a number above 0"),
+    (
+        "llama",
+        key("llama.rope.freq_base", 0.0),
+        "FILE: rope_theta is 0: it must be a number above 0; write the file again",
+    ),
     ("llama", key("llama.rope.freq_base", 1.0), "FILE: rope scaling yarn over a base of 1; write the file again"),
     (
         "llama",
@@ -113,12 +125,12 @@ GGUF: list[tuple[str, Change, str]] = [
     (
         "llama",
         key("llama.attention.layer_norm_rms_epsilon", -1.0),
-        "FILE: norm_eps is -1: it must be a number of at least 0",
+        "FILE: norm_eps is -1: it must be a number of at least 0; write the file again",
     ),
     (
         "sparse_f16",
         tensor("blk.0.attn_q.weight", type_id=25, raw=b"\x00" * 2048),
-        "FILE: tensor blk.0.attn_q.weight is I16, no type to compute with",
+        "FILE: tensor blk.0.attn_q.weight is I16, no type to compute with; write the file again in another",
     ),
     (
         "llama",
@@ -410,6 +422,7 @@ def test_a_profile_whose_tables_do_not_fit(tmp_path: Path):
 
 
 REFUSED = "m.gguf: the chat template refuses these messages"
+LEAVE_OUT = "leave --system or --chat out"
 
 
 @pytest.mark.parametrize(
@@ -422,9 +435,9 @@ REFUSED = "m.gguf: the chat template refuses these messages"
         ("{{ 'x' * 9999999999 }}", "m.gguf: the chat template takes too much memory; do not trust this file"),
         (
             "{{ ''.__class__.__mro__ }}",
-            f"{REFUSED} (access to attribute '__class__' of 'str' object is unsafe.)",
+            f"{REFUSED} (access to attribute '__class__' of 'str' object is unsafe.); {LEAVE_OUT}",
         ),
-        ("{{ 1 / 0 }}", f"{REFUSED} (division by zero)"),
+        ("{{ 1 / 0 }}", f"{REFUSED} (division by zero); {LEAVE_OUT}"),
     ],
 )
 def test_chat_templates(template: str, sentence: str):

@@ -130,9 +130,7 @@ def test_predictors_in_a_file_of_their_own(drelu: Path, make_predictors: Make, t
     shutil.copy(two, other)
     with pytest.raises(TsconvertError) as caught:
         load(other / "two.gguf", mode="predicted")
-    assert str(caught.value) == (
-        f"{other / 'two.gguf'}: the file holds no predictors; its predictors are in {apart.name}, put that beside it"
-    )
+    assert str(caught.value) == (f"{other / 'two.gguf'}: the file's predictors are in {apart.name}; put that beside it")
 
 
 def test_predictors_of_another_model_beside_a_file(

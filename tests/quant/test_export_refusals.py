@@ -234,10 +234,10 @@ def test_names_of_types_and_targets(tmp_path: Path, dense: Path):
 
 def test_metadata_that_follows_from_the_model(tmp_path: Path, dense: Path):
     assert sentence(tmp_path, dense, metadata=(("llama.block_count", "3"),)) == (
-        "--metadata llama.block_count: this key follows from the model and cannot be set"
+        "--metadata llama.block_count: this key follows from the model; leave it out"
     )
     assert sentence(tmp_path, dense, metadata=(("tokenizer.ggml.tokens", "x"),)) == (
-        "--metadata tokenizer.ggml.tokens: this key is an array and cannot be set"
+        "--metadata tokenizer.ggml.tokens: this key is an array, which cannot be set; leave it out"
     )
     assert sentence(tmp_path, dense, metadata=(("tokenizer.ggml.bos_token_id", "-1"),)) == (
         "--metadata tokenizer.ggml.bos_token_id: '-1' is no u32; give one"

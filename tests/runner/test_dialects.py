@@ -55,11 +55,16 @@ def test_keys_without_sense(refusal):
     assert refusal(overrides={"block_count": None}) == (
         "key turbosparse.block_count is None, it must be a whole number; write the file again"
     )
-    assert refusal(overrides={"attention.head_count_kv": 3}) == "heads is 4: it must be a multiple of kv_heads, 3"
-    assert refusal(overrides={"attention.head_count_kv": 0}) == "kv_heads is 0: it must be at least 1"
+    assert refusal(overrides={"attention.head_count_kv": 3}) == (
+        "heads is 4: it must be a multiple of kv_heads, 3; write the file again"
+    )
+    assert refusal(overrides={"attention.head_count_kv": 0}) == (
+        "kv_heads is 0: it must be at least 1; write the file again"
+    )
     assert refusal(overrides={"rope.dimension_count": 15}) == "rope over 15 of 16 dimensions; write the file again"
     assert refusal(keys={"turbosparse.rope.scaling.type": "longrope"}) == (
-        "rope scaling 'longrope'; the runner knows none, linear, yarn and rope_freqs"
+        "rope scaling 'longrope'; the runner knows none, linear, yarn and rope_freqs, run it with the engine that it"
+        " was made for"
     )
 
 
@@ -71,11 +76,12 @@ def test_versions_and_architectures(refusal, tiny, gguf_of, tmp_path):
     with pytest.raises(TsconvertError) as caught:
         open_model(path)
     assert str(caught.value) == (
-        f"{path}: architecture 'qwen9'; the runner knows turbosparse, llama (also Mixtral) and PowerInfer's files"
+        f"{path}: architecture 'qwen9'; the runner knows turbosparse, llama (also Mixtral) and PowerInfer's files, run"
+        " it with the engine that it was made for"
     )
     path.write_bytes(b"PWRI" + path.read_bytes()[4:])
     with pytest.raises(
-        TsconvertError, match=r"PowerInfer file of architecture 'qwen9'; the runner knows bamboo and llama"
+        TsconvertError, match=r"architecture 'qwen9'; the runner knows bamboo and llama, run it with PowerInfer$"
     ):
         open_model(path)
 

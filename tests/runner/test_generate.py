@@ -163,7 +163,7 @@ TOO_LONG = (
     [
         (
             ["-p", "a", "--sparsity", "predicted"],
-            "{file}: the file holds no predictors; run it exact, or export it with --predictors",
+            "{file}: the file holds no predictors; run it with --sparsity exact, or export it with --predictors",
         ),
         (["-p", "a", "--top-p", "2"], "top_p is 2.0: it must be 0 to 1"),
         (["-p", "a", "-t", "0"], "threads is 0: it must be 1 to 256"),
@@ -186,7 +186,8 @@ def test_a_swiglu_file_runs_dense(capsys, dense_file):
     code, out, err = call(capsys, "run", dense_file, "-p", PROMPT, "--sparsity", "exact")
     assert (code, out) == (2, "")
     assert err == (
-        f"error: {dense_file}: a SwiGLU model, none of whose neurons is ever zero, runs dense only; relufy it first\n"
+        f"error: {dense_file}: a SwiGLU model, none of whose neurons is ever zero; run it with --sparsity dense, or"
+        " make it sparse with `tsconvert relufy` first\n"
     )
 
 

@@ -153,13 +153,14 @@ def test_modes_that_a_file_does_not_allow(tiny, gguf_of, tmp_path, make_predicto
         assert model.mode == "dense"
     with load(drelu) as model:
         assert model.mode == "exact"
-        with pytest.raises(TsconvertError, match=r"holds no predictors; run it exact, or export it with --predictors$"):
+        with pytest.raises(TsconvertError, match=r"run it with --sparsity exact, or export it with --predictors$"):
             model.mode = "predicted"
     for mode in ("exact", "predicted"):
         with pytest.raises(TsconvertError) as caught:
             load(swiglu, mode=mode)
         assert str(caught.value) == (
-            f"{swiglu}: a SwiGLU model, none of whose neurons is ever zero, runs dense only; relufy it first"
+            f"{swiglu}: a SwiGLU model, none of whose neurons is ever zero; run it with --sparsity dense, or make it"
+            " sparse with `tsconvert relufy` first"
         )
     with pytest.raises(TsconvertError, match=r"^sparsity is 'fast': it must be one of auto, predicted, exact, dense$"):
         load(drelu, mode="fast")

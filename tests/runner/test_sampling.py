@@ -68,5 +68,6 @@ def test_logits_that_are_no_numbers_are_refused():
     with pytest.raises(TsconvertError) as caught:
         Sampler(Sampling()).choose(np.array([0.0, np.nan], np.float32))
     assert str(caught.value) == (
-        "the logits are NaN or infinite: the file's weights are damaged or too large for their type"
+        "the logits are NaN or infinite: the file's weights are damaged or too large for their type; export the"
+        " model again with --type F32"
     )
