@@ -79,8 +79,16 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Names of a module that stand for one string or number."""
     for each in tree.body:
         match each:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str() | int() as value)):
-                yield name, str(value)
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+                pairs = list(zip(names, values, strict=True))
+            case ast.Assign(targets=[name], value=value):
+                pairs = [(name, value)]
+            case _:
+                pairs = []
+        for pair in pairs:
+            match pair:
+                case ast.Name(id=name), ast.Constant(value=str() | int() as value):
+                    yield name, str(value)
 
 
 def _text(node: ast.expr, known: Mapping[str, str]) -> str:

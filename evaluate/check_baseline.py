@@ -76,7 +76,10 @@ def read_baseline(path: Path | None, *, updating: bool, needed: bool) -> Baselin
     if not right:
         raise TsconvertError(f"{path}: is no baseline of a check; write it with --update-baseline")
     if found.get("format_version") != _VERSION:
-        raise TsconvertError(f"{path}: format version {found.get('format_version')}; write it with --update-baseline")
+        raise TsconvertError(
+            f"{path}: format version {found.get('format_version')}, this tsconvert reads {_VERSION}; write it with"
+            " --update-baseline"
+        )
     return Baseline(path=path, figures=figures)
 
 

@@ -74,7 +74,9 @@ def measured(limit: Limit, results: Mapping[str, dict[str, Any] | None]) -> Any:
         return found
     other = _named(limit.over, results)
     if not is_number(found) or not is_number(other) or other == 0:
-        raise TsconvertError(f"{shown(found)} over {shown(other)} is no ratio of two numbers")
+        raise TsconvertError(
+            f"{shown(found)} over {shown(other)} is no ratio of two numbers; name two, the second not 0"
+        )
     return found / other
 
 
@@ -107,7 +109,9 @@ def _bounds(limit: Limit, found: Any) -> list[tuple[float, float, str]]:
         return []
     values = found if isinstance(found, list | tuple) else [found]
     if not values or not all(is_number(value) for value in values):
-        raise TsconvertError(f"is {shown(found)}, no number that could be held to a limit")
+        raise TsconvertError(
+            f"is {shown(found)}, no number that could be held to a limit; give equal in place of min and max"
+        )
     most = [] if limit.maximum is None else [(max(values), limit.maximum, "most")]
     return most + ([] if limit.minimum is None else [(min(values), limit.minimum, "least")])
 

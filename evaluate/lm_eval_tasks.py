@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import TsconvertError
+from ..convert.errors import TsconvertError, reason
 from .scorer import open_scorer
 
 _SHIPPED = Path(__file__).with_name("tasks")
@@ -79,7 +79,9 @@ def run_tasks(config: TaskConfig) -> TaskReport:
     except TsconvertError:
         raise
     except Exception as error:  # lm-eval's and datasets' own kinds are many
-        raise TsconvertError(f"--tasks {','.join(config.tasks)}: lm-eval says: {str(error).splitlines()[0]}") from error
+        raise TsconvertError(
+            f"--tasks {','.join(config.tasks)}: lm-eval says: {reason(error)}; --debug shows where"
+        ) from error
     return TaskReport(
         model=config.model, mode=scorer.mode, tasks={name: _figures(row) for name, row in found["results"].items()},
         questions={name: int(count["effective"]) for name, count in found["n-samples"].items()},

@@ -37,7 +37,7 @@ def read_record(path: Path) -> Record:
     for kind, is_it, read in _KINDS:
         if is_it(path):
             return Record(path=path, kind=kind, figures=read(path))
-    raise TsconvertError(f"{path}: neither a checkpoint, predictors, a profile, a GGUF file nor a JSON report")
+    raise TsconvertError(f"{path}: is none of these: checkpoint, predictors, profile, GGUF file, JSON report; give one")
 
 
 def size_of(path: Path) -> int:

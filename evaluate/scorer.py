@@ -55,7 +55,9 @@ def open_scorer(model: str, mode: str = "auto", threads: int | None = None, cont
 
         return GgufScorer(path, mode, threads, context)
     if mode not in ("auto", "dense"):
-        raise TsconvertError(f"--sparsity {mode}: for GGUF files; a checkpoint always computes all of its neurons")
+        raise TsconvertError(
+            f"--sparsity {mode}: a checkpoint always computes all of its neurons; leave it out, or export a GGUF file"
+        )
     from ..convert.checkpoint import find_model
     from ..convert.spec import DENSE_TYPES, SPARSE_TYPES, read_config
 

@@ -32,7 +32,10 @@ class TransformersScorer:
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
         except Exception as error:
-            raise TsconvertError(f"{folder}: transformers cannot load it ({reason(error)})") from None
+            raise TsconvertError(
+                f"{folder}: transformers cannot load it ({reason(error)}); give a model with .safetensors files, of an"
+                " architecture that transformers has itself"
+            ) from None
         self._model = model.eval()
         self.context = int(getattr(model.config, "max_position_embeddings", 2048))
 

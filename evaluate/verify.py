@@ -88,7 +88,9 @@ class VerifyReport:
         """
         if self.failures:
             more = f" and {len(self.failures) - 1} more" if len(self.failures) > 1 else ""
-            raise CheckFailedError(f"{self.file} is not what {self.model} makes it: {self.failures[0]}{more}")
+            raise CheckFailedError(
+                f"{self.file} is not what {self.model} makes it: {self.failures[0]}{more}; export it again"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""

@@ -64,7 +64,8 @@ def failures(report: CheckReport) -> list[tuple[str, str]]:
          [("file.tensor_count", "is not that of sparse.tokens: COUNT, there 2,048")]),
         ("file.types.F16.min = 1", []),
         ("sparse.perplexty.max = 9", [("sparse.perplexty", "no perplexty in the result, which has CHOICES")]),
-        ("file.magic.max = 9", [("file.magic", "is GGUF, no number that could be held to a limit")]),
+        ("file.magic.max = 9",
+         [("file.magic", "is GGUF, no number that could be held to a limit; give equal in place of min and max")]),
     ],
 )  # fmt: skip
 def test_a_limit(finished: Path, limits: str, expected: list[tuple[str, str]]):

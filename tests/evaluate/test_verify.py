@@ -292,7 +292,7 @@ def test_the_command_says_what_failed_and_exits_1(capsys, model: dict, tmp_path:
     assert [failure["what"] for failure in report["failures"]] == ["output.weight"]
     assert stderr == (
         f"error: {out} is not what {model['llama.cpp']} makes it: output.weight: 4096 of 4096 rows differ, row 0 is not"
-        " its source; row 0 has the other sign\n"
+        " its source; row 0 has the other sign; export it again\n"
     )
     code, _, stderr = call(capsys, "verify", model["llama.cpp"], tmp_path / "none.gguf")
     assert (code, stderr) == (2, f"error: {tmp_path / 'none.gguf'}: no such file; give a GGUF file\n")
