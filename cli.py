@@ -24,6 +24,7 @@ from .convert.options import (
     precision,
     stored_as,
 )
+from .convert.waiting import wait_briefly
 
 ORDER = (
     "relufy", "profile", "predictors", "imatrix", "export-gguf", "quantize", "run", "bench", "eval", "verify", "check",
@@ -42,6 +43,7 @@ class Chain(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 1 a verification failed, 2 bad input, 130 interrupted."""
+        wait_briefly()
         try:
             self._main(*args, **kwargs)
         except SystemExit as stop:

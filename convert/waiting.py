@@ -1,0 +1,17 @@
+"""How PyTorch's threads wait for each other: on a machine that does other work, too."""
+
+import os
+from collections.abc import MutableMapping
+
+_SPINS = "10000"  # some tens of microseconds; libgomp's own choice is 30 times as many
+
+
+def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let the threads of OpenMP sleep soon when they wait, unless the user said how; before torch is imported.
+
+    At the end of each parallel loop libgomp's threads spin for a millisecond. Where another program has one of the
+    cores, the thread that all wait for does not run meanwhile: beside two others on two cores a run took four times as
+    long (docs/benchmarks/full_recovery_2cores_2026-11-23.md). libgomp reads GOMP_SPINCOUNT when it is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", _SPINS)
