@@ -3,7 +3,7 @@
 import json
 import random
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def parse_source(argument: str) -> Source:
 def calibration_rows(
     checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """The rows [N, S] that a stage looks at: `token_rows` with the checkpoint's tokenizer.
+    """The rows [N, S] that a stage looks at: `packed_rows` with the checkpoint's tokenizer.
 
     Args:
         sources: empty takes the embedded text, and says so.
@@ -93,7 +93,7 @@ def calibration_rows(
         N of at least 2, so that one row can be kept back.
 
     Raises:
-        TsconvertError: as `token_rows`, or fewer than two rows.
+        TsconvertError: as `packed_rows`, or fewer than two rows.
     """
     found = documents(checkpoint, sources, tokens=tokens, context=context, seed=seed)[0]
     if not sources:
@@ -119,13 +119,6 @@ def documents(
             " copy the model's own tokenizer there"
         )
     return rows_NS, begins_NS
-
-
-def token_rows(
-    tokenizer: Any, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
-) -> npt.NDArray[np.int64]:
-    """``tokens`` tokens drawn from the sources by weight, packed into rows of ``context``: `packed_rows`' first."""
-    return packed_rows(tokenizer, sources, tokens=tokens, context=context, seed=seed)[0]
 
 
 def packed_rows(
@@ -190,43 +183,13 @@ def mixture(source: Source) -> list[Source]:
     ]
 
 
-def ordered_texts(path: str) -> Iterator[str]:
-    """The texts at ``path`` (as in `Source`), in order, for scoring.
-
-    Raises:
-        TsconvertError: it is missing or unreadable.
-    """
-    return _texts(Source(path=path), None)
-
-
-def spaced_rows(
-    encode: Callable[[str], list[int]], path: str, *, tokens: int | None, context: int
-) -> npt.NDArray[np.int64]:
-    """Rows [N, context] of the text at ``path``, in order, for perplexity.
-
-    Where the text has more than ``tokens`` tokens, the rows are spaced evenly over it (over its first 64 times
-    ``tokens``), so that a few rows still speak for all of its documents.
-    """
-    stream: list[int] = []
-    for text in _texts(Source(path=path), None):
-        stream += encode(text)
-        if tokens is not None and len(stream) >= 64 * tokens:
-            break
-    count = len(stream) // context
-    if not count:
-        raise TsconvertError(f"{path}: {len(stream)} tokens, which is not one row of {context}; give more text")
-    rows = np.asarray(stream[: count * context], np.int64).reshape(count, context)
-    wanted = count if tokens is None else max(1, min(count, tokens // context))
-    return np.asarray(rows[np.arange(wanted) * count // wanted])
-
-
 def _source_rows(
     tokenizer: Any, source: Source, tokens: int, context: int, rng: random.Random
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     stream: list[int] = []
     begins: list[int] = []
     need = -(-tokens // context) * context
-    for text in _texts(source, rng):
+    for text in texts(source, rng):
         begins.append(len(stream))
         stream += tokenizer(text).input_ids
         if len(stream) >= need:
@@ -241,13 +204,12 @@ def _source_rows(
     return np.asarray(stream[:usable], np.int64).reshape(-1, context), starts[:usable].reshape(-1, context)
 
 
-def texts(source: Source, rng: random.Random) -> Iterator[str]:
-    """The source's pieces of text, in an order that ``rng`` draws."""
-    return _texts(source, rng)
+def texts(source: Source, rng: random.Random | None = None) -> Iterator[str]:
+    """The source's pieces of text, shuffled by ``rng``; without it whole files and records, in their own order.
 
-
-def _texts(source: Source, rng: random.Random | None) -> Iterator[str]:
-    """The source's pieces of text, shuffled by ``rng``, in their own order without."""
+    Raises:
+        TsconvertError: it is missing or unreadable.
+    """
     path = Path(source.path)
     if not path.exists():
         yield from _dataset_texts(source, rng)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.corpora import Source, ordered_texts
+from ..convert.corpora import Source, mixture, texts
 from ..convert.errors import TsconvertError, shown
 
 # Shape suffixes: N windows, S tokens a window.
@@ -75,7 +75,7 @@ class Windows:
 
 
 def cut(encode: Encode, bos: int | None, sources: Sequence[Source], how: Windowing) -> Windows:
-    """The windows of ``sources``, one corpus each.
+    """The windows of ``sources``, one corpus each; those that a mixture file lists are corpora of their own.
 
     Args:
         encode: the model's tokens of a text, BOS included where the tokenizer puts it.
@@ -84,6 +84,7 @@ def cut(encode: Encode, bos: int | None, sources: Sequence[Source], how: Windowi
     Raises:
         TsconvertError: a text is missing, unreadable or shorter than one window.
     """
+    sources = [each for source in sources for each in mixture(source)]
     total = sum(source.weight for source in sources)
     rows: list[Tokens] = []
     first_N: list[int] = []
@@ -101,7 +102,7 @@ def _corpus(encode: Encode, bos: int | None, source: Source, how: Windowing, tok
     context, step = how.context, how.step
     wanted = how.chunks or max(1, tokens // step)
     enough = context + step * (how.chunks or _READ_AHEAD * wanted)
-    stream = _stream(encode, ordered_texts(source.path), enough)
+    stream = _stream(encode, texts(source), enough)
     count = (len(stream) - context) // step + 1
     if how.method == "llama.cpp" and how.stride:
         count = (len(stream) - context + step - 1) // step  # its formula: no window begins at the text's last tokens
@@ -122,9 +123,9 @@ def _corpus(encode: Encode, bos: int | None, source: Source, how: Windowing, tok
     return rows_NS, [context // 2] * wanted
 
 
-def _stream(encode: Encode, texts: Iterable[str], enough: int) -> Tokens:
+def _stream(encode: Encode, pieces: Iterable[str], enough: int) -> Tokens:
     stream: list[int] = []
-    for text in texts:
+    for text in pieces:
         stream += encode(text.removesuffix("\n"))  # llama-perplexity drops the last line's end
         if len(stream) >= enough:
             break

@@ -115,12 +115,6 @@ def permute_rope(rows_RC: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     return rows_RC.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def unpermute_rope(rows_RC: Rows, heads: int) -> Rows:
-    """The inverse of `permute_rope`."""
-    rows, columns = rows_RC.shape
-    return rows_RC.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
 def checked(checkpoint: Checkpoint, place: Place) -> Rows:
     """The whole tensor as float32.
 

@@ -7,7 +7,7 @@ import pytest
 
 from tsconvert import models
 from tsconvert.convert import corpora
-from tsconvert.convert.corpora import Source, load_tokenizer, parse_source, spaced_rows, token_rows
+from tsconvert.convert.corpora import Source, load_tokenizer, packed_rows, parse_source
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.units import parse_count, size_text
 
@@ -20,10 +20,6 @@ class Bytes:
         return self
 
 
-def encode(text: str) -> list[int]:
-    return list(text.encode())
-
-
 def decode(rows: np.ndarray) -> str:
     return bytes(rows.reshape(-1).tolist()).decode()
 
@@ -32,7 +28,7 @@ def test_weights_share_the_tokens_out(tmp_path: Path):
     (tmp_path / "a.txt").write_text("a" * 40_000)
     (tmp_path / "b.txt").write_text("b" * 40_000)
     sources = [parse_source(f"{tmp_path / 'a.txt'}=3"), parse_source(f"{tmp_path / 'b.txt'}=1")]
-    rows = token_rows(Bytes(), sources, tokens=16_000, context=100)
+    rows = packed_rows(Bytes(), sources, tokens=16_000, context=100)[0]
     assert rows.shape == (160, 100)
     assert decode(rows).count("a") == 12_000
 
@@ -40,7 +36,7 @@ def test_weights_share_the_tokens_out(tmp_path: Path):
 @pytest.mark.parametrize("text", [" ".join(f"word{i}" for i in range(20_000)), "\u6f22\u5b57" * 30_000, "x\n" * 9])
 def test_pieces_lose_nothing_and_cut_no_word(tmp_path: Path, text: str):
     (tmp_path / "t.txt").write_text(text)
-    pieces = list(corpora._texts(Source(path=str(tmp_path / "t.txt")), random.Random(0)))
+    pieces = list(corpora.texts(Source(path=str(tmp_path / "t.txt")), random.Random(0)))
     assert len(pieces) == -(-len(text.encode()) // 16_384)
     assert sorted("".join(pieces)) == sorted(text)
     assert " " not in text or sorted(word for piece in pieces for word in piece.split()) == sorted(text.split())
@@ -49,9 +45,9 @@ def test_pieces_lose_nothing_and_cut_no_word(tmp_path: Path, text: str):
 def test_few_tokens_come_from_all_over_the_text_in_a_seeded_order(tmp_path: Path):
     (tmp_path / "t.txt").write_text("".join(f"{i:07} " for i in range(100_000)))
     source = [Source(path=str(tmp_path / "t.txt"))]
-    one = token_rows(Bytes(), source, tokens=60_000, context=100, seed=1)
-    assert np.array_equal(one, token_rows(Bytes(), source, tokens=60_000, context=100, seed=1))
-    other = token_rows(Bytes(), source, tokens=60_000, context=100, seed=2)
+    one = packed_rows(Bytes(), source, tokens=60_000, context=100, seed=1)[0]
+    assert np.array_equal(one, packed_rows(Bytes(), source, tokens=60_000, context=100, seed=1)[0])
+    other = packed_rows(Bytes(), source, tokens=60_000, context=100, seed=2)[0]
     assert not np.array_equal(one, other)
     numbers = [int(word) for word in decode(one).split() if len(word) == 7]
     assert max(numbers) - min(numbers) > 50_000
@@ -60,15 +56,8 @@ def test_few_tokens_come_from_all_over_the_text_in_a_seeded_order(tmp_path: Path
 def test_jsonl_folders_and_parquet(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x" * 200}) + "\n" for _ in range(50)))
     (tmp_path / "skip.bin").write_bytes(b"\xff" * 5000)
-    rows = token_rows(Bytes(), [Source(path=str(tmp_path))], tokens=5_000, context=50)
+    rows = packed_rows(Bytes(), [Source(path=str(tmp_path))], tokens=5_000, context=50)[0]
     assert set(decode(rows)) == {"x"}
-
-
-def test_evaluation_rows_are_spaced_over_the_text_in_order(tmp_path: Path):
-    (tmp_path / "t.txt").write_text("".join(chr(97 + i // 100) for i in range(2600)))
-    rows = spaced_rows(encode, str(tmp_path / "t.txt"), tokens=400, context=100)
-    assert decode(rows[:, 0]) == "agnt"
-    assert spaced_rows(encode, str(tmp_path / "t.txt"), tokens=None, context=100).shape == (26, 100)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +71,7 @@ def test_text_that_cannot_serve_is_named(tmp_path: Path, content: bytes, sentenc
     file = tmp_path / "t.txt"
     file.write_bytes(content)
     with pytest.raises(TsconvertError) as caught:
-        token_rows(Bytes(), [Source(path=str(file))], tokens=1000, context=100)
+        packed_rows(Bytes(), [Source(path=str(file))], tokens=1000, context=100)[0]
     assert str(file) in str(caught.value)
     assert str(caught.value).endswith(sentence)
 
@@ -90,7 +79,7 @@ def test_text_that_cannot_serve_is_named(tmp_path: Path, content: bytes, sentenc
 def test_a_damaged_jsonl_line_is_named(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(TsconvertError, match=r"a\.jsonl: a line is no JSON object with a field 'text'"):
-        token_rows(Bytes(), [Source(path=str(tmp_path / "a.jsonl"))], tokens=100, context=10)
+        packed_rows(Bytes(), [Source(path=str(tmp_path / "a.jsonl"))], tokens=100, context=10)[0]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path):
@@ -100,12 +89,12 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path):
     file = tmp_path / "a.parquet"
     file.write_bytes(b"PAR1" + b"\xff" * 64 + b"PAR1")
     with pytest.raises(TsconvertError, match=r"a\.parquet: is no parquet file \(.+\); get it again$"):
-        token_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)
+        packed_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)[0]
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), file)
     with pytest.raises(
         TsconvertError, match=r"a\.parquet: has no column 'text' that can be read \(.+\); get it again$"
     ):
-        token_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)
+        packed_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)[0]
 
 
 def test_data_arguments():

@@ -13,7 +13,7 @@ import torch
 from tsconvert import models
 from tsconvert.convert.chat_rows import answered, chat_rows, chat_tokenizer
 from tsconvert.convert.checkpoint import Checkpoint, open_checkpoint
-from tsconvert.convert.corpora import Source, mixture, token_rows
+from tsconvert.convert.corpora import Source, mixture, packed_rows
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.full_config import FullRecovery
 from tsconvert.convert.full_data import Packed, Rows, full_rows, same_tokenizer
@@ -48,10 +48,10 @@ def test_a_mixture_files_shares(tmp_path: Path):
         (tmp_path / f"{name}.txt").write_text(letter * 50_000)
     file = tmp_path / "mix.toml"
     file.write_text('[[source]]\ndata = "a.txt"\nweight = 3\n[[source]]\ndata = "b.txt"\nweight = 1\n')
-    rows = token_rows(
+    rows = packed_rows(
         Letters(), [Source(path=str(file), weight=0.8), Source(path=str(tmp_path / "c.txt"), weight=0.2)],
         tokens=20_000, context=100,
-    )  # fmt: skip
+    )[0]  # fmt: skip
     shares = [float((rows == ord(letter)).mean()) for letter in "abc"]
     assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.01)
 
@@ -73,10 +73,10 @@ def test_a_data_sets_subset_split_and_field(tmp_path: Path, monkeypatch):
     asked: list[object] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or records.to_iterable_dataset())
     source = Source(path="somebody/corpus", subset="en", split="test", field="body")
-    assert token_rows(Letters(), [source], tokens=1000, context=100).shape == (10, 100)
+    assert packed_rows(Letters(), [source], tokens=1000, context=100)[0].shape == (10, 100)
     assert asked == [(("somebody/corpus", "en"), {"split": "test", "streaming": True})]
     with pytest.raises(TsconvertError) as caught:
-        token_rows(Letters(), [replace(source, field="text")], tokens=1000, context=100)
+        packed_rows(Letters(), [replace(source, field="text")], tokens=1000, context=100)[0]
     assert str(caught.value) == (
         "--data somebody/corpus: its records have no field 'text', but body; name one of those as field in a mixture"
         " file (.toml)"

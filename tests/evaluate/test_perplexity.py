@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tsconvert import models
-from tsconvert.convert.corpora import Source, load_tokenizer, spaced_rows
+from tsconvert.convert.corpora import Source, load_tokenizer
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.evaluate.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.windows import Windowing, cut
 from tsconvert.quant.export import ExportConfig, export_gguf
 
 Make = Callable[..., Path]
@@ -20,7 +21,8 @@ HELDOUT = str(models.text("heldout.txt"))
 def whole_model_log_probabilities(folder: Path, tokens: int, context: int, *, code: bool = False) -> tuple:
     """The slow twin: transformers' whole model on the same windows."""
     tokenizer = load_tokenizer(folder)
-    rows = torch.from_numpy(spaced_rows(lambda t: tokenizer(t).input_ids, HELDOUT, tokens=tokens, context=context))
+    how = Windowing(method="papers", context=context, tokens=tokens)
+    rows = torch.from_numpy(cut(lambda t: tokenizer(t).input_ids, None, [Source(path=HELDOUT)], how).rows_NS)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=code)
     with torch.no_grad():
         return rows, model(input_ids=rows).logits[:, :-1].log_softmax(-1)

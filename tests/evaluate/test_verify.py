@@ -121,7 +121,7 @@ class TestPlanted:
 
     def test_a_wrongly_permuted_q(self, model: dict, target: str, type_name: str, tmp_path: Path):
         out = exported(model, target, tmp_path, type_name)
-        tamper(out, "blk.1.attn_q.weight", lambda rows: sources.unpermute_rope(rows, 4))
+        tamper(out, "blk.1.attn_q.weight", lambda rows: rows.reshape(4, -1, 2, 64).swapaxes(1, 2).reshape(rows.shape))
         problem = failures(checked(model, target, out))
         assert list(problem) == ["blk.1.attn_q.weight"]
         assert problem["blk.1.attn_q.weight"].endswith(

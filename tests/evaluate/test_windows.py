@@ -73,6 +73,10 @@ def test_corpora_share_the_tokens_by_weight(text: Path, tmp_path: Path):
     found = cut(encode, 1, sources, Windowing(context=10, tokens=40))
     assert found.corpus_N == [0, 0, 0, 1]
     assert found.corpora == [str(text), str(tmp_path / "u.txt")]
+    mixture = tmp_path / "mix.toml"
+    mixture.write_text('[[source]]\ndata = "t.txt"\nweight = 3\n[[source]]\ndata = "u.txt"\n')
+    same = cut(encode, 1, (Source(path=str(mixture)),), Windowing(context=10, tokens=40))
+    assert (same.corpus_N, same.corpora) == (found.corpus_N, found.corpora)
 
 
 def test_a_text_that_is_too_short(text: Path):
