@@ -9,6 +9,7 @@ from contextlib import contextmanager
 Step = Callable[[str], None]
 _QUIET_S = 2.0
 _LINE_EVERY_S = 10.0
+_WITHIN_EVERY_S = 30.0
 
 
 def speaks() -> bool:
@@ -20,6 +21,15 @@ def note(message: str) -> None:
     """One line for the person who watches; stdout stays free for results."""
     if speaks():
         print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+_open: list["_Lines | _Bar"] = []
+
+
+def at(what: str) -> None:
+    """Say where the work is within a step of the innermost `progress`: one step of a big model takes minutes."""
+    if _open:
+        _open[-1].at(what)
 
 
 @contextmanager
@@ -35,9 +45,11 @@ def progress(title: str, total: int) -> Iterator[Step]:
         ...     step("loss 0.2")
     """
     lines = _Bar(title, total) if sys.stderr.isatty() and speaks() else _Lines(title, total)
+    _open.append(lines)
     try:
         yield lines.step
     finally:
+        _open.remove(lines)
         lines.close()
 
 
@@ -45,7 +57,7 @@ class _Lines:
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done = title, total, 0
         self.start_s = time.monotonic()
-        self.shown_s = self.start_s
+        self.shown_s = self.spoke_s = self.start_s
         self.said = False
 
     def step(self, what: str = "") -> None:
@@ -54,7 +66,16 @@ class _Lines:
         last = self.done == self.total and self.said
         if last or (now - self.start_s > _QUIET_S and (not self.said or now - self.shown_s > _LINE_EVERY_S)):
             self.said, self.shown_s = True, now
-            note(f"{self.title} {self.done}/{self.total}, {now - self.start_s:.0f} s" + (f", {what}" if what else ""))
+            self._say(now, what)
+
+    def at(self, what: str) -> None:
+        now = time.monotonic()
+        if now - self.spoke_s > _WITHIN_EVERY_S:
+            self._say(now, what)
+
+    def _say(self, now: float, what: str) -> None:
+        self.spoke_s = now
+        note(f"{self.title} {self.done}/{self.total}, {now - self.start_s:.0f} s" + (f", {what}" if what else ""))
 
     def close(self) -> None:
         pass
@@ -75,6 +96,9 @@ class _Bar:
 
     def step(self, what: str = "") -> None:
         self.done += 1
+        self.at(what)
+
+    def at(self, what: str) -> None:
         if self.task is None and time.monotonic() - self.start_s > _QUIET_S:
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.total, what=what)

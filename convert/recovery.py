@@ -21,6 +21,7 @@ from .along import Along
 from .errors import TsconvertError
 from .penalty import SparsityPenalty
 from .precision import multiplies_bfloat16
+from .progress import at
 from .recovery_data import LayerData, blocks
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def recover_layer(
     for step in range(how.steps):
         if along is not None and step == masked_from:
             along.begin(layer, data, int(torch.randint(2**31, (), generator=generator)))
-        optimizer.param_groups[0]["lr"] = peak * _schedule(step, how.steps)
+        optimizer.param_groups[0]["lr"] = peak * schedule(step, how.steps)
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
         loss, fired = _backward(layer, data, batch, penalty, how, along if step >= masked_from else None)
@@ -126,6 +127,7 @@ def recover_layer(
         if not math.isfinite(loss):
             raise TsconvertError(f"layer {layer.index}: the loss is {loss} at step {step}; lower the learning rate")
         losses.append(loss)
+        at(f"step {step + 1} of {how.steps}")
         for parameter in parameters:
             parameter.grad = distributed.sum_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -243,7 +245,8 @@ def expert_tokens(layer: "Layer", data: LayerData) -> list[int]:
     return [int(count) for count in distributed.sums(*counts)]
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """Of the learning rate, 0 to 1: a short rise, then a cosine down to 0 at the last of the steps."""
     warmup = max(1, steps // 20)
     if step < warmup:
         return (step + 1) / warmup

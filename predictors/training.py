@@ -18,6 +18,8 @@ from torch import nn
 from ..convert import distributed
 from ..convert.errors import TsconvertError
 from ..convert.precision import multiplies_bfloat16
+from ..convert.recovery import schedule
+from ..convert.progress import at
 from .labels import FFN, Labels
 from .scores import logits
 from .stored import BITS, as_stored
@@ -92,7 +94,7 @@ class LowRank:
 
     def rate(self, step: int) -> float:
         """Of the learning rate, 0 to 1: a short rise, then a cosine down to 0 at the last of the steps."""
-        return _schedule(step, self.how.steps)
+        return schedule(step, self.how.steps)
 
     def step(self, x_TD: torch.Tensor, batch_tokens: int, rate: float, labels: Labels | None = None) -> None:
         """Learn from some inputs.
@@ -131,6 +133,7 @@ class LowRank:
         for step in range(how.steps):
             chosen = torch.randint(ffn.train_tokens, (how.batch_tokens,), generator=generator)
             self.step(ffn.inputs(ffn.own(chosen)), how.batch_tokens, self.rate(step))
+            at(f"predictors' step {step + 1} of {how.steps}")
         self.check()
 
     def check(self) -> None:
@@ -217,10 +220,3 @@ def _start(ffn: FFN, rank: int, generator: torch.Generator) -> tuple[torch.Tenso
     fc1_RD = torch.randn(rank, ffn.width, generator=generator) / math.sqrt(ffn.width)
     fc2_FR = 0.1 * torch.randn(ffn.neurons, rank, generator=generator) / math.sqrt(rank)
     return fc1_RD.to(ffn.device), fc2_FR.to(ffn.device)
-
-
-def _schedule(step: int, steps: int) -> float:
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

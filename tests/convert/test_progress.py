@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from tsconvert.convert import progress as module
-from tsconvert.convert.progress import progress
+from tsconvert.convert.progress import at, progress
 
 
 class Clock:
@@ -47,3 +47,16 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     assert "2/2" in err
+
+
+def test_a_step_of_minutes_says_where_it_is(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    at("nothing to say it in")
+    with progress("layers", 2) as step:
+        for i in range(1, 41):
+            clock.now_s += 1
+            at(f"step {i} of 40")
+        step("error 0.1")
+    at("nothing to say it in")
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["layers 0/2, 31 s, step 31 of 40", "layers 1/2, 40 s, error 0.1"]
