@@ -9,7 +9,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .corpora import load_tokenizer
-from .errors import TsconvertError
+from .errors import TsconvertError, reason
 from .full_config import FullRecovery
 from .full_data import Packed
 
@@ -36,7 +36,7 @@ def chat_rows(
     tokenizer = chat_tokenizer(checkpoint.folder)
     talks = list(_conversations(Path(how.chat)))
     order = np.random.default_rng(config.seed).permutation(len(talks))
-    encoded = [answered(tokenizer, talks[i]) for i in order]
+    encoded = [_encoded(tokenizer, talks[i], how.chat, int(i) + 1) for i in order]
     context = min(config.context, checkpoint.spec.context)
     held = max(1, len(encoded) // _HELD_SHARE)
     judge, train = _pack(encoded[:held], context), _pack(encoded[held:], context)
@@ -61,6 +61,16 @@ def chat_tokenizer(folder: Path) -> Any:
     if tokenizer.chat_template is None:
         raise TsconvertError(f"{folder}: the tokenizer has no chat template; put a chat_template.jinja there")
     return tokenizer
+
+
+def _encoded(tokenizer: Any, messages: list[Message], file: str, number: int) -> tuple[list[int], list[bool]]:
+    try:
+        return answered(tokenizer, messages)
+    except Exception as error:  # a template may raise anything
+        raise TsconvertError(
+            f"{file}: the chat template refuses conversation {number} ({reason(error)}); change its roles or leave it"
+            " out"
+        ) from error
 
 
 def answered(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[bool]]:
@@ -88,7 +98,7 @@ def _conversations(file: Path) -> Iterator[list[Message]]:
         try:
             messages = json.loads(line)["messages"]
             yield [{"role": str(each["role"]), "content": str(each["content"])} for each in messages]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise TsconvertError(
                 f"{file}: line {number} is no JSON object with 'messages', each with 'role' and 'content'; fix it or"
                 " leave it out"

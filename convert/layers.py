@@ -23,18 +23,7 @@ _FAMILIES: dict[str, tuple[Any, Any, Any]] = {
     "mistral": (MistralConfig, modeling_mistral.MistralDecoderLayer, modeling_mistral.MistralRotaryEmbedding),
     "mixtral": (MixtralConfig, modeling_mixtral.MixtralDecoderLayer, modeling_mixtral.MixtralRotaryEmbedding),
 }
-_MODULES = {
-    "attn_norm": "input_layernorm.weight",
-    "attn_q": "self_attn.q_proj.weight",
-    "attn_k": "self_attn.k_proj.weight",
-    "attn_v": "self_attn.v_proj.weight",
-    "attn_output": "self_attn.o_proj.weight",
-    "ffn_norm": "post_attention_layernorm.weight",
-    "router": "mlp.gate.weight",
-    "ffn_gate": "mlp.gate_proj.weight",
-    "ffn_up": "mlp.up_proj.weight",
-    "ffn_down": "mlp.down_proj.weight",
-}
+_MODULES = {role: names.module_name(role) for role in (*names.ATTENTION, "ffn_norm", "router", *names.FFN)}
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -56,6 +56,12 @@ def hf_name(place: Place) -> str:
     return template.format(L=place.layer, E=place.expert)
 
 
+def module_name(role: str) -> str:
+    """The name of a tensor within transformers' decoder layer; of an FFN that is no expert."""
+    template = FUSED_ROUTER if role == "router" else TABLE[role][0]
+    return template.removeprefix(_LAYER)
+
+
 def gguf_name(place: Place, *, suffix: str = "") -> str:
     """The GGUF name of the tensor at ``place``; the experts of a layer share one. ``suffix`` as in `ffn_down_t`."""
     template = TABLE[place.role][2]

@@ -18,8 +18,8 @@ from torch import nn
 from ..convert import distributed
 from ..convert.errors import TsconvertError
 from ..convert.precision import multiplies_bfloat16
-from ..convert.recovery import schedule
 from ..convert.progress import at
+from ..convert.recovery import schedule
 from .labels import FFN, Labels
 from .scores import logits
 from .stored import BITS, as_stored

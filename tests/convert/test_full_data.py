@@ -153,7 +153,7 @@ def test_a_model_is_tuned_on_conversations(talker: Path, tmp_path: Path):
     assert report.full.evaluations[-1].perplexity < report.full.evaluations[0].perplexity
 
 
-@pytest.mark.parametrize(("line", "number"), [('{"messages": [{"role": "user"}]}', 2), ("[]", 2), ("{", 2)])
+@pytest.mark.parametrize(("line", "number"), [('{"messages": [{"role": "user"}]}', 2), ("[]", 2), ("[" * 9999, 2)])
 def test_what_is_no_conversation(talker: Path, tmp_path: Path, line: str, number: int):
     file = tmp_path / "chat.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "?"}]}\n' + line + "\n")
@@ -161,6 +161,20 @@ def test_what_is_no_conversation(talker: Path, tmp_path: Path, line: str, number
         relufy(config(talker, tmp_path / "out", full=replace(SHORT, chat=str(file))))
     assert str(caught.value) == (
         f"{file}: line {number} is no JSON object with 'messages', each with 'role' and 'content'; fix it or leave it"
+        " out"
+    )
+
+
+def test_a_conversation_that_the_template_refuses(talker: Path, tmp_path: Path):
+    template = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must begin with user') }}{% endif %}"
+    (talker / "chat_template.jinja").write_text(template + TEMPLATE)
+    file = tmp_path / "chat.jsonl"
+    talks = [[{"role": role, "content": "?"}] for role in ("user", "system")]
+    file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    with pytest.raises(TsconvertError) as caught:
+        chat_rows(Checkpoint(talker), config(talker, tmp_path), replace(SHORT, chat=str(file)), 2)
+    assert str(caught.value) == (
+        f"{file}: the chat template refuses conversation 2 (roles must begin with user); change its roles or leave it"
         " out"
     )
 
