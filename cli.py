@@ -31,7 +31,7 @@ ORDER = (
     "inspect", "plan", "report", "demo",
 )  # fmt: skip
 
-WITHOUT_TORCH = (["quantize"], ["run"], ["bench"], ["inspect"], ["plan"], ["report"])
+WITHOUT_TORCH = (["quantize"], ["run"], ["bench"], ["inspect"])
 
 
 class Chain(click.Group):

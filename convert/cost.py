@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _COPY_BYTES_PER_S = 5e8  # of a checkpoint, read and written; disks differ
 _TORCH_BYTES = 155_000_000
-_LIBRARIES_BYTES = 450_000_000  # with transformers and the tokenizer
+LIBRARIES_BYTES = 450_000_000
+"""Of torch, transformers and the tokenizer."""
 _TRAINED_BYTES = 12  # float32 gradient and AdamW's two moments, of each weight that is trained
 _HEADS_BYTES = 4 * 6  # per token and width: the step's inputs, targets, residuals and their gradients
 _STEP_BYTES = {False: 30, True: 27}  # per token and neuron in a step: gate, up, both relus, h, penalty and gradients
@@ -81,13 +82,18 @@ def relufy_cost(
 def layer_weights(spec: ModelSpec) -> tuple[int, int]:
     """Weights of one decoder layer: of its attention's matrices, of all its FFNs'."""
     inner, kept = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    return 2 * spec.width * (inner + kept), 3 * spec.width * spec.neurons * max(1, spec.experts)
+    return 2 * spec.width * (inner + kept), 3 * spec.width * spec.neurons * spec.ffns
+
+
+def active_ffns(spec: ModelSpec) -> int:
+    """FFNs of a layer that a token goes through."""
+    return spec.experts_per_token or 1
 
 
 def flops(spec: ModelSpec, config: "RelufyConfig") -> float:
     """Floating-point operations of the whole run: a forward pass is two for each weight and token."""
     attention, ffn = layer_weights(spec)
-    active = ffn // max(1, spec.experts) * (spec.experts_per_token or 1)
+    active = ffn // spec.ffns * active_ffns(spec)
     scores = 2 * spec.heads * spec.head_dim * config.context
     output = spec.width * spec.heads * spec.head_dim
     passes = 2 * config.tokens * (3 * (attention + scores) + 4 * active)  # teacher, student, alignment, judging
@@ -101,7 +107,7 @@ def flops(spec: ModelSpec, config: "RelufyConfig") -> float:
 def _full_flops(spec: ModelSpec, config: "RelufyConfig") -> float:
     """Of the whole model's training: forward and backward, the teacher's forward, the head's weights untouched."""
     attention, ffn = layer_weights(spec)
-    active = ffn // max(1, spec.experts) * (spec.experts_per_token or 1)
+    active = ffn // spec.ffns * active_ffns(spec)
     layer = attention + active + 2 * spec.heads * spec.head_dim * config.context
     teacher = 2 if config.full.divergence or config.full.hidden else 0
     head = (6 if config.full.train_embeddings else 4) + teacher
@@ -111,10 +117,10 @@ def _full_flops(spec: ModelSpec, config: "RelufyConfig") -> float:
 def _full_memory(spec: ModelSpec, config: "RelufyConfig") -> dict[str, int]:
     full, autocast = config.full, bool(config.training.autocast)
     frozen = 0 if full.train_embeddings else spec.vocab * spec.width * (1 if spec.tied else 2)
-    active = spec.neurons * (spec.experts_per_token or 1)
+    active = spec.neurons * active_ffns(spec)
     layers = 1 if full.checkpointing else spec.layers
     return {
-        "libraries": _LIBRARIES_BYTES,
+        "libraries": LIBRARIES_BYTES,
         "model and teacher": spec.parameters * ((4 + 2 * autocast) + (2 if autocast else 4)),
         "training": _TRAINED_BYTES * (spec.parameters - frozen),
         "step": full.micro_tokens * (layers * (_FULL_NEURON_BYTES * active + _FULL_WIDTH_BYTES * spec.width)),
@@ -127,8 +133,8 @@ def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], in
     inner, autocast = spec.heads * spec.head_dim, bool(config.training.autocast)
     buffers = [4 * config.tokens * width for width in (spec.width, spec.width, inner)]
     widest = max(spec.width * spec.neurons, spec.width * inner)
-    active = spec.neurons * (spec.experts_per_token or 1)
-    layer = {"libraries": _LIBRARIES_BYTES, "layer": 4 * (attention + ffn)}
+    active = spec.neurons * active_ffns(spec)
+    layer = {"libraries": LIBRARIES_BYTES, "layer": 4 * (attention + ffn)}
     if config.recover in ("local", "full"):
         trained = ffn + spec.width * inner * config.training.train_attention
         batch = config.training.batch_tokens
@@ -137,7 +143,7 @@ def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], in
     else:
         tokens = min(config.tokens, batch_tokens(spec))
         layer["pass"] = max(tokens * active * _PASS_BYTES[autocast], 8 * widest)
-    head = {"libraries": _LIBRARIES_BYTES, "output head": (8 if spec.tied else 6) * spec.width * spec.vocab}
+    head = {"libraries": LIBRARIES_BYTES, "output head": (8 if spec.tied else 6) * spec.width * spec.vocab}
     head["logits"] = 3 * 4 * config.context * spec.vocab
     whole = _full_memory(spec, config) if config.recover == "full" else head
     memory = max(layer, head, key=lambda parts: sum(parts.values()))

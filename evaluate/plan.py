@@ -12,13 +12,12 @@ from ..convert.checkpoint import find_model
 from ..convert.errors import TsconvertError
 from ..convert.spec import ModelSpec, read_config, spec_of
 from ..convert.units import duration, size_text
+from ..predictors.rank import default_rank
 from .plan_bytes import FileBytes, file_bytes, typical_rates
 from .plan_machine import Described, Machine, machine_of
 from .plan_speed import Speed, speed
 from .plan_stages import Settings, Stage, stages
 
-_PREDICTOR_SHARE = 0.04  # of the model's weights, as relufy --predictors has it
-_RANK_STEP = 32
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -115,7 +114,7 @@ def plan(config: PlanConfig) -> PlanReport:
     content, spec = read_model_config(config.model)
     machine = machine_of(config.machine)
     source = spec.parameters * _DTYPE_BYTES.get(str(content.get("dtype") or content.get("torch_dtype")), 2)
-    rank = usual_rank(spec) if config.rank is None else config.rank
+    rank = default_rank(spec) if config.rank is None else config.rank
     rates = typical_rates(config.density, config.predicted)
     sparse = spec if spec.sparse else replace(spec, activation="drelu")
     dense = {name: file_bytes(spec, name) for name in config.types}
@@ -136,12 +135,6 @@ def plan(config: PlanConfig) -> PlanReport:
         predicted=rates.predicted, batch=config.batch, machine=machine, files=files,
         stages=stages(spec, machine, settings, files, machine.disk_free_bytes), speeds=speeds,
     )  # fmt: skip
-
-
-def usual_rank(spec: ModelSpec) -> int:
-    """The rank that gives predictors 4 % of the model's weights, a multiple of 32."""
-    weights = _PREDICTOR_SHARE * spec.parameters / (spec.layers * spec.ffns)
-    return max(_RANK_STEP, round(weights / (spec.width + spec.neurons) / _RANK_STEP) * _RANK_STEP)
 
 
 def read_model_config(model: str) -> tuple[dict[str, Any], ModelSpec]:

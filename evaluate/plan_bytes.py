@@ -27,9 +27,8 @@ from ..quant import ggml, mixes
 from ..quant.type_choice import TypeChoice
 
 MODES = ("dense", "exact", "predicted")
-_GATE_OF_FIRED = (
-    1.8  # neurons whose gate is positive over those that fire: 1.66 at 21 %, 1.9 at 12 % (SmolLM2, recovered)
-)
+# neurons whose gate is positive over those that fire: 1.66 at 21 %, 1.9 at 12 % (SmolLM2, recovered)
+_GATE_OF_FIRED = 1.8
 _PREDICTED_OF_FIRED = 1.2
 _HIT = 0.8  # of those that fire, those that are predicted; energy 0.97 to 0.98
 

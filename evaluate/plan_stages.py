@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..convert.cost import layer_weights, relufy_cost
+from ..convert.cost import LIBRARIES_BYTES, active_ffns, layer_weights, relufy_cost
 from ..convert.recovery import LocalRecovery
 from ..convert.relufy import RelufyConfig
 from ..convert.spec import ModelSpec
@@ -15,7 +15,6 @@ from ..quant import mixes
 from .plan_bytes import FileBytes
 from .plan_machine import Machine
 
-_LIBRARIES_BYTES = 450_000_000  # torch, transformers, the tokenizer
 _EXPORT_BYTES = 300_000_000
 _START_S = 5.0  # torch, transformers, the tokenizer, and the text through it
 _EXPORT_START_S = 2.0
@@ -106,12 +105,12 @@ def _predictors(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
 def _sweep(name: str, spec: ModelSpec, machine: Machine, settings: Settings, ffns: float, out_bytes: int) -> Stage:
     """A visitor on the layer sweep: the model's forward pass, and what the visitor computes again of each FFN."""
     attention, ffn = layer_weights(spec)
-    active = ffn // max(1, spec.experts) * (spec.experts_per_token or 1)
+    active = ffn // spec.ffns * active_ffns(spec)
     scores = 2 * spec.heads * spec.head_dim * settings.context
     flops = 2 * settings.tokens * spec.layers * (attention + scores + ffns * active)
     hidden = 4 * settings.tokens * spec.width
     batch = min(settings.tokens, batch_tokens(spec))
-    memory = _LIBRARIES_BYTES + 4 * (attention + ffn) + 16 * batch * spec.neurons * (spec.experts_per_token or 1)
+    memory = LIBRARIES_BYTES + 4 * (attention + ffn) + 16 * batch * spec.neurons * active_ffns(spec)
     in_memory = hidden <= IN_MEMORY_BYTES
     return Stage(
         name=name, memory_bytes=memory + hidden * in_memory, disk_bytes=out_bytes,

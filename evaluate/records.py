@@ -12,6 +12,7 @@ from ..convert.errors import TsconvertError
 from ..convert.relufy import PROVENANCE
 from ..predictors import profile_file
 from ..quant.gguf_file import GgufFile, is_gguf
+from ..quant.imatrix_file import is_imatrix
 from .divergence_file import FORMAT as LOGITS_FORMAT
 
 
@@ -123,7 +124,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _is_imatrix(path: Path) -> bool:
-    return is_gguf(path) and path.name.endswith(".gguf") and GgufFile(path).metadata.get("general.type") == "imatrix"
+    return is_gguf(path) and path.name.endswith(".gguf") and is_imatrix(GgufFile(path))
 
 
 _KINDS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], dict[str, Any]]], ...] = (

@@ -28,13 +28,13 @@ from .folder import load_predictors, write_predictors
 from .kept import Kept
 from .labels import FFN, ffns_of
 from .predictor import AnyPredictor, Predictor
+from .rank import default_rank
 from .report import PredictorReport
 from .scores import logits
 from .stored import BITS
 from .training import LATE_RATE, LowRank, Training
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
-_SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is not given
 
 
 def joint_training(stored_as: str = "F16") -> Training:
@@ -109,12 +109,6 @@ def relufy_with_predictors(config: RelufyConfig, joint: JointConfig) -> JointRep
     along = JointPredictors(spec, replace(joint, rank=joint.rank or default_rank(spec)), config)
     report = relufy(config, along)
     return JointReport(recovery=report, predictors=along.report)
-
-
-def default_rank(spec: ModelSpec) -> int:
-    """The rank at which predictors have 4 % of the model's parameters, as a multiple of 32."""
-    each = spec.layers * spec.ffns * (spec.width + spec.neurons)
-    return max(32, int(_SIZE_SHARE * spec.parameters / each) // 32 * 32)
 
 
 class JointPredictors:

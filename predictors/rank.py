@@ -10,6 +10,7 @@ from .kept import Trial
 
 STEP = 32
 """Ranks of the search are multiples of this: the block length of GGUF's quantized types."""
+_SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is neither given nor searched for
 
 
 def candidates(width: int, cap: int | None) -> Iterator[int]:
@@ -72,6 +73,12 @@ def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, eve
             )
         where = "every FFN" if everywhere else "one FFN"
         raise TsconvertError(f"--budget {budget:g}: rank {STEP} for {where} makes {what}; choose {share:.2g} or more")
+
+
+def default_rank(spec: ModelSpec) -> int:
+    """The one rank for all FFNs at which predictors have 4 % of the model's parameters, as a multiple of 32."""
+    each = spec.layers * spec.ffns * (spec.width + spec.neurons)
+    return max(STEP, int(_SIZE_SHARE * spec.parameters / each) // STEP * STEP)
 
 
 @dataclass(frozen=True)

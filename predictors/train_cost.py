@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..convert.cost import Cost, layer_weights
+from ..convert.cost import LIBRARIES_BYTES, Cost, active_ffns, layer_weights
 from ..convert.precision import product_rate
 from ..convert.spec import ModelSpec
 from ..convert.sweep import IN_MEMORY_BYTES, batch_tokens
@@ -11,7 +11,6 @@ from .rank import candidates, cap
 if TYPE_CHECKING:
     from .config import PredictorConfig
 
-_LIBRARIES_BYTES = 450_000_000
 _TRAINED_BYTES = 20  # of each predictor weight: itself, as stored, gradient, AdamW's two moments
 _LABELS_BYTES = 26  # per token and neuron of a step: gate, up, h, energies, weights, logits
 _TRIALS = 3  # widths that a search usually tries
@@ -28,13 +27,13 @@ def predictors_cost(spec: ModelSpec, config: "PredictorConfig", rate: float | No
         ranks = []
     each, ffns = spec.width + spec.neurons, spec.layers * spec.ffns
     attention, ffn = layer_weights(spec)
-    active = ffn // max(1, spec.experts) * (spec.experts_per_token or 1)
+    active = ffn // spec.ffns * active_ffns(spec)
     hidden = 4 * config.tokens * spec.width
     batch, steps = config.training.batch_tokens, config.training.steps
     step = batch * spec.neurons * _LABELS_BYTES
-    sweep = 14 * min(config.tokens, batch_tokens(spec)) * spec.neurons * (spec.experts_per_token or 1)
+    sweep = 14 * min(config.tokens, batch_tokens(spec)) * spec.neurons * active_ffns(spec)
     memory = {
-        "libraries": _LIBRARIES_BYTES,
+        "libraries": LIBRARIES_BYTES,
         "layer": 4 * (attention + ffn),
         "layer's predictors": max(ranks, default=0) * each * _TRAINED_BYTES + 4 * sum(ranks) * each * spec.ffns,
         "step": max(step, sweep),

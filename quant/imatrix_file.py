@@ -119,7 +119,7 @@ def load_imatrix(path: Path, fingerprint: str | None = None) -> ImportanceMatrix
         TsconvertError: no importance matrix, damaged, of another model, or with values that are not finite.
     """
     file = GgufFile(path)
-    if file.metadata.get("general.type") != "imatrix":
+    if not is_imatrix(file):
         raise TsconvertError(f"{path}: is no importance matrix; make one with `tsconvert imatrix`")
     version = file.metadata.get(_VERSION, FORMAT_VERSION)
     if version != FORMAT_VERSION:

@@ -16,7 +16,7 @@ from tsconvert.convert.recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.joint import JointConfig, JointPredictors, JointReport, default_rank, relufy_with_predictors
+from tsconvert.predictors.joint import JointConfig, JointPredictors, JointReport, relufy_with_predictors
 from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training
 
@@ -132,14 +132,6 @@ def test_a_run_killed_between_its_two_outputs_is_resumed(dense: Path, tmp_path: 
     trained_along(replace(config, resume=True))
     made_for = load_predictors(tmp_path / "predictors").model_fingerprint
     assert made_for == open_checkpoint(config.out).fingerprint
-
-
-def test_the_rank_follows_the_models_size():
-    spec = open_checkpoint("tiny-mistral").spec
-    assert default_rank(spec) == 32
-    wide = replace(spec, layers=32, width=4096, neurons=14336, heads=32, head_dim=128, kv_heads=8, vocab=32000)
-    assert default_rank(wide) == 480
-    assert 0.036 < 480 * 32 * (4096 + 14336) / wide.parameters < 0.04
 
 
 def test_refusals(dense: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from tsconvert.cli import main
-from tsconvert.convert.checkpoint import Checkpoint
+from tsconvert.convert.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.convert.corpora import Source
 from tsconvert.convert.errors import TsconvertError
 from tsconvert.convert.names import Place
@@ -22,7 +22,7 @@ from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.hot import hot_set, hot_share, overlap
 from tsconvert.predictors.linear import _reduced_rank
 from tsconvert.predictors.predictor import Predictor, SignPredictor
-from tsconvert.predictors.rank import Choice, candidates, cap, choices, spend, tried
+from tsconvert.predictors.rank import Choice, candidates, cap, choices, default_rank, spend, tried
 from tsconvert.predictors.scores import Scores
 from tsconvert.predictors.statistics import EnergyHistogram
 from tsconvert.predictors.stored import as_stored
@@ -33,6 +33,14 @@ from tsconvert.quant import ggml
 from tsconvert.quant.predictor_source import find_predictors
 
 QUICK = Training(steps=30, batch_tokens=256)
+
+
+def test_the_rank_follows_the_models_size():
+    spec = open_checkpoint("tiny-mistral").spec
+    assert default_rank(spec) == 32
+    wide = replace(spec, layers=32, width=4096, neurons=14336, heads=32, head_dim=128, kv_heads=8, vocab=32000)
+    assert default_rank(wide) == 480
+    assert 0.036 < 480 * 32 * (4096 + 14336) / wide.parameters < 0.04
 
 
 def test_the_cost_model_counts_rows():
