@@ -31,7 +31,7 @@ ORDER = (
     "inspect", "plan", "report", "demo",
 )  # fmt: skip
 
-WITHOUT_TORCH = (["quantize"], ["run"], ["bench"], ["inspect"])
+WITHOUT_TORCH = (["quantize"], ["run"], ["bench"], ["inspect"], ["report"])
 
 
 class Chain(click.Group):

@@ -27,7 +27,8 @@ from .full_model import dense_model, sparse_model, write_model
 from .full_stage import Stage, batches, perplexity, rows_a_step
 from .full_watch import InLoop
 from .progress import note
-from .relufy import PROVENANCE, RelufyConfig, RelufyReport, begin_journal, provenance, read_report, relufy
+from .provenance import PROVENANCE
+from .relufy import RelufyConfig, RelufyReport, begin_journal, provenance, read_report, relufy
 from .self_data import with_own_text
 from .shift import shift
 from .streamed_rows import StreamedRows, streamed_rows

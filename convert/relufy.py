@@ -20,6 +20,7 @@ from .full_config import FullFound, FullRecovery
 from .journal import JOURNAL, KEPT, Journal
 from .names import Place, hf_name
 from .progress import progress
+from .provenance import PROVENANCE
 from .recovery import LayerResult, LocalRecovery
 from .sequences import Sequences
 from .writer import (
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from .shift import Shift
 
 FORMAT_VERSION = 1
-PROVENANCE = "tsconvert.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ It says what it is, how big by part, how sparse, and whether it is whole. What i
 is an error; what can be read and lacks something is told so.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ..convert.checkpoint import Checkpoint, find_model
 from ..convert.errors import TsconvertError
 from ..convert.journal import JOURNAL
 from ..convert.look import INFINITE_BITS
+from ..convert.provenance import PROVENANCE, not_relufys, read_provenance
 from ..convert.units import size_text
 from ..convert.writer import PARTIAL
 from .inspection import Inspection, Table, part_of, parts_table
@@ -73,8 +73,7 @@ def _checkpoint(folder: Path, tensors: bool) -> Inspection:
         "predictors inside": checkpoint.has_predictors,
         "fingerprint": checkpoint.fingerprint,
     }
-    provenance = folder / "tsconvert.json"
-    told, tables = _provenance(provenance) if provenance.is_file() else ({}, [])
+    told, tables = _provenance(folder)
     places = (
         (part_of(place.role), info.dtype, math.prod(info.shape), info.size_bytes) for place, info in infos.items()
     )
@@ -96,9 +95,11 @@ def _values(checkpoint: Checkpoint) -> tuple[bool, str]:
     return True, f"all {len(checkpoint.places)} tensors are there, none holds NaN or infinity"
 
 
-def _provenance(path: Path) -> tuple[dict[str, Any], list[Table]]:
+def _provenance(folder: Path) -> tuple[dict[str, Any], list[Table]]:
+    if (made := read_provenance(folder)) is None:
+        return {}, []
+    report = made.report
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))["report"]
         layers = [[i, float(layer["density"])] for i, layer in enumerate(report["layers"])]
         facts = {
             "made from": report["source_fingerprint"],
@@ -106,8 +107,8 @@ def _provenance(path: Path) -> tuple[dict[str, Any], list[Table]]:
             and f"{report['perplexity']:.2f}, dense {report['dense_perplexity']:.2f}",
             "density": f"{sum(row[1] for row in layers) / len(layers):.3f}, mean over layers" if layers else None,
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise TsconvertError(f"{path}: not what relufy writes; remove it") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise not_relufys(folder / PROVENANCE) from None
     table = Table(title="neurons that fired in recovery", header=["layer", "density"], rows=layers)
     return facts, [table] if layers else []
 

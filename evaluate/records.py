@@ -9,7 +9,7 @@ from typing import Any
 
 from ..convert.checkpoint import Checkpoint
 from ..convert.errors import TsconvertError
-from ..convert.relufy import PROVENANCE
+from ..convert.provenance import read_provenance
 from ..predictors import profile_file
 from ..quant.gguf_file import GgufFile, is_gguf
 from ..quant.imatrix_file import is_imatrix
@@ -65,13 +65,8 @@ def _predictors(path: Path) -> dict[str, Any]:
 def _checkpoint(path: Path) -> dict[str, Any]:
     found = Checkpoint(path)
     record: dict[str, Any] = {"parameters": found.spec.parameters, "spec": asdict(found.spec)}
-    provenance = path / PROVENANCE
-    if provenance.is_file():
-        try:
-            made = json.loads(provenance.read_text(encoding="utf-8"))
-            record |= {"settings": made["settings"], "command": made.get("command"), **made["report"]}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise TsconvertError(f"{provenance}: not what relufy writes; remove it") from None
+    if (made := read_provenance(path)) is not None:
+        record |= {"settings": made.settings, "command": made.command, **made.report}
     return record | {"size_bytes": found.size_bytes}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ..convert.units import size_text
+from .eval_report import mean
 from .records import Record
 from .report_activity import layer_means, recorded_density
 from .report_collect import Findings
@@ -37,18 +38,14 @@ def density(found: Findings) -> float | None:
     """Mean share of neurons that fire, from the record that the density plot shows."""
     predictors = found.best_predictors
     if predictors is not None:
-        return _mean(layer_means(predictors.figures["ffns"], "density"))
+        return mean(layer_means(predictors.figures["ffns"], "density"))
     if found.profiles:
         return found.profiles[-1][1].density
     shares = next((score["density"] for score in found.of("eval") if score.get("density")), None)
     if shares:
-        return _mean(shares)
+        return mean(shares)
     shares = recorded_density(found.sparse) if found.sparse is not None else []
-    return _mean(shares) if shares else None
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / max(1, len(values))
+    return mean(shares) if shares else None
 
 
 def quality(found: Findings) -> tuple[float, float, str] | None:
@@ -108,11 +105,11 @@ def story(found: Findings) -> Iterator[str]:
     predictors = found.best_predictors
     if predictors is not None:
         ffns = predictors.figures["ffns"]
-        named, recall = _mean(layer_means(ffns, "predicted_density")), _mean(layer_means(ffns, "recall"))
+        named, recall = mean(layer_means(ffns, "predicted_density")), mean(layer_means(ffns, "recall"))
         yield (
             f"Small predictors, {percent(predictors.figures.get('size_share', 0.0))} of the model's weights, name"
             f" {percent(named)} of the neurons in advance; these are {percent(recall)} of those that fire and carry"
-            f" {percent(_mean(layer_means(ffns, 'energy')))} of their energy."
+            f" {percent(mean(layer_means(ffns, 'energy')))} of their energy."
         )
     faster = speedup(found)
     if faster is not None:
@@ -134,8 +131,8 @@ def tiles(found: Findings) -> Iterator[Tile]:
     predictors = found.best_predictors
     if predictors is not None:
         ffns = predictors.figures["ffns"]
-        energy = _mean(layer_means(ffns, "energy"))
-        note = f"in {percent(_mean(layer_means(ffns, 'predicted_density')))} of the neurons"
+        energy = mean(layer_means(ffns, "energy"))
+        note = f"in {percent(mean(layer_means(ffns, 'predicted_density')))} of the neurons"
         yield Tile(value=percent(energy), label="of the energy foreseen", note=note)
     if faster is not None:
         yield Tile(value=f"{faster[0]:.2f} ×", label="as fast as dense mode", note=f"in {faster[1]} mode")

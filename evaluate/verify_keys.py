@@ -1,5 +1,6 @@
 """A GGUF file's metadata against the checkpoint: what engines compute with, and the tokenizer's tables."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -133,8 +134,6 @@ def _token_problem(tokens: list[str], hf: Any, file: GgufFile) -> str:
 
 
 def _merges(hf: Any) -> list[str] | None:
-    import json
-
     model = json.loads(hf.backend_tokenizer.to_str())["model"]
     pairs = model.get("merges")
     if pairs is None:

@@ -12,10 +12,9 @@ from typing import Any
 from .. import models
 from ..convert.checkpoint import Checkpoint
 from ..convert.errors import TsconvertError
+from ..convert.provenance import read_provenance
 from .gguf_writer import Value, array, text, u32
 from .predictor_source import PredictorSource
-
-PROVENANCE = "tsconvert.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,8 @@ def read_info(checkpoint: Checkpoint, predictors: PredictorSource | None) -> Mod
         TsconvertError: tsconvert.json or README.md is damaged.
     """
     folder = checkpoint.folder
-    settings, report = _provenance(folder)
+    told = read_provenance(folder)
+    settings, report = (told.settings, told.report) if told else ({}, {})
     made_from = str(settings.get("model", ""))
     card, base_card = _card(folder), _card(_local(made_from)) if made_from else {}
     sparse = ("drelu", "sparse") if checkpoint.spec.sparse else ()
@@ -91,17 +91,6 @@ def read_info(checkpoint: Checkpoint, predictors: PredictorSource | None) -> Mod
         predictors=_predictors(predictors),
         fingerprint=checkpoint.fingerprint,
     )
-
-
-def _provenance(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = folder / PROVENANCE
-    if not path.is_file():
-        return {}, {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return dict(content["settings"]), dict(content["report"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise TsconvertError(f"{path}: not what relufy writes; remove it") from None
 
 
 def _recovery(settings: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
