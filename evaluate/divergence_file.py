@@ -112,11 +112,6 @@ class StoredReference:
         """K, tokens kept of each prediction."""
         return int(self._tensors["top"].shape[1])
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all tensors."""
-        return sum(tensor.nbytes for tensor in self._tensors.values())
-
     def compare(self, log_PV: Floats, target_P: Tokens) -> Compared:
         """`Reference.compare`: over the kept tokens, and the rest as one."""
         require_same_vocabulary(log_PV.shape[1], int(self.about["vocabulary"]))
