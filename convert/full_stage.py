@@ -1,6 +1,5 @@
 """One training of a whole model by transformers' Trainer: its settings, its rows, its end, and what can stop it."""
 
-import errno
 import math
 import time
 from collections.abc import Iterator
@@ -22,13 +21,11 @@ from .full_trainer import RecoveryTrainer, forwarded, shifted, whole
 from .full_watch import InLoop
 from .progress import note
 from .streamed_rows import StreamedRows
+from .system_errors import no_room
 from .teacher_logits import KeptLogits
 
 if TYPE_CHECKING:
     from .relufy import RelufyConfig
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = ("No space left", "File too large", "quota exceeded", "PytorchStreamWriter failed", "unexpected pos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +83,7 @@ class Stage:
         try:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         except Exception as error:
-            if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS):
+            if no_room(error):
                 raise TsconvertError(f"{folder}: the disk is full; {trainer.kept()}: make room and --resume") from error
             raise
 

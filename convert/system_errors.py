@@ -29,7 +29,8 @@ TO_DO = {
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine; end other programs",
 }
-_DEEP = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what counts where another error came of it, too
+_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DEEP = (*_ROOM, errno.EIO)  # what counts where another error came of it, too
 _SMALLER = ("--tokens", "--batch-tokens", "--micro-tokens", "--context", "--ctx", "--threads")
 _CODE = re.compile(r"\((?:os error|errno) (\d+)\)|\[Errno (\d+)\]")
 _MEMORY = re.compile(
@@ -57,11 +58,15 @@ def in_words(error: BaseException, options: Collection[str] = ()) -> str | None:
             smaller = [option for option in _SMALLER if option in options]
             less = f" or give smaller {', '.join(smaller)}" if smaller else ""
             return f"not enough memory; end other programs{less}"
-        if isinstance(each, OSError) or (code := _code(each)):
-            number = each.errno if isinstance(each, OSError) else code
+        if isinstance(each, OSError) or _number(each):
             name = f"{each.filename}: " if isinstance(each, OSError) and each.filename else ""
-            return name + _to_do(number, each)
+            return name + _to_do(_number(each), each)
     return None
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error came of a full disk, or of a limit on what may be written."""
+    return any(_number(each) in _ROOM for each in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -81,7 +86,10 @@ def _is_memory(error: BaseException) -> bool:
     return native and bool(_MEMORY.search(str(error)))
 
 
-def _code(error: BaseException) -> int | None:
+def _number(error: BaseException) -> int | None:
+    """The system's number for an error; None if it is none of the system's."""
+    if isinstance(error, OSError):
+        return error.errno
     if isinstance(error, RuntimeError) and _TORCH_FILE.search(str(error)):
         return errno.ENOSPC
     found = _CODE.search(str(error)) if isinstance(error, Exception) else None

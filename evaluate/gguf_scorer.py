@@ -95,7 +95,3 @@ class GgufScorer:
                 break
             logits_V = model.feed(found[-1:])
         return model.tokenizer.decode(found)
-
-    def close(self) -> None:
-        """End the model's threads."""
-        self._model.close()

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from tsconvert import cli
-from tsconvert.convert.system_errors import in_words
+from tsconvert.convert.system_errors import in_words, no_room
 
 FULL = "the disk is full; make room or choose another --out"
 DENIED = "a: permission denied; choose another place or have the permissions changed"
@@ -37,6 +37,7 @@ LINKS = "a: too many levels of symbolic links; this is the system's answer, try 
 )  # fmt: skip
 def test_what_the_system_refuses_is_one_sentence(error: Exception, said: str | None):
     assert in_words(error) == said
+    assert no_room(error) == (FULL in str(said))
 
 
 def test_the_options_that_save_memory_are_named():
@@ -50,6 +51,7 @@ def test_a_full_disk_behind_another_error_is_found_and_a_missing_file_is_not(num
     error = ValueError("I/O operation on closed file")
     error.__context__ = OSError(number, "")
     assert in_words(error) == said
+    assert no_room(error) == (said == FULL)
 
 
 @pytest.mark.parametrize(
