@@ -188,34 +188,6 @@ def predictors(found: Findings) -> Section | None:
     if not ffns:
         return None
     moe = any(ffn["expert"] for ffn in ffns)
-    dots = [
-        (ffn["predicted_density"], ffn["recall"],
-         f"layer {ffn['layer']}" + (f", expert {ffn['expert']}" if moe else "")
-         + f": names {percent(ffn['predicted_density'])}, finds {percent(ffn['recall'])}")
-        for ffn in ffns
-    ]  # fmt: skip
-    scatter = Figure(
-        title="Recall against predicted density",
-        note="Each " + ("dot is an expert" if moe else "disc is a layer, by its number") + ": further to the left reads"
-        " less, further up misses less. Naming neurons by chance would lie on the dashed line.",
-        svg=points(
-            "recall against predicted density", {"": dots}, x_title="share of the neurons named",
-            title="share of the firing neurons found",
-            numbers=not moe and len(dots) <= 48, diagonal="by chance",
-        ),
-    )  # fmt: skip
-    energy = Figure(
-        title="Energy that the named neurons carry",
-        note="Share of the activation energy (h · |down|)²: a missed neuron costs what it carries. The dash is the"
-        " recall, which counts strong and faint neurons alike.",
-        svg=columns(
-            "energy kept in each layer",
-            layer_means(ffns, "energy"),
-            {"recall": layer_means(ffns, "recall")},
-            title="share",
-        ),
-        legend=(("s0", "energy"), ("s1", "recall")),
-    )
     report = record.figures
     exact, named = report.get("perplexity_exact"), report.get("perplexity_predicted")
     text = [
@@ -231,9 +203,43 @@ def predictors(found: Findings) -> Section | None:
             f" {exact:.2f} when all are: {percent(named / exact - 1)} more."
         )
     return Section(
-        id="predictors", title="How well firing is foreseen", text=tuple(text), figures=(scatter, energy),
-        tables=(_table(ffns, moe),) if len(ffns) <= 80 else (),
+        id="predictors", title="How well firing is foreseen", text=tuple(text),
+        figures=(_recall(ffns, moe), _energy(ffns)), tables=(_table(ffns, moe),) if len(ffns) <= 80 else (),
     )  # fmt: skip
+
+
+def _recall(ffns: list[dict[str, Any]], moe: bool) -> Figure:
+    dots = [
+        (ffn["predicted_density"], ffn["recall"],
+         f"layer {ffn['layer']}" + (f", expert {ffn['expert']}" if moe else "")
+         + f": names {percent(ffn['predicted_density'])}, finds {percent(ffn['recall'])}")
+        for ffn in ffns
+    ]  # fmt: skip
+    return Figure(
+        title="Recall against predicted density",
+        note="Each " + ("dot is an expert" if moe else "disc is a layer, by its number") + ": further to the left reads"
+        " less, further up misses less. Naming neurons by chance would lie on the dashed line.",
+        svg=points(
+            "recall against predicted density", {"": dots}, x_title="share of the neurons named",
+            title="share of the firing neurons found",
+            numbers=not moe and len(dots) <= 48, diagonal="by chance",
+        ),
+    )  # fmt: skip
+
+
+def _energy(ffns: list[dict[str, Any]]) -> Figure:
+    return Figure(
+        title="Energy that the named neurons carry",
+        note="Share of the activation energy (h · |down|)²: a missed neuron costs what it carries. The dash is the"
+        " recall, which counts strong and faint neurons alike.",
+        svg=columns(
+            "energy kept in each layer",
+            layer_means(ffns, "energy"),
+            {"recall": layer_means(ffns, "recall")},
+            title="share",
+        ),
+        legend=(("s0", "energy"), ("s1", "recall")),
+    )
 
 
 def _table(ffns: list[dict[str, Any]], moe: bool) -> Table:
