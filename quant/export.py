@@ -19,7 +19,7 @@ from .model_info import read_info
 from .placed_file import LARGE_BYTES
 from .predictor_source import PredictorSource, find_predictors
 from .shards import GgufPlan, bytes_by_type, sharded, write_files
-from .targets import TARGETS, Job, Plan, choose_target
+from .targets import TARGETS, Job, Plan, usual_target
 from .tokenizer import read_vocabulary
 from .type_choice import TypeChoice
 
@@ -179,7 +179,7 @@ def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
 
 def _plan_of(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, PredictorSource | None]:
     spec = checkpoint.spec
-    target = choose_target(spec, config.target)
+    target = config.target or usual_target(spec)
     if config.vram_bytes is not None and target != "powerinfer":
         raise TsconvertError(f"--vram splits a model for PowerInfer, and the target is {target}; leave it out")
     inside = checkpoint.has_predictors and target != "llama.cpp"

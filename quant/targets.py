@@ -6,7 +6,6 @@ Shape suffixes: D model width, F neurons.
 from dataclasses import dataclass, field
 
 from ..convert.checkpoint import Checkpoint
-from ..convert.errors import TsconvertError
 from ..convert.names import Place, ffn_places, gguf_name, shape_of
 from ..convert.spec import ModelSpec
 from . import rope, sources
@@ -60,17 +59,9 @@ class Plan:
     info: ModelInfo = field(default_factory=ModelInfo)
 
 
-def choose_target(spec: ModelSpec, asked: str | None) -> str:
-    """The target that was asked for, or the one that fits the model.
-
-    Raises:
-        TsconvertError: there is no such target.
-    """
-    if asked is None:
-        return "sparse" if spec.sparse else "llama.cpp"
-    if asked not in TARGETS:
-        raise TsconvertError(f"--target is {asked!r}: it must be one of {', '.join(TARGETS)}")
-    return asked
+def usual_target(spec: ModelSpec) -> str:
+    """The target of a model, where none is asked for."""
+    return "sparse" if spec.sparse else "llama.cpp"
 
 
 def general_keys(job: Job, architecture: str) -> dict[str, Value]:
