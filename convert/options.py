@@ -81,11 +81,17 @@ def full_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of --recover full, in the order in which help shows them."""
     for option in reversed(
         [
-            click.option("--full-tokens", type=COUNT, default="2M", show_default=True, help="full: to train on."),
-            click.option("--full-batch-tokens", type=COUNT, default=2048, show_default=True, help="full: a step."),
-            click.option("--micro-tokens", type=COUNT, default=2048, show_default=True, help="full: at a time."),
+            click.option(
+                "--full-tokens", type=COUNT, default="2M", show_default=True, help="full: tokens to train on."
+            ),
+            click.option(
+                "--full-batch-tokens", type=COUNT, default=2048, show_default=True, help="full: tokens a step."
+            ),
+            click.option("--micro-tokens", type=COUNT, default=2048, show_default=True, help="full: tokens at a time."),
             click.option("--full-learning-rate", type=float, help="full: default by the model's width."),
-            click.option("--cross-entropy", type=float, default=1.0, show_default=True, help="full: its weight."),
+            click.option(
+                "--cross-entropy", type=float, default=1.0, show_default=True, help="full: weight of the text."
+            ),
             click.option(
                 "--divergence", type=float, default=1.0, show_default=True, help="full: weight of KL(teacher)."
             ),
@@ -99,14 +105,18 @@ def full_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 show_default=True,
                 help="full: how L1 is raised.",
             ),
-            click.option("--penalty-peak", type=float, default=1.0, show_default=True, help="full: of sine."),
+            click.option(
+                "--penalty-peak", type=float, default=1.0, show_default=True, help="full: the highest, of sine."
+            ),
             click.option("--top-logits", type=COUNT, help="full: the teacher's N largest, kept on disk; default: all."),
             click.option(
                 "--chat", type=click.Path(dir_okay=False), help="full: conversations, .jsonl; answers are learnt."
             ),
             click.option("--stream", is_flag=True, help="full: text is read while training, for endless corpora."),
             click.option("--baseline", is_flag=True, help="full: train the dense model on the same tokens as well."),
-            click.option("--evaluations", type=COUNT, default=10, show_default=True, help="full: on held-out text."),
+            click.option(
+                "--evaluations", type=COUNT, default=10, show_default=True, help="full: looks at held-out text."
+            ),
             click.option(
                 "--patience", type=int, default=0, show_default=True, help="full: stop after so many without a gain."
             ),
