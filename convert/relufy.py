@@ -83,6 +83,8 @@ class RelufyConfig:
         ):
             if getattr(self, name) not in choices:
                 raise TsconvertError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}")
+        if self.shift is not None and not 0 < self.shift < 1:
+            raise TsconvertError(f"--shift {self.shift:g}: it must lie between 0 and 1, as in --shift 0.995")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from torch import nn
 
 from . import distributed
 from .checkpoint import Checkpoint
-from .errors import TsconvertError
 from .layers import Layer
 from .sweep import Stream
 from .writer import write_json
@@ -45,13 +44,8 @@ def shift(folder: Path, rows_NS: torch.Tensor, energy: float, device: str) -> Sh
 
     Args:
         rows_NS: text that the model was not trained on, of this process.
-        energy: the share that is to be kept, below 1.
-
-    Raises:
-        TsconvertError: ``energy`` is no such share.
+        energy: the share that is to be kept, above 0 and below 1.
     """
-    if not 0 < energy < 1:
-        raise TsconvertError(f"--shift {energy:g}: it must lie between 0 and 1")
     checkpoint = Checkpoint(folder)
     before, after = (Stream(checkpoint, rows_NS, device) for _ in range(2))
     thresholds: list[float] = []

@@ -83,5 +83,5 @@ def test_thresholds_that_are_none(shifted, tmp_path: Path):
         (tmp_path / "config.json").write_text(json.dumps(config | {"ffn_thresholds": values}))
         with pytest.raises(TsconvertError, match=sentence):
             read_spec(tmp_path)
-    with pytest.raises(TsconvertError, match=r"--shift 99: it must lie between 0 and 1"):
-        relufy(RelufyConfig(model="tiny-mistral", out=tmp_path / "o", recover="none", shift=99))
+    with pytest.raises(TsconvertError, match=r"--shift 99: it must lie between 0 and 1, as in --shift 0.995"):
+        RelufyConfig(model="tiny-mistral", out=tmp_path / "o", shift=99)  # before any work
