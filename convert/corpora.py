@@ -97,8 +97,19 @@ def calibration_rows(
     """
     found = documents(checkpoint, sources, tokens=tokens, context=context, seed=seed)[0]
     if not sources:
-        note("no --data: the text is the embedded English one (State of the Union addresses, Moby-Dick)")
+        note(
+            "no --data: the text is the embedded English one (State of the Union addresses, Moby-Dick)"
+            + ("; this model holds conversations: give text like them, or it forgets how" if _talks(checkpoint) else "")
+        )
     return found
+
+
+def _talks(checkpoint: Checkpoint) -> bool:
+    """Whether it has a chat template, as tokenizers of models for conversations do."""
+    if (checkpoint.folder / "chat_template.jinja").exists():
+        return True
+    config = checkpoint.folder / "tokenizer_config.json"
+    return config.exists() and "chat_template" in config.read_text(encoding="utf-8", errors="replace")
 
 
 def documents(

@@ -22,7 +22,7 @@ CASES = {
     "experts": (SHAPE | {"width": 512, "neurons": 2048, "experts": 4}, ["--steps", "2"]),
     "copied": (SHAPE | {"width": 1024, "neurons": 4096}, ["--recover", "none", "--no-align"]),
 }
-SLOW = ("trained in float32", "aligned", "experts")
+SLOW = ("trained", "trained in float32", "aligned", "experts")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])

@@ -66,6 +66,7 @@ def test_profile(converted):
         assert ours.energy98 == pytest.approx(theirs.energy98)
 
 
+@pytest.mark.slow
 def test_predictors(converted):
     folder = converted[0]
     how = ["predictors", str(folder / "one"), "--rank", "32", "--steps", "8", "--precision", "f32", *TEXT]

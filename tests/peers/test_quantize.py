@@ -112,7 +112,7 @@ def run(folder: str, program: str, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("mix", ["Q4_K_M", "Q6_K"])
+@pytest.mark.parametrize("mix", ["Q4_K_M", pytest.param("Q6_K", marks=pytest.mark.slow)])
 def test_smollm2_is_what_llama_quantize_makes_of_the_f32_file(
     smollm2: Path, llama_quantize: Callable, tmp_path: Path, mix: str
 ):

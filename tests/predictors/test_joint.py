@@ -42,8 +42,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_the_model_learns_to_live_with_the_mask(tmp_path: Path):
     """Against the same training without a mask, and predictors trained afterwards that name as many neurons."""
-    how = Training(steps=150, batch_tokens=256)
-    longer = replace(SHORT, steps=60)
+    how = Training(steps=100, batch_tokens=256)
+    longer = replace(SHORT, steps=40)
     config = asked("tiny-mistral", tmp_path, training=longer)
     joint = JointConfig(out=tmp_path / "predictors", rank=32, training=how, target_energy=0.95)
     along = relufy_with_predictors(config, joint).predictors
