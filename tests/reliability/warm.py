@@ -1,6 +1,6 @@
 """Runs of the command line that cost no start-up: forked from a process that has imported all and computed nothing.
 
-Such a run goes through `tsconvert.cli.main` as `python -m tsconvert` does; it can be killed from outside at any time,
+Such a run goes through `tsconvert.__main__.main` as `tsconvert` does; it can be killed from outside at any time,
 be killed before its n-th operation on files, and be given limits and failing system calls.
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 LAZY = ("transformers.trainer", "transformers.models.mistral.modeling_mistral", "transformers.generation")
 PACKAGES = ("cli", "convert", "evaluate", "models", "predictors", "quant", "runner")
+_SAID = (".stdout", ".stderr")
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -61,17 +62,21 @@ class Started:
 
     def __init__(self, arguments: list[str], folder: Path, limits: Limits, die_at: int) -> None:
         self.folder, self.begun_s = folder, time.monotonic()
+        for name in _SAID:  # of the run before this one
+            (folder / name).unlink(missing_ok=True)
         self.process: BaseProcess = _server().Process(target=_child, args=(arguments, str(folder), limits, die_at))
         self.process.start()
 
     def end(self, after_s: float | None = None, how: int = signal.SIGKILL) -> Run:
         """Wait for it, or send it a signal ``after_s``."""
         self.process.join(after_s)
+        while how == signal.SIGINT and not (self.folder / _SAID[-1]).exists() and self.process.exitcode is None:
+            self.process.join(1e-3)  # it is not the command yet that would be interrupted
         if self.process.exitcode is None:
             os.kill(self.process.pid or 0, how)
             self.process.join()
         elapsed_s = time.monotonic() - self.begun_s
-        said, printed, counted = (self.folder / f".{name}" for name in ("stderr", "stdout", "operations"))
+        printed, said, counted = (self.folder / name for name in (*_SAID, ".operations"))
         code = self.process.exitcode
         assert code is not None
         count = counted.stat().st_size if counted.exists() else 0
@@ -113,9 +118,10 @@ def import_all() -> None:
 
 
 def _child(arguments: list[str], folder: str, limits: Limits, die_at: int) -> None:
-    os.chdir(folder)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the command begins
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
-    for number, name in ((1, ".stdout"), (2, ".stderr")):
+    os.chdir(folder)
+    for number, name in enumerate(_SAID, 1):
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
@@ -127,15 +133,19 @@ def _child(arguments: list[str], folder: str, limits: Limits, die_at: int) -> No
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + limits.more_memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    from tsconvert.cli import main
+    from tsconvert.__main__ import main
 
     sys.argv = ["tsconvert", *arguments]
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         main()
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:  # before the command's first line
+        code = 130
+        sys.stderr.write("interrupted\n")
     except BaseException:
         import traceback
 
