@@ -179,7 +179,7 @@ def find_model(model: str | Path) -> Path:
         return models.folder(str(model))
     if folder.exists():
         raise TsconvertError(f"{model}: a file; give the folder that holds config.json")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
         embedded = ", ".join(models.NAMES)
         raise TsconvertError(
             f"{model}: no such folder; give a checkpoint folder, a hub id (name/model) or one of {embedded}"

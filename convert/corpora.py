@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from .checkpoint import Checkpoint
 from .errors import TsconvertError, reason
 from .progress import note
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_FILE_ENDINGS = (".txt", ".md", ".json", ".jsonl", ".parquet", ".csv", ".gz", ".zst", ".toml")
 _PIECE_BYTES = 16_384
 _LONG_WORD_BYTES = 256
 _SHUFFLED_RECORDS = 1000  # of a streamed data set, at a time
@@ -321,6 +324,10 @@ def _parquet_text(file: Path, group: int) -> str:
 
 def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str]:
     name = source.path
+    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(
+        _FILE_ENDINGS
+    ):  # the hub would be asked for half a minute
+        raise TsconvertError(f"--data {name}: no such file or folder; look at the path")
     try:
         import datasets
     except ImportError:

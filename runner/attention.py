@@ -135,7 +135,7 @@ def attend_heads(
     x, stride, total = queries, 4 * head_dim, end - first
     if type_field(types, type_id, KIND) != FLOATS:
         for h in range(heads):
-            round_input(queries + 4 * head_dim * h, head_dim, prepared + prepared_stride * h)
+            round_input(queries + 4 * head_dim * h, head_dim, prepared + prepared_stride * h, 1)
         x, stride = prepared, prepared_stride
     room = total + 32
     slot = first % slots

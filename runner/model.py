@@ -48,7 +48,9 @@ class Model:
         ...     logits_TV = model.logits([1, 22, 333])
     """
 
-    def __init__(self, source: ModelFile, *, threads: int, mode: str, context: int, cache_type: str) -> None:
+    def __init__(
+        self, source: ModelFile, *, threads: int, mode: str, context: int, cache_type: str, as_llama_cpp: bool = False
+    ) -> None:
         self.source, self.spec, self.context = source, source.spec, context
         self.audit = False
         self.mode = resolve_mode(source, mode)
@@ -57,7 +59,7 @@ class Model:
         self._team = Team(threads)
         slots, row = numbers[tables.SLOTS], numbers[tables.CACHE_ROW]
         try:
-            self._arrays = _weights(source, context, names | {cache_type}) | {"sync": self._team.sync}
+            self._arrays = _weights(source, context, names | {cache_type}, as_llama_cpp) | {"sync": self._team.sync}
             self._arrays |= tables.new_buffers(source.spec, slots, row, source.rank, threads, names)
         except MemoryError:
             self._team.close()
@@ -218,6 +220,7 @@ def load(
     mode: str = "auto",
     context: int | None = None,
     cache_type: str = "F16",
+    as_llama_cpp: bool = False,
 ) -> Model:
     """Load a GGUF file for running. Weights stay in the mapped file.
 
@@ -228,6 +231,8 @@ def load(
             file's predictors name; `auto` the last of these that the file allows.
         context: tokens of the KV cache; None for what the model was trained for, 4096 at most.
         cache_type: of keys and values: `F16`; `Q8_0` takes half the memory, `F32` loses nothing.
+        as_llama_cpp: in a file that llama.cpp runs, inputs of K-quants are rounded as coarsely as there: so one finds
+            its perplexity.
 
     Raises:
         TsconvertError: the file is none of these, is damaged, or does not allow the mode.
@@ -243,7 +248,14 @@ def load(
     if source.spec.head_dim % ggml.TYPES[cache_type].weights:
         raise TsconvertError(f"{path}: heads of {source.spec.head_dim} do not fit into {cache_type}; use F16")
     count = default_threads() if threads is None else threads
-    return Model(source, threads=count, mode=mode, context=room, cache_type=cache_type)
+    return Model(
+        source,
+        threads=count,
+        mode=mode,
+        context=room,
+        cache_type=cache_type,
+        as_llama_cpp=as_llama_cpp and source.dialect == "llama.cpp",
+    )
 
 
 def resolve_mode(source: ModelFile, mode: str) -> str:
@@ -298,7 +310,7 @@ def _numbers(source: ModelFile, context: int, cache_type: str) -> dict[int, int]
     }
 
 
-def _weights(source: ModelFile, context: int, type_names: set[str]) -> dict[str, npt.NDArray[Any]]:
+def _weights(source: ModelFile, context: int, type_names: set[str], as_llama_cpp: bool) -> dict[str, npt.NDArray[Any]]:
     spec = source.spec
     table = np.zeros((spec.layers + 1, tables.ROLES, TENSOR_FIELDS), np.int64)
     for (role, layer), tensor in source.tensors.items():
@@ -312,7 +324,7 @@ def _weights(source: ModelFile, context: int, type_names: set[str]) -> dict[str,
     norms.append(source.tensors["output_norm", None])
     cos, sin = angles(source.rope, context)
     return {
-        "tensors": table, "types": type_table(sorted(type_names)), "cos": cos, "sin": sin,
+        "tensors": table, "types": type_table(sorted(type_names), as_llama_cpp=as_llama_cpp), "cos": cos, "sin": sin,
         "norms": np.stack([norm.to_float32() for norm in norms]), "thresholds": np.ascontiguousarray(source.thresholds),
         "shifts": np.array(source.spec.thresholds or (0.0,) * source.spec.layers, np.float32),
     }  # fmt: skip

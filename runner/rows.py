@@ -14,13 +14,15 @@ from ..quant import ggml
 from . import tiles
 from .access import TYPE_FIELDS, type_field
 from .compiling import compiled
+from .groups import RUN
 from .inputs import round_input
 from .native import call_row
 
 # Columns of the type table, one row per ggml type id.
 KIND, VEC_DOT, TO_FLOAT, FROM_FLOAT, PRODUCTS, ADD = range(6)
 # KIND
-UNKNOWN, FLOATS, OWN, GGML = range(4)
+UNKNOWN, FLOATS, OWN, GGML, OWN_AS_Q8_K = range(5)
+_SHARING = 8  # runs of 32 that have one scale in Q8_K
 _FLOAT_TYPES = ("F32", "F16", "BF16")
 
 
@@ -34,13 +36,19 @@ def kind_of(type_name: str) -> int:
     return GGML if functions.vec_dot and functions.to_float else UNKNOWN
 
 
-def type_table(type_names: Iterable[str]) -> npt.NDArray[np.int64]:
-    """[type ids, TYPE_FIELDS] with addresses of this process; kernels of the named types are compiled or loaded."""
+def type_table(type_names: Iterable[str], *, as_llama_cpp: bool = False) -> npt.NDArray[np.int64]:
+    """[type ids, TYPE_FIELDS] with addresses of this process; kernels of the named types are compiled or loaded.
+
+    Args:
+        as_llama_cpp: inputs of K-quants are rounded as coarsely as there.
+    """
     from .products import kernels
 
     table = np.zeros((max(ggml.BY_ID) + 1, TYPE_FIELDS), np.int64)
     for name in dict.fromkeys(type_names):
         functions, kind = ggml.row_functions(name), kind_of(name)
+        if as_llama_cpp and kind == OWN and ggml.TYPES[name].weights == _SHARING * RUN:
+            kind = OWN_AS_Q8_K
         if kind != UNKNOWN:
             made = kernels(name)
             fields = (kind, functions.vec_dot, functions.to_float, functions.from_float, made.products, made.add)
@@ -75,11 +83,12 @@ def prepare_inputs(
     kind = type_field(types, type_id, KIND)
     if kind == FLOATS:
         return form
-    wanted = OWN if kind == OWN else type_field(types, type_id, FROM_FLOAT)
+    wanted = type_field(types, type_id, FROM_FLOAT) if kind == GGML else kind
     if wanted != form:
         for t in range(tokens):
-            if kind == OWN:
-                round_input(x + 4 * columns * t, columns, target + stride * t)
+            if kind == GGML:
+                call_row(wanted, x + 4 * columns * t, target + stride * t)
             else:
-                call_row(wanted, x + 4 * columns * t, target + stride * t, columns)
+                sharing = _SHARING if kind == OWN_AS_Q8_K else 1
+                round_input(x + 4 * columns * t, columns, target + stride * t, sharing)
     return wanted

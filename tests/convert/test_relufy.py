@@ -182,14 +182,19 @@ def test_a_dry_run_writes_nothing(dense: Path, tmp_path: Path):
             "layer 0: expert 0 saw 3840 tokens, fewer than --min-expert-tokens 1000000; give more --tokens or other",
         ),
         ({"activation": "gelu"}, "activation is 'gelu'; choose one of drelu, reglu"),
-        ({"data": (Source(path="no-such-file"),)}, "no such file or folder"),
+        (
+            {"data": (Source(path="no-such-file.txt"),)},
+            "--data no-such-file.txt: no such file or folder; look at the path",
+        ),
+        ({"data": (Source(path="./no/such"),)}, "--data ./no/such: no such file or folder; look at the path"),
+        ({"model": "./nosuch"}, "./nosuch: no such folder; give a checkpoint folder, a hub id (name/model) or one of"),
         ({"tokens": 100}, "--tokens 100: 1 sequence of 128 tokens; ask for at least two"),
         ({"training": LocalRecovery(steps=5, learning_rate=1e30)}, "the loss is"),
     ],
 )
 def test_bad_input_is_said_in_one_sentence(dense: Path, tmp_path: Path, fields: dict, sentence: str):
     with pytest.raises(TsconvertError) as caught:
-        relufy(config(dense, tmp_path / "out", **fields))
+        relufy(replace(config(dense, tmp_path / "out"), **fields))
     assert sentence in str(caught.value)
     assert not (tmp_path / "out").exists()
 

@@ -28,10 +28,10 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
 @pytest.mark.parametrize("model", ["tiny-mistral", "tiny-mixtral"])
 def test_the_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: str):
     sparse, predictors, file = tmp_path / "sparse", tmp_path / "predictors", tmp_path / "sparse.gguf"
-    relufied = call(capsys, "relufy", model, "--out", sparse, "--tokens", "16K", "--steps", 30, "--batch-tokens", 1024)
+    relufied = call(capsys, "relufy", model, "--out", sparse, "--tokens", "8K", "--steps", 20, "--batch-tokens", 1024)
     assert relufied["perplexity"] < 2 * relufied["dense_perplexity"]
     call(capsys, "profile", sparse, "--tokens", "4K", "--out", tmp_path / "profile.safetensors")
-    call(capsys, "predictors", sparse, "--out", predictors, "--tokens", "8K", "--rank", 32, "--steps", 80)
+    call(capsys, "predictors", sparse, "--out", predictors, "--tokens", "8K", "--rank", 32, "--steps", 60)
     exported = call(capsys, "export-gguf", sparse, "--predictors", predictors, "--out", file)
     assert (exported["target"], exported["architecture"]) == ("sparse", "turbosparse")
 

@@ -60,6 +60,7 @@ def test_pretrain_tiny(text: Path, tmp_path: Path):
         assert ours.size_bytes == shipped.size_bytes < 12_000_000
 
 
+@pytest.mark.slow
 def test_drelu_against_swiglu(tmp_path: Path):
     sparse = tmp_path / "sparse"
     relufy(RelufyConfig(model="tiny-mistral", out=sparse, recover="none", tokens=2048))

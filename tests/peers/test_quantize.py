@@ -135,7 +135,11 @@ def test_smollm2_is_what_llama_quantize_makes_of_the_f32_file(
         assert kept == theirs.metadata
 
 
-@pytest.mark.parametrize("mix", ["Q3_K_L", "Q4_0", "Q5_K_S", "IQ4_XS", "IQ3_M", "IQ2_M", "IQ1_S", "TQ2_0", "MXFP4_MOE"])
+@pytest.mark.parametrize(
+    "mix",
+    ["Q3_K_L", "Q4_0", "Q5_K_S", "IQ4_XS", "TQ2_0", "MXFP4_MOE"]
+    + [pytest.param(each, marks=pytest.mark.slow) for each in ("IQ3_M", "IQ2_M", "IQ1_S")],
+)
 def test_experts_with_importances(make_checkpoint: Make, llama_quantize: Callable, tmp_path: Path, mix: str):
     model = make_checkpoint("mixtral", hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_local_experts=8)
     plain, importances = tmp_path / "f32.gguf", tmp_path / "imatrix.gguf"

@@ -45,7 +45,10 @@ ERRORS |= {"IQ1_S": 0.0125, "IQ1_M": 0.0125}  # ggml has none for these two; the
 USUAL_ERROR = 0.002
 
 
-@pytest.mark.parametrize("name", ggml.weight_types())
+SLOW = ("IQ1_S", "IQ1_M", "IQ2_S", "IQ2_XS")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in ggml.weight_types()])
 def test_decoded_errors_are_within_ggmls_bounds(name):
     values_RC = (0.1 + 2 * np.cos(np.arange(4096.0))).astype(np.float32)[None]
     importance_C = np.ones(4096, np.float32) if ggml.needs_importance(name) else None

@@ -39,9 +39,9 @@ def sample(type_name, columns):
     return raw, ggml.dequantize(raw, type_name, (ROWS, columns)).astype(np.float64), inputs
 
 
-def rounded(x_TC):
-    """The slow twin of inputs.round_input: bytes with a scale per 32."""
-    runs = x_TC.reshape(len(x_TC), -1, 32).astype(np.float64)
+def rounded(x_TC, run=32):
+    """The slow twin of inputs.round_input: bytes with a scale per 32 or, as in Q8_K, per 256."""
+    runs = x_TC.reshape(len(x_TC), -1, run).astype(np.float64)
     scale = np.abs(runs).max(axis=2, keepdims=True) / 127
     steps = np.divide(runs, scale, out=np.zeros_like(runs), where=scale > 0)
     return (np.rint(steps) * scale).reshape(x_TC.shape)
@@ -50,9 +50,9 @@ def rounded(x_TC):
 class Kernel:
     """One type's kernels, called as the step calls them."""
 
-    def __init__(self, type_name, raw, columns):
+    def __init__(self, type_name, raw, columns, *, as_llama_cpp=False):
         self.name, self.raw, self.columns = type_name, raw, columns
-        self.types, self.id = rows.type_table([type_name]), ggml.TYPES[type_name].id
+        self.types, self.id = rows.type_table([type_name], as_llama_cpp=as_llama_cpp), ggml.TYPES[type_name].id
         self.scratch = np.zeros(SCRATCH_BYTES + 4 * columns, np.uint8)
 
     def products(self, x_TC, listed, first, count, chosen=None, tokens=None):
@@ -112,6 +112,14 @@ def test_products_are_those_of_the_decoded_rows_and_the_rounded_input(type_name)
                 np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * scale)
 
 
+@pytest.mark.parametrize(("type_name", "run"), [("Q4_K", 256), ("Q6_K", 256), ("Q5_0", 32), ("F16", 1)])
+def test_k_quants_can_meet_inputs_as_coarse_as_llama_cpp_s(type_name, run):
+    raw, values_RC, x_TC = sample(type_name, 768)
+    ours = Kernel(type_name, raw, 768, as_llama_cpp=True).products(x_TC, None, 0, ROWS)
+    twin = expected(values_RC, x_TC if run == 1 else rounded(x_TC, run), range(ROWS), range(TOKENS))
+    np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * np.abs(values_RC).max() * np.abs(x_TC).max() * 768)
+
+
 @pytest.mark.parametrize("type_name", GGML)
 def test_other_types_go_through_ggml(type_name):
     columns = 256
@@ -162,4 +170,17 @@ def test_an_input_of_another_form_is_prepared_anew():
     assert form("F32", own) == own
     assert not place.any()
     assert form("IQ4_XS", own) not in (0, own)
+    assert (place != before).any()
+
+
+def test_a_coarser_input_is_another_form():
+    x_C, types = np.linspace(-1, 9, 256, dtype=np.float32), rows.type_table(["Q4_K", "Q8_0"], as_llama_cpp=True)
+    place = np.zeros(rows.input_bytes(256, ["Q4_K"]), np.uint8)
+    form = lambda name, last: rows.prepare_inputs(  # noqa: E731
+        types.ctypes.data, ggml.TYPES[name].id, x_C.ctypes.data, 256, 1, place.ctypes.data, place.size, last
+    )
+    fine = form("Q8_0", 0)
+    before = place.copy()
+    coarse = form("Q4_K", fine)
+    assert coarse not in (0, fine)
     assert (place != before).any()
