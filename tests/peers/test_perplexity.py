@@ -20,6 +20,8 @@ pytestmark = pytest.mark.peer
 TEXT = (Source(path=str(models.text("heldout.txt"))),)
 # llama-perplexity -c 512, after 1 window
 F16_ONE = 37.9954
+# llama-perplexity -f models/text/train.txt -c 512 -t 1 --chunks 800
+EIGHT_HUNDRED = {"Q8_0": 36.4602, "Q4_K_M": 38.1102}
 # llama-perplexity -c 512 --chunks 8 --kl-divergence, the reference being the F16 file: mean, median, 99 %, top 1
 Q4_0_EIGHT = (0.295023, 0.243552, 1.083083, 0.68235)
 
@@ -38,12 +40,19 @@ def exported(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return export
 
 
-def scored(file: Path, **options: object) -> EvalReport:
-    return evaluate(EvalConfig(model=str(file), mode="dense", data=TEXT, **options))
+def scored(file: Path, data: tuple[Source, ...] = TEXT, **options: object) -> EvalReport:
+    return evaluate(EvalConfig(model=str(file), mode="dense", data=data, **options))
 
 
 def test_float_files_have_llama_perplexity_s_figure(exported: Callable[[str], Path]):
     assert scored(exported("F16"), chunks=1).perplexity == pytest.approx(F16_ONE, rel=1e-3)
+
+
+@pytest.mark.slow  # five minutes a type on two cores
+@pytest.mark.parametrize("type_name", EIGHT_HUNDRED)
+def test_quantized_files_have_llama_perplexity_s_figure(exported: Callable[[str], Path], type_name: str):
+    found = scored(exported(type_name), data=(Source(path=str(models.text("train.txt"))),), chunks=800)
+    assert found.perplexity == pytest.approx(EIGHT_HUNDRED[type_name], rel=1e-3)
 
 
 @pytest.mark.slow
