@@ -87,7 +87,7 @@ def prepare_inputs(
     if wanted != form:
         for t in range(tokens):
             if kind == GGML:
-                call_row(wanted, x + 4 * columns * t, target + stride * t)
+                call_row(wanted, x + 4 * columns * t, target + stride * t, columns)
             else:
                 sharing = _SHARING if kind == OWN_AS_Q8_K else 1
                 round_input(x + 4 * columns * t, columns, target + stride * t, sharing)
