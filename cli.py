@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Chain(click.Group):
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo(f"interrupted{again}", err=True)
+            _complain(f"interrupted{again}")
             sys.exit(130)
         except BrokenPipeError:
             sys.stderr.close()
@@ -77,7 +78,7 @@ class Chain(click.Group):
         except TsconvertError as error:
             if debug:
                 raise
-            click.echo(f"error: {printable(str(error))}", err=True)
+            _complain(f"error: {printable(str(error))}")
             sys.exit(error.exit_code)
         except Exception as error:
             from .convert.system_errors import in_words, leave_stdout
@@ -86,13 +87,19 @@ class Chain(click.Group):
             if said is None:
                 raise
             leave_stdout()
-            click.echo(f"error: {said}{again}", err=True)
+            _complain(f"error: {said}{again}")
             sys.exit(2)
 
     def _options_of(self, words: list[str]) -> set[str]:
         """All options of the command that ``words`` call."""
         command = self.commands.get(next((word for word in words if not word.startswith("-")), ""))
         return {option for param in command.params for option in param.opts} if command else set()
+
+
+def _complain(message: str) -> None:
+    """On stderr, which may lie on the disk that is full."""
+    with suppress(OSError):
+        click.echo(message, err=True)
 
 
 def _leave(code: Any) -> None:

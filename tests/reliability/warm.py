@@ -9,8 +9,10 @@ import multiprocessing
 import os
 import pkgutil
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 LAZY = ("transformers.trainer", "transformers.models.mistral.modeling_mistral", "transformers.generation")
 PACKAGES = ("cli", "convert", "evaluate", "models", "predictors", "quant", "runner")
-_SAID = (".stdout", ".stderr")
+_SAID, _COUNTED = ("stdout", "stderr"), "operations"  # apart from the folder: its disk may be full
 OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 _WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -61,30 +63,32 @@ class Started:
     """A run that is under way, in ``folder``."""
 
     def __init__(self, arguments: list[str], folder: Path, limits: Limits, die_at: int) -> None:
-        self.folder, self.begun_s = folder, time.monotonic()
-        for name in _SAID:  # of the run before this one
-            (folder / name).unlink(missing_ok=True)
-        self.process: BaseProcess = _server().Process(target=_child, args=(arguments, str(folder), limits, die_at))
+        self.logs, self.begun_s = Path(tempfile.mkdtemp(prefix="tsconvert-said-")), time.monotonic()
+        self.process: BaseProcess = _server().Process(
+            target=_child, args=(arguments, str(folder), str(self.logs), limits, die_at)
+        )
         self.process.start()
 
     def end(self, after_s: float | None = None, how: int = signal.SIGKILL) -> Run:
         """Wait for it, or send it a signal ``after_s``."""
         self.process.join(after_s)
-        while how == signal.SIGINT and not (self.folder / _SAID[-1]).exists() and self.process.exitcode is None:
+        while how == signal.SIGINT and not (self.logs / _SAID[-1]).exists() and self.process.exitcode is None:
             self.process.join(1e-3)  # it is not the command yet that would be interrupted
         if self.process.exitcode is None:
             os.kill(self.process.pid or 0, how)
             self.process.join()
         elapsed_s = time.monotonic() - self.begun_s
-        printed, said, counted = (self.folder / name for name in (*_SAID, ".operations"))
+        printed, said, counted = (self.logs / name for name in (*_SAID, _COUNTED))
         code = self.process.exitcode
         assert code is not None
         count = counted.stat().st_size if counted.exists() else 0
-        return Run(
+        run = Run(
             code=code, said=said.read_text(errors="replace") if said.exists() else "",
             printed=printed.read_text(errors="replace") if printed.exists() else "",
             elapsed_s=elapsed_s, operations=count,
         )  # fmt: skip
+        shutil.rmtree(self.logs)
+        return run
 
 
 def start(arguments: list[str], folder: Path, limits: Limits = Limits(), die_at: int = 0) -> Started:
@@ -117,16 +121,16 @@ def import_all() -> None:
         importlib.import_module(name)
 
 
-def _child(arguments: list[str], folder: str, limits: Limits, die_at: int) -> None:
+def _child(arguments: list[str], folder: str, logs: str, limits: Limits, die_at: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the command begins
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     os.chdir(folder)
     for number, name in enumerate(_SAID, 1):
-        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        descriptor = os.open(f"{logs}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
-    _watch(folder, limits, die_at)
+    _watch(folder, logs, limits, die_at)
     if limits.file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
     if limits.more_memory_bytes is not None:
@@ -155,9 +159,9 @@ def _child(arguments: list[str], folder: str, limits: Limits, die_at: int) -> No
     os._exit(code)
 
 
-def _watch(folder: str, limits: Limits, die_at: int) -> None:
-    """Count operations on files in ``folder`` (a byte each in a file), and do at one of them what is asked for."""
-    counter = os.open(".operations", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _watch(folder: str, logs: str, limits: Limits, die_at: int) -> None:
+    """Count operations on files in ``folder`` (a byte each in a file of ``logs``); do at one of them what is asked."""
+    counter = os.open(f"{logs}/{_COUNTED}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     if limits.failing and not limits.from_operation:
         fail_calls(limits.failing)
     done = 0
