@@ -156,7 +156,7 @@ def _change_tensor(rng: random.Random, file: Description) -> None:
     what = rng.randrange(10)
     if what == 0:
         file.tensors.remove(tensor)
-    elif what == 1:
+    elif what == 1 and tensor.ne:
         tensor.ne[rng.randrange(len(tensor.ne))] = rng.choice(NUMBERS)
     elif what == 2:
         tensor.ne = rng.choice((tensor.ne[::-1], [*tensor.ne, 1], tensor.ne[:-1] or [1], [1] * 5, [], [*tensor.ne, 0]))
