@@ -324,9 +324,8 @@ def _parquet_text(file: Path, group: int) -> str:
 
 def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str]:
     name = source.path
-    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(
-        _FILE_ENDINGS
-    ):  # the hub would be asked for half a minute
+    # without a network the hub is asked for half a minute
+    if not _HUB_NAME.fullmatch(name) or name.lower().endswith(_FILE_ENDINGS):
         raise TsconvertError(f"--data {name}: no such file or folder; look at the path")
     try:
         import datasets
