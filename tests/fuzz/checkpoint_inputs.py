@@ -86,7 +86,8 @@ def _changed_header(rng: random.Random, header: dict[str, Any]) -> dict[str, Any
             entry["data_offsets"][rng.randrange(2)] = rng.choice((*NUMBERS, -1, 0.5, None))
         elif what == 7:
             move = rng.choice((-4, 4, 1, -1024, 2**40))
-            entry["data_offsets"] = [offset + move for offset in entry["data_offsets"]]
+            offsets = entry["data_offsets"]  # an earlier change may have made one no number
+            entry["data_offsets"] = [offset + move if isinstance(offset, int) else offset for offset in offsets]
         elif what == 8:
             header[name] = odd_value(rng)
         else:
