@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from . import __version__
-from .convert import command_line
-from .convert.errors import TsconvertError, printable
-from .convert.memory_limit import require_addresses
-from .convert.options import (
+from .common import command_line
+from .common.address_limit import require_addresses
+from .common.errors import TsconvertError, printable
+from .common.options import (
     COUNT,
     FULL_OPTIONS,
     OUT_FILE,
@@ -25,7 +25,7 @@ from .convert.options import (
     precision,
     stored_as,
 )
-from .convert.waiting import wait_briefly
+from .common.torch_threads import wait_briefly
 
 ORDER = (
     "relufy", "profile", "predictors", "imatrix", "export-gguf", "quantize", "run", "bench", "eval", "verify", "check",
@@ -81,7 +81,7 @@ class Chain(click.Group):
             _complain(f"error: {printable(str(error))}")
             sys.exit(error.exit_code)
         except Exception as error:
-            from .convert.system_errors import in_words, leave_stdout
+            from .common.system_errors import in_words, leave_stdout
 
             said = None if debug else in_words(error, options)
             if said is None:
@@ -105,14 +105,14 @@ def _complain(message: str) -> None:
 def _leave(code: Any) -> None:
     """One of several processes ends without taking the interpreter down."""
     if "torch.distributed" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from .convert.distributed import leave
+        from .common.processes import leave
 
         leave(code if isinstance(code, int) else 0)
 
 
 def emit(result: Any, as_json: bool) -> None:
     """Print what a command found: ``result.to_json()`` and the command as JSON, or ``str(result)``."""
-    from .convert.progress import speaks
+    from .common.progress import speaks
 
     if speaks():
         command = {"command": command_line.typed()}
@@ -203,11 +203,11 @@ def relufy(
     With --recover none --no-align the weights are copied as they are and no text is needed. Under torchrun the
     processes share the text.
     """
-    from .convert.corpora import parse_source
-    from .convert.full_config import FullRecovery
-    from .convert.recovery import LocalRecovery
+    from .convert.full.config import FullRecovery
+    from .convert.local.layer_recovery import LocalRecovery
     from .convert.relufy import RelufyConfig
     from .convert.relufy import relufy as run_relufy
+    from .text.sources import parse_source
 
     training = LocalRecovery(
         steps=options.pop("steps"),
@@ -226,11 +226,11 @@ def relufy(
     if predictors is None:
         emit(run_relufy(config), as_json)
         return
-    from .predictors.joint import JointConfig, joint_training, relufy_with_predictors
+    from .convert.masked.local import JointConfig, joint_training, relufy_with_predictors
 
     joint = JointConfig(out=predictors, rank=rank, target_energy=target_energy, training=joint_training(stored_as))
     if recover == "full":
-        from .predictors.full import relufy_fully_with_predictors
+        from .convert.masked.full import relufy_fully_with_predictors
 
         emit(relufy_fully_with_predictors(config, joint, start=from_predictors, share=masked_share), as_json)
         return
@@ -252,9 +252,9 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 
     Several --data are several corpora: the profile tells their densities apart and how far their hot neurons overlap.
     """
-    from .convert.corpora import parse_source
-    from .predictors.profile import ProfileConfig
-    from .predictors.profile import profile as run_profile
+    from .predictors.profile.profile import ProfileConfig
+    from .predictors.profile.profile import profile as run_profile
+    from .text.sources import parse_source
 
     sources = tuple(parse_source(argument) for argument in data)
     emit(run_profile(ProfileConfig(data=sources, **options)), as_json)
@@ -301,11 +301,11 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
     """Train small networks that foresee which neurons fire, one per FFN or expert."""
     if options["out"] is None and not estimate:
         raise click.UsageError("--out is missing; only --estimate goes without")
-    from .convert.corpora import parse_source
     from .predictors.config import PredictorConfig
     from .predictors.estimate import estimate_predictors
     from .predictors.train import train_predictors
     from .predictors.training import Training
+    from .text.sources import parse_source
 
     training = Training(
         **{name: options.pop(name) for name in ("steps", "batch_tokens", "learning_rate", "autocast", "stored_as")}
@@ -329,9 +329,9 @@ def imatrix(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 
     export-gguf and quantize take it with --imatrix, and so does llama-quantize.
     """
-    from .convert.corpora import parse_source
-    from .quant.imatrix import ImatrixConfig
-    from .quant.imatrix import imatrix as run_imatrix
+    from .quant.imatrix.collect import ImatrixConfig
+    from .quant.imatrix.collect import imatrix as run_imatrix
+    from .text.sources import parse_source
 
     sources = tuple(parse_source(argument) for argument in data)
     emit(run_imatrix(ImatrixConfig(data=sources, **options)), as_json)
@@ -375,7 +375,7 @@ def export_gguf(
     PATTERN is a regular expression or a shell pattern over names such as blk.0.ffn_down_t.weight. VALUE is a string, or
     of another type as u32:5, f32:0.5 or bool:true.
     """
-    from .evaluate.exporting import export_gguf as run_export
+    from .evaluate.export import export_gguf as run_export
     from .quant.export import ExportConfig, parse_pair
 
     config = ExportConfig(
@@ -518,14 +518,14 @@ def evaluate(
     By default perplexity is exactly what llama-perplexity -c CTX computes.
     """
     if tasks:
-        from .evaluate.lm_eval_tasks import TaskConfig, names, run_tasks
+        from .evaluate.tasks.lm_eval_tasks import TaskConfig, names, run_tasks
 
         asked = {name: options[name] for name in ("model", "mode", "threads")}
         emit(run_tasks(TaskConfig(tasks=names(tasks), folder=folder, limit=limit, **asked)), as_json)
         return
-    from .convert.corpora import parse_source
-    from .evaluate.perplexity import EvalConfig
-    from .evaluate.perplexity import evaluate as run_evaluate
+    from .evaluate.perplexity.perplexity import EvalConfig
+    from .evaluate.perplexity.perplexity import evaluate as run_evaluate
+    from .text.sources import parse_source
 
     emit(run_evaluate(EvalConfig(data=tuple(parse_source(argument) for argument in data), **options)), as_json)
 
@@ -541,8 +541,8 @@ def verify(as_json: bool, **options: Any) -> None:
 
     Every tensor within what its type allows, the metadata, the tokenizer on nasty texts, and the runner's logits.
     """
-    from .evaluate.verify import VerifyConfig
-    from .evaluate.verify import verify as run_verify
+    from .evaluate.verify.verify import VerifyConfig
+    from .evaluate.verify.verify import verify as run_verify
 
     report = run_verify(VerifyConfig(**options))
     emit(report, as_json)
@@ -563,8 +563,8 @@ def check(as_json: bool, variables: tuple[str, ...], **options: Any) -> None:
 
     SPEC is a TOML file (docs/check.md): the commands to run, finished outputs to look at, and what may come out.
     """
-    from .evaluate.check import CheckConfig
-    from .evaluate.check import check as run_check
+    from .evaluate.check.check import CheckConfig
+    from .evaluate.check.check import check as run_check
     from .quant.export import parse_pair
 
     known = {
@@ -583,7 +583,7 @@ def check(as_json: bool, variables: tuple[str, ...], **options: Any) -> None:
 @common
 def inspect(path: str, tensors: bool, as_json: bool) -> None:
     """Say what a checkpoint, predictor folder, profile or GGUF file holds."""
-    from .evaluate.inspect import inspect as run_inspect
+    from .evaluate.inspect.inspect import inspect as run_inspect
 
     emit(run_inspect(path, tensors=tensors), as_json)
 
@@ -598,8 +598,8 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
     It reads checkpoints, predictors, profiles, importance matrices and GGUF files, and what eval, bench and check
     printed with --json, saved as .json files there.
     """
-    from .evaluate.report import ReportConfig
-    from .evaluate.report import report as run_report
+    from .evaluate.report.report import ReportConfig
+    from .evaluate.report.report import report as run_report
 
     emit(run_report(ReportConfig(folder=folder, out=out)), as_json)
 
@@ -631,9 +631,9 @@ def plan(
 
     MODEL_OR_CONFIG is a config.json, a folder, an embedded model or a hub id, whose config.json alone is fetched.
     """
-    from .evaluate.plan import PlanConfig
-    from .evaluate.plan import plan as run_plan
-    from .evaluate.plan_machine import described
+    from .evaluate.plan.machine import described
+    from .evaluate.plan.plan import PlanConfig
+    from .evaluate.plan.plan import plan as run_plan
 
     machine = described(
         bandwidth_gb=bandwidth, cores=cores, memory_bytes=memory_bytes, gflops=gflops, disk_gb=disk_speed,

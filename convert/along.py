@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from .layers import Layer
-    from .recovery_data import LayerData
-    from .sweep import Stream
+    from ..model.layers import Layer
+    from ..model.sweep import Stream
+    from .local.layer_data import LayerData
 
 # Shape suffixes: T tokens, D model width, F neurons.
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import Checkpoint
-from .command_line import typed
-from .full_config import FullFound
-from .writer import atomic_file
+from ..common.command_line import typed
+from ..common.files import atomic_file
+from ..model.checkpoint import Checkpoint
+from .full.config import FullFound
 
 if TYPE_CHECKING:
     from .relufy import RelufyConfig, RelufyReport

@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .precision import product_rate
-from .spec import ModelSpec
-from .sweep import IN_MEMORY_BYTES, batch_tokens
-from .units import duration
+from ..common.precision import product_rate
+from ..common.units import duration
+from ..model.spec import ModelSpec
+from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 
 if TYPE_CHECKING:
     from .relufy import RelufyConfig

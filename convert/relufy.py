@@ -9,34 +9,27 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import distributed
+from ..common import processes
+from ..common.command_line import typed
+from ..common.errors import TsconvertError
+from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing, write_json
+from ..common.progress import progress
+from ..model.checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
+from ..model.journal import JOURNAL, KEPT, Journal
+from ..model.provenance import PROVENANCE
+from ..model.sparse_checkpoint import sparse_config, write_companions
+from ..model.tensor_names import Place, hf_name
+from ..model.writer import CheckpointWriter, PlannedTensor, plan_like
+from ..text.packing import calibration_rows
+from ..text.sequences import Sequences
+from ..text.sources import Source
 from .along import Along
-from .checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
-from .command_line import typed
-from .corpora import Source, calibration_rows
-from .drelu import sparse_config, write_companions
-from .errors import TsconvertError
-from .full_config import FullFound, FullRecovery
-from .journal import JOURNAL, KEPT, Journal
-from .names import Place, hf_name
-from .progress import progress
-from .provenance import PROVENANCE
-from .recovery import LayerResult, LocalRecovery
-from .sequences import Sequences
-from .writer import (
-    PARTIAL,
-    CheckpointWriter,
-    PlannedTensor,
-    atomic_folder,
-    check_disk,
-    plan_like,
-    refuse_existing,
-    write_json,
-)
+from .full.config import FullFound, FullRecovery
+from .local.layer_recovery import LayerResult, LocalRecovery
 
 if TYPE_CHECKING:
     from .cost import Cost
-    from .shift import Shift
+    from .threshold import Shift
 
 FORMAT_VERSION = 1
 
@@ -162,15 +155,15 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
         >>> relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse"), recover="none"))
     """
     if config.recover == "full" and not config.dry_run:
-        from .full_recovery import relufy_fully
+        from .full.recovery import relufy_fully
 
         return relufy_fully(config)
     start_s = time.monotonic()
-    with distributed.processes(config.device) as device:
+    with processes.processes(config.device) as device:
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
         if any(each.path == "self" for each in config.data):
-            from .self_data import with_own_text
+            from ..text.own_text import with_own_text
 
             config = with_own_text(config)
         source = open_checkpoint(config.model)
@@ -205,8 +198,8 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
 
 def _shift(config: RelufyConfig, folder: Path) -> "Shift":
     """The last step, on the sequences that were kept from training."""
-    from .recovery_sweep import JUDGE_SHARE
-    from .shift import shift
+    from .local.sweep import JUDGE_SHARE
+    from .threshold import shift
 
     made = Checkpoint(folder)
     rows_NS = calibration_rows(made, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
@@ -222,7 +215,7 @@ def _output(
 
     The journal is opened first: a folder that was begun with other settings is refused before a byte of it changes.
     """
-    if distributed.rank():
+    if processes.rank():
         yield config.out.with_name(config.out.name + PARTIAL), None, None
         return
     swept = _swept(config)
@@ -264,7 +257,7 @@ def _convert(
             fingerprint.result()
         source.require_finite()
         return {}
-    from .recovery_sweep import JUDGE_SHARE, RecoverySweep  # transformers takes seconds to load; a copy needs none
+    from .local.sweep import JUDGE_SHARE, RecoverySweep  # transformers takes seconds to load; a copy needs none
 
     rows_NS = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
     sequences = Sequences(rows_NS, JUDGE_SHARE)

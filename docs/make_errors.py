@@ -169,7 +169,7 @@ def _system() -> Iterator[str]:
     """What in_words says, by the system's error."""
     import errno
 
-    from tsconvert.convert.system_errors import TO_DO, in_words
+    from tsconvert.common.system_errors import TO_DO, in_words
 
     yield f"| {in_words(MemoryError())} or give smaller --tokens, ... | out of memory |\n"
     names: dict[str, list[str]] = {}

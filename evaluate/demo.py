@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..convert.checkpoint import open_checkpoint
-from ..convert.full_config import FullRecovery
-from ..convert.progress import note
-from ..convert.recovery import LocalRecovery
+from ..common.files import refuse_existing, write_json
+from ..common.progress import note
+from ..common.units import size_text
+from ..convert.full.config import FullRecovery
+from ..convert.local.layer_recovery import LocalRecovery
 from ..convert.relufy import RelufyConfig, relufy
-from ..convert.units import size_text
-from ..convert.writer import refuse_existing, write_json
-from .eval_report import EvalReport, mean
-from .perplexity import EvalConfig, evaluate
-from .report import ReportConfig, report
+from ..model.checkpoint import open_checkpoint
+from .perplexity.perplexity import EvalConfig, evaluate
+from .records.eval_report import EvalReport, mean
+from .report.report import ReportConfig, report
 
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")
@@ -129,7 +129,7 @@ def demo(config: DemoConfig) -> DemoReport:
     run = _Run(config.out)
     model = run.dense = config.model
     if model == "smollm2":
-        from ..convert.gguf_import import import_smollm2
+        from ..model.gguf_import import import_smollm2
 
         model = run.dense = str(run.stage("import", lambda: import_smollm2(config.out / "dense")))
     checkpoint = open_checkpoint(model)
@@ -203,8 +203,8 @@ class _Run:
 
 def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
     """Substitute, align, recover layer by layer and as a whole, predictors along; the perplexity of each."""
-    from ..predictors.full import relufy_fully_with_predictors
-    from ..predictors.joint import JointConfig, relufy_with_predictors
+    from ..convert.masked.full import relufy_fully_with_predictors
+    from ..convert.masked.local import JointConfig, relufy_with_predictors
 
     out, target = run.out, recipe.training.target_sparsity
     substituted, aligned, local, sparse = (out / name for name in ("substituted", "aligned", "local", "sparse"))
@@ -245,9 +245,9 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
 
 def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, Path]:
     """Profile, and a file for each engine that can run the model."""
-    from ..predictors.profile import ProfileConfig, profile
+    from ..predictors.profile.profile import ProfileConfig, profile
     from ..quant.export import ExportConfig
-    from .exporting import export_gguf
+    from .export import export_gguf
 
     out, sparse = run.out, str(run.out / "sparse")
     seen = ProfileConfig(model=sparse, out=out / "profile.safetensors", tokens=recipe.look_tokens)

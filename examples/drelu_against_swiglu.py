@@ -19,18 +19,18 @@ import torch
 from pretrain_tiny import SHAPE, Rows, train
 from transformers import MistralConfig, MistralForCausalLM
 
-from tsconvert import models
-from tsconvert.convert.checkpoint import open_checkpoint
-from tsconvert.convert.corpora import load_tokenizer
-from tsconvert.convert.full_model import dense_model, sparse_model
-from tsconvert.convert.modeling_turbosparse import TurboSparseMistralConfig, TurboSparseMistralForCausalLM
+from tsconvert import embedded
+from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.modeling_turbosparse import TurboSparseMistralConfig, TurboSparseMistralForCausalLM
+from tsconvert.model.whole_model import dense_model, sparse_model
+from tsconvert.text.tokenizer import load_tokenizer
 
 KEPT_OUT = (0.0, 0.5, 0.8, 0.85, 0.9)
 
 
 def rows(tokenizer: Any, name: str, context: int) -> torch.Tensor:
     """An embedded text as rows of tokens [N, S]."""
-    ids = tokenizer(models.text(name).read_text(encoding="utf-8")).input_ids
+    ids = tokenizer(embedded.text(name).read_text(encoding="utf-8")).input_ids
     return torch.tensor(ids[: len(ids) // context * context]).view(-1, context)
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--recovered", nargs="*", default=[], help="folders that relufy made of tiny-mistral")
     parser.add_argument("--windows", type=int, default=64, help="of 512 held-out tokens")
     options = parser.parse_args()
-    tokenizer = load_tokenizer(models.folder("tiny-mistral"))
+    tokenizer = load_tokenizer(embedded.folder("tiny-mistral"))
     train_NS, held_NS = rows(tokenizer, "train.txt", 512), rows(tokenizer, "heldout.txt", 512)
     held_NS = held_NS[:: max(1, len(held_NS) // options.windows)][: options.windows]
     kinds = {

@@ -1,6 +1,6 @@
 """Choose the text that ships with the embedded models: train.txt, a share of what they saw, and heldout.txt.
 
-    python examples/embedded_text.py --text text --out models/text
+    python examples/embedded_text.py --text text --out embedded/text
 
 Same source and same held-out documents as pretrain_tiny.py, which see.
 """

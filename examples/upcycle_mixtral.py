@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tsconvert.convert.checkpoint import Checkpoint, from_float32, open_checkpoint
-from tsconvert.convert.drelu import copy_tokenizer
-from tsconvert.convert.names import Place, hf_name
-from tsconvert.convert.spec import spec_of
-from tsconvert.convert.writer import CheckpointWriter, PlannedTensor, atomic_folder, write_json
+from tsconvert.common.files import atomic_folder, write_json
+from tsconvert.model.checkpoint import Checkpoint, from_float32, open_checkpoint
+from tsconvert.model.sparse_checkpoint import copy_tokenizer
+from tsconvert.model.spec import spec_of
+from tsconvert.model.tensor_names import Place, hf_name
+from tsconvert.model.writer import CheckpointWriter, PlannedTensor
 
 _FFN = ("ffn_gate", "ffn_up", "ffn_down")
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..convert.corpora import Source
-from ..convert.errors import TsconvertError
+from ..common.errors import TsconvertError
+from ..text.sources import Source
 from .cost import Bits
 from .stored import BITS
 from .training import Training

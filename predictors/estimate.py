@@ -4,12 +4,12 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..convert.checkpoint import open_checkpoint
-from ..convert.layers import Layer
-from ..convert.sweep import Stream, sweep
-from .calibrate import FFNReport
+from ..model.checkpoint import open_checkpoint
+from ..model.layers import Layer
+from ..model.sweep import Stream, sweep
+from .calibration import FFNReport
 from .config import PredictorConfig
-from .profile import refuse_dense
+from .profile.profile import refuse_dense
 from .train import training_sequences
 from .trials import MIN_TOKENS, layer_ffns, train_one
 

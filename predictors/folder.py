@@ -9,8 +9,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from ..convert.errors import TsconvertError, reason, shown
-from ..convert.writer import atomic_folder
+from ..common.errors import TsconvertError, reason, shown
+from ..common.files import atomic_folder
 from .predictor import AnyPredictor, arrays, from_arrays
 
 FORMAT_VERSION = 2

@@ -10,8 +10,8 @@ fewer neurons than the gate alone (docs/benchmarks).
 
 import torch
 
-from ..convert import distributed
-from .labels import FFN
+from ..common import processes
+from .energy import FFN
 
 # Shape suffixes: T tokens, D model width, F neurons, K singular directions, R predictor rank.
 _SAMPLE_TOKENS = 8192
@@ -55,6 +55,6 @@ def _sample(ffn: FFN, generator: torch.Generator) -> torch.Tensor:
 
 def _second_moment(x_TD: torch.Tensor) -> torch.Tensor:
     """E[x x^T], with a little added to the diagonal so that it has a root."""
-    moment_DD = distributed.sum_(x_TD.T @ x_TD) / distributed.sums(len(x_TD))[0]
+    moment_DD = processes.sum_(x_TD.T @ x_TD) / processes.sums(len(x_TD))[0]
     ridge = 1e-4 * moment_DD.diagonal().mean().clamp_min(1e-12)
     return moment_DD + ridge * torch.eye(len(moment_DD), device=x_TD.device)

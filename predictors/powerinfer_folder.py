@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..convert.checkpoint import Checkpoint
-from ..convert.errors import TsconvertError
-from ..convert.layers import read_tensor
-from ..convert.names import Place, hf_name
-from ..convert.writer import atomic_folder, write_json
+from ..common.errors import TsconvertError
+from ..common.files import atomic_folder, write_json
+from ..model.checkpoint import Checkpoint
+from ..model.layers import read_tensor
+from ..model.tensor_names import Place, hf_name
 from .folder import PredictorSet
 from .predictor import Array, Predictor, SignPredictor
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..common.errors import TsconvertError
 from .cost import Bits, low_rank_bytes, sign_bytes
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank, M matrices, B bytes a row.

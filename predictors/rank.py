@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..convert.errors import TsconvertError
-from ..convert.spec import ModelSpec
-from .calibrate import FFNReport
-from .kept import Trial
+from ..common.errors import TsconvertError
+from ..model.spec import ModelSpec
+from .calibration import FFNReport
+from .partial_results import Trial
 
 STEP = 32
 """Ranks of the search are multiples of this: the block length of GGUF's quantized types."""

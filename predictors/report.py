@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert.cost import Cost
-from .calibrate import FFNReport
+from .calibration import FFNReport
 
 
 @dataclass(frozen=True, kw_only=True)

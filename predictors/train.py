@@ -7,24 +7,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..convert import distributed
-from ..convert.checkpoint import Checkpoint, open_checkpoint
-from ..convert.corpora import calibration_rows
-from ..convert.journal import JOURNAL, KEPT, Journal
-from ..convert.progress import note
-from ..convert.sequences import Sequences
-from ..convert.sweep import sweep
-from ..convert.writer import PARTIAL, atomic_folder, refuse_existing
-from .calibrate import FFNReport
+from ..common import processes
+from ..common.files import PARTIAL, atomic_folder, refuse_existing
+from ..common.progress import note
+from ..model.checkpoint import Checkpoint, open_checkpoint
+from ..model.journal import JOURNAL, KEPT, Journal
+from ..model.sweep import sweep
+from ..text.packing import calibration_rows
+from ..text.sequences import Sequences
+from .calibration import FFNReport
 from .config import PredictorConfig
-from .effect import compare, predicted_stream
-from .end_to_end import calibrate_model
 from .folder import write_predictors
-from .kept import Kept
+from .partial_results import Kept
+from .predicted_mode import compare, predicted_stream
 from .predictor import AnyPredictor
-from .profile import refuse_dense
+from .profile.profile import refuse_dense
 from .rank import check_budget, choices, spend
 from .report import PredictorReport
+from .thresholds import calibrate_model
 from .trials import Trials
 
 _CALIBRATION_SHARE = 8  # one sequence in so many is kept from training and calibrates
@@ -45,7 +45,7 @@ def train_predictors(config: PredictorConfig) -> PredictorReport:
         >>> print(train_predictors(PredictorConfig(model="sparse", out=Path("predictors"), rank=32)))
     """
     start_s = time.monotonic()
-    with distributed.processes(config.device) as device:
+    with processes.processes(config.device) as device:
         config = replace(config, device=device, training=config.training.on(device))
         checkpoint = open_checkpoint(config.model)
         refuse_dense(checkpoint, config.model)
@@ -71,8 +71,8 @@ def _output(config: PredictorConfig) -> Iterator[Path]:
     """The partial folder, which process 0 makes; a temporary one where nothing is to be written."""
     if config.out is None:
         with tempfile.TemporaryDirectory(prefix="tsconvert-predictors-") as folder:
-            yield Path(distributed.from_first(folder))
-    elif distributed.rank():
+            yield Path(processes.from_first(folder))
+    elif processes.rank():
         yield config.out.with_name(config.out.name + PARTIAL)
     else:
         with atomic_folder(config.out, resume=config.resume, drop=(f"*{KEPT}", JOURNAL)) as partial:
@@ -81,7 +81,7 @@ def _output(config: PredictorConfig) -> Iterator[Path]:
 
 def _train(checkpoint: Checkpoint, config: PredictorConfig, kept: Kept, report: PredictorReport) -> PredictorReport:
     """Sweep, choose, see the effect, and write what belongs into the folder."""
-    if not distributed.rank():
+    if not processes.rank():
         asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
         Journal(kept.folder / JOURNAL, {"asked": asked, "model": checkpoint.fingerprint})
     sequences = training_sequences(checkpoint, config)
@@ -111,7 +111,7 @@ def _train(checkpoint: Checkpoint, config: PredictorConfig, kept: Kept, report: 
         ),
         **vars(effect),
     )  # fmt: skip
-    if not distributed.rank() and config.out is not None:
+    if not processes.rank() and config.out is not None:
         found = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
         for varying in ("elapsed_s", "out", "cost"):  # the same run gives the same bytes
             found.pop(varying)

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from ..common.precision import product_rate
 from ..convert.cost import LIBRARIES_BYTES, Cost, active_ffns, layer_weights
-from ..convert.precision import product_rate
-from ..convert.spec import ModelSpec
-from ..convert.sweep import IN_MEMORY_BYTES, batch_tokens
+from ..model.spec import ModelSpec
+from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 from .rank import candidates, cap
 
 if TYPE_CHECKING:

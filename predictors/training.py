@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from ..convert import distributed
-from ..convert.errors import TsconvertError
-from ..convert.precision import multiplies_bfloat16
-from ..convert.progress import at
-from ..convert.recovery import schedule
-from .labels import FFN, Labels
+from ..common import processes
+from ..common.errors import TsconvertError
+from ..common.precision import multiplies_bfloat16
+from ..common.progress import at
+from ..convert.local.layer_recovery import schedule
+from .energy import FFN, Labels
 from .scores import logits
 from .stored import BITS, as_stored
 
@@ -108,7 +108,7 @@ class LowRank:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
         labels = labels or self.ffn.labels(x_TD)
-        mean = distributed.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
+        mean = processes.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
         self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
         weight_TF = labels.energy_TF / max(self.mean_energy, 1e-30) + self.how.floor * labels.fires_TF
         if self.begun and not self.steps:
@@ -177,7 +177,7 @@ def trained_price(z_TF: torch.Tensor, weight_TF: torch.Tensor, *, everywhere: bo
     """
     rate_TF = z_TF.sigmoid()
     parts = float((weight_TF * (1 - rate_TF)).sum()), float(rate_TF.sum())
-    short, named = distributed.sums(*parts) if everywhere else parts
+    short, named = processes.sums(*parts) if everywhere else parts
     return short / max(1e-6, named)
 
 
@@ -191,10 +191,10 @@ def _gradient(
     x_TD, narrow_RD, narrow_FR = x_TD.to(kind), fc1_RD.to(kind), fc2_FR.to(kind)
     hidden_TR = (x_TD @ narrow_RD.T).relu_()
     z_TF = (hidden_TR @ narrow_FR.T).float()
-    whole, kept = distributed.sums(float(energy_TF.sum()), float((energy_TF * (z_TF >= 0)).sum()))
+    whole, kept = processes.sums(float(energy_TF.sum()), float((energy_TF * (z_TF >= 0)).sum()))
     slope_TF = z_TF.sigmoid_().mul_(weight_TF + price).sub_(weight_TF).div_(batch_tokens).to(kind)
-    to_fc2_FR = distributed.sum_((slope_TF.T @ hidden_TR).float())
-    to_fc1_RD = distributed.sum_((((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float())
+    to_fc2_FR = processes.sum_((slope_TF.T @ hidden_TR).float())
+    to_fc1_RD = processes.sum_((((slope_TF @ narrow_FR) * (hidden_TR > 0)).T @ x_TD).float())
     return to_fc1_RD, to_fc2_FR, kept / whole if whole else 1.0
 
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..convert.checkpoint import Checkpoint
-from ..convert.errors import TsconvertError
-from ..convert.layers import Layer
-from ..convert.progress import note
-from ..convert.sequences import Sequences
-from ..convert.spec import ModelSpec
-from ..convert.sweep import Stream
-from .calibrate import FFNReport, calibrate, judge, left_to_exact
+from ..common.errors import TsconvertError
+from ..common.progress import note
+from ..model.checkpoint import Checkpoint
+from ..model.layers import Layer
+from ..model.spec import ModelSpec
+from ..model.sweep import Stream
+from ..text.sequences import Sequences
+from .calibration import FFNReport, calibrate, judge, left_to_exact
 from .config import PredictorConfig
+from .energy import FFN, ffns_of
 from .folder import load_predictors
-from .kept import Kept, Trial
-from .labels import FFN, ffns_of
 from .linear import truncated_svd
+from .partial_results import Kept, Trial
 from .predictor import AnyPredictor, Predictor, sign_predictor
 from .rank import candidates, cap, tried
 from .stored import as_stored

@@ -6,27 +6,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..convert.checkpoint import Checkpoint, open_checkpoint
-from ..convert.errors import TsconvertError
-from ..convert.spec import ModelSpec
-from ..convert.writer import atomic_file, refuse_existing
-from . import mixes, neuron_order, predictor_file, target_llama_cpp, target_powerinfer, target_sparse
-from .encode import prepare
-from .gguf_writer import GGUF_MAGIC, Value
-from .imatrix_file import ImportanceMatrix, load_imatrix, with_importance
-from .model_card import card_path, model_card
-from .model_info import read_info
-from .placed_file import LARGE_BYTES
-from .predictor_source import PredictorSource, find_predictors
-from .shards import GgufPlan, bytes_by_type, sharded, write_files
-from .targets import TARGETS, Job, Plan, usual_target
-from .tokenizer import read_vocabulary
-from .type_choice import TypeChoice
+from ..common.errors import TsconvertError
+from ..common.files import atomic_file, refuse_existing
+from ..model.checkpoint import Checkpoint, open_checkpoint
+from ..model.spec import ModelSpec
+from .gguf.model_card import card_path, model_card
+from .gguf.model_info import read_info
+from .gguf.placed_file import LARGE_BYTES
+from .gguf.shards import GgufPlan, bytes_by_type, sharded, write_files
+from .gguf.writer import GGUF_MAGIC, Value
+from .imatrix.file import ImportanceMatrix, load_imatrix, with_importance
+from .targets import llama_cpp, neuron_order, powerinfer, predictor_file, sparse
+from .targets.plan import TARGETS, Job, Plan, usual_target
+from .targets.predictor_source import PredictorSource, find_predictors
+from .types import mixes
+from .types.encode import prepare
+from .types.type_choice import TypeChoice
+from .vocabulary.reader import read_vocabulary
 
 _PLANS: dict[str, Callable[[Job], Plan]] = {
-    "llama.cpp": target_llama_cpp.plan,
-    "powerinfer": target_powerinfer.plan,
-    "sparse": target_sparse.plan,
+    "llama.cpp": llama_cpp.plan,
+    "powerinfer": powerinfer.plan,
+    "sparse": sparse.plan,
 }
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.checkpoint import not_finite
-from ..convert.errors import TsconvertError, shown
-from ..convert.writer import refuse_existing
-from . import ggml, mixes
-from .gguf_file import GGUF, GgufFile, GgufTensor
-from .gguf_writer import TensorPlan, Value, Verbatim, u32
-from .imatrix_file import ImportanceMatrix, is_imatrix, load_imatrix, with_importance
-from .shards import bytes_by_type, sharded, write_files
-from .sources import Rows, Sliced, Stacked, magnitude
-from .targets import QUANTIZATION_VERSION, file_type
-from .type_choice import TypeChoice
+from ..common.errors import TsconvertError, shown
+from ..common.files import refuse_existing
+from ..model.checkpoint import not_finite
+from .gguf.file import GGUF, GgufFile, GgufTensor
+from .gguf.shards import bytes_by_type, sharded, write_files
+from .gguf.sources import Rows, Sliced, Stacked, magnitude
+from .gguf.writer import TensorPlan, Value, Verbatim, u32
+from .imatrix.file import ImportanceMatrix, is_imatrix, load_imatrix, with_importance
+from .targets.plan import QUANTIZATION_VERSION, file_type
+from .types import ggml, mixes
+from .types.type_choice import TypeChoice
 
 _OWN_RULES = ("falcon", "glm5-next", "bailingmoe3")  # whose tensors llama-quantize treats in other ways
 _DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..convert.errors import TsconvertError
-from ..convert.progress import progress
-from .bandwidth import measure_bandwidth
+from ..common.errors import TsconvertError
+from ..common.progress import progress
+from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load, resolve_mode
 from .traffic import weight_bytes
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ != "__main__":
-    from ..convert.errors import TsconvertError, printable
+    from ..common.errors import TsconvertError, printable
 
 _MOST_SECONDS = 4  # of work; a busy machine may take its time
 _WAIT_SECONDS = 60

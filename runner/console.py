@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..convert.errors import TsconvertError
-from ..convert.progress import note
-from .bandwidth import measure_bandwidth
+from ..common.errors import TsconvertError
+from ..common.progress import note
 from .conversation import Conversation
 from .generate import Generation, generate
+from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load
 from .sampling import Sampling
 

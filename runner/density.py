@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.spec import ModelSpec
-from .tables import DOWN_ROWS, FIRED, GATE_ROWS, MISSED, PREDICTED_ROWS, UP_ROWS
+from ..model.spec import ModelSpec
+from .kernels.tables import DOWN_ROWS, FIRED, GATE_ROWS, MISSED, PREDICTED_ROWS, UP_ROWS
 
 Shares = npt.NDArray[np.float64]
 

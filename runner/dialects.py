@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError, shown
-from ..convert.names import Place, gguf_name
-from ..convert.spec import ModelSpec
-from ..quant import ggml, predictor_file
-from ..quant.gguf_file import POWERINFER, GgufFile, GgufTensor
+from ..common.errors import TsconvertError, shown
+from ..model.spec import ModelSpec
+from ..model.tensor_names import Place, gguf_name
+from ..quant.gguf.file import POWERINFER, GgufFile, GgufTensor
+from ..quant.targets import predictor_file
+from ..quant.types import ggml
 from .rope import Rope
 
 SPARSE, FORMAT_VERSION = "turbosparse", 1

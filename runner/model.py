@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
-from ..quant import ggml
-from . import tables
-from .access import TENSOR_FIELDS
+from ..common.errors import TsconvertError
+from ..quant.types import ggml
 from .density import Density
 from .dialects import ModelFile, open_model
+from .kernels import tables
+from .kernels.access import TENSOR_FIELDS
+from .kernels.rows import type_table
+from .kernels.step import build_step
+from .kernels.threads import Team, default_threads
 from .rope import angles
-from .rows import type_table
 from .sampling import Sampling
-from .step import build_step
-from .threads import Team, default_threads
 from .tokenizer import GgufTokenizer
 
 if TYPE_CHECKING:

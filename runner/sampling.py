@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..convert.errors import TsconvertError
+from ..common.errors import TsconvertError
 
 Floats = npt.NDArray[np.float32]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ..convert.errors import TsconvertError, reason, shown
-from ..quant.gguf_file import GgufFile
+from ..common.errors import TsconvertError, reason, shown
+from ..quant.gguf.file import GgufFile
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama.cpp's token types

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tsconvert import models
+from tsconvert import embedded
+from tsconvert.text.sources import Source
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core; before anything imports torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Make = Callable[..., Path]
+SENTENCE = "the sea was calm and the old captain looked over dark water where whales had come up before dawn"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -56,7 +58,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
         folder = tmp_path_factory.mktemp(family)
         model.to(dtype).save_pretrained(folder, max_shard_size=str(fields.get("max_shard", "5GB")))
         for name in TOKENIZER_FILES:
-            shutil.copyfile(models.folder("tiny-mistral") / name, folder / name)
+            shutil.copyfile(embedded.folder("tiny-mistral") / name, folder / name)
         return folder
 
     return make
@@ -72,3 +74,16 @@ def dense(make_checkpoint: Make) -> Path:
 def moe(make_checkpoint: Make) -> Path:
     """A tiny Mixtral of four experts; not to be changed."""
     return make_checkpoint("mixtral")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Words in seeded random order."""
+    import torch
+
+    generator = torch.Generator().manual_seed(7)
+    words = SENTENCE.split()
+    picks = torch.randint(len(words), (12_000,), generator=generator).tolist()
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(" ".join(words[pick] for pick in picks))
+    return Source(path=str(path))

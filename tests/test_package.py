@@ -12,14 +12,15 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-NOT_PACKAGES = {"tests", "examples", "docs", "build", "dist", "demo-out"}
+NOT_PACKAGES = {"tests", "examples", "docs", "benchmarks", "build", "dist", "demo-out"}
 
 
 def test_the_package_list_names_every_package_and_no_other():
     found = {"tsconvert"} | {
-        f"tsconvert.{folder.name}"
+        ".".join(("tsconvert", *file.parent.relative_to(ROOT).parts))
         for folder in ROOT.iterdir()
-        if (folder / "__init__.py").is_file() and folder.name not in NOT_PACKAGES
+        if folder.name not in NOT_PACKAGES and not folder.name.startswith(".")
+        for file in folder.rglob("__init__.py")
     }
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
@@ -47,16 +48,16 @@ def test_the_wheel_holds_tsconvert_and_nothing_else(wheel: zipfile.ZipFile):
 
 
 def test_the_wheel_carries_what_the_report_is_made_of(wheel: zipfile.ZipFile):
-    assert {"tsconvert/evaluate/report.css", "tsconvert/evaluate/report.html.jinja"} <= set(wheel.namelist())
+    assert {f"tsconvert/evaluate/report/report.{kind}" for kind in ("css", "html.jinja")} <= set(wheel.namelist())
 
 
 def test_the_wheel_carries_the_embedded_models_texts_and_licences(wheel: zipfile.ZipFile):
     sizes = {info.filename: info.file_size for info in wheel.infolist()}
     for model in ("tiny-mistral", "tiny-mixtral"):
         for name in ("config.json", "model.safetensors", "tokenizer.model", "tokenizer.json", "README.md", "LICENSE"):
-            assert sizes[f"tsconvert/models/{model}/{name}"] > 0
-        assert sizes[f"tsconvert/models/{model}/model.safetensors"] < 12_000_000
-    assert sizes["tsconvert/models/text/heldout.txt"] > 0
+            assert sizes[f"tsconvert/embedded/{model}/{name}"] > 0
+        assert sizes[f"tsconvert/embedded/{model}/model.safetensors"] < 12_000_000
+    assert sizes["tsconvert/embedded/text/heldout.txt"] > 0
     assert any(name.endswith("licenses/LICENSE") for name in sizes)
 
 

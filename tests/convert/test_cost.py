@@ -9,10 +9,10 @@ import pytest
 from memory import watched
 from shapes import write_checkpoint
 
-from tsconvert.convert.checkpoint import open_checkpoint
 from tsconvert.convert.cost import flops, layer_weights
-from tsconvert.convert.names import Place, model_places, shape_of
 from tsconvert.convert.relufy import RelufyConfig
+from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.tensor_names import Place, model_places, shape_of
 
 SHAPE = {"layers": 2, "heads": 8, "kv_heads": 2, "vocab": 4096}
 CASES = {

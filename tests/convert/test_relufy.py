@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tsconvert.convert import recovery_sweep
-from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.corpora import Source
-from tsconvert.convert.errors import TsconvertError
-from tsconvert.convert.names import Place
-from tsconvert.convert.recovery import LocalRecovery
+from tsconvert.common.errors import TsconvertError
+from tsconvert.convert.local import sweep
+from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.convert.sweep import Stream
+from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.sweep import Stream
+from tsconvert.model.tensor_names import Place
+from tsconvert.text.sources import Source
 
 Make = Callable[..., Path]
 SHORT = LocalRecovery(steps=20, batch_tokens=256, learning_rate=3e-3)
@@ -83,21 +83,19 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(dense: Path
 def test_a_resumed_run_ends_in_the_same_bytes(make_checkpoint: Make, tmp_path: Path, monkeypatch, dtype):
     folder = make_checkpoint("mistral", num_hidden_layers=3, dtype=dtype)
     relufy(config(folder, tmp_path / "whole"))
-    real = recovery_sweep.recover_layer
+    real = sweep.recover_layer
 
     def dies(layer, *rest):
         if layer.index == 2:
             raise KeyboardInterrupt
         return real(layer, *rest)
 
-    monkeypatch.setattr(recovery_sweep, "recover_layer", dies)
+    monkeypatch.setattr(sweep, "recover_layer", dies)
     with pytest.raises(KeyboardInterrupt):
         relufy(config(folder, tmp_path / "resumed"))
     assert not (tmp_path / "resumed").exists()
     trained = []
-    monkeypatch.setattr(
-        recovery_sweep, "recover_layer", lambda layer, *r: trained.append(layer.index) or real(layer, *r)
-    )
+    monkeypatch.setattr(sweep, "recover_layer", lambda layer, *r: trained.append(layer.index) or real(layer, *r))
     relufy(config(folder, tmp_path / "resumed", resume=True))
     assert trained == [2]
     assert weights(tmp_path / "resumed") == weights(tmp_path / "whole")
@@ -107,7 +105,7 @@ def test_a_run_with_other_settings_is_not_resumed(dense: Path, tmp_path: Path, m
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recovery_sweep, "recover_layer", dies)
+    monkeypatch.setattr(sweep, "recover_layer", dies)
     with pytest.raises(KeyboardInterrupt):
         relufy(config(dense, tmp_path / "out"))
     with pytest.raises(TsconvertError) as caught:

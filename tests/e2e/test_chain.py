@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tsconvert
-from tsconvert import cli, models
+from tsconvert import cli, embedded
 from tsconvert.convert.relufy import RelufyConfig
 from tsconvert.quant.export import ExportConfig
 
@@ -82,7 +82,7 @@ def test_the_runner_gives_the_logits_of_transformers(tmp_path: Path, model: str,
     tsconvert.export_gguf(ExportConfig(model=str(sparse), out=file, type_name=type_name))
     reference = AutoModelForCausalLM.from_pretrained(sparse, trust_remote_code=True, dtype=torch.float32)
     with tsconvert.load(file, mode="dense") as runner:
-        tokens = runner.tokenizer.encode(models.text("heldout.txt").read_text(encoding="utf-8")[:1500])[:256]
+        tokens = runner.tokenizer.encode(embedded.text("heldout.txt").read_text(encoding="utf-8")[:1500])[:256]
         dense_TV = runner.logits(tokens)
         runner.mode = "exact"
         exact_TV = runner.logits(tokens)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tsconvert.convert.checkpoint import Checkpoint
+from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.profile_file import load_profile
+from tsconvert.predictors.profile.file import load_profile
 
 ONE = [sys.executable, "-m", "tsconvert"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tsconvert"]

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsconvert import models
-from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.gguf_import import import_smollm2
-from tsconvert.convert.names import Place
-from tsconvert.convert.recovery import LocalRecovery
+from tsconvert import embedded
+from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.gguf_import import import_smollm2
+from tsconvert.model.tensor_names import Place
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def text(tmp_path: Path) -> Path:
     folder = tmp_path / "text"
     folder.mkdir()
-    words = models.text("train.txt").read_text(encoding="utf-8")
+    words = embedded.text("train.txt").read_text(encoding="utf-8")
     for i in range(60):
         (folder / f"{i:03}.txt").write_text(words[i * 20_000 : (i + 1) * 20_000], encoding="utf-8")
     return folder
@@ -55,7 +55,7 @@ def test_pretrain_tiny(text: Path, tmp_path: Path):
     dense, grown = reports["tiny-mistral"], reports["tiny-mixtral before training on"]
     assert grown["held-out perplexity"] == pytest.approx(dense["held-out perplexity"], rel=0.02)
     for name in ("tiny-mistral", "tiny-mixtral"):
-        ours, shipped = Checkpoint(out / name), Checkpoint(models.folder(name))
+        ours, shipped = Checkpoint(out / name), Checkpoint(embedded.folder(name))
         assert ours.spec == shipped.spec
         assert ours.size_bytes == shipped.size_bytes < 12_000_000
 

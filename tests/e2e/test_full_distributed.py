@@ -61,7 +61,7 @@ def test_two_processes_with_fsdp(whole):
         assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-3)
 
 
-@pytest.mark.slow  # tests/convert/test_full_recovery.py has one in this process
+@pytest.mark.slow  # tests/convert/full/test_recovery.py has one in this process
 def test_killed_and_resumed(whole):
     folder, one = whole
     process = start(ONE, folder / "killed")

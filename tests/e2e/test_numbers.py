@@ -14,18 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.errors import TsconvertError
-from tsconvert.convert.recovery import LocalRecovery
+from tsconvert.common.errors import TsconvertError
+from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.profile import ProfileConfig, profile
+from tsconvert.predictors.profile.profile import ProfileConfig, profile
 from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.imatrix import ImatrixConfig, imatrix
+from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.runner.model import load
 
@@ -235,7 +235,7 @@ def drelu_copy(dense: Path, tmp_path: Path):
 def test_weights_of_nan_in_a_file_are_told_when_they_are_run(sparse_extreme: Path, tmp_path: Path):
     out = tmp_path / "m.gguf"
     export_gguf(ExportConfig(model=str(sparse_extreme), out=out, type_name="F16"))
-    from tsconvert.quant.gguf_file import GgufFile
+    from tsconvert.quant.gguf.file import GgufFile
 
     tensor = GgufFile(out).tensors["blk.2.attn_v.weight"]
     raw = bytearray(out.read_bytes())

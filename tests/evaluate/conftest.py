@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tsconvert.convert.recovery import LocalRecovery
+from tsconvert.common.files import write_json
+from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.convert.writer import write_json
-from tsconvert.evaluate.exporting import export_gguf
-from tsconvert.evaluate.perplexity import EvalConfig, evaluate
-from tsconvert.predictors.profile import ProfileConfig, profile
+from tsconvert.evaluate.export import export_gguf
+from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.predictors.profile.profile import ProfileConfig, profile
 from tsconvert.predictors.train import PredictorConfig, train_predictors
 from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig

@@ -221,7 +221,7 @@ def bases() -> dict[str, Description]:
 
 
 def _model(arch: str, type_name: str, *, width: int = 32, neurons: int = 64, experts: int = 0) -> Description:
-    from tsconvert.quant import ggml
+    from tsconvert.quant.types import ggml
 
     rng, vocab, layers, heads, rank = np.random.default_rng(7), 48, 2, 2, 32 if width < 256 else 256
     transposed = arch != "llama"
@@ -334,7 +334,7 @@ def compile_all(path: Path) -> None:
 
 def read_gguf(path: Path, rng: random.Random) -> None:
     """Everything that looks into a GGUF file: inspect, the runner with a prompt and a token, now and then the rest."""
-    from tsconvert.evaluate.inspect_gguf import inspect_gguf
+    from tsconvert.evaluate.inspect.gguf import inspect_gguf
     from tsconvert.runner.model import load
 
     found = inspect_gguf(path, tensors=True)

@@ -19,16 +19,16 @@ import pytest
 import tokenizer_inputs as tk
 import torch
 
-from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
+from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors
-from tsconvert.predictors.profile_file import load_profile
-from tsconvert.quant.gguf_file import GgufFile
-from tsconvert.quant.imatrix_file import load_imatrix
+from tsconvert.predictors.profile.file import load_profile
+from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
-from tsconvert.quant.tokenizer import read_vocabulary
-from tsconvert.quant.tokenizer_spm import read_model
+from tsconvert.quant.vocabulary.reader import read_vocabulary
+from tsconvert.quant.vocabulary.sentencepiece import read_model
 from tsconvert.runner.chat_template import render
 from tsconvert.runner.dialects import open_model
 from tsconvert.runner.model import load

@@ -87,9 +87,9 @@ def make_tokenizer(rng: random.Random, folder: Path) -> None:
 
 def read_tokenizer(folder: Path, rng: random.Random) -> None:
     """Both loaders: that of training and that of the export; and a text through each."""
-    from tsconvert.convert.corpora import load_tokenizer
-    from tsconvert.convert.errors import TsconvertError
-    from tsconvert.quant.tokenizer import read_vocabulary
+    from tsconvert.common.errors import TsconvertError
+    from tsconvert.quant.vocabulary.reader import read_vocabulary
+    from tsconvert.text.tokenizer import load_tokenizer
 
     try:
         read_vocabulary(folder, 320, pre=rng.choice((None, None, "gpt-2")))

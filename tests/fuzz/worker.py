@@ -20,9 +20,9 @@ from pathlib import Path
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 sys.path.insert(0, str(Path(__file__).parent))
 _MODULES = (
-    "torch", "transformers", "safetensors.numpy", "safetensors.torch", "tsconvert.convert.layers",
-    "tsconvert.quant.quantize", "tsconvert.quant.tokenizer", "tsconvert.runner.model",
-    "tsconvert.evaluate.inspect_gguf", "tsconvert.evaluate.records", "tsconvert.evaluate.plan",
+    "torch", "transformers", "safetensors.numpy", "safetensors.torch", "tsconvert.model.layers",
+    "tsconvert.quant.quantize", "tsconvert.quant.vocabulary.reader", "tsconvert.runner.model",
+    "tsconvert.evaluate.inspect.gguf", "tsconvert.evaluate.records.records", "tsconvert.evaluate.plan.plan",
     "tsconvert.predictors.powerinfer_folder",
 )  # fmt: skip
 _MORE_BYTES = 512 << 20
@@ -46,7 +46,7 @@ def read_one(family: str, seed: int, number: int, folder: Path) -> str:
     """Make and read one input: `read`, `refused`, or what went wrong."""
     from readers import FAMILIES
 
-    from tsconvert.convert.errors import TsconvertError
+    from tsconvert.common.errors import TsconvertError
 
     rng = seeded(seed, family, number)
     FAMILIES[family].make(rng, folder)

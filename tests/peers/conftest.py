@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tsconvert.convert.errors import TsconvertError
-from tsconvert.convert.gguf_import import import_smollm2
+from tsconvert.common.errors import TsconvertError
+from tsconvert.model.gguf_import import import_smollm2
 
 PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 

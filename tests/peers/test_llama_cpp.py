@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tsconvert import models
+from tsconvert import embedded
 from tsconvert.quant.export import ExportConfig, export_gguf
 
 pytestmark = pytest.mark.peer
@@ -51,9 +51,9 @@ def assert_same_greedy(folder: Path, out: Path, load: Callable, type_name: str =
 
 
 @pytest.mark.parametrize("type_name", ["F32", "F16"])
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", embedded.NAMES)
 def test_the_embedded_models_say_the_same(name: str, type_name: str, llama_cpp: Callable, tmp_path: Path):
-    folder = models.folder(name)
+    folder = embedded.folder(name)
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"{name} is not embedded yet")
     assert_same_greedy(folder, tmp_path / "model.gguf", llama_cpp, type_name)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tsconvert.evaluate.verify_text import LEADING, NASTY
+from tsconvert.evaluate.verify.text import LEADING, NASTY
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.tokenizer import load_checked_tokenizer
+from tsconvert.quant.vocabulary.reader import load_checked_tokenizer
 
 pytestmark = pytest.mark.peer
 Make = Callable[..., Path]

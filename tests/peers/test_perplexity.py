@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tsconvert import models
-from tsconvert.convert.corpora import Source
-from tsconvert.evaluate.perplexity import EvalConfig, EvalReport, evaluate
+from tsconvert import embedded
+from tsconvert.evaluate.perplexity.perplexity import EvalConfig, EvalReport, evaluate
 from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.text.sources import Source
 
 pytestmark = pytest.mark.peer
-TEXT = (Source(path=str(models.text("heldout.txt"))),)
+TEXT = (Source(path=str(embedded.text("heldout.txt"))),)
 # llama-perplexity -c 512, after 1 window
 F16_ONE = 37.9954
-# llama-perplexity -f models/text/train.txt -c 512 -t 1 --chunks 800
+# llama-perplexity -f embedded/text/train.txt -c 512 -t 1 --chunks 800
 EIGHT_HUNDRED = {"Q8_0": 36.4602, "Q4_K_M": 38.1102}
 # llama-perplexity -c 512 --chunks 8 --kl-divergence, the reference being the F16 file: mean, median, 99 %, top 1
 Q4_0_EIGHT = (0.295023, 0.243552, 1.083083, 0.68235)
@@ -51,7 +51,7 @@ def test_float_files_have_llama_perplexity_s_figure(exported: Callable[[str], Pa
 @pytest.mark.slow  # five minutes a type on two cores
 @pytest.mark.parametrize("type_name", EIGHT_HUNDRED)
 def test_quantized_files_have_llama_perplexity_s_figure(exported: Callable[[str], Path], type_name: str):
-    found = scored(exported(type_name), data=(Source(path=str(models.text("train.txt"))),), chunks=800)
+    found = scored(exported(type_name), data=(Source(path=str(embedded.text("train.txt"))),), chunks=800)
     assert found.perplexity == pytest.approx(EIGHT_HUNDRED[type_name], rel=1e-3)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tsconvert.convert.recovery import LocalRecovery
+from tsconvert.convert.local.layer_recovery import LocalRecovery
+from tsconvert.convert.masked.local import JointConfig, relufy_with_predictors
 from tsconvert.convert.relufy import RelufyConfig
-from tsconvert.predictors.joint import JointConfig, relufy_with_predictors
 from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.runner.model import load

@@ -5,7 +5,7 @@ The library is that of the PyPI package llama-cpp-py-sync, or of a build of llam
     TSCONVERT_LLAMA_LIB=llama.cpp/build/bin pytest tests/peers/test_quantize.py
     TSCONVERT_RENEW=1 pytest tests/peers/test_quantize.py -k table
 
-The second writes tests/quant/mixes.json.
+The second writes tests/quant/types/mixes.json.
 """
 
 import json
@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsconvert import models
-from tsconvert.convert.corpora import parse_source
+from tsconvert import embedded
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf_file import GgufFile
-from tsconvert.quant.gguf_writer import TensorPlan, f32, file_size, header, text, u32
-from tsconvert.quant.imatrix import ImatrixConfig, imatrix
-from tsconvert.quant.imatrix_file import load_imatrix
+from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.quant.gguf.writer import TensorPlan, f32, file_size, header, text, u32
+from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
+from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
+from tsconvert.text.sources import parse_source
 
 pytestmark = pytest.mark.peer
 PROCESS = Path(__file__).with_name("llama_quantize_process.py")
-TABLE = Path(__file__).parents[1] / "quant" / "mixes.json"
+TABLE = Path(__file__).parents[1] / "quant" / "types" / "mixes.json"
 Make = Callable[..., Path]
 
 
@@ -161,7 +161,7 @@ def test_importance_matrices_go_both_ways(make_checkpoint: Make, tmp_path: Path)
     plain, ours, theirs = tmp_path / "f32.gguf", tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     export_gguf(ExportConfig(model=model, out=plain, type_name="F32"))
     prompt = tmp_path / "text.txt"
-    prompt.write_text((models.folder("tiny-mistral") / "LICENSE").read_text())
+    prompt.write_text((embedded.folder("tiny-mistral") / "LICENSE").read_text())
     imatrix(ImatrixConfig(model=str(model), out=ours, data=(parse_source(str(prompt)),), tokens=2048, context=128))
     run(programs, "llama-imatrix", "-m", plain, "-f", prompt, "-o", theirs, "-c", 128, "-t", 2)
     for given in (ours, theirs):

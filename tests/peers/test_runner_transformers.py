@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tsconvert import models
+from tsconvert import embedded
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.runner.model import load
 
@@ -32,7 +32,7 @@ def test_smollm2_in_float16_says_what_transformers_says(
     smollm2: Path, tmp_path: Path, positions: int, generated: int
 ) -> None:
     export_gguf(ExportConfig(model=smollm2, out=tmp_path / "m.gguf", target="llama.cpp", type_name="F16"))
-    text = (models.folder("tiny-mistral").parent / "text" / "heldout.txt").read_text(encoding="utf-8")
+    text = (embedded.folder("tiny-mistral").parent / "text" / "heldout.txt").read_text(encoding="utf-8")
     ids = AutoTokenizer.from_pretrained(smollm2).encode(text)[:positions]
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tsconvert.convert.corpora import Source
 from tsconvert.convert.relufy import RelufyConfig, relufy
 
 Make = Callable[..., Path]
-SENTENCE = "the sea was calm and the old captain looked over dark water where whales had come up before dawn"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,14 +42,3 @@ def sparse(make_sparse: Make) -> Path:
 def sparse_moe(make_sparse: Make) -> Path:
     """Four experts, dReLU; not to be changed."""
     return make_sparse("mixtral")
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Words in seeded random order."""
-    generator = torch.Generator().manual_seed(7)
-    words = SENTENCE.split()
-    picks = torch.randint(len(words), (12_000,), generator=generator).tolist()
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text(" ".join(words[pick] for pick in picks))
-    return Source(path=str(path))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
+from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.predictors.folder import PredictorSet, load_predictors, save_predictors
 from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors, save_powerinfer_predictors
 from tsconvert.predictors.predictor import Predictor

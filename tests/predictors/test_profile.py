@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.corpora import Source, calibration_rows
-from tsconvert.convert.errors import TsconvertError
-from tsconvert.predictors.profile import ProfileConfig, load_profile, profile
+from tsconvert.common.errors import TsconvertError
+from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.predictors.profile.profile import ProfileConfig, load_profile, profile
+from tsconvert.text.packing import calibration_rows
+from tsconvert.text.sources import Source
 
 Make = Callable[..., Path]
 

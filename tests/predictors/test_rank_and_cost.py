@@ -9,28 +9,28 @@ import torch
 from click.testing import CliRunner
 
 from tsconvert.cli import main
-from tsconvert.convert.checkpoint import Checkpoint, open_checkpoint
-from tsconvert.convert.corpora import Source
-from tsconvert.convert.errors import TsconvertError
-from tsconvert.convert.names import Place
-from tsconvert.convert.sweep import Stream
-from tsconvert.predictors.calibrate import FFNReport, calibrate, judge
+from tsconvert.common.errors import TsconvertError
+from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
+from tsconvert.model.sweep import Stream
+from tsconvert.model.tensor_names import Place
+from tsconvert.predictors.calibration import FFNReport, calibrate, judge
 from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.predictors.estimate import estimate_predictors
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.hot import hot_set, hot_share, overlap
 from tsconvert.predictors.linear import _reduced_rank
 from tsconvert.predictors.predictor import Predictor, SignPredictor
+from tsconvert.predictors.profile.hot import hot_set, hot_share, overlap
+from tsconvert.predictors.profile.statistics import EnergyHistogram
 from tsconvert.predictors.rank import Choice, candidates, cap, choices, default_rank, spend, tried
 from tsconvert.predictors.scores import Scores
-from tsconvert.predictors.statistics import EnergyHistogram
 from tsconvert.predictors.stored import as_stored
 from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training, _gradient, train_low_rank
 from tsconvert.predictors.trials import layer_ffns
-from tsconvert.quant import ggml
-from tsconvert.quant.predictor_source import find_predictors
+from tsconvert.quant.targets.predictor_source import find_predictors
+from tsconvert.quant.types import ggml
+from tsconvert.text.sources import Source
 
 QUICK = Training(steps=30, batch_tokens=256)
 

@@ -13,20 +13,21 @@ from memory import watched
 from shapes import write_checkpoint
 from transformers import AutoModelForCausalLM
 
-from tsconvert.convert import sweep as sweep_module
-from tsconvert.convert.checkpoint import Checkpoint
-from tsconvert.convert.corpora import Source, calibration_rows
-from tsconvert.convert.errors import TsconvertError
-from tsconvert.convert.layers import Stack
-from tsconvert.convert.sweep import Stream
+from tsconvert.common.errors import TsconvertError
+from tsconvert.model import sweep as sweep_module
+from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.layers import Stack
+from tsconvert.model.sweep import Stream
 from tsconvert.predictors import trials
 from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.kept import Kept
+from tsconvert.predictors.partial_results import Kept
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training
 from tsconvert.predictors.trials import layer_ffns
+from tsconvert.text.packing import calibration_rows
+from tsconvert.text.sources import Source
 
 Make = Callable[..., Path]
 QUICK = Training(steps=60, batch_tokens=256)

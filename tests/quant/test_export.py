@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tsconvert.convert.checkpoint import open_checkpoint
+from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.quant import ggml
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf_file import GgufFile
+from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.quant.types import ggml
 
 Make = Callable[..., Path]
 HEADS, KV_HEADS = 4, 2

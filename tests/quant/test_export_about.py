@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsconvert.convert.checkpoint import open_checkpoint
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.powerinfer_folder import save_powerinfer_predictors
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf_file import GgufFile
+from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
 
 Make = Callable[..., Path]

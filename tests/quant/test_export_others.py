@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tsconvert.convert.checkpoint import open_checkpoint
-from tsconvert.evaluate.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf_file import GgufFile
+from tsconvert.quant.gguf.file import GgufFile
 
 Make = Callable[..., Path]
 RANK = 16

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from tsconvert.cli import main
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.export import ExportConfig, export_gguf, parse_pair
 
 Make = Callable[..., Path]
@@ -143,7 +143,7 @@ def test_a_vocabulary_without_the_newline_byte_for_powerinfer(tmp_path: Path, dr
 
 def test_predictors_of_another_model(tmp_path: Path, drelu: Path, make_predictors: Make):
     folder = make_predictors(drelu, fingerprint="0123456789abcdef")
-    from tsconvert.convert.checkpoint import open_checkpoint
+    from tsconvert.model.checkpoint import open_checkpoint
 
     assert sentence(tmp_path, drelu, predictors=folder) == (
         f"{folder}: these predictors were trained for another model (fingerprint 0123456789ab, this one is"
@@ -152,7 +152,7 @@ def test_predictors_of_another_model(tmp_path: Path, drelu: Path, make_predictor
 
 
 def test_predictors_of_another_shape(tmp_path: Path, drelu: Path, drelu_moe: Path, make_predictors: Make):
-    from tsconvert.convert.checkpoint import open_checkpoint
+    from tsconvert.model.checkpoint import open_checkpoint
 
     folder = make_predictors(drelu_moe, fingerprint=open_checkpoint(drelu).fingerprint)
     assert sentence(tmp_path, drelu, predictors=folder) == (

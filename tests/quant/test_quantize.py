@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from tsconvert.cli import main
-from tsconvert.convert.errors import TsconvertError
-from tsconvert.quant import gguf_writer
+from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf_file import GgufFile
+from tsconvert.quant.gguf import writer
+from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 
 Make = Callable[..., Path]
@@ -147,7 +147,7 @@ def test_what_is_quantized_already_needs_to_be_allowed(plain: Path, tmp_path: Pa
     tensors = GgufFile(tmp_path / "q4.gguf").tensors
     assert report.tensors["blk.0.attn_k.weight"] == "Q4_0"
     decoded = GgufFile(once).tensors["blk.0.attn_k.weight"].to_float32()
-    expected = gguf_writer.ggml.quantize(decoded, "Q4_0").reshape(-1)
+    expected = writer.ggml.quantize(decoded, "Q4_0").reshape(-1)
     assert np.array_equal(tensors["blk.0.attn_k.weight"].raw, expected)
     again = quantize(QuantizeConfig(source=once, out=tmp_path / "same.gguf", type_name="Q8_0"))
     same(again.out, once)

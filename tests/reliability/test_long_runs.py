@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tsconvert import load
-from tsconvert.convert.checkpoint import open_checkpoint
-from tsconvert.convert.sweep import sweep
-from tsconvert.predictors.profile import ProfileConfig, profile
+from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.sweep import sweep
+from tsconvert.predictors.profile.profile import ProfileConfig, profile
 from tsconvert.quant.export import ExportConfig, export_gguf
 
 TOKENS, SWEEPS = 2000, 200

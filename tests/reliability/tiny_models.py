@@ -12,7 +12,7 @@ def dense_model(folder: Path) -> Path:
     from transformers import MistralConfig, MistralForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from tsconvert import models
+    from tsconvert import embedded
 
     disable_progress_bar()
     torch.manual_seed(0)
@@ -26,7 +26,7 @@ def dense_model(folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.08)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
-        shutil.copyfile(models.folder("tiny-mistral") / name, folder / name)
+        shutil.copyfile(embedded.folder("tiny-mistral") / name, folder / name)
     return folder
 
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tsconvert import cli
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.runner.console import RunConfig, run
 from tsconvert.runner.conversation import Conversation

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
 from tsconvert.runner.dialects import open_model
 
 

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from tsconvert import cli, models
-from tsconvert.convert.checkpoint import open_checkpoint
-from tsconvert.convert.errors import TsconvertError
+from tsconvert import cli, embedded
+from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.quant.export import ExportConfig, export_gguf
@@ -171,7 +171,7 @@ TOO_LONG = (
     ],
 )
 def test_run_refuses_in_one_sentence(capsys, sparse_file, options, message):
-    from tsconvert.quant.gguf_file import GgufFile
+    from tsconvert.quant.gguf.file import GgufFile
     from tsconvert.runner.tokenizer import GgufTokenizer
 
     n = len(GgufTokenizer(GgufFile(sparse_file)).encode(options[1]))
@@ -211,7 +211,7 @@ def test_bench_measures_every_mode_that_the_file_allows(capsys, sparse_file, den
 def test_the_embedded_tokenizer_survives_the_file(sparse_file):
     from tokenizers import Tokenizer
 
-    reference = Tokenizer.from_file(str(models.folder("tiny-mistral") / "tokenizer.json"))
+    reference = Tokenizer.from_file(str(embedded.folder("tiny-mistral") / "tokenizer.json"))
     with load(sparse_file, threads=1) as model:
         text = "A fox — ein Fuchs — 狐, at 12:30!"
         tokens = model.tokenizer.encode(text, special=False)

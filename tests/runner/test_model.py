@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
 from tsconvert.runner.model import load
 
 SPARSE = [("mistral", "drelu", "sparse"), ("mistral", "reglu", "powerinfer"), ("mistral", "drelu", "powerinfer")]

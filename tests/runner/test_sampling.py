@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tsconvert.convert.errors import TsconvertError
+from tsconvert.common.errors import TsconvertError
 from tsconvert.runner.sampling import Sampler, Sampling, candidates, penalized
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))

@@ -8,8 +8,8 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as bpe_models
 
-from tsconvert import models
-from tsconvert.convert.errors import TsconvertError
+from tsconvert import embedded
+from tsconvert.common.errors import TsconvertError
 from tsconvert.runner.tokenizer import GgufTokenizer, TextStream
 
 TEXTS = [
@@ -27,7 +27,7 @@ def gguf(**metadata):
 def pieces():
     """The embedded model's SentencePiece vocabulary, as llama.cpp's converter writes it."""
     processor = sentencepiece.SentencePieceProcessor()
-    processor.Load(str(models.folder("tiny-mistral") / "tokenizer.model"))
+    processor.Load(str(embedded.folder("tiny-mistral") / "tokenizer.model"))
     kinds = [
         2 if processor.IsUnknown(i) else 3 if processor.IsControl(i) else 6 if processor.IsByte(i) else 1
         for i in range(processor.GetPieceSize())
@@ -54,7 +54,7 @@ def test_sentencepiece_from_pieces_and_scores(pieces):
 
 
 def test_the_whole_tokenizer_json_comes_first(pieces):
-    text = (models.folder("tiny-mistral") / "tokenizer.json").read_text(encoding="utf-8")
+    text = (embedded.folder("tiny-mistral") / "tokenizer.json").read_text(encoding="utf-8")
     reference = Tokenizer.from_str(text)
     ours = GgufTokenizer(gguf(**pieces[1], tokenizer__huggingface__json=text))
     for sample in TEXTS:

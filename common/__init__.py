@@ -1,0 +1,1 @@
+"""What every part stands on: errors, progress, files, locks, processes, options."""

@@ -1,0 +1,167 @@
+"""Writing: one file or one checkpoint folder at a time, never half of one under its final name.
+
+A checkpoint's header is known before its weights are, so shards are laid out first and tensors written where they
+belong, in any order and from any layer; that is what lets a sweep resume.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from .errors import TsconvertError
+from .locks import claimed
+
+PARTIAL = ".partial"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_PIECE_BYTES = 1 << 24
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that gets its name only when it is whole: `NAME.partial`, fsync, rename. After an error it is gone.
+
+    Raises:
+        TsconvertError: another process is writing it.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    with claimed(partial, path):
+        with naming(path), partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def reserved_name(out: Path) -> Iterator[None]:
+    """Within, no other process may begin to write the file ``out``: for work that ends in one.
+
+    Raises:
+        TsconvertError: ``out`` exists, or another process is writing it.
+    """
+    refuse_existing(out)
+    with claimed(out.with_name(out.name + PARTIAL), out):
+        refuse_existing(out)  # its writer may have finished meanwhile
+        yield
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Full disks and limits named ``path``: the system's errors on writing name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (*FULL, errno.EFBIG):
+            error.filename = str(path)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """``content`` as an indented JSON file, whole or not at all."""
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def refuse_existing(out: Path) -> None:
+    """Outputs are never overwritten: what is there may have cost days."""
+    if out.exists():
+        raise TsconvertError(f"{out}: exists already; choose another --out or remove it first")
+
+
+def check_disk(out: Path, need_bytes: int) -> None:
+    """Stop before work starts when the disk that holds ``out`` lacks the room."""
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise TsconvertError(
+            f"{out}: needs {need_bytes:,} bytes and {folder} has {free:,} free; make room or choose another --out"
+        )
+
+
+def reserve(stream: IO[bytes], size_bytes: int) -> None:
+    """Give the file its full size, on the disk where the system can.
+
+    Raises:
+        TsconvertError: the disk is full.
+    """
+    try:
+        os.posix_fallocate(stream.fileno(), 0, size_bytes)
+    except AttributeError:  # not on Windows and macOS
+        os.truncate(stream.fileno(), size_bytes)
+    except OSError as error:
+        if error.errno in (*FULL, errno.EFBIG):
+            raise TsconvertError(
+                f"{stream.name}: the disk has no room for {size_bytes:,} bytes; make room or choose another --out"
+            ) from None
+        os.truncate(stream.fileno(), size_bytes)
+
+
+@contextmanager
+def atomic_folder(out: Path, *, resume: bool = False, drop: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder that gets its name only when all in it is written.
+
+    Args:
+        resume: keep what an earlier run left in the partial folder.
+        drop: patterns of what is only there to resume from; removed in this order at the very end.
+
+    Yields:
+        `OUT.partial`, emptied unless ``resume``. It stays after an error, for `--resume`.
+
+    Raises:
+        TsconvertError: ``out`` exists, or another process is writing it.
+    """
+    refuse_existing(out)
+    partial = out.with_name(out.name + PARTIAL)
+    with claimed(partial, out, folder=True):
+        refuse_existing(out)  # its writer may have finished meanwhile
+        if not resume:
+            empty(partial)
+        with naming(out):
+            yield partial
+            for path in partial.iterdir():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        for path in [path for pattern in drop for path in sorted(partial.glob(pattern))]:
+            path.unlink()
+        _sync_folder(partial)
+        partial.rename(out)
+    _sync_folder(out.parent)
+
+
+def empty(folder: Path) -> None:
+    """Remove all that is in ``folder``; the folder itself, and a lock on it, stay."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def put(stream: BinaryIO, offset: int, content: memoryview) -> None:
+    """Write ``content`` at ``offset`` of an unbuffered file, however few bytes the system takes at a time."""
+    with naming(Path(stream.name)):
+        while content:
+            if hasattr(os, "pwrite"):
+                done = os.pwrite(stream.fileno(), content, offset)
+            else:
+                stream.seek(offset)
+                done = stream.write(content)
+            if not done:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(stream.name))
+            content, offset = content[done:], offset + done
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

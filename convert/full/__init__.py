@@ -1,0 +1,1 @@
+"""Recovery of the whole model, by transformers' Trainer."""

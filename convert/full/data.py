@@ -1,0 +1,85 @@
+"""The rows that full recovery trains on and is judged by: those that local recovery kept from training."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import Dataset
+
+from ...common.errors import TsconvertError
+from ...common.progress import note
+from ...model.checkpoint import Checkpoint
+from ...text.packing import documents
+from ...text.tokenizer import load_tokenizer
+from ...text.training_rows import Packed, as_inputs
+from ..local.sweep import JUDGE_SHARE
+from .config import FullRecovery
+from .teacher_logits import KeptLogits
+
+if TYPE_CHECKING:
+    from ..relufy import RelufyConfig
+
+
+class Rows(Dataset[dict[str, torch.Tensor]]):
+    """Sequences as the trainer takes them, with what was kept of the teacher.
+
+    No token attends to another text, positions begin anew with each, and what a text begins with is not to be foreseen.
+    """
+
+    def __init__(self, packed: Packed, kept: KeptLogits | None = None) -> None:
+        self.packed, self.kept = packed, kept
+
+    def __len__(self) -> int:
+        return len(self.packed.rows_NS)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        asked_NS = self.packed.asked_NS
+        asked_S = None if asked_NS is None else asked_NS[index]
+        found = as_inputs(self.packed.rows_NS[index], self.packed.begins_NS[index], asked_S)
+        return found | (self.kept.of(index) if self.kept else {})
+
+
+def full_rows(
+    checkpoint: Checkpoint, config: "RelufyConfig", how: FullRecovery, multiple: int
+) -> tuple[Packed, Packed]:
+    """The rows to train on, and those that judge: what the layer sweep kept from training, here not trained on either.
+
+    Args:
+        multiple: of rows, in a step; the last few rows that would be less are left out.
+
+    Raises:
+        TsconvertError: as `documents`, or the text has nothing but what judges.
+    """
+    swept_NS, begins_NS = documents(
+        checkpoint, config.data, tokens=config.tokens, context=config.context, seed=config.seed
+    )
+    count = max(1, len(swept_NS) // JUDGE_SHARE)
+    held = Packed(swept_NS[-count:], begins_NS[-count:])
+    wanted = max(config.tokens, how.tokens) + held.rows_NS.size
+    every = Packed(*documents(checkpoint, config.data, tokens=wanted, context=config.context, seed=config.seed))
+    known = {row_S.tobytes() for row_S in held.rows_NS}
+    train = every[[i for i, row_S in enumerate(every.rows_NS) if row_S.tobytes() not in known]]
+    if not len(train.rows_NS):
+        raise TsconvertError(
+            f"{len(every.rows_NS)} sequences are too few to train on and to judge with; give more --data"
+        )
+    passes = how.tokens / train.rows_NS.size
+    if passes > 1.01:
+        note(f"the text has {train.rows_NS.size:,} tokens to train on: it is passed {passes:.1f} times")
+    return train[: max(1, len(train.rows_NS) // multiple) * multiple], held
+
+
+def same_tokenizer(student: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse a teacher whose tokens mean something else.
+
+    Raises:
+        TsconvertError: the tokenizers differ.
+    """
+    if student.folder == teacher.folder:
+        return
+    ours, theirs = (load_tokenizer(each.folder).get_vocab() for each in (student, teacher))
+    if ours != theirs:
+        token = next(iter(sorted(set(ours.items()) ^ set(theirs.items()))))[0]
+        raise TsconvertError(
+            f"{teacher.folder}: its tokenizer is not the one of {student.folder} (they differ in {token!r}); give a"
+            " teacher that reads the same tokens"
+        )

@@ -1,0 +1,115 @@
+"""The loss of full recovery: cross-entropy with the text and KL divergence from the dense teacher, in one pass.
+
+Both are cross-entropies towards a target distribution, so that their sum has the plain gradient
+(a + b) softmax(student) - a onehot - b teacher. It is made together with the loss, some tokens at a time, so that no
+second copy of the logits in float32 is ever needed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ...text.training_rows import IGNORED
+
+# Shape suffixes: T tokens, V vocabulary, K largest logits that were kept, D model width.
+_CHUNK_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The teacher's K largest log-probabilities of each token; what is left to the others is one lump."""
+
+    index_TK: torch.Tensor
+    log_TK: torch.Tensor
+
+
+Teacher = torch.Tensor | TopK | None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over the tokens that have a label; `total` has the gradient."""
+
+    total: torch.Tensor
+    cross_entropy: torch.Tensor
+    divergence: torch.Tensor
+
+
+def distillation(
+    student_TV: torch.Tensor, teacher: Teacher, label_T: torch.Tensor, cross_entropy: float, divergence: float
+) -> Losses:
+    """``cross_entropy`` times the cross-entropy plus ``divergence`` times KL(teacher || student).
+
+    Args:
+        student_TV: logits.
+        teacher: its logits [T, V], its largest log-probabilities, or None without a teacher.
+        label_T: token ids; IGNORED where there is none.
+    """
+    blend: Any = _Blend.apply
+    total, entropy, kl = blend(student_TV, teacher, label_T, cross_entropy, divergence)
+    return Losses(total, entropy, kl)
+
+
+class _Blend(torch.autograd.Function):
+    """Loss and gradient in one pass over the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_TV: torch.Tensor, teacher: Teacher, label_T: torch.Tensor, a: float, b: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Totals and both parts."""
+        slope_TV = torch.empty_like(student_TV) if ctx.needs_input_grad[0] else None
+        sums = torch.zeros(2, device=student_TV.device)
+        count = (label_T != IGNORED).sum().clamp_min(1)
+        step = max(1, _CHUNK_ELEMENTS // student_TV.shape[1])
+        for start in range(0, len(student_TV), step):
+            part = slice(start, start + step)
+            log_TV = functional.log_softmax(student_TV[part].float(), -1)
+            known_T = label_T[part] != IGNORED
+            target_T1 = label_T[part].clamp_min(0)[:, None]
+            sums[0] -= (log_TV.gather(1, target_T1)[:, 0] * known_T).sum()
+            if teacher is None:
+                grad_TV = log_TV.exp_().mul_(a)
+            else:
+                target_TV, divergence_T = _target(log_TV, teacher, part)
+                sums[1] += (divergence_T * known_T).sum()
+                grad_TV = log_TV.exp_().mul_(a + b).sub_(target_TV, alpha=b)
+            if slope_TV is not None:
+                grad_TV.scatter_add_(1, target_T1, torch.full_like(target_T1, -a, dtype=grad_TV.dtype))
+                slope_TV[part] = grad_TV.mul_((known_T / count)[:, None])
+        ctx.slope_TV = slope_TV
+        entropy, divergence = sums / count
+        ctx.mark_non_differentiable(entropy, divergence)
+        return a * entropy + b * divergence, entropy, divergence
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        """The gradient that the forward pass made, scaled."""
+        return ctx.slope_TV.mul_(slopes[0]), None, None, None, None
+
+
+def _target(log_TV: torch.Tensor, teacher: torch.Tensor | TopK, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distribution [T, V] that KL pulls towards, and the KL of each token."""
+    if isinstance(teacher, torch.Tensor):
+        goal_TV = functional.log_softmax(teacher[part].float(), -1)
+        p_TV = goal_TV.exp()
+        return p_TV, (goal_TV.sub_(log_TV)).mul_(p_TV).sum(-1)
+    index_TK, kept_TK = teacher.index_TK[part].long(), teacher.log_TK[part].float()
+    ours_TK = log_TV.gather(1, index_TK)
+    p_TK = kept_TK.exp()
+    rest_T1 = (1 - p_TK.sum(-1, keepdim=True)).clamp_min(1e-6)
+    own_T1 = (1 - ours_TK.exp().sum(-1, keepdim=True)).clamp_min(1e-6)
+    target_TV = log_TV.exp().mul_(rest_T1 / own_T1).scatter_(1, index_TK, p_TK)
+    divergence_T = (p_TK * (kept_TK - ours_TK)).sum(-1) + (rest_T1 * (rest_T1 / own_T1).log())[:, 0]
+    return target_TV, divergence_T
+
+
+def hidden_distance(student: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
+    """Mean over layers and tokens of |student - teacher|^2 / |teacher|^2 of the hidden states [..., D]."""
+    distances = [
+        ((ours.float() - theirs.float()).square().sum(-1) / theirs.float().square().sum(-1).clamp_min(1e-12)).mean()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(distances).mean()

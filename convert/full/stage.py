@@ -1,0 +1,150 @@
+"""One training of a whole model by transformers' Trainer: its settings, its rows, its end, and what can stop it."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+
+from ...common import processes
+from ...common.errors import TsconvertError
+from ...common.progress import note
+from ...common.system_errors import no_room
+from ...text.streams import StreamedRows
+from ...text.training_rows import IGNORED, Packed
+from .activations import InLoop
+from .callbacks import Progress
+from .config import Evaluation, FullFound, FullRecovery
+from .data import Rows
+from .loss import distillation
+from .teacher_logits import KeptLogits
+from .trainer import RecoveryTrainer, forwarded, shifted, whole
+
+if TYPE_CHECKING:
+    from ..relufy import RelufyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What is trained, on what, towards what."""
+
+    config: "RelufyConfig"
+    how: FullRecovery
+    folder: Path
+    """Of the trainer and its checkpoints."""
+    train: Packed | StreamedRows
+    held: Packed
+    kept: KeptLogits | None = None
+    peak: float = 0.0
+    """Learning rate."""
+    teacher: Any = None
+    in_loop: InLoop | None = None
+
+    def run(self, model: Any) -> tuple[FullFound, RecoveryTrainer]:
+        """Train ``model``; the best checkpoint is loaded in the end.
+
+        Raises:
+            TsconvertError: a loss that is no number, or a full disk.
+        """
+        start_s = time.monotonic()
+        trainer = RecoveryTrainer(
+            model=model, args=arguments(self.config, self.how, self.folder), how=self.how, teacher=self.teacher,
+            train_dataset=self._rows(), eval_dataset=Rows(self.held), peak=self.peak,
+            in_loop=self.in_loop, callbacks=[EarlyStoppingCallback(self.how.patience)] if self.how.patience else None,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Progress(trainer))
+        self._train(trainer)
+        judged = trainer.evaluate()
+        history = trainer.state.log_history
+        found = FullFound(
+            steps=trainer.state.global_step, tokens=trainer.state.global_step * self.how.batch_tokens,
+            best_step=trainer.state.best_global_step or trainer.state.global_step,
+            perplexity=judged["eval_perplexity"], density=trainer.layer_density,
+            evaluations=tuple(_evaluation(entry) for entry in history if "eval_loss" in entry),
+            losses=tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
+            elapsed_s=time.monotonic() - start_s,
+        )  # fmt: skip
+        return found, trainer
+
+    def _rows(self) -> Dataset[dict[str, torch.Tensor]]:
+        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.kept)
+
+    def _train(self, trainer: RecoveryTrainer) -> None:
+        folder = self.folder
+        checkpoints = filter(whole, folder.glob("checkpoint-*")) if self.config.resume else iter(())
+        last = max(checkpoints, key=_step, default=None)
+        if last is not None:
+            note(f"going on from step {_step(last)}")
+        try:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        except Exception as error:
+            if no_room(error):
+                raise TsconvertError(f"{folder}: the disk is full; {trainer.kept()}: make room and --resume") from error
+            raise
+
+
+def arguments(config: "RelufyConfig", how: FullRecovery, folder: Path) -> TrainingArguments:
+    """transformers' settings for ``how``."""
+    rows = max(1, how.micro_tokens // config.context)
+    steps = max(1, how.batch_tokens // (rows * config.context * processes.world()))
+    every = max(1, how.steps // how.evaluations)
+    return TrainingArguments(
+        output_dir=str(folder), max_steps=max(1, round(how.steps / every)) * every, per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows, gradient_accumulation_steps=steps, lr_scheduler_type="cosine",
+        warmup_steps=max(1, how.steps // 20), max_grad_norm=1.0, logging_steps=max(1, min(10, every // 5)),
+        eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="objective", greater_is_better=False, seed=config.seed, data_seed=config.seed,
+        use_cpu=torch.device(config.device).type == "cpu", bf16=bool(config.training.autocast),
+        report_to=list(how.report_to), disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
+        logging_nan_inf_filter=False, **_checkpointing(how),
+    )  # fmt: skip
+
+
+def _checkpointing(how: FullRecovery) -> dict[str, Any]:
+    """transformers' settings for computing activations again; they had another name in its first 5.x releases."""
+    names = [field.name for field in fields(TrainingArguments)]
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if how.checkpointing else {}
+
+
+def rows_a_step(config: "RelufyConfig", how: FullRecovery) -> int:
+    """Sequences that all processes train on in one step."""
+    rows = max(1, how.micro_tokens // config.context)
+    return rows * max(1, how.batch_tokens // (rows * config.context * processes.world())) * processes.world()
+
+
+def batches(packed: Packed, rows: int, device: str) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """What a model is given of some sequences, so many at a time, and what is to follow each token."""
+    for batch in DataLoader(Rows(packed), batch_size=rows):
+        here = {name: part.to(device) for name, part in batch.items()}
+        yield forwarded(here), shifted(here["labels"]).flatten()
+
+
+@torch.no_grad()
+def perplexity(model: Any, held: Packed, device: str) -> float:
+    """Of ``model`` on some sequences."""
+    total, count = 0.0, 0
+    for inputs, label_T in batches(held, 4, device):
+        known = int((label_T != IGNORED).sum())
+        logits_NSV = model(**inputs, use_cache=False).logits
+        found = distillation(logits_NSV.flatten(0, 1), None, label_T, 1.0, 0.0)
+        total, count = total + float(found.cross_entropy) * known, count + known
+    return math.exp(total / max(1, count))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _evaluation(entry: dict[str, float]) -> Evaluation:
+    return Evaluation(
+        step=int(entry["step"]), perplexity=entry["eval_perplexity"], density=entry["eval_density"],
+        predicted_perplexity=entry.get("eval_predicted_perplexity"),
+    )  # fmt: skip

@@ -1,0 +1,272 @@
+"""transformers' Trainer with the loss of full recovery."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from ...common import processes
+from ...common.errors import TsconvertError
+from ...common.files import write_json
+from ...text.training_rows import IGNORED
+from ..penalty import SparsityPenalty
+from .activations import InLoop, Meter
+from .config import FullRecovery
+from .fsdp import shard_on_cpu
+from .loss import Teacher, TopK, distillation, hidden_distance
+from .staged_penalty import StagedPenalty
+
+# Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
+_STATE = "recovery.json"
+_FIRST_WEIGHT = 0.1  # of the penalty
+_EXCESS = 1.03  # of the density asked for, up to which a model counts as having reached it
+_PRICE = 5.0  # nats that a density e times as high as that costs a checkpoint in comparison
+PREDICTOR = "predictor"
+"""The name that modules in the loop have in an FFN."""
+
+
+class RecoveryTrainer(Trainer):
+    """Cross-entropy, divergence from the teacher, hidden states, a steered penalty, and who is in the loop.
+
+    Args:
+        how: the weights of the loss.
+        teacher: the dense model, not trained; None without one.
+        peak: AdamW's learning rate for the model's weights.
+    """
+
+    def __init__(
+        self, *args: Any, how: FullRecovery, teacher: nn.Module | None, peak: float, in_loop: InLoop | None = None,
+        **more: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(*args, **more)
+        self.how, self.teacher, self.peak, self.in_loop = how, teacher, peak, in_loop
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+        self.meter = Meter(self.model, in_loop)
+        self.penalty = _penalty(how)
+        self.meter.penalised = self.penalty.goal is not None or how.penalty == "sine"
+        self._parts: dict[str, list[float]] = {}
+        self._fired: list[float] = []
+        self._steered = -1
+        self.layer_density: tuple[float, ...] = ()
+
+    optimizer: Any
+    control: Any
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Before it accelerate learns that sharding is wanted on the CPU, too."""
+        if self.args.use_cpu and processes.world() > 1:
+            shard_on_cpu()
+        super().create_accelerator_and_postprocess()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW without decay; what is in the loop has a learning rate of its own."""
+        if self.optimizer is None:
+            named = [(n, p) for n, p in (model or self.model).named_parameters() if p.requires_grad]
+            groups = [{"params": [p for n, p in named if PREDICTOR not in n], "lr": self.peak}]
+            if beside := [p for n, p in named if PREDICTOR in n]:
+                assert self.in_loop is not None
+                groups.append({"params": beside, "lr": self.in_loop.rate(self.model.config.hidden_size)})
+            self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.95), weight_decay=0.0)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:  # fmt: skip
+        """The loss of one micro-batch."""
+        del num_items_in_batch
+        ids_NS = inputs["input_ids"]
+        masked = round(len(ids_NS) * self.in_loop.share) if self.in_loop else 0
+        self.meter.begin(ids_NS.numel(), masked * ids_NS.shape[1], learns=self.in_loop is not None)
+        outputs = model(**forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
+        self.meter.end()
+        teacher, hidden = self._teach(inputs)
+        label_T = shifted(inputs["labels"]).flatten()
+        losses = distillation(
+            outputs.logits.flatten(0, 1), teacher, label_T, self.how.cross_entropy, self.how.divergence
+        )
+        loss = losses.total
+        parts = {"cross_entropy": losses.cross_entropy, "divergence": losses.divergence}
+        if hidden:
+            parts["hidden"] = hidden_distance(list(outputs.hidden_states[1:]), hidden)
+            loss = loss + self.how.hidden * parts["hidden"]
+        if self.meter.penalised:
+            parts["l1"] = self.meter.penalty()
+            loss = loss + self.penalty.weight * parts["l1"]
+        for own in self.meter.losses:
+            loss = loss + own
+        self._note(float(loss.detach()), {name: float(value.detach()) for name, value in parts.items()})
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; after the last of a step the penalty is steered."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self.in_loop is not None:
+            self.in_loop.step()
+        density = self.meter.density()
+        self._fired.append(sum(density) / len(density))
+        if self.accelerator.sync_gradients and self._steered != self.state.global_step:
+            self._steered = self.state.global_step
+            self.penalty.steer(self.state.global_step, sum(self._fired) / len(self._fired))
+            self._fired = []
+        return loss
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Held-out perplexity and density; with somebody in the loop, under the mask as well."""
+        model = self._wrap_model(self.model, training=False)
+        loss, density = self._judge(model, masked=False)
+        self._check(loss)
+        found: dict[str, float] = {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 80.0)),
+            "density": sum(density) / len(density),
+        }
+        self.layer_density = tuple(density)
+        score = loss
+        if self.in_loop is not None:
+            found["predicted_loss"] = self._judge(model, masked=True)[0]
+            found["predicted_perplexity"] = math.exp(min(found["predicted_loss"], 80.0))
+            score = 0.5 * (loss + found["predicted_loss"])
+        goal = self.penalty.goal
+        # a model that is not sparse enough is no better for its loss
+        excess = 0.0 if goal is None else math.log(max(1.0, found["density"] / (_EXCESS * goal)))
+        found["objective"] = score + _PRICE * excess
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the means of the loss's parts since the last time."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._parts.items() if values}
+            logs["penalty_weight"] = self.penalty.weight
+            logs["density"] = self.penalty.density or 0.0
+            self._parts = {}
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _judge(self, model: nn.Module, *, masked: bool) -> tuple[float, list[float]]:
+        model.eval()
+        total, count = 0.0, 0.0
+        fired = torch.zeros(self.meter.layers, 2, dtype=torch.float64)
+        for batch, counts in self._held():
+            inputs = self._prepare_inputs(batch)
+            tokens = inputs["input_ids"].numel()
+            self.meter.begin(tokens, tokens if masked else 0)
+            with self.compute_loss_context_manager():
+                logits_NSV = model(**forwarded(inputs), use_cache=False).logits
+            self.meter.end()
+            if not counts:
+                continue
+            fired += self.meter.fired
+            label_T = shifted(inputs["labels"]).flatten()
+            found = distillation(logits_NSV.flatten(0, 1), None, label_T, 1.0, 0.0)
+            known = int((label_T != IGNORED).sum())
+            total, count = total + float(found.cross_entropy) * known, count + known
+        model.train()
+        total, count, *flat = processes.sums(total, count, *fired.flatten().tolist())
+        density = [each / max(1.0, seen) for each, seen in zip(flat[::2], flat[1::2], strict=True)]
+        return total / max(1.0, count), density
+
+    def _held(self) -> Iterator[tuple[dict[str, torch.Tensor], bool]]:
+        """This process's batches of held-out text, and whether they count: sharded models are passed equally often."""
+        rows, world = self.args.eval_batch_size, processes.world()
+        starts = range(0, len(self.eval_dataset), rows)
+        for turn in range(-(-len(starts) // world)):
+            number = turn * world + processes.rank()
+            start = starts[number if number < len(starts) else 0]
+            batch = [self.eval_dataset[i] for i in range(start, min(start + rows, len(self.eval_dataset)))]
+            yield self.data_collator(batch), number < len(starts)
+
+    @torch.no_grad()
+    def _teach(self, inputs: dict[str, torch.Tensor]) -> tuple[Teacher, list[torch.Tensor]]:
+        if "top_index" in inputs:
+            return TopK(inputs["top_index"].flatten(0, 1), inputs["top_log"].flatten(0, 1)), []
+        if self.teacher is None:
+            return None, []
+        outputs = self.teacher(**forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
+        hidden = list(outputs.hidden_states[1:]) if self.how.hidden else []
+        return outputs.logits.flatten(0, 1) if self.how.divergence else None, hidden
+
+    def _note(self, loss: float, parts: dict[str, float]) -> None:
+        self._check(loss)
+        for name, value in parts.items():
+            self._parts.setdefault(name, []).append(value)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TsconvertError(
+                f"the loss is {loss} at step {self.state.global_step}; {self.kept()}: lower the learning rate"
+            )
+
+    def kept(self) -> str:
+        """What a failed run leaves, in words."""
+        checkpoints = filter(whole, Path(self.args.output_dir).glob("checkpoint-*"))
+        last = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+        return "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.meter.refresh()
+        processes.barrier()  # each process writes its own random state
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            state = {"penalty": vars(self.penalty), "meter": self.meter.state(), "files": _synced(folder)}
+            write_json(folder / _STATE, state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
+        vars(self.penalty).update(state["penalty"])
+        self.meter.restore(state["meter"])
+
+
+def _penalty(how: FullRecovery) -> SparsityPenalty | StagedPenalty:
+    if how.penalty == "sine":
+        return StagedPenalty(how.target_sparsity, how.steps, how.penalty_peak)
+    penalty = SparsityPenalty(how.target_sparsity, how.steps)
+    penalty.weight = _FIRST_WEIGHT
+    return penalty
+
+
+def whole(checkpoint: Path) -> bool:
+    """A checkpoint of the trainer that was written to its end, and of which nothing was removed."""
+    try:
+        files = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _synced(folder: Path) -> dict[str, int]:
+    """The sizes of all files in ``folder``, which are on the disk now."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _STATE):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        found[str(path.relative_to(folder))] = path.stat().st_size
+    return found
+
+
+def shifted(labels_NS: torch.Tensor) -> torch.Tensor:
+    """What follows each token, IGNORED behind the last."""
+    return torch.cat([labels_NS[:, 1:], torch.full_like(labels_NS[:, :1], IGNORED)], 1)
+
+
+def forwarded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the model is given; positions only where a row holds several documents."""
+    found = {"input_ids": inputs["input_ids"]}
+    if "position_ids" in inputs:
+        position_NS = inputs["position_ids"]
+        if bool((position_NS[:, 1:] == 0).any()):
+            found["position_ids"] = position_NS
+    return found

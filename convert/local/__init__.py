@@ -1,0 +1,1 @@
+"""Recovery layer by layer, in a sweep with a dense teacher."""

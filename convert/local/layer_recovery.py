@@ -1,0 +1,253 @@
+"""Local recovery: each sparse layer is trained, alone, to give what the dense layer gives.
+
+Two streams run through the sweep. The teacher's is the dense model's. The student's has already been through the
+recovered layers before this one, so each layer also learns to make good what those left over.
+
+Under torchrun every process draws the same batches from the tokens of all and works on those that are its own; the
+gradients are summed, so the weights stay equal.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ...common import processes
+from ...common.errors import TsconvertError
+from ...common.precision import multiplies_bfloat16
+from ...common.progress import at
+from ..along import Along
+from ..penalty import SparsityPenalty
+from .layer_data import LayerData, blocks
+
+if TYPE_CHECKING:
+    from ...model.layers import Layer
+
+# Shape suffixes: T tokens, D model width, F neurons, C attention context.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRecovery:
+    """How each layer is trained."""
+
+    steps: int = 200
+    batch_tokens: int = 2048
+    learning_rate: float | None = None
+    """AdamW's, at its peak; a cosine takes it to zero. None: 6e-3 up to width 576, where it was measured, and falling
+    as 1/width from there (muP, arXiv 2203.03466)."""
+    train_attention: bool = True
+    """The attention's output projection learns as well."""
+    target_sparsity: float | None = None
+    """Share of neurons to be silent, 0 to 1; a penalty on the activations steers there. None: no penalty."""
+    autocast: bool | None = None
+    """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
+
+    def __post_init__(self) -> None:
+        if self.target_sparsity is not None and not 0 < self.target_sparsity < 1:
+            raise TsconvertError(f"--target-sparsity {self.target_sparsity:g}: it must lie between 0 and 1")
+        if self.steps < 1 or self.batch_tokens < 1:
+            raise TsconvertError(
+                f"--steps {self.steps} and --batch-tokens {self.batch_tokens}: both must be at least 1"
+            )
+
+    def on(self, device: str) -> "LocalRecovery":
+        """The same with the precision chosen for ``device``."""
+        return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
+
+    def peak(self, width: int) -> float:
+        """The learning rate for a model of ``width``."""
+        return 6e-3 * min(1.0, 576 / width) if self.learning_rate is None else self.learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerResult:
+    """What one layer's recovery did, on tokens that it was not trained on."""
+
+    error_before: float
+    """Mean over tokens of |student - teacher|^2 / |teacher|^2 at the layer's output."""
+    error_after: float
+    density: float
+    """Share of neurons that fire."""
+    expert_tokens: list[int]
+    """Training tokens that the router gave each FFN."""
+    curve: list[float] = field(default_factory=list)
+    """The training loss, `error`'s measure, in at most 24 equal stretches of the steps: the mean of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """Tokens that the router did not give an expert, but that it is to learn from: starved_experts.py."""
+
+    expert: int
+    x_TD: torch.Tensor
+    """Normed inputs."""
+    target_TD: torch.Tensor
+    """What the dense expert makes of them."""
+
+
+def recover_layer(
+    layer: "Layer",
+    data: LayerData,
+    how: LocalRecovery,
+    generator: torch.Generator,
+    expert_tokens: list[int],
+    further: Sequence[Further] = (),
+    along: Along | None = None,
+) -> LayerResult:
+    """Train ``layer``'s FFN (and attention output) in place.
+
+    The loss is each token's squared error over its squared norm: the norm of the next layer divides the token's scale
+    away, and without the division the few tokens with huge hidden states are all that counts.
+
+    Raises:
+        TsconvertError: the loss is no number.
+    """
+    before, _ = _judge(layer, data)
+    parameters = _trainable(layer, how)
+    peak = how.peak(data.x_TD.shape[1])
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    penalty = SparsityPenalty(how.target_sparsity, how.steps)
+    # processes hold different further tokens: drawing those must not move the generator that all share
+    further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
+    masked_from = how.steps - round(how.steps * along.share) if along else how.steps
+    losses: list[float] = []
+    for step in range(how.steps):
+        if along is not None and step == masked_from:
+            along.begin(layer, data, int(torch.randint(2**31, (), generator=generator)))
+        optimizer.param_groups[0]["lr"] = peak * schedule(step, how.steps)
+        optimizer.zero_grad(set_to_none=True)
+        batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
+        loss, fired = _backward(layer, data, batch, penalty, how, along if step >= masked_from else None)
+        for material in further:
+            _further_backward(layer, material, data, how, further_generator)
+        if not math.isfinite(loss):
+            raise TsconvertError(f"layer {layer.index}: the loss is {loss} at step {step}; lower the learning rate")
+        losses.append(loss)
+        at(f"step {step + 1} of {how.steps}")
+        for parameter in parameters:
+            parameter.grad = processes.sum_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        penalty.steer(step, fired)
+    layer.module.requires_grad_(False)
+    after, density = _judge(layer, data)
+    return LayerResult(
+        error_before=before, error_after=after, density=density, expert_tokens=expert_tokens, curve=stretches(losses)
+    )
+
+
+def stretches(values: list[float], most: int = 24) -> list[float]:
+    """The means of at most ``most`` equal stretches, to four digits."""
+    ends = [round(len(values) * i / most) for i in range(most + 1)] if len(values) > most else range(len(values) + 1)
+    return [float(f"{sum(values[a:b]) / (b - a):.4g}") for a, b in pairwise(ends)]
+
+
+def judge_layer(layer: "Layer", data: LayerData, expert_tokens: list[int]) -> LayerResult:
+    """What `recover_layer` reports, for a layer that stays as it is."""
+    error, density = _judge(layer, data)
+    return LayerResult(error_before=error, error_after=error, density=density, expert_tokens=expert_tokens)
+
+
+def _trainable(layer: "Layer", how: LocalRecovery) -> list[nn.Parameter]:
+    mlp = layer.module.mlp
+    ffn = list(mlp.experts.parameters()) if layer.experts else list(mlp.parameters())
+    attention = [layer.module.self_attn.o_proj.weight] if how.train_attention else []
+    parameters = [*ffn, *attention]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _backward(
+    layer: "Layer",
+    data: LayerData,
+    batch: torch.Tensor,
+    penalty: SparsityPenalty,
+    how: LocalRecovery,
+    along: Along | None = None,
+) -> tuple[float, float]:
+    """Fill the gradients for those tokens of ``batch`` that are this process's; the loss and density over all."""
+    device, whole = layer.device, len(batch)
+    batch = batch[(batch >= 0) & (batch < data.train_tokens)]
+    x_TD, context_TC, target_TD = (part[batch].to(device) for part in (data.x_TD, data.context_TC, data.target_TD))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bool(how.autocast)):
+        residual_TD = x_TD + layer.module.self_attn.o_proj(context_TC).float()
+        out_TD = residual_TD
+        l1 = torch.zeros((), device=device)
+        fired, seen = 0.0, 0
+        normed_TD = layer.norm(residual_TD)
+        mask = along.mask if along else None
+        for expert, (token, h_TF, part_TD) in enumerate(layer.ffn_parts(normed_TD, mask)):
+            out_TD = out_TD.index_add(0, token, part_TD.float()) if layer.experts else out_TD + part_TD.float()
+            if penalty.goal is not None:
+                down_F = layer.ffn_weights(expert)[2].detach().norm(dim=0)
+                l1 = l1 + (h_TF.float().abs() * down_F).sum() / whole
+                fired += float((h_TF > 0).sum())
+                seen += h_TF.numel()
+    error = relative_error(out_TD, target_TD).sum() / whole
+    sums = processes.sums(error.item(), l1.item(), fired, seen)
+    if len(batch):
+        (error if penalty.goal is None else error + penalty.factor(sums[1]) * l1).backward()
+    if along is not None:
+        for expert, (token, _) in enumerate(layer.route(normed_TD.detach())):
+            along.learn(expert, normed_TD.detach()[token])
+    return sums[0], sums[2] / max(1.0, sums[3])
+
+
+def _further_backward(
+    layer: "Layer", material: Further, data: LayerData, how: LocalRecovery, generator: torch.Generator
+) -> None:
+    """Add the gradient of further tokens, each as often drawn as one that the router gave."""
+    if not len(material.x_TD):
+        return
+    share = len(material.x_TD) * processes.world() / data.all_train_tokens
+    chosen = torch.randint(len(material.x_TD), (math.ceil(how.batch_tokens * share),), generator=generator)
+    chosen = chosen[processes.share(len(chosen))]
+    with torch.autocast(layer.device.type, torch.bfloat16, enabled=bool(how.autocast)):
+        h_TF = layer.activations(material.x_TD[chosen], material.expert)
+        out_TD = nn.functional.linear(h_TF, layer.ffn_weights(material.expert)[2]).float()
+    (relative_error(out_TD, material.target_TD[chosen]).sum() / how.batch_tokens).backward()
+
+
+def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tensor:
+    """|out - target|^2 / |target|^2 of each token, [T]."""
+    return (out_TD - target_TD).square().sum(-1) / target_TD.square().sum(-1).clamp_min(1e-12)
+
+
+@torch.no_grad()
+def _judge(layer: "Layer", data: LayerData) -> tuple[float, float]:
+    """The mean relative error and the share of neurons that fire, on the tokens kept from training."""
+    error, fired, seen = 0.0, 0, 0
+    for part in blocks(data.held):
+        residual_TD = data.residual(layer, part)
+        out_TD = residual_TD.clone()
+        for token, h_TF, part_TD in layer.ffn_parts(layer.norm(residual_TD)):
+            out_TD.index_add_(0, token, part_TD)
+            fired += int((h_TF != 0).sum())
+            seen += h_TF.numel()
+        error += float(relative_error(out_TD, data.target_TD[part].to(layer.device)).double().sum())
+    tokens = len(data.x_TD) - data.train_tokens
+    error, all_tokens, all_fired, all_seen = processes.sums(error, tokens, fired, seen)
+    return error / max(1.0, all_tokens), all_fired / max(1.0, all_seen)
+
+
+@torch.no_grad()
+def expert_tokens(layer: "Layer", data: LayerData) -> list[int]:
+    """Training tokens that each FFN sees, of all processes."""
+    counts = [0] * max(1, layer.experts)
+    for x_TD in data.ffn_inputs(layer, data.train):
+        for expert, (token, _) in enumerate(layer.route(x_TD)):
+            counts[expert] += len(token)
+    return [int(count) for count in processes.sums(*counts)]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Of the learning rate, 0 to 1: a short rise, then a cosine down to 0 at the last of the steps."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,196 @@
+"""The sweep that makes a dense model sparse: two streams, layer by layer aligned, recovered, written and journalled."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...common import processes
+from ...common.progress import progress
+from ...model.checkpoint import Checkpoint, from_float32, read_header, shard_files, to_float32
+from ...model.journal import Journal
+from ...model.layers import Layer
+from ...model.sweep import Stream
+from ...model.tensor_names import hf_name
+from ...model.writer import CheckpointWriter
+from ...text.sequences import Sequences
+from ..alignment import SignAlignment
+from ..along import Along
+from .layer_data import LayerData
+from .layer_recovery import LayerResult, expert_tokens, judge_layer, recover_layer
+from .starved_experts import further_tokens, refuse_starved
+
+if TYPE_CHECKING:
+    from ..relufy import RelufyConfig
+
+# Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
+JUDGE_SHARE = 16
+"""One sequence in so many is kept from training and judges."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the sweep found."""
+
+    tokens: int
+    layers: tuple[LayerResult, ...]
+    energy_kept: tuple[float, float] | None
+    dense_perplexity: float
+    perplexity: float
+
+
+class RecoverySweep:
+    """Aligns and recovers each layer of ``source``, and writes it when it is done.
+
+    Args:
+        source: the model that becomes sparse.
+        teacher: the dense model.
+        sequences: the calibration text.
+        config: what was asked for.
+        writer: of the output, in process 0 only.
+        folder: where the output grows; the journal lies there too.
+        along: trained along with the layers; the student goes on with its mask.
+    """
+
+    def __init__(
+        self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: "RelufyConfig",
+        writer: CheckpointWriter | None, folder: Path, journal: Journal | None, along: Along | None = None,
+    ) -> None:  # fmt: skip
+        self.along = along
+        self.source, self.sequences, self.config = source, sequences, config
+        self.writer, self.folder, self.journal = writer, folder, journal
+        self.align = config.align and not source.spec.sparse
+        how: dict[str, Any] = {
+            "device": config.device, "scratch": config.out.parent, "autocast": bool(config.training.autocast)
+        }  # fmt: skip
+        self.teacher = Stream(teacher, sequences.rows_NS, frozen=True, **how)
+        self.student = Stream(source, sequences.rows_NS, activation=config.activation, **how)
+
+    def run(self) -> Found:
+        """Sweep all layers.
+
+        Raises:
+            TsconvertError: a loss that is no number, or an expert that too few tokens reach. What is finished stays.
+        """
+        layers = self.source.spec.layers
+        if self.along is not None:
+            self.along.start(self.student, self.sequences.held)
+        results: list[LayerResult] = []
+        energies: list[tuple[float, float]] = []
+        with progress("layers", layers) as step:
+            for index in range(layers):
+                self._teach(index)
+                result, energy = self._layer(index)
+                results.append(result)
+                energies.append(energy)
+                step(f"error {result.error_before:.3f} to {result.error_after:.3f}, density {result.density:.2f}")
+        held = self.sequences.held
+        return Found(
+            tokens=self.sequences.tokens,
+            layers=tuple(results),
+            energy_kept=(_mean([e[0] for e in energies]), _mean([e[1] for e in energies])) if self.align else None,
+            dense_perplexity=float(np.exp(self.teacher.cross_entropy(held))),
+            perplexity=float(np.exp(self.student.cross_entropy(held))),
+        )
+
+    def _teach(self, index: int) -> None:
+        dense = self.teacher.layer(index)
+        self.teacher.attend(dense)
+        self.teacher.feed_forward(dense)
+
+    def _layer(self, index: int) -> tuple[LayerResult, tuple[float, float]]:
+        """One layer of the student; one that an earlier run finished is read back."""
+        layer = self.student.layer(index)
+        entry = processes.from_first(self.journal.entry(index) if self.journal else None)
+        if entry is not None:
+            self._restore(layer)
+            if self.along is not None:
+                self.along.restore(index, self.folder)
+            result, energy = LayerResult(**entry["result"]), (entry["energy"][0], entry["energy"][1])
+        else:
+            result, energy = self._train(layer)
+        self.student.attend(layer)
+        if self.along is not None:
+            self.along.feed_forward(self.student, layer)
+        else:
+            self.student.feed_forward(layer)
+        return result, energy
+
+    def _train(self, layer: Layer) -> tuple[LayerResult, tuple[float, float]]:
+        data = LayerData(
+            x_TD=self.student.hidden_NSD.flatten(0, 1),
+            context_TC=self.student.contexts(layer).flatten(0, 1),
+            target_TD=self.teacher.hidden_NSD.flatten(0, 1),
+            train_tokens=self.sequences.train_tokens,
+            first_token=self.sequences.first_token,
+            all_train_tokens=self.sequences.all_train_tokens,
+        )
+        energy = align(layer, data) if self.align else (0.0, 0.0)
+        seen = expert_tokens(layer, data)
+        least = self.config.min_expert_tokens
+        if self.config.recover == "local":
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + layer.index)
+            if self.source.spec.sparse:
+                refuse_starved(layer, seen, least)
+            further = further_tokens(layer, data, seen, least)
+            result = recover_layer(layer, data, self.config.training, generator, seen, further, self.along)
+        else:
+            refuse_starved(layer, seen, least)
+            result = judge_layer(layer, data, seen)
+        self._write(layer)
+        if self.along is not None:
+            self.along.end(layer, data, self.folder)
+        if self.journal is not None:
+            self.journal.add(layer.index, {"result": asdict(result), "energy": energy})
+        return result, energy
+
+    @torch.no_grad()
+    def _write(self, layer: Layer) -> None:
+        """Write the layer, and round it to what was written: the layers after it are to learn from that."""
+        for place, tensor in layer.tensors():
+            dtype = self.config.dtype or self.source.info(place).dtype
+            raw = from_float32(tensor.float().cpu().contiguous().numpy(), dtype)
+            if self.writer is not None:
+                self.writer.write(hf_name(place), raw)
+            if dtype != "F32":
+                tensor.copy_(torch.from_numpy(to_float32(raw, dtype)).view_as(tensor))
+        if self.writer is not None:
+            self.writer.flush()
+
+    @torch.no_grad()
+    def _restore(self, layer: Layer) -> None:
+        """The weights of a layer that an earlier run finished, read by process 0 for all."""
+        infos = {}
+        if self.writer is not None:
+            infos = {name: info for file in shard_files(self.folder) for name, info in read_header(file).items()}
+        for place, tensor in layer.tensors():
+            if info := infos.get(hf_name(place)):
+                with info.file.open("rb") as stream:
+                    stream.seek(info.start)
+                    raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)
+                tensor.copy_(torch.from_numpy(to_float32(raw, info.dtype).reshape(info.shape).copy()))
+            processes.from_first_(tensor)
+
+
+@torch.no_grad()
+def align(layer: Layer, data: LayerData) -> tuple[float, float]:
+    """Flip signs in place; the mean over FFNs of the energy share kept before and after."""
+    tallies = [SignAlignment(*layer.ffn_weights(expert)[:2]) for expert in range(max(1, layer.experts))]
+    for x_TD in data.ffn_inputs(layer, data.train):
+        for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
+            tally.add(x_TD[token])
+    before, after = [], []
+    for expert, tally in enumerate(tallies):
+        _, up_FD, down_DF = layer.ffn_weights(expert)
+        signs_F, was, now = tally.signs()
+        up_FD.mul_(signs_F[:, None])
+        down_DF.mul_(signs_F)
+        before.append(was)
+        after.append(now)
+    return _mean(before), _mean(after)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))

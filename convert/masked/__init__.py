@@ -1,0 +1,1 @@
+"""Recovery with predictors in the loop: the model learns under their mask."""

@@ -1,0 +1,1 @@
+"""`tsconvert check`: a conversion with thresholds, for CI."""

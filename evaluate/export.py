@@ -1,0 +1,85 @@
+"""`tsconvert export-gguf`: write the file, then prove it against its source before it is handed over."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..common.command_line import typed
+from ..common.files import atomic_file, write_json
+from ..quant.export import ExportConfig, ExportReport
+from ..quant.export import export_gguf as write_gguf_file
+from ..quant.gguf.model_card import card_path
+from .verify.verify import VerifyConfig, VerifyReport, verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedExport:
+    """A file that was written, and what became of its verification."""
+
+    export: ExportReport
+    verification: VerifyReport | None
+    """None: nothing was written, or no verification was asked for."""
+
+    def require(self) -> None:
+        """Raise if the verification failed; the file stays where it is.
+
+        Raises:
+            CheckFailedError: names what failed.
+        """
+        if self.verification is not None:
+            self.verification.require()
+
+    def to_json(self) -> dict[str, Any]:
+        """The export's fields, and the verification's under `verification`."""
+        found = self.verification.to_json() if self.verification is not None else None
+        return self.export.to_json() | {"verification": found}
+
+    def __str__(self) -> str:
+        return f"{self.export}\n{self.verification}" if self.verification is not None else str(self.export)
+
+
+def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
+    """Write the GGUF file that ``config`` asks for and verify it.
+
+    Args:
+        config: the model, the file, types and target.
+        check: verify; False only writes.
+
+    Returns:
+        What was written and how it compares with its source; ``require()`` raises if it does not.
+
+    Raises:
+        TsconvertError: as `quant.export.export_gguf` does; no file is left then.
+
+    Example:
+        >>> export_gguf(ExportConfig(model="tiny-mistral", out=Path("tiny.gguf"), type_name="Q8_0")).require()
+    """
+    report = write_gguf_file(config)
+    exported = VerifiedExport(export=report, verification=None)
+    if config.dry_run:
+        return exported
+    if check:
+        exported = _verified(config, report)
+    write_json(record_path(config.out), {**exported.to_json(), "format": "tsconvert export", "command": typed()})
+    return exported
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of a file goes: what was written, from what, and how it compares."""
+    return out.with_name(out.name + ".json")
+
+
+def _verified(config: ExportConfig, report: ExportReport) -> VerifiedExport:
+    found = verify(
+        VerifyConfig(
+            model=config.model,
+            file=report.out,
+            predictors=config.predictors,
+            overridden=frozenset(key for key, _ in config.metadata),
+            importances=getattr(config, "imatrix", None) is not None,
+        )
+    )
+    card = card_path(config.out).read_bytes()
+    with atomic_file(card_path(config.out)) as stream:
+        stream.write(card + f"\nVerified against the checkpoint when it was written:\n\n```\n{found}\n```\n".encode())
+    return VerifiedExport(export=report, verification=found)

@@ -1,0 +1,1 @@
+"""`tsconvert inspect`: what a file or folder holds."""

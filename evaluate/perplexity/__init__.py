@@ -1,0 +1,1 @@
+"""`tsconvert eval`: perplexity, density and divergence."""

@@ -1,0 +1,1 @@
+"""`tsconvert plan`: what a conversion takes, and how fast its result runs."""

@@ -1,0 +1,149 @@
+"""What each stage of a conversion takes in memory, disk and time on a machine."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...convert.cost import LIBRARIES_BYTES, active_ffns, layer_weights, relufy_cost
+from ...convert.local.layer_recovery import LocalRecovery
+from ...convert.relufy import RelufyConfig
+from ...model.spec import ModelSpec
+from ...model.sweep import IN_MEMORY_BYTES, batch_tokens
+from ...predictors.config import PredictorConfig
+from ...predictors.train_cost import predictors_cost
+from ...predictors.training import Training
+from ...quant.types import mixes
+from .bytes import FileBytes
+from .machine import Machine
+
+_EXPORT_BYTES = 300_000_000
+_START_S = 5.0  # torch, transformers, the tokenizer, and the text through it
+_EXPORT_START_S = 2.0
+_LOOK_BYTES_PER_S = 2.5e9  # of a core: digest, and a look for NaN, over what is in the page cache
+# Million weights a second that a core encodes, the file's most frequent type; docs/benchmarks/kquants has the K-quants.
+_ENCODED_PER_S = {"Q2_K": 320e6, "Q3_K": 450e6, "Q4_K": 280e6, "Q5_K": 340e6, "Q6_K": 460e6}
+_ENCODED_ELSE_PER_S = 2e9
+_SLOW_PER_S = 5e6  # importance-weighted searches: IQ types
+_PROFILE_FFNS, _IMATRIX_FFNS = 2.0, 5 / 3  # FFN passes a layer: its own, and what the visitor computes again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One command's cost."""
+
+    name: str
+    memory_bytes: int
+    """Anonymous memory at its highest; pages of mapped files come on top and can be dropped."""
+    disk_bytes: int
+    """Of what it writes."""
+    scratch_bytes: int
+    """Of temporary files beside that."""
+    time_s: float
+    problem: str = ""
+    """Why it would not fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the stages are run."""
+
+    tokens: int = 65_536
+    """Calibration tokens of each stage."""
+    context: int = 512
+    rank: int = 0
+    """Of the predictors."""
+    source_bytes: int = 0
+    """Of the checkpoint."""
+    recovery: LocalRecovery = field(default_factory=LocalRecovery)
+    training: Training = field(default_factory=Training)
+    """Of predictors."""
+
+
+def stages(
+    spec: ModelSpec, machine: Machine, settings: Settings, files: dict[str, FileBytes], disk_free_bytes: int | None
+) -> list[Stage]:
+    """The stages from ``spec`` to GGUF files, in the order in which they are run.
+
+    Args:
+        files: of each type that is to be exported.
+    """
+    found = [] if spec.sparse else [_relufy(spec, machine, settings)]
+    found.append(_sweep("profile", spec, machine, settings, _PROFILE_FFNS, spec.layers * spec.ffns * spec.neurons * 8))
+    found.append(_predictors(spec, machine, settings))
+    found.append(_sweep("imatrix", spec, machine, settings, _IMATRIX_FFNS, _imatrix_bytes(spec)))
+    found += [_export(spec, machine, settings, name, size) for name, size in files.items()]
+    return [_judged(stage, machine, disk_free_bytes) for stage in found]
+
+
+def _relufy(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
+    config = RelufyConfig(
+        model="", out=Path(), tokens=settings.tokens, context=settings.context, training=settings.recovery
+    )
+    size = settings.source_bytes
+    cost = relufy_cost(spec, size, size, config, machine.flops)
+    return Stage(
+        name="relufy", memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes, scratch_bytes=cost.scratch_bytes,
+        time_s=cost.time_s + _START_S,
+    )  # fmt: skip
+
+
+def _predictors(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
+    config = PredictorConfig(
+        model="",
+        tokens=settings.tokens,
+        context=settings.context,
+        rank=settings.rank or None,
+        training=settings.training,
+    )
+    cost = predictors_cost(spec, config, machine.flops)
+    read_s = settings.source_bytes / machine.disk_bytes_per_s
+    return Stage(
+        name="predictors", memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes,
+        scratch_bytes=cost.scratch_bytes, time_s=cost.time_s + read_s + _START_S,
+    )  # fmt: skip
+
+
+def _sweep(name: str, spec: ModelSpec, machine: Machine, settings: Settings, ffns: float, out_bytes: int) -> Stage:
+    """A visitor on the layer sweep: the model's forward pass, and what the visitor computes again of each FFN."""
+    attention, ffn = layer_weights(spec)
+    active = ffn // spec.ffns * active_ffns(spec)
+    scores = 2 * spec.heads * spec.head_dim * settings.context
+    flops = 2 * settings.tokens * spec.layers * (attention + scores + ffns * active)
+    hidden = 4 * settings.tokens * spec.width
+    batch = min(settings.tokens, batch_tokens(spec))
+    memory = LIBRARIES_BYTES + 4 * (attention + ffn) + 16 * batch * spec.neurons * active_ffns(spec)
+    in_memory = hidden <= IN_MEMORY_BYTES
+    return Stage(
+        name=name, memory_bytes=memory + hidden * in_memory, disk_bytes=out_bytes,
+        scratch_bytes=0 if in_memory else hidden,
+        time_s=flops / machine.flops + settings.source_bytes / machine.disk_bytes_per_s + _START_S,
+    )  # fmt: skip
+
+
+def _imatrix_bytes(spec: ModelSpec) -> int:
+    columns = 4 * spec.width + spec.heads * spec.head_dim + spec.ffns * (2 * spec.width + spec.neurons)
+    return 4 * spec.layers * columns
+
+
+def _export(spec: ModelSpec, machine: Machine, settings: Settings, type_name: str, size: FileBytes) -> Stage:
+    """Look at the source, encode, write: side by side, but on few cores they take each other's time."""
+    base = mixes.MIXES.get(mixes.mix_named(type_name), type_name)
+    rate = _SLOW_PER_S if base.startswith("IQ") else _ENCODED_PER_S.get(base, _ENCODED_ELSE_PER_S)
+    encode_s = spec.parameters / (rate * machine.cores)
+    look_s = settings.source_bytes / (_LOOK_BYTES_PER_S * machine.cores)
+    write_s = size.total / machine.disk_bytes_per_s
+    return Stage(
+        name=f"export-gguf {type_name}", memory_bytes=_EXPORT_BYTES, disk_bytes=size.total, scratch_bytes=0,
+        time_s=_EXPORT_START_S + look_s + encode_s + write_s,
+    )  # fmt: skip
+
+
+def _judged(stage: Stage, machine: Machine, disk_free_bytes: int | None) -> Stage:
+    disk = stage.disk_bytes + stage.scratch_bytes
+    problems = []
+    if stage.memory_bytes > machine.memory_bytes:
+        problems.append(
+            f"needs {stage.memory_bytes / 1e9:.1f} GB of memory, the machine has {machine.memory_bytes / 1e9:.1f}"
+        )
+    if disk_free_bytes is not None and disk > disk_free_bytes:
+        problems.append(f"needs {disk / 1e9:.1f} GB of disk, {disk_free_bytes / 1e9:.1f} are free")
+    return stage if not problems else Stage(**{**vars(stage), "problem": "; ".join(problems)})

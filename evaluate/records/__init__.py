@@ -1,0 +1,1 @@
+"""What finished outputs say of themselves."""

@@ -1,0 +1,1 @@
+"""`tsconvert report`: one page about a folder of outputs."""

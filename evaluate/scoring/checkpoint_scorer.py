@@ -1,0 +1,93 @@
+"""Logits of a Hugging Face checkpoint, layer by layer through the sweep, so that its size does not matter."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...model.checkpoint import Checkpoint
+from ...model.layers import Layer
+from ...model.sweep import Stream, sweep
+from ...text.tokenizer import load_tokenizer
+from .activity import Activity
+from .divergence import Floats
+from .windows import Windows
+
+
+class CheckpointScorer:
+    """A checkpoint that gives logits."""
+
+    mode = "checkpoint"
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoint = Checkpoint(folder)
+        self._tokenizer = load_tokenizer(folder)
+        self.context = self.checkpoint.spec.context
+        self.bos, self.start = leading_token(self._tokenizer), start_token(self._tokenizer)
+        self._counter: _Counter | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """As `Scorer.fingerprint`."""
+        return self.checkpoint.fingerprint
+
+    def encode(self, text: str) -> list[int]:
+        """The model's tokens of ``text``."""
+        return list(self._tokenizer(text).input_ids)
+
+    def logits(self, windows: Windows) -> Iterator[Floats]:
+        """As `Scorer.logits`."""
+        self._counter = _Counter(self.checkpoint, windows)
+        visitors = [self._counter] if self.checkpoint.spec.sparse else []
+        stream = sweep(self.checkpoint, torch.from_numpy(windows.rows_NS), visitors)
+        for logits_SV, first in zip(stream.logits(slice(None)), windows.first_N, strict=True):
+            yield logits_SV[first:-1].numpy()
+
+    def activity(self) -> Activity:
+        """As `Scorer.activity`; a checkpoint predicts nothing."""
+        return self._counter.activity if self._counter else Activity.empty(1, 1, 1)
+
+
+class _Counter:
+    """A visitor that counts what fires."""
+
+    def __init__(self, checkpoint: Checkpoint, windows: Windows) -> None:
+        spec = checkpoint.spec
+        self.activity = Activity.empty(len(windows.corpora), spec.layers, spec.ffns)
+        self._neurons = spec.neurons
+        self._corpus_T = np.repeat(np.asarray(windows.corpus_N), windows.rows_NS.shape[1])
+
+    @torch.no_grad()
+    def visit(self, layer: Layer, stream: Stream) -> str:
+        at = 0
+        for x_TD in stream.inputs(layer):
+            corpus_T = self._corpus_T[at : at + len(x_TD)]
+            at += len(x_TD)
+            for expert, (token, _) in enumerate(layer.route(x_TD)):
+                fired_T = (layer.activations(x_TD[token], expert) != 0).sum(-1).cpu().numpy()
+                self._add(layer.index, expert, corpus_T[token.cpu().numpy()], fired_T)
+        found = self.activity
+        share = found.fired_CLE[:, layer.index].sum() / max(1.0, found.seen_CLE[:, layer.index].sum())
+        return f"density {share:.2f}"
+
+    def _add(self, layer: int, expert: int, corpus_T: npt.NDArray[Any], fired_T: npt.NDArray[Any]) -> None:
+        found = self.activity
+        np.add.at(found.fired_CLE[:, layer, expert], corpus_T, fired_T)
+        np.add.at(found.tokens_CLE[:, layer, expert], corpus_T, 1)
+        np.add.at(found.seen_CLE[:, layer, expert], corpus_T, self._neurons)
+
+
+def start_token(tokenizer: Any) -> int:
+    """BOS of transformers' tokenizer, else the token that ends texts."""
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return int(next((token for token in known if token is not None), 0))
+
+
+def leading_token(tokenizer: Any) -> int | None:
+    """The token that transformers' tokenizer begins texts with, None where it puts none."""
+    ids = list(tokenizer("a").input_ids)
+    bos: int | None = tokenizer.bos_token_id
+    return bos if bos is not None and ids[:1] == [bos] else None

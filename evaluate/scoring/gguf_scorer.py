@@ -1,0 +1,100 @@
+"""Logits of a GGUF file, through the runner, in any of its modes."""
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...runner.density import Density
+from ...runner.model import load
+from .activity import Activity
+from .divergence import Floats
+from .windows import Windows
+
+
+class GgufScorer:
+    """A GGUF file that gives logits. In predicted mode the neurons missed are computed as well, to know the recall.
+
+    A file that llama.cpp runs is judged as it computes, rounding inputs of K-quants more coarsely than `run` does.
+    """
+
+    def __init__(self, path: Path, mode: str, threads: int | None, context: int | None = None) -> None:
+        self._path = path
+        self._model = load(path, mode=mode, threads=threads, as_llama_cpp=True)
+        room = min(context or 0, self._model.spec.context)
+        if room > self._model.context:  # more than a model is given unasked
+            self._model.close()
+            self._model = load(path, mode=mode, threads=threads, context=room, as_llama_cpp=True)
+        self._model.audit = self._model.mode == "predicted"
+        self.mode = self._model.mode
+        self.context = self._model.context
+        self._activity = Activity.empty(1, 1, 1)
+
+    @property
+    def bos(self) -> int | None:
+        """As `Scorer.bos`."""
+        tokenizer = self._model.tokenizer
+        return tokenizer.bos if tokenizer.add_bos else None
+
+    @property
+    def start(self) -> int:
+        """As `Scorer.start`."""
+        tokenizer = self._model.tokenizer
+        return tokenizer.bos if tokenizer.bos is not None else min(tokenizer.eos, default=0)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the file."""
+        with self._path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The model's tokens of ``text``."""
+        return self._model.tokenizer.encode(text)
+
+    def logits(self, windows: Windows) -> Iterator[Floats]:
+        """As `Scorer.logits`; the positions before those that count are run without their logits."""
+        model = self._model
+        self._activity = Activity.empty(len(windows.corpora), model.spec.layers, 1)
+        for row_S, first, corpus in zip(windows.rows_NS, windows.first_N, windows.corpus_N, strict=True):
+            model.reset_density()
+            model.reset()
+            if first:
+                model.feed(row_S[:first].tolist())
+            logits_PV = model.logits(row_S[first:-1].tolist(), reset=False)
+            self._count(corpus, model.density)
+            yield logits_PV
+
+    def activity(self) -> Activity:
+        """As `Scorer.activity`; experts are not told apart."""
+        return self._activity
+
+    def _count(self, corpus: int, density: Density) -> None:
+        spec, found = self._model.spec, self._activity
+        if not spec.sparse:
+            return
+        whole = density.tokens * spec.neurons * max(1, spec.experts_per_token)
+        found.seen_CLE[corpus] += whole
+        found.tokens_CLE[corpus] += density.tokens
+        found.fired_CLE[corpus, :, 0] += whole * (density.fired + density.missed)
+        if self.mode == "predicted":
+            found.predicted_CLE[corpus, :, 0] += whole * density.predicted
+            found.hit_CLE[corpus, :, 0] += whole * density.fired
+
+    def generate(self, tokens: list[int], stops: list[str], limit: int) -> str:
+        """The likeliest text after ``tokens``: until one of ``stops``, the end token, or ``limit`` tokens."""
+        model, found = self._model, list[int]()
+        model.reset()
+        logits_V = model.feed(tokens[-(model.context - limit) :])
+        for _ in range(limit):
+            found.append(int(np.argmax(logits_V)))
+            text = model.tokenizer.decode(found)
+            ends = [text.index(stop) for stop in stops if stop in text]
+            if ends:
+                return text[: min(ends)]
+            if found[-1] in model.tokenizer.eos:
+                break
+            logits_V = model.feed(found[-1:])
+        return model.tokenizer.decode(found)

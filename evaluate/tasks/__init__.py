@@ -1,0 +1,1 @@
+"""Accuracy tasks through lm-eval."""

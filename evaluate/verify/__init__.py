@@ -1,0 +1,1 @@
+"""`tsconvert verify`: a GGUF file against the checkpoint that it was made from."""

@@ -1,0 +1,1 @@
+"""What a model is and where it lies: spec, tensor names, checkpoints, layers, the sweep."""

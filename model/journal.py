@@ -1,0 +1,64 @@
+"""The journal of a sweep: one line for each finished layer, so that a killed run can go on where it was."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import TsconvertError
+from ..common.files import naming
+
+JOURNAL = "journal.jsonl"
+KEPT = ".kept"
+"""What else a run leaves in its partial folder to be resumed from ends so."""
+
+
+class Journal:
+    """Finished layers and what was found of each; on the disk before the next layer begins.
+
+    Args:
+        path: the file, in the partial output folder.
+        head: what the run was asked for and from which model; a resumed run must bring the same.
+
+    Raises:
+        TsconvertError: the journal there was begun with another head.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path = path
+        lines = self._whole_lines() if path.is_file() else []
+        if lines and lines[0] != head:
+            raise TsconvertError(
+                f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
+            )
+        self._entries: dict[int, dict[str, Any]] = {line["layer"]: line for line in lines[1:]}
+        if not lines:
+            self._append(head)
+
+    def entry(self, layer: int) -> dict[str, Any] | None:
+        """What `add` was given for ``layer``, if it is finished."""
+        return self._entries.get(layer)
+
+    def add(self, layer: int, found: dict[str, Any]) -> None:
+        """``layer`` is finished: its weights are on the disk."""
+        self._append({"layer": layer, **found})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with naming(self.path), self.path.open("ab") as stream:
+            stream.write(json.dumps(line).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _whole_lines(self) -> list[Any]:
+        """The lines, without a last one that a kill or a full disk cut off; the file is cut as well."""
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            os.truncate(self.path, len(whole))
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            if not all(isinstance(line["layer"], int) for line in lines[1:]):
+                raise ValueError("a line of no layer")
+            return lines
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise TsconvertError(f"{self.path}: is damaged; remove {self.path.parent} and start again") from None

@@ -1,0 +1,55 @@
+"""What a sparse checkpoint has beside its weights: configuration, modelling code, tokenizer."""
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..common.files import write_json
+from .checkpoint import Checkpoint
+
+_CLASSES = {"llama": "TurboSparseLlama", "mistral": "TurboSparseMistral", "mixtral": "TurboSparseMixtral"}
+
+
+_MODELING = "modeling_turbosparse"
+
+
+# What makes a checkpoint usable beside its weights: tokenizer, chat template, generation defaults.
+_COMPANIONS = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tekken.json",
+)  # fmt: skip
+
+
+def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = None) -> dict[str, Any]:
+    """The config.json of the sparse model that ``checkpoint`` becomes."""
+    config = copy.deepcopy(checkpoint.config)
+    name = _CLASSES[checkpoint.spec.family]
+    config |= {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": f"turbosparse_{checkpoint.spec.family}",
+        "auto_map": {
+            "AutoConfig": f"{_MODELING}.{name}Config",
+            "AutoModelForCausalLM": f"{_MODELING}.{name}ForCausalLM",
+        },
+        "ffn_activation": activation,
+        "hidden_act": "relu",
+    }
+    if dtype:
+        config.pop("torch_dtype", None)
+        config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
+    return config
+
+
+def write_companions(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> None:
+    """Everything of the sparse checkpoint but its weights: config, modelling code, tokenizer."""
+    write_json(folder / "config.json", config)
+    shutil.copyfile(Path(__file__).with_name(f"{_MODELING}.py"), folder / f"{_MODELING}.py")
+    copy_tokenizer(checkpoint, folder)
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, chat template and generation defaults, as far as there are any."""
+    for name in _COMPANIONS:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)

@@ -1,0 +1,283 @@
+"""What a model is: its shape and its arithmetic, read from a Hugging Face config.json and checked first."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import TsconvertError, shown
+
+# model_type in config.json -> (family, activation where hidden_act does not say it)
+DENSE_TYPES = {"llama": "llama", "mistral": "mistral", "mixtral": "mixtral"}
+SPARSE_TYPES = {
+    "turbosparse_llama": "llama",
+    "turbosparse_mistral": "mistral",
+    "turbosparse_mixtral": "mixtral",
+    "bamboo": "mistral",  # TurboSparse-Mistral and Bamboo-base as their authors released them
+}
+ACTIVATIONS = ("swiglu", "drelu", "reglu")
+
+
+_MOST = 2**31 - 1  # what compiled code counts with
+_LARGEST = 1e30  # any real number of a config
+_MOST_FFNS = 1 << 17  # in all layers; the largest models have some 16,000
+_LATER = ("thresholds",)  # fields of ModelSpec that fingerprints made before them did not cover
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The shape and the arithmetic of a model, whatever file it is in."""
+
+    family: str
+    """`llama`, `mistral` or `mixtral`."""
+    activation: str
+    """The FFN's: `swiglu` silu(gate)*up, `drelu` relu(gate)*relu(up), `reglu` relu(gate)*up."""
+    layers: int
+    width: int
+    """D, the model width."""
+    neurons: int
+    """F, the neurons of one FFN (of one expert)."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    """Rows of the embedding; may be more than the tokenizer has tokens."""
+    context: int
+    """Tokens."""
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None = None
+    """The config's rope parameters where they are not the default ones."""
+    sliding_window: int | None = None
+    """Tokens, or None for full attention."""
+    tied: bool = False
+    """The output head is the embedding."""
+    experts: int = 0
+    """E, 0 for a dense FFN."""
+    experts_per_token: int = 0
+    thresholds: tuple[float, ...] = ()
+    """Of each layer, up to which what relu gives counts as zero (FATReLU, arXiv 2402.13516); empty is 0 for all."""
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise TsconvertError(f"activation is {shown(self.activation)}: it must be one of {', '.join(ACTIVATIONS)}")
+        for name in ("layers", "width", "neurons", "heads", "kv_heads", "head_dim", "vocab", "context"):
+            value = getattr(self, name)
+            if not 1 <= value <= _MOST:
+                limit = "at least 1" if value < 1 else f"at most {_MOST}"
+                raise TsconvertError(f"{name} is {shown(value)}: it must be {limit}")
+        self._check_reals()
+        if self.layers * max(1, self.experts) > _MOST_FFNS:
+            raise TsconvertError(
+                f"layers is {self.layers} and experts is {self.experts}: no model has more than {_MOST_FFNS} FFNs"
+            )
+        if self.heads % self.kv_heads:
+            raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
+        sound = len(self.thresholds) == self.layers and all(0 <= t < math.inf for t in self.thresholds)
+        if self.thresholds and not (self.sparse and sound):
+            raise TsconvertError(
+                f"thresholds are {shown(list(self.thresholds))}: a sparse model may have one of at least 0 for each of"
+                f" its {self.layers} layers"
+            )
+        if self.experts and not 1 <= self.experts_per_token <= self.experts:
+            raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
+
+    def _check_reals(self) -> None:
+        if not 0 <= self.norm_eps < math.inf:
+            raise TsconvertError(f"norm_eps is {self.norm_eps:g}: it must be a number of at least 0")
+        if not 0 < self.rope_theta < math.inf:
+            raise TsconvertError(f"rope_theta is {self.rope_theta:g}: it must be a number above 0")
+
+    @property
+    def identity(self) -> str:
+        """What a fingerprint covers. Fields that came later count only where they are set: older ones stay valid."""
+        kept = [field for field in fields(self) if field.name not in _LATER or getattr(self, field.name)]
+        return f"ModelSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in kept)})"
+
+    @property
+    def sparse(self) -> bool:
+        """The FFN's activations are exactly zero for most neurons."""
+        return self.activation != "swiglu"
+
+    @property
+    def ffns(self) -> int:
+        """FFNs in one layer: the experts, or one."""
+        return max(1, self.experts)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole model, predictors not counted."""
+        attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        ffn = 3 * self.width * self.neurons * self.ffns + self.width * self.experts
+        head = self.vocab * self.width * (1 if self.tied else 2)
+        return self.layers * (attention + ffn + 2 * self.width) + head + self.width
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a checkpoint folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise TsconvertError(f"{folder}: no config.json; give a Hugging Face checkpoint folder or a hub id")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
+    if not isinstance(config, dict):
+        raise TsconvertError(f"{path}: not a JSON object; download it again")
+    return config
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec of the checkpoint in ``folder``.
+
+    Raises:
+        TsconvertError: config.json is missing, is no Llama, Mistral or Mixtral, or asks for arithmetic that the
+            conversion does not cover; the message names the field and its value.
+    """
+    return spec_of(read_config(folder), folder / "config.json")
+
+
+def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
+    """The spec that a config.json's content describes. ``where`` is named in errors."""
+    family = _family(config, where)
+    activation = _activation(config, where)
+    _refuse(config, where)
+    width, heads = _whole(config, where, "hidden_size"), _whole(config, where, "num_attention_heads")
+    rope_theta, rope_scaling = _rope(config, where)
+    moe = family == "mixtral"
+    fields: dict[str, Any] = {
+        "family": family,
+        "activation": activation,
+        "layers": _whole(config, where, "num_hidden_layers"),
+        "width": width,
+        "neurons": _whole(config, where, "intermediate_size"),
+        "heads": heads,
+        "kv_heads": _whole(config, where, "num_key_value_heads", heads),
+        "head_dim": _whole(config, where, "head_dim", width // heads),
+        "vocab": _whole(config, where, "vocab_size"),
+        "context": _whole(config, where, "max_position_embeddings", 2048),
+        "norm_eps": _number(config, where, "rms_norm_eps", 1e-6),
+        "rope_theta": rope_theta,
+        "rope_scaling": rope_scaling,
+        "sliding_window": _window(config, where, family),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "experts": _whole(config, where, "num_local_experts", 8) if moe else 0,
+        "experts_per_token": _whole(config, where, "num_experts_per_tok", 2) if moe else 0,
+        "thresholds": _thresholds(config, where),
+        "bos": _token(config.get("bos_token_id")),
+        "eos": _tokens(config.get("eos_token_id")),
+    }
+    try:
+        return ModelSpec(**fields)
+    except TsconvertError as error:
+        raise TsconvertError(f"{where}: {error}") from None
+
+
+def _family(config: Mapping[str, Any], where: Path) -> str:
+    kind = config.get("model_type")
+    known = DENSE_TYPES | SPARSE_TYPES
+    if not isinstance(kind, str) or kind not in known:
+        names = ", ".join(known)
+        raise TsconvertError(
+            f"{where}: model_type is {shown(kind)}; tsconvert converts {names}, so choose one of those"
+        )
+    return known[kind]
+
+
+def _activation(config: Mapping[str, Any], where: Path) -> str:
+    if config["model_type"] in SPARSE_TYPES:
+        return str(config.get("ffn_activation", "drelu"))
+    act = config.get("hidden_act", "silu")
+    if act == "relu" and _released_sparse(config):
+        return "drelu"
+    if act not in ("silu", "swish"):
+        raise TsconvertError(
+            f"{where}: hidden_act is {shown(act)}; tsconvert replaces SwiGLU, so the model must have hidden_act 'silu'"
+        )
+    return "swiglu"
+
+
+def _released_sparse(config: Mapping[str, Any]) -> bool:
+    """The classes are those of TurboSparse's releases, which compute dReLU, under a base model's `model_type`."""
+    auto, named = config.get("auto_map"), config.get("architectures")
+    classes = [*(named if isinstance(named, list) else ()), *(auto.values() if isinstance(auto, Mapping) else ())]
+    return any(name in str(each).lower() for each in classes for name in ("turbosparse", "bamboo"))
+
+
+def _refuse(config: Mapping[str, Any], where: Path) -> None:
+    for field in ("attention_bias", "mlp_bias"):
+        if config.get(field):
+            raise TsconvertError(f"{where}: {field} is true; tsconvert covers models without biases, choose one")
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, Mapping) else "unknown"
+        raise TsconvertError(
+            f"{where}: the weights are quantized ({str(method)[:60]}); convert the unquantized checkpoint"
+        )
+
+
+_ROPE_POSITIVE = (
+    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+)  # fmt: skip
+_ROPE_NUMBERS = ("attention_factor", "mscale", "mscale_all_dim")
+
+
+def _rope(config: Mapping[str, Any], where: Path) -> tuple[float, Mapping[str, Any] | None]:
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        raise TsconvertError(f"{where}: rope_parameters is no object; download the file again")
+    theta = _number({"rope_theta": config.get("rope_theta"), **parameters}, where, "rope_theta", 10000.0)
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise TsconvertError(
+            f"{where}: rope_type is {shown(kind)}; tsconvert covers default, linear, llama3 and yarn,"
+            " choose such a model"
+        )
+    for field in (*_ROPE_POSITIVE, *_ROPE_NUMBERS):
+        value = _number(parameters, where, field, 1.0)
+        if value < 0 or (value == 0 and field in _ROPE_POSITIVE):
+            raise TsconvertError(f"{where}: {field} is {value:g}; it must be above 0")
+    return theta, {**parameters, "rope_type": kind}
+
+
+def _thresholds(config: Mapping[str, Any], where: Path) -> tuple[float, ...]:
+    values = config.get("ffn_thresholds") or ()
+    known = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    if not known or any(abs(value) > _MOST for value in values):
+        raise TsconvertError(f"{where}: ffn_thresholds is {shown(values)}; it must be a list of numbers, one a layer")
+    return tuple(float(value) for value in values)
+
+
+def _window(config: Mapping[str, Any], where: Path, family: str) -> int | None:
+    return _whole(config, where, "sliding_window") if config.get("sliding_window") and family != "llama" else None
+
+
+def _number(config: Mapping[str, Any], where: Path, field: str, default: float) -> float:
+    value = config.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise TsconvertError(f"{where}: {field} is {shown(value)}; it must be a number")
+    return float(value)
+
+
+def _whole(config: Mapping[str, Any], where: Path, field: str, default: int | None = None) -> int:
+    value = config.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TsconvertError(f"{where}: {field} is {shown(value)}; it must be a whole number of at least 1")
+    return value
+
+
+def _token(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _tokens(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    return tuple(token for token in values if isinstance(token, int))

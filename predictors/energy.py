@@ -1,0 +1,115 @@
+"""What a predictor of one FFN learns from: inputs, and labels made batch by batch from the layer's weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..common import processes
+from ..model.layers import Layer
+from ..model.modeling_turbosparse import activate
+
+# Shape suffixes: T tokens, D model width, F neurons.
+_BLOCK_ELEMENTS = 2**24
+_MEASURED_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Labels:
+    """For a batch of tokens what every neuron of the FFN does."""
+
+    energy_TF: torch.Tensor
+    """What leaving the neuron out costs, 0 where it is silent: of (h_j |down_j|)^2 =: e the mean of two measures,
+
+    e over its token's own sum, and e over the mean token's sum. Real models have a few tokens (the first of a text)
+    whose energies are a thousand times the others' and which all later tokens attend to: by the second measure alone
+    nothing else counts, by the first alone they are lost.
+    """
+    gate_TF: torch.Tensor
+    """The gate is positive."""
+    fires_TF: torch.Tensor
+    """The activation is not zero."""
+
+
+class FFN:
+    """One FFN (expert) and the tokens that reach it, of this process.
+
+    Args:
+        layer: with its weights.
+        expert: which of its FFNs; 0 for a dense one.
+        x_TD: the layer's normed inputs, all tokens; not copied.
+        token: which of them the FFN sees, in the order of the text.
+        train_tokens: tokens of ``x_TD`` that are trained on; those after them calibrate.
+    """
+
+    def __init__(self, layer: Layer, expert: int, x_TD: torch.Tensor, token: torch.Tensor, train_tokens: int) -> None:
+        self.layer, self.expert, self.x_TD = layer, expert, x_TD
+        token = token.cpu()
+        self.train = token[token < train_tokens]
+        self.calibration = token[token >= train_tokens]
+        self.first_train = processes.before(len(self.train))
+        self.train_tokens, self.calibration_tokens = (
+            int(count) for count in processes.sums(len(self.train), len(self.calibration))
+        )
+        self.gate_FD, self.up_FD, self.down_DF = layer.ffn_weights(expert)
+        self.refresh()
+        self.neurons, self.width = self.gate_FD.shape
+        self._mean_energy: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's weights are."""
+        return self.layer.device
+
+    def inputs(self, token: torch.Tensor) -> torch.Tensor:
+        """The normed inputs [T, D] of some tokens."""
+        return self.x_TD[token.to(self.x_TD.device)].to(self.device)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take note that the layer's weights have changed."""
+        self.down_F = self.down_DF.norm(dim=0)
+
+    def own(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Of some of the training tokens of all processes (0 to ``train_tokens``) those that are this one's."""
+        chosen = chosen - self.first_train
+        return self.train[chosen[(chosen >= 0) & (chosen < len(self.train))]]
+
+    @torch.no_grad()
+    def labels(self, x_TD: torch.Tensor) -> Labels:
+        """What the neurons do for ``x_TD``."""
+        gate_TF, up_TF = nn.functional.linear(x_TD, self.gate_FD), nn.functional.linear(x_TD, self.up_FD)
+        h_TF = activate(gate_TF, up_TF, self.layer.activation, self.layer.threshold)
+        energy_TF = (h_TF * self.down_F).square_()
+        own_T1 = energy_TF.sum(-1, keepdim=True).clamp_min(torch.finfo(energy_TF.dtype).tiny)
+        if self._mean_energy is None:
+            self._mean_energy = self._measure_energy()
+        return Labels(energy_TF * (0.5 / own_T1 + 0.5 / self._mean_energy), gate_TF > self.layer.threshold, h_TF != 0)
+
+    def _measure_energy(self) -> float:
+        """The mean over (some) training tokens of the sum over neurons of (h_j |down_j|)^2."""
+        x_TD = self.inputs(self.own(torch.arange(min(_MEASURED_TOKENS, self.train_tokens))))
+        h_TF = self.layer.activations(x_TD, self.expert)
+        energy, tokens = processes.sums(float((h_TF * self.down_F).square_().double().sum()), len(x_TD))
+        return max(energy / tokens, 1e-30) if tokens else 1.0
+
+    @torch.no_grad()
+    def fired(self) -> torch.Tensor:
+        """How often each neuron [F] fires on the calibration tokens."""
+        count_F = torch.zeros(self.neurons, device=self.device)
+        for x_TD in self.calibration_blocks():
+            count_F += (self.layer.activations(x_TD, self.expert) != 0).sum(0)
+        return processes.sum_(count_F)
+
+    def calibration_blocks(self) -> Iterator[torch.Tensor]:
+        """The inputs of the tokens that calibrate, in blocks whose labels stay small."""
+        for token in self.calibration.split(max(1, _BLOCK_ELEMENTS // self.neurons)):
+            yield self.inputs(token)
+
+
+@torch.no_grad()
+def ffns_of(layer: Layer, x_TD: torch.Tensor, train_tokens: int) -> list[FFN]:
+    """The FFNs of ``layer`` for its normed inputs, of which the first ``train_tokens`` train; all share ``x_TD``."""
+    routes = layer.route(x_TD.to(layer.device))
+    return [FFN(layer, expert, x_TD, token, train_tokens) for expert, (token, _) in enumerate(routes)]

@@ -1,0 +1,78 @@
+"""What a sweep found of each layer's FFNs, on the disk until the folder is written: memory holds one layer."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..common import processes
+from ..common.files import atomic_file
+from ..model.journal import KEPT
+from .calibration import FFNReport
+from .predictor import AnyPredictor, arrays, from_arrays
+
+Trial = tuple[AnyPredictor | None, FFNReport]
+"""A predictor of one FFN, or None, and what it does."""
+
+
+class Kept:
+    """For each layer, for each FFN, the trials made of it. Process 0 writes and reads, for all.
+
+    Args:
+        folder: where the files are, one a layer; usually the partial output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __contains__(self, layer: int) -> bool:
+        return bool(processes.from_first(self._path(layer).is_file()))
+
+    def save(self, layer: int, ffns: Sequence[Sequence[Trial]]) -> None:
+        """Keep the trials of ``layer``; on the disk when this returns."""
+        from safetensors.numpy import save
+
+        if processes.rank():
+            return
+        tensors = {
+            f"{expert}.{i}.{name}": np.ascontiguousarray(array)
+            for expert, trials in enumerate(ffns)
+            for i, (predictor, _) in enumerate(trials)
+            if predictor is not None
+            for name, array in arrays(predictor).items()
+        }
+        reports = [[report.to_json() for _, report in trials] for trials in ffns]
+        with atomic_file(self._path(layer)) as stream:
+            stream.write(save(tensors, {"reports": json.dumps(reports)}))
+
+    def load(self, layer: int, chosen: Sequence[int | None]) -> list[AnyPredictor | None]:
+        """For each FFN of ``layer`` the predictor of the trial chosen; None for none."""
+        return processes.from_first([] if processes.rank() else self.read(layer, chosen))
+
+    def reports(self, layer: int) -> list[list[FFNReport]]:
+        """Of all trials of ``layer``, by FFN."""
+        return processes.from_first([] if processes.rank() else self._reports(layer))
+
+    def read(self, layer: int, chosen: Sequence[int | None]) -> list[AnyPredictor | None]:
+        """What `load` gives, in process 0 alone."""
+        from safetensors import safe_open
+
+        predictors: list[AnyPredictor | None] = []
+        reports = self._reports(layer)
+        with safe_open(self._path(layer), "numpy") as file:
+            for expert, i in enumerate(chosen):
+                prefix = f"{expert}.{i}."
+                found = {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
+                predictors.append(from_arrays(found, reports[expert][i].threshold) if found and i is not None else None)
+        return predictors
+
+    def _reports(self, layer: int) -> list[list[FFNReport]]:
+        from safetensors import safe_open
+
+        with safe_open(self._path(layer), "numpy") as file:
+            kept = json.loads(file.metadata()["reports"])
+        return [[FFNReport(**fields) for fields in trials] for trials in kept]
+
+    def _path(self, layer: int) -> Path:
+        return self.folder / f"predictors-{layer:05}{KEPT}"

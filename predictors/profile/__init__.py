@@ -1,0 +1,1 @@
+"""`tsconvert profile`: how often each neuron fires."""

@@ -1,0 +1,108 @@
+"""`tsconvert imatrix`: an importance matrix from a model and text, in llama.cpp's GGUF form."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...common import processes
+from ...common.files import refuse_existing, reserved_name
+from ...model.checkpoint import Checkpoint, open_checkpoint
+from ...model.sweep import sweep
+from ...text.packing import calibration_rows
+from ...text.sources import Source
+from .file import ImportanceMatrix, coverage, save_imatrix
+from .statistics import Collector
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixConfig:
+    """What `imatrix` is asked to do."""
+
+    model: str
+    """A checkpoint, dense or sparse."""
+    out: Path
+    """The file, NAME.gguf."""
+    data: tuple[Source, ...] = ()
+    """Empty takes the embedded text."""
+    tokens: int = 65_536
+    context: int = 512
+    """Tokens a sequence."""
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixReport:
+    """What was written."""
+
+    out: Path
+    entries: int
+    """Matrices."""
+    tokens: int
+    experts: int
+    """In a layer; 0 for a dense model."""
+    missed_experts: dict[str, list[int]]
+    """Down matrix of a layer -> its experts that no token reached."""
+    notes: list[str] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        return {**vars(self), "out": str(self.out)}
+
+    def __str__(self) -> str:
+        head = f"wrote {self.out}: importances of {self.entries} matrices from {self.tokens:,} tokens"
+        return "\n".join([head, *(f"note: {note}" for note in self.notes)])
+
+
+def imatrix(config: ImatrixConfig) -> ImatrixReport:
+    """Collect what ``config.model``'s matrices are given and write it to ``config.out``.
+
+    Returns:
+        How much was seen, and which experts were not.
+
+    Raises:
+        TsconvertError: bad input, or an output that exists.
+
+    Example:
+        >>> print(imatrix(ImatrixConfig(model="tiny-mistral", out=Path("tiny.imatrix.gguf"), tokens=4096)))
+    """
+    start_s = time.monotonic()
+    with processes.processes(config.device) as device:
+        config = replace(config, device=device)
+        refuse_existing(config.out)
+        checkpoint = open_checkpoint(config.model)
+        with nullcontext() if processes.rank() else reserved_name(config.out):
+            found = _collect(checkpoint, config)
+            if not processes.rank():
+                save_imatrix(found, config.out)
+    return ImatrixReport(
+        out=config.out,
+        entries=len(found.entries),
+        tokens=found.chunks * found.chunk_tokens,
+        experts=checkpoint.spec.experts,
+        missed_experts={
+            name: entry.missed for name, entry in found.entries.items() if "ffn_down_exps" in name and entry.missed
+        },
+        notes=coverage(found.entries),
+        elapsed_s=round(time.monotonic() - start_s, 3),
+    )
+
+
+def _collect(checkpoint: Checkpoint, config: ImatrixConfig) -> ImportanceMatrix:
+    rows_NS = calibration_rows(checkpoint, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
+    own_NS = np.ascontiguousarray(rows_NS[processes.share(len(rows_NS))])
+    collector = Collector(checkpoint, own_NS.size)
+    stream = sweep(checkpoint, torch.from_numpy(own_NS), [collector], config.device)
+    return ImportanceMatrix(
+        entries=collector.finish(checkpoint, stream),
+        datasets=tuple(source.path for source in config.data) or ("embedded text",),
+        chunks=rows_NS.shape[0],
+        chunk_tokens=rows_NS.shape[1],
+        model_fingerprint=checkpoint.fingerprint,
+    )

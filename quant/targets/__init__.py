@@ -1,0 +1,1 @@
+"""The engines that files are written for."""

@@ -1,0 +1,195 @@
+"""Which neurons PowerInfer keeps on the GPU: an integer programme, and the file that tells it.
+
+PowerInfer's own solver (powerinfer-py/powerinfer/solver.py) is followed in what it asks for: neurons in groups of 256,
+the most frequent first; the sum of their activation counts as large as the capacity allows; a layer takes part with at
+least a threshold of neurons or not at all. Here the capacity is in bytes, taken from the file's own tensors instead of
+an estimate, the solver is SciPy's HiGHS, and the layers are in the order of their numbers.
+
+Shape suffixes: F neurons, L layers.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...common.errors import TsconvertError
+from ...common.units import size_text
+from ..gguf.writer import POWERINFER_MAGIC, Companion, Rows, TensorPlan, Value, text, u32, u64
+
+SUFFIX = ".generated.gpuidx"
+ARCHITECTURE = "generic.gpu_index"
+GROUP = 256
+_KV_TOKENS = 512  # PowerInfer's default context
+_INDEX_BYTES = 4
+Counts = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSplit:
+    """Which neurons of each layer go to the GPU."""
+
+    chosen: list[npt.NDArray[np.int64]]
+    """By layer: their rows in the file, ascending."""
+    required_bytes: int
+    """That they take on the GPU."""
+    share: float
+    """Of all activations that were counted."""
+
+    @property
+    def neurons(self) -> int:
+        """Of all layers."""
+        return sum(map(len, self.chosen))
+
+
+def solve_split(
+    counts: Sequence[Counts], neuron_bytes: Sequence[int], budget_bytes: int, *, threshold: int = 0
+) -> GpuSplit:
+    """Choose the neurons whose activations are most, within a budget.
+
+    Args:
+        counts: by layer, how often each neuron [F] fired, in the file's order.
+        neuron_bytes: by layer, what one neuron takes on the GPU.
+        budget_bytes: what all may take.
+        threshold: neurons that a layer has on the GPU at least, or none.
+
+    Returns:
+        The neurons; whole groups of 256, the last of a layer what is left.
+
+    Raises:
+        TsconvertError: the solver found no solution in time.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    orders = [np.argsort(-np.asarray(count_F, np.float64), kind="stable") for count_F in counts]
+    groups = [
+        (layer, order_F[start : start + GROUP])
+        for layer, order_F in enumerate(orders)
+        for start in range(0, len(order_F), GROUP)
+    ]
+    layer_of = np.array([layer for layer, _ in groups])
+    size = np.array([len(rows) for _, rows in groups], np.float64)
+    value = np.array([float(np.asarray(counts[layer])[rows].sum()) for layer, rows in groups])
+    cost = size * np.array([neuron_bytes[layer] for layer in layer_of], np.float64)
+    layers, total = len(counts), len(groups)
+    # variables: a group is on the GPU (total of them), a layer takes part (layers of them)
+    memory = np.concatenate([cost, np.zeros(layers)]) / max(1.0, float(cost.max(initial=1.0)))
+    member = (layer_of[None, :] == np.arange(layers)[:, None]).astype(np.float64)
+    needed = np.array([min(threshold, len(count_F)) for count_F in counts], np.float64)
+    enough = np.concatenate([-member * size, np.diag(needed)], axis=1)
+    only = np.concatenate([member, -np.diag(member.sum(axis=1))], axis=1)
+    hotter = _hotter_first(layer_of, layers)
+    limits = np.zeros(1 + 2 * layers + len(hotter))
+    limits[0] = budget_bytes / max(1.0, float(cost.max(initial=1.0)))
+    scale = max(1.0, float(value.max(initial=1.0)))
+    found = milp(
+        np.concatenate([-value / scale, np.zeros(layers)]),
+        integrality=np.ones(total + layers),
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(csr_array(np.vstack([memory[None, :], enough, only, hotter])), -np.inf, limits),
+        options={"time_limit": 50, "mip_rel_gap": 1e-5},
+    )
+    if found.x is None:
+        raise TsconvertError(f"--vram: the solver found no split ({found.message}); give another size")
+    taken = found.x[:total] > 0.5
+    chosen: list[npt.NDArray[np.int64]] = [
+        np.sort(np.concatenate([np.empty(0, np.int64), *(rows for (at, rows), use in zip(groups, taken, strict=True)
+                                                         if use and at == layer)]))
+        for layer in range(layers)
+    ]  # fmt: skip
+    return GpuSplit(
+        chosen=chosen, required_bytes=int(cost[taken].sum()), share=float(value[taken].sum() / max(value.sum(), 1e-30))
+    )
+
+
+def _hotter_first(layer_of: npt.NDArray[np.int64], layers: int) -> npt.NDArray[np.float64]:
+    """Constraints: no last group of a layer, which may be a small one, without the group before it."""
+    last = [
+        at
+        for at in range(1, len(layer_of))
+        if layer_of[at] == layer_of[at - 1] and (layer_of[at:] == layer_of[at]).sum() == 1
+    ]
+    rows = np.zeros((len(last), len(layer_of) + layers))
+    rows[range(len(last)), last] = 1
+    rows[range(len(last)), [at - 1 for at in last]] = -1
+    return rows
+
+
+def plan_split(
+    tensors: Sequence[TensorPlan], counts: Sequence[Counts] | None, vram_bytes: int, kv_width: int
+) -> tuple[Companion, str]:
+    """The split file beside a PowerInfer file, and a note that says what it does.
+
+    PowerInfer puts norms, attention, predictors and the head on the GPU first, then the KV cache, and FFN rows only if
+    all of those fit.
+
+    Args:
+        tensors: of the PowerInfer file.
+        counts: by layer, how often each neuron fired, in the file's order.
+        vram_bytes: what the whole model may take on the GPU.
+        kv_width: numbers of one token's keys in one layer.
+
+    Raises:
+        TsconvertError: there are no counts, or the memory does not even hold what comes before the FFN rows.
+    """
+    if counts is None:
+        raise TsconvertError("--vram needs to know how often neurons fire; give --profile")
+    layers = len(counts)
+    sizes = {tensor.name: tensor.size_bytes for tensor in tensors}
+    ffn = {name for name in sizes if re.search(r"\.ffn_(gate|up|down_t)\.", name)}
+    before = sum(size for name, size in sizes.items() if name not in ffn and not name.startswith("token_embd"))
+    before += 2 * 2 * kv_width * layers * _KV_TOKENS  # keys and values, F16
+    if before > vram_bytes:
+        raise TsconvertError(
+            f"--vram {size_text(vram_bytes)}: attention, predictors, head and {_KV_TOKENS} tokens of KV cache take"
+            f" {size_text(before)} on the GPU before any FFN row; give at least that"
+        )
+    neuron_bytes = [
+        sum(sizes[name] for name in ffn if name.startswith(f"blk.{layer}.")) // len(counts[layer]) + 2 * _INDEX_BYTES
+        for layer in range(layers)
+    ]
+    split = solve_split(counts, neuron_bytes, vram_bytes - before)
+    note = (
+        f"GPU split for {size_text(vram_bytes)}: {split.neurons} of {sum(map(len, counts))} neurons"
+        f" ({size_text(split.required_bytes)}) that make {split.share:.1%} of the activations, in the file with"
+        f" {SUFFIX} at its end; PowerInfer takes it with --vram-budget {vram_bytes / 2**30:.9g}"
+    )
+    return split_file(split, [len(count_F) for count_F in counts]), note
+
+
+def split_file(split: GpuSplit, neurons: Sequence[int]) -> Companion:
+    """The split in PowerInfer's form: per layer `gpu_idx`, 1 for a neuron on the GPU, and `gpu_bucket`, their rows."""
+    metadata: dict[str, Value] = {
+        "general.architecture": text(ARCHITECTURE),
+        f"{ARCHITECTURE}.block_count": u32(len(neurons)),
+        "split.vram_capacity": u64(split.required_bytes),
+    }
+    tensors = []
+    for layer, (rows, count) in enumerate(zip(split.chosen, neurons, strict=True)):
+        on_gpu = np.zeros((1, count), np.float32)
+        on_gpu[0, rows] = 1
+        tensors.append(_indices(f"blk.{layer}.gpu_idx", on_gpu))
+        tensors.append(_indices(f"blk.{layer}.gpu_bucket", rows.astype(np.float32)[None, :]))
+    return Companion(suffix=SUFFIX, metadata=metadata, tensors=tensors, magic=POWERINFER_MAGIC)
+
+
+def _indices(name: str, values: Rows) -> TensorPlan:
+    assert values.shape[1] < 2**24, "indices are carried as float32"
+    return TensorPlan(name=name, shape=(values.shape[1],), type_name="I32", chunks=lambda: [values])
+
+
+def check_types(tensors: Sequence[TensorPlan]) -> None:
+    """Refuse types that PowerInfer's GPU kernels do not take.
+
+    Raises:
+        TsconvertError: a gate, up or down matrix is neither F16 nor Q4_0.
+    """
+    for tensor in tensors:
+        if re.search(r"\.ffn_(gate|up|down_t)\.", tensor.name) and tensor.type_name not in ("F16", "Q4_0"):
+            raise TsconvertError(
+                f"{tensor.name}: PowerInfer's GPU kernels take F16 and Q4_0, not {tensor.type_name}; choose one of"
+                " those with --vram"
+            )

@@ -1,0 +1,139 @@
+"""The predictors that go into a file, wherever they are: a predictor folder, ours or PowerInfer's, or the checkpoint.
+
+Those of our folders take the FFN's input after its norm and have calibrated thresholds. PowerInfer's folders and those
+inside a TurboSparse release take the residual before the norm, with threshold 0. RMSNorm is a positive scale per token
+times a weight per channel, and a bias-free ReLU network is positively homogeneous, so moving the weights of the norm in
+or out of fc1 keeps every sign.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.errors import TsconvertError
+from ...model.checkpoint import Checkpoint
+from ...model.tensor_names import Place, hf_name
+from ...predictors.folder import PredictorSet, load_predictors
+from ...predictors.predictor import Predictor, SignPredictor
+from ..gguf.sources import checked
+
+
+class PredictorSource:
+    """The predictors of a checkpoint, one FFN at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path | None) -> None:
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self._set: PredictorSet | None = None
+        if folder is not None and (folder / "model_0.pt").is_file():
+            from ...predictors.powerinfer_folder import load_powerinfer_predictors
+
+            self._set = load_powerinfer_predictors(folder, checkpoint)
+        elif folder is not None:
+            self._set = load_predictors(folder, checkpoint.fingerprint)
+        self.ranks: list[list[int]] = self._find_ranks()
+        """Per layer and expert; 0 where an FFN has no predictor."""
+        self.thresholds: list[list[float]] = self._find_thresholds()
+        """Likewise, on the normed input; NaN where there is none."""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What their training said of them; empty for those inside a checkpoint."""
+        return self._set.report if self._set is not None else {}
+
+    def normed(self, layer: int, expert: int) -> Predictor:
+        """The predictor of the FFN's input after its norm."""
+        predictor = self._read(layer, expert)
+        if self._set is not None:
+            return predictor
+        norm_D = self._norm(layer)
+        if not norm_D.all():
+            place = Place("ffn_norm", layer)
+            raise TsconvertError(
+                f"{self.checkpoint.info(place).file}: {hf_name(place)} holds zeros, so the predictor in this checkpoint"
+                " cannot be moved behind the norm; train one with `tsconvert predictors` and give --predictors"
+            )
+        return replace(predictor, fc1_RD=predictor.fc1_RD / norm_D[None, :])
+
+    def before_norm(self, layer: int, expert: int) -> Predictor:
+        """The predictor of the residual before the norm, for threshold 0 whatever was calibrated."""
+        predictor = self._read(layer, expert)
+        return predictor if self._set is None else replace(predictor, threshold=0.0).folded(self._norm(layer))
+
+    def fired(self, layer: int, expert: int) -> "np.typing.NDArray[np.float32] | None":
+        """How often each neuron [F] fired on the tokens that calibrated its predictor; None if that is not known."""
+        predictor = self._set.ffns[layer][expert] if self._set is not None else None
+        return predictor.fired_F if predictor is not None else None
+
+    def _norm(self, layer: int) -> "np.typing.NDArray[np.float32]":
+        return checked(self.checkpoint, Place("ffn_norm", layer))
+
+    def _read(self, layer: int, expert: int) -> Predictor:
+        if self._set is None:
+            fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
+            return Predictor(fc1_RD=checked(self.checkpoint, fc1), fc2_FR=checked(self.checkpoint, fc2))
+        predictor = self._set.ffns[layer][expert]
+        if not isinstance(predictor, Predictor):
+            raise ValueError(f"layer {layer}, expert {expert} has no predictor")
+        if not (np.isfinite(predictor.fc1_RD).all() and np.isfinite(predictor.fc2_FR).all()):
+            raise TsconvertError(
+                f"{self.folder}: the predictor of layer {layer}, expert {expert} holds NaN or infinity; train it again"
+            )
+        return predictor
+
+    def _find_ranks(self) -> list[list[int]]:
+        spec = self.checkpoint.spec
+        if self._set is not None:
+            shape = (len(self._set.ffns), *{len(experts) for experts in self._set.ffns})
+            if shape != (spec.layers, spec.ffns):
+                raise TsconvertError(f"{self.folder}: the layers and experts are not this model's; train them again")
+        return [[self._rank(layer, expert) for expert in range(spec.ffns)] for layer in range(spec.layers)]
+
+    def _rank(self, layer: int, expert: int) -> int:
+        if self._set is None:
+            fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
+            if fc1 not in self.checkpoint or fc2 not in self.checkpoint:
+                return 0
+            fc1_shape, fc2_shape = self.checkpoint.info(fc1).shape, self.checkpoint.info(fc2).shape
+        else:
+            predictor = self._set.ffns[layer][expert]
+            if predictor is None:
+                return 0
+            if isinstance(predictor, SignPredictor):
+                raise TsconvertError(
+                    f"{self.folder}: holds sign bits, which no GGUF file does; train predictors with --method low-rank"
+                    " or svd"
+                )
+            fc1_shape, fc2_shape = predictor.fc1_RD.shape, predictor.fc2_FR.shape
+        rank, spec = fc1_shape[0], self.checkpoint.spec
+        if fc1_shape != (rank, spec.width) or fc2_shape != (spec.neurons, rank):
+            where = self.folder or self.checkpoint.folder
+            raise TsconvertError(
+                f"{where}: the predictor of layer {layer}, expert {expert} has shapes {list(fc1_shape)} and"
+                f" {list(fc2_shape)}; this model needs [R, {spec.width}] and [{spec.neurons}, R], train it again"
+            )
+        return rank
+
+    def _find_thresholds(self) -> list[list[float]]:
+        found = []
+        for layer, ranks in enumerate(self.ranks):
+            row = []
+            for expert, rank in enumerate(ranks):
+                predictor = self._set.ffns[layer][expert] if self._set is not None else None
+                row.append((predictor.threshold if predictor else 0.0) if rank else float("nan"))
+            found.append(row)
+        return found
+
+    def _place(self, part: str, layer: int, expert: int) -> Place:
+        return Place(part, layer, expert if self.checkpoint.spec.experts else None)
+
+
+def find_predictors(checkpoint: Checkpoint, folder: Path | None) -> PredictorSource | None:
+    """The predictors in ``folder``, or those inside the checkpoint, or None.
+
+    Raises:
+        TsconvertError: the folder holds another model's, or predictors of other shapes.
+    """
+    return PredictorSource(checkpoint, folder) if folder is not None or checkpoint.has_predictors else None

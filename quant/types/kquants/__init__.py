@@ -1,0 +1,1 @@
+"""K-quant encoders that work on many super-blocks at once."""

@@ -1,0 +1,140 @@
+"""Which block type each tensor gets: by the mix, by overrides, and what fits rows that blocks do not divide."""
+
+import fnmatch
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ...common.errors import TsconvertError
+from . import ggml, mixes
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+def known_type(name: str) -> str:
+    """The type called ``name``, in any case, that weights can be stored in.
+
+    Raises:
+        TsconvertError: there is none.
+    """
+    upper = name.upper()
+    if upper in ggml.weight_types():
+        return upper
+    raise TsconvertError(f"{name!r} is no type that weights can have; choose one of {', '.join(ggml.weight_types())}")
+
+
+class TypeChoice:
+    """Chooses types, and remembers where it could not keep to what was asked.
+
+    Tensors of one kind must be asked for in the order of the layers, as llama-quantize goes through them: some mixes
+    give the first ones of a kind more bits, and an override does not count as one.
+
+    Args:
+        default: of the weight matrices: a mix (`Q4_K_M`) or a type.
+        predictor: of the predictors' matrices.
+        overrides: (pattern, type), the first match wins; a pattern is a regular expression that is searched in the
+            tensor's GGUF name, or a shell pattern that fits the whole of it.
+        model: what the mix's rules depend on.
+        pure: all matrices alike, whatever the mix's rules say.
+    """
+
+    def __init__(
+        self,
+        default: str,
+        predictor: str,
+        overrides: Sequence[tuple[str, str]] = (),
+        model: mixes.Model | None = None,
+        *,
+        pure: bool = False,
+    ) -> None:
+        self.default, self.predictor = mixes.mix_named(default), known_type(predictor)
+        self.overrides = [(pattern, known_type(name)) for pattern, name in overrides]
+        self.model, self.pure = model, pure or model is None
+        self.engine: dict[str, str] = {}
+        """Kind of tensor (`ffn_down_t`) -> the type that the target's engine needs there, whatever the default is."""
+        self._used: set[str] = set()
+        self._seen: dict[str, int] = defaultdict(int)
+        self._fallbacks: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
+
+    def matrix(self, name: str, columns: int) -> str:
+        """The type of the weight matrix ``name``.
+
+        Raises:
+            TsconvertError: it needs an importance matrix and there is none.
+        """
+        kind = name.split(".")[-2]
+        chosen = self._override(name) or self.engine.get(kind) or self._by_mix(name, columns)
+        return self._with_importance(name, self._fitting(name, columns, chosen))
+
+    def predictor_matrix(self, name: str, columns: int) -> str:
+        """The type of the predictor's matrix ``name``.
+
+        Raises:
+            TsconvertError: it needs an importance matrix, which predictors never have.
+        """
+        type_name = self._fitting(name, columns, self._override(name) or self.predictor)
+        if ggml.needs_importance(type_name):
+            raise TsconvertError(
+                f"{name}: {type_name} needs an importance matrix, and a predictor has none; choose another type"
+            )
+        return type_name
+
+    def notes(self) -> list[str]:
+        """What the user should know about the choices.
+
+        Raises:
+            TsconvertError: an override fits no matrix: a typing error would otherwise go unseen.
+        """
+        for pattern, _ in self.overrides:
+            if pattern not in self._used:
+                raise TsconvertError(
+                    f"--tensor-type {pattern!r} fits none of this file's matrices; the names are like"
+                    " blk.0.ffn_gate.weight, and --dry-run --json lists them"
+                )
+        return [
+            f"{len(found)} tensors with rows of {columns} are stored as {found[0][1]}, because {asked} stores"
+            f" {ggml.TYPES[asked].weights} weights together ({found[0][0]}{', ...' if len(found) > 1 else ''})"
+            for (asked, columns), found in self._fallbacks.items()
+        ]
+
+    def _by_mix(self, name: str, columns: int) -> str:
+        if self.model is None or self.pure:
+            return mixes.MIXES.get(self.default, self.default)
+        kind, layer = mixes.kind_of(name), _LAYER.match(name)
+        # with experts, llama-quantize takes the layer of an FFN's tensor from its name and does not count
+        named = self.model.experts > 1 and kind.startswith("ffn") and self.default not in mixes.LOW and layer
+        index = int(layer[1]) if named and layer else self._seen[kind]
+        self._seen[kind] += 1
+        tensor = mixes.Tensor(kind=kind, columns=columns, index=index, stacked="_exps." in name)
+        return mixes.choose(self.default, tensor, self.model)
+
+    def _override(self, name: str) -> str | None:
+        for pattern, type_name in self.overrides:
+            if _fits(pattern, name):
+                self._used.add(pattern)
+                return type_name
+        return None
+
+    def _fitting(self, name: str, columns: int, type_name: str) -> str:
+        stored = mixes.fitting(type_name, columns)
+        if stored != type_name:
+            self._fallbacks[type_name, columns].append((name, stored))
+        return stored
+
+    def _with_importance(self, name: str, type_name: str) -> str:
+        given = self.model is not None and self.model.importance
+        if not given and mixes.wants_importance(self.default, name, type_name):
+            raise TsconvertError(
+                f"{name}: {self.default} makes it {type_name}, which needs an importance matrix; make one with"
+                " `tsconvert imatrix` and give --imatrix, or choose another type"
+            )
+        return type_name
+
+
+def _fits(pattern: str, name: str) -> bool:
+    if fnmatch.fnmatchcase(name, pattern):
+        return True
+    try:
+        return re.search(pattern, name) is not None
+    except re.error:
+        return False

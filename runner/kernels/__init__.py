@@ -1,0 +1,1 @@
+"""The compiled step and the kernels that it is made of."""

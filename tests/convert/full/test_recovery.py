@@ -1,0 +1,236 @@
+"""The training of the whole model: its loss, what it sees of the FFNs, resuming, and what goes wrong."""
+
+import json
+import resource
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import TrainerCallback
+
+from tsconvert.common.errors import TsconvertError
+from tsconvert.convert.full import recovery, stage
+from tsconvert.convert.full.activations import Meter
+from tsconvert.convert.full.config import FullRecovery
+from tsconvert.convert.full.data import full_rows
+from tsconvert.convert.full.loss import TopK, distillation, hidden_distance
+from tsconvert.convert.full.staged_penalty import StagedPenalty
+from tsconvert.convert.local.layer_recovery import LocalRecovery
+from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.whole_model import sparse_model
+from tsconvert.text.training_rows import IGNORED
+
+Make = Callable[..., Path]
+SHORT = FullRecovery(tokens=4096, batch_tokens=512, micro_tokens=256, evaluations=4, target_sparsity=0.8)
+
+
+def config(model: Path, out: Path, **fields: object) -> RelufyConfig:
+    training = LocalRecovery(steps=10, batch_tokens=256, learning_rate=3e-3, autocast=False)
+    base = {"tokens": 4096, "context": 128, "training": training, "recover": "full", "full": SHORT}
+    return RelufyConfig(model=str(model), out=out, **(base | fields))
+
+
+@pytest.fixture(scope="module")
+def sparse(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What local recovery makes of the tiny dense model; not to be changed."""
+    out = tmp_path_factory.mktemp("local") / "sparse"
+    relufy(config(dense, out, recover="local"))
+    return out
+
+
+@pytest.mark.parametrize("kind", ["none", "all", "top"])
+def test_the_losses_gradient_is_autograds(kind: str):
+    torch.manual_seed(0)
+    student, other, label = torch.randn(7, 11), torch.randn(7, 11), torch.randint(11, (7,))
+    label[3] = IGNORED
+    known = label != IGNORED
+    log_other = other.log_softmax(-1)
+    kept = TopK(*reversed(log_other.topk(4)))
+    teacher = {"none": None, "all": other, "top": kept}[kind]
+    ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    losses = distillation(ours, teacher, label, 0.7, 1.3)
+    losses.total.backward()
+    log = theirs.log_softmax(-1)
+    expected = 0.7 * functional.cross_entropy(theirs, label, ignore_index=IGNORED)
+    if kind == "all":
+        divergence = (log_other.exp() * (log_other - log)).sum(-1)[known].mean()
+    elif kind == "top":  # what is not kept is one lump
+        mine, goal = log.gather(1, kept.index_TK), kept.log_TK
+        rest, left = 1 - mine.exp().sum(-1), 1 - goal.exp().sum(-1)
+        divergence = ((goal.exp() * (goal - mine)).sum(-1) + left * (left / rest).log())[known].mean()
+    else:
+        divergence = torch.zeros(())
+    (expected + 1.3 * divergence).backward()
+    assert losses.total.item() == pytest.approx((expected + 1.3 * divergence).item(), rel=1e-5)
+    assert float(losses.divergence) == pytest.approx(divergence.item(), rel=1e-5)
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+    assert not ours.grad[3].any()
+
+
+def test_hidden_distance_is_relative():
+    teacher = [torch.randn(2, 3, 8), 1000 * torch.randn(2, 3, 8)]
+    assert float(hidden_distance([1.1 * layer for layer in teacher], teacher)) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_the_meter_sees_what_fires_and_its_penalty_has_autograds_gradient(
+    make_checkpoint: Make, tmp_path: Path, family
+):
+    relufy(RelufyConfig(model=str(make_checkpoint(family)), out=tmp_path / "sparse", recover="none", align=False))
+    model = sparse_model(Checkpoint(tmp_path / "sparse"))
+    ids = torch.randint(3, 4096, (2, 16))
+    seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    for index, layer in enumerate(model.model.layers):
+        ffn = layer.mlp.experts if family == "mixtral" else layer.mlp
+        ffn.watch = lambda h, x, down, expert, token, index=index: seen.append((index, h, down)) or h
+    model(ids)
+    l1 = [sum((h.abs() * down.detach().norm(dim=0)).sum() for i, h, down in seen if i == layer) for layer in (0, 1)]
+    first = [value.item() / ids.numel() for value in l1]
+    sum(value / ids.numel() / unit for value, unit in zip(l1, first, strict=True)).div(2).backward()
+    name = next(n for n, _ in model.named_parameters() if "0.mlp" in n and "gate" in n and "experts" in n + "experts")
+    expected = dict(model.named_parameters())[name].grad.clone()
+    model.zero_grad()
+    meter = Meter(model)
+    with torch.no_grad():
+        meter.begin(ids.numel())
+        model(ids)
+        meter.end()
+    fired = [sum(int((h != 0).sum()) for i, h, _ in seen if i == layer) for layer in (0, 1)]
+    whole = [sum(h.numel() for i, h, _ in seen if i == layer) for layer in (0, 1)]
+    assert meter.density() == pytest.approx([f / w for f, w in zip(fired, whole, strict=True)])
+    meter.begin(ids.numel())
+    model(ids)
+    meter.end()
+    penalty = meter.penalty()
+    assert penalty.item() == pytest.approx(1.0)
+    penalty.backward()
+    assert torch.allclose(dict(model.named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_the_staged_penalty_rises_as_prosparses_does():
+    penalty = StagedPenalty(None, 100, 2.0)
+    weights = []
+    for step in range(100):
+        weights.append(penalty.weight)
+        penalty.steer(step, 0.2)
+    assert weights[:30] == [0.0] * 30
+    assert weights[-1] == pytest.approx(2.0)
+    assert weights[65] == pytest.approx(0.5)
+    assert weights == sorted(weights)
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_the_whole_model_is_trained_and_written(make_checkpoint: Make, tmp_path: Path, family: str):
+    dense, out = make_checkpoint(family), tmp_path / "out"
+    report = relufy(config(dense, out, full=replace(SHORT, learning_rate=3e-3)))
+    assert report.full is not None
+    assert report.perplexity < report.full.evaluations[0].perplexity
+    assert [look.step for look in report.full.evaluations] == [2, 4, 6, 8, 8]
+    assert Checkpoint(out).spec.activation == "drelu"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    said = json.loads((out / "tsconvert.json").read_text())["report"]
+    assert said["full"]["losses"][-1][0] == 8
+    # what was judged is what was written
+    model, rows = sparse_model(Checkpoint(out)), full_rows(Checkpoint(out), config(dense, out), SHORT, 1)
+    entropy = model(torch.from_numpy(rows[1].rows_NS), labels=torch.from_numpy(rows[1].rows_NS)).loss
+    assert entropy.exp().item() == pytest.approx(report.perplexity, rel=1e-4)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(sparse: Path, dense: Path, tmp_path: Path, monkeypatch):
+    run = config(sparse, tmp_path / "whole", teacher=str(dense))
+    whole = relufy(run)
+
+    class Dies(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    real = stage.Progress
+    monkeypatch.setattr(stage, "Progress", lambda _: Dies())
+    killed = replace(run, out=tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        relufy(killed)
+    assert not (tmp_path / "killed").exists()
+    monkeypatch.setattr(stage, "Progress", real)
+    resumed = relufy(replace(killed, resume=True))
+    assert resumed.full.losses == whole.full.losses
+    files = [folder / "model.safetensors" for folder in (tmp_path / "whole", tmp_path / "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_run_that_died_while_it_wrote_trains_no_more(sparse: Path, dense: Path, tmp_path: Path, monkeypatch):
+    run, real = config(sparse, tmp_path / "out", teacher=str(dense)), recovery.write_model
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recovery, "write_model", dies)
+    with pytest.raises(KeyboardInterrupt):
+        relufy(run)
+    monkeypatch.setattr(recovery, "write_model", real)
+    again = relufy(replace(run, resume=True)).full
+    assert again.steps == 8
+    assert [step for step, _ in again.losses] == list(range(1, 9))
+
+
+def test_kept_logits_of_the_whole_vocabulary_train_as_the_teacher_does(sparse: Path, dense: Path, tmp_path: Path):
+    run = config(sparse, tmp_path / "along", teacher=str(dense))
+    along = relufy(run)
+    kept = relufy(replace(run, out=tmp_path / "kept", full=replace(SHORT, top_logits=4096)))
+    assert kept.full.losses[-1][1] == pytest.approx(along.full.losses[-1][1], rel=1e-2)  # kept in float16
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(sparse: Path, dense: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with pytest.raises(TsconvertError) as caught:
+        relufy(config(sparse, out, teacher=str(dense), full=replace(SHORT, learning_rate=1e20, evaluations=8)))
+    last = tmp_path / "out.full" / "checkpoint-1"
+    assert str(caught.value) == (
+        f"the loss is nan at step 2; the last good checkpoint is {last}: lower the learning rate"
+    )
+    assert (last / "model.safetensors").is_file()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(sparse: Path, dense: Path, tmp_path: Path):
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(TsconvertError) as caught:
+            relufy(config(sparse, out, teacher=str(dense)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    full = tmp_path / "out.full"
+    assert str(caught.value) == f"{full}: the disk is full; no checkpoint was written yet: make room and --resume"
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(dense: Path, tmp_path: Path):
+    local, full = (
+        relufy(config(dense, tmp_path / "out", recover=kind, dry_run=True)).cost for kind in ("local", "full")
+    )  # fmt: skip
+    assert full.time_s > local.time_s
+    assert full.scratch_bytes == 36 * Checkpoint(dense).spec.parameters
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sparse_model_needs_its_teacher(sparse: Path, tmp_path: Path):
+    with pytest.raises(TsconvertError) as caught:
+        relufy(config(sparse, tmp_path / "out"))
+    assert str(caught.value) == f"{sparse}: is drelu already; --teacher DENSE says which model to learn from"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"tokens": 0}, "tokens is 0: it must be at least 1"),
+        ({"divergence": -1.0}, "divergence is -1.0: it must be at least 0"),
+        ({"cross_entropy": 0.0, "divergence": 0.0}, "cross_entropy, divergence and hidden are all 0: there is nothing"),
+        ({"penalty": "l2"}, "penalty is 'l2'; choose one of steered, sine"),
+    ],
+)
+def test_bad_settings_are_said_in_one_sentence(fields: dict, sentence: str):
+    with pytest.raises(TsconvertError, match=sentence.replace(".", "\\.")):
+        FullRecovery(**fields)

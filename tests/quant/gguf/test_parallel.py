@@ -1,0 +1,224 @@
+"""The writer's threads: every type ggml's bytes, whatever the pieces; nothing written where a value is not sound."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tsconvert.common.errors import TsconvertError
+from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.tensor_names import shape_of
+from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.gguf import sources
+from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.quant.gguf.pipeline import TensorPlan, check_tensors, write_tensors
+from tsconvert.quant.gguf.placed_file import PlacedFile
+from tsconvert.quant.types import blocks32, ggml
+from tsconvert.quant.types.encode import encode
+
+TYPES = ggml.weight_types()
+
+
+def adversarial() -> np.ndarray:
+    """Rows of 256: zeros, denormals, huge, one outlier, ties, signs, and random ones."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((24, 256)).astype(np.float32) * 0.02
+    rows = [
+        np.zeros(256), np.full(256, -0.0), np.full(256, 1e-45), np.full(256, -3e-39), rng.standard_normal(256) * 1e-40,
+        rng.standard_normal(256) * 1e30, np.full(256, 0.5), np.tile([1.0, -1.0], 128), np.tile([-1.0, 1.0], 128),
+        np.where(np.arange(256) == 77, 1e4, normal[0]), np.where(np.arange(256) % 32 == 31, -8.0, 8.0),
+        np.arange(256) / 254, np.arange(-128, 128) / 127 * 8.5, rng.integers(-3, 4, 256) / 2, np.full(256, 65504.0),
+        np.where(np.arange(256) < 32, 0, normal[1]), np.float32(2) ** -rng.integers(0, 126, 256),
+    ]  # fmt: skip
+    return np.concatenate([np.array(rows, np.float64).astype(np.float32), normal])
+
+
+def reference(rows_RC: np.ndarray, type_name: str, importance_C: np.ndarray | None) -> np.ndarray:
+    """ggml_quantize_chunk itself, nothing of ours between."""
+    out = np.empty((len(rows_RC), ggml.row_bytes(type_name, rows_RC.shape[1])), np.uint8)
+    weights = None if importance_C is None else importance_C.ctypes.data
+    rows_RC = np.ascontiguousarray(rows_RC)
+    ggml._BASE.ggml_quantize_chunk(
+        ggml.TYPES[type_name].id, rows_RC.ctypes.data, out.ctypes.data, 0, *rows_RC.shape, weights
+    )
+    return out
+
+
+def source_of(raw_RC: np.ndarray, dtype: str) -> sources.Sliced:
+    return sources.Sliced(
+        rows=raw_RC.shape[0], columns=raw_RC.shape[1], dtype=dtype, read=lambda a, b: raw_RC[a:b], check=lambda: 0.0
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type_is_ggmls_on_adversarial_rows(name: str, weighted: bool):
+    rows_RC = adversarial()
+    if name == "F16":
+        rows_RC = rows_RC[np.abs(rows_RC).max(axis=1) < 65520]
+    if name.startswith(("IQ", "TQ")):  # ggml aborts on scales that overflow
+        rows_RC = rows_RC[np.abs(rows_RC).max(axis=1) < 1e20]
+    importance_C = np.random.default_rng(1).random(256).astype(np.float32) + 0.1 if weighted else None
+    if ggml.needs_importance(name) and not weighted:
+        pytest.skip(f"{name} needs importances")
+    bits_RC = (rows_RC.view(np.uint32) >> 16).astype(np.uint16)
+    half_RC = (bits_RC.astype(np.uint32) << 16).view(np.float32)
+    for raw_RC, dtype, floats_RC in ((rows_RC, "F32", rows_RC), (bits_RC, "BF16", half_RC)):
+        expected = reference(floats_RC, name, importance_C)
+        found = encode(source_of(raw_RC, dtype), 0, len(raw_RC), name, importance_C)
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("IQ") else name for name in TYPES]
+)
+def test_every_type_is_ggmls_on_the_embedded_model(name: str):
+    """All matrices of tiny-mistral, wholly; those whose rows the type does not fit are reshaped."""
+    checkpoint = open_checkpoint("tiny-mistral")
+    for place in checkpoint.places:
+        if len(shape_of(checkpoint.spec, place)) < 2:
+            continue
+        raw_RC = checkpoint.raw(place).view(np.uint16).reshape(-1, 256)
+        floats_RC = (raw_RC.astype(np.uint32) << 16).view(np.float32)
+        importance_C = np.square(floats_RC).mean(axis=0) + 1e-6 if ggml.needs_importance(name) else None
+        found = encode(source_of(raw_RC, "BF16"), 0, len(raw_RC), name, importance_C)
+        assert np.array_equal(found, reference(floats_RC, name, importance_C)), place
+
+
+def test_q8_0_and_q4_0_in_vectors_leave_to_ggml_what_c_leaves_open():
+    tiny = np.zeros((1, 64), np.float32)
+    tiny[0, 3] = 1e-40
+    assert blocks32.quantize(tiny, "Q4_0") is None
+    ordinary = np.random.default_rng(2).standard_normal((1024, 4096)).astype(np.float32)
+    for name in blocks32.TYPES:
+        assert np.array_equal(blocks32.quantize(ordinary, name), reference(ordinary, name, None))
+
+
+def test_half_scales_are_those_of_ieee():
+    bits = np.random.default_rng(3).integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
+    edges = (
+        (np.arange(85, 150, dtype=np.uint32)[:, None] << 23)
+        | np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFFFF], np.uint32)
+    ).ravel()
+    bits = np.concatenate([edges, bits[np.isfinite(bits.view(np.float32))][:5000]])
+    with np.errstate(over="ignore"):  # scalars wrap around silently in compiled code only
+        expected = bits.view(np.float32).astype(np.float16).view(np.uint16)
+        found = [int(blocks32._half(np.uint32(value))) for value in bits]
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pieces_of_stacked_matrices_land_where_they_belong(tmp_path: Path, threads: int):
+    rng = np.random.default_rng(4)
+    experts = [rng.standard_normal((1300, 1024)).astype(np.float32) for _ in range(3)]  # more than a piece each
+    weights = rng.random((3, 1024)).astype(np.float32)
+    stack = sources.stacked([source_of(rows, "F32") for rows in experts])
+    tensors = [
+        TensorPlan(name="a", shape=(3, 1300, 1024), type_name="Q4_K", chunks=stack, importance_EC=weights),
+        TensorPlan(name="b", shape=(2, 64), type_name="F32", chunks=lambda: [np.ones((1, 64), np.float32)] * 2),
+    ]
+    done = []
+    size = 100 + sum(tensor.size_bytes for tensor in tensors)
+    with (tmp_path / "f").open("wb") as stream, PlacedFile(stream, size) as file:
+        write_tensors(file, [(tensors[0], 100), (tensors[1], 100 + tensors[0].size_bytes)], done.append, threads)
+    content = (tmp_path / "f").read_bytes()[100:]
+    expected = [reference(rows, "Q4_K", weights[i]).tobytes() for i, rows in enumerate(experts)]
+    assert content == b"".join(expected) + np.ones((2, 64), np.float32).tobytes()
+    assert sorted(done) == ["a", "b"]
+
+
+def test_an_error_in_a_thread_stops_all_and_leaves_nothing(tmp_path: Path, dense: Path):
+    def broken() -> list:
+        raise RuntimeError("disk on fire")
+
+    tensors = [(TensorPlan(name="a", shape=(1, 32), type_name="F32", chunks=broken), 0)]
+    with (
+        (tmp_path / "f").open("wb") as stream,
+        PlacedFile(stream, 128) as file,
+        pytest.raises(RuntimeError, match="disk on fire"),
+    ):
+        write_tensors(file, tensors, lambda _: None)
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "sparse"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_value_that_is_not_finite_stops_before_anything_is_written(
+    tmp_path: Path, dense: Path, value: float, target: str, monkeypatch: pytest.MonkeyPatch
+):
+    model = Path(shutil.copytree(dense, tmp_path / "model"))
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][7, 3:5] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    opened = []
+    monkeypatch.setattr("tsconvert.quant.gguf.shards.atomic_file", lambda path: opened.append(path))
+    with pytest.raises(TsconvertError) as caught:
+        export_gguf(ExportConfig(model=model, out=tmp_path / "out" / "m.gguf", type_name="Q8_0", target=target))
+    assert str(caught.value) == (
+        f"{file}: tensor {name} holds 2 values that are NaN or infinite, the first in row 7; the weights are damaged or"
+        " training diverged, go back to a sound checkpoint"
+    )
+    assert opened == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_large_for_f16_stops_before_anything_is_written(tmp_path: Path):
+    big = source_of(np.full((2, 32), 7e4, np.float32), "F32")
+    plan = TensorPlan(
+        name="x.weight", shape=(2, 32), type_name="F16", chunks=sources.Sliced(**(vars(big) | {"check": lambda: 7e4}))
+    )
+    with pytest.raises(TsconvertError) as caught:
+        check_tensors([plan])
+    assert str(caught.value) == (
+        "x.weight: values reach 70000 and F16 ends at 65504; choose another type, for this tensor alone with"
+        " --tensor-type x.weight=F32"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_the_largest_magnitude_by_bits(dtype: str):
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal(70_001).astype(np.float32)
+    for put, expected in ((None, None), (-9.0, 9.0), (np.inf, np.inf), (-np.inf, np.inf), (np.nan, np.nan)):
+        if put is not None:
+            values[68_000] = put
+        raw = {
+            "F32": values,
+            "F16": values.astype(np.float16),
+            "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
+        }
+        found = sources.magnitude(raw[dtype], dtype)
+        if expected is None:
+            decoded = raw[dtype] if dtype != "BF16" else (raw[dtype].astype(np.uint32) << 16).view(np.float32)
+            assert found == np.abs(decoded).max()
+        else:
+            assert found == expected or (np.isnan(found) and np.isnan(expected))
+
+
+BOUNDS = {
+    "Q8_0": 1 / 254 + 2**-11,
+    "Q6_K": 1 / 30,
+    "Q5_K": 1 / 15,
+    "Q4_K": 1 / 7,
+    "Q4_0": 1 / 8,
+    "Q5_0": 1 / 16,
+    "Q4_1": 1 / 15,
+    "Q5_1": 1 / 31,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_decoded_errors_are_within_the_types_bound(tmp_path: Path, name: str):
+    """Half a step of a block's largest (one for the end that Q4_0 and Q5_0 cut off), and the half-precision scale's."""
+    out = tmp_path / "m.gguf"
+    export_gguf(ExportConfig(model="tiny-mistral", out=out, type_name=name, pure=True))
+    checkpoint, found = open_checkpoint("tiny-mistral"), GgufFile(out).tensors["blk.1.ffn_down.weight"]
+    place = next(place for place in checkpoint.places if (place.role, place.layer) == ("ffn_down", 1))
+    source, decoded = checkpoint.array(place), found.to_float32()
+    assert found.type_name == name
+    block = ggml.TYPES[name].weights
+    error = np.abs(decoded - source).reshape(-1, block).max(axis=1)
+    assert (error <= BOUNDS[name] * 1.05 * np.abs(source).reshape(-1, block).max(axis=1)).all()

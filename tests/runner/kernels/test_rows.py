@@ -1,0 +1,186 @@
+"""Products and sums of rows of every type against ggml's own decoding and NumPy."""
+
+import numpy as np
+import pytest
+from numba import njit
+
+from tsconvert.quant.types import ggml
+from tsconvert.runner.kernels import rows, tiles
+from tsconvert.runner.kernels.native import call_add, call_products
+from tsconvert.runner.kernels.products import SCRATCH_BYTES
+
+FLOATS = ("F32", "F16", "BF16")
+OWN = tiles.KINDS
+GGML = ("Q4_1", "IQ4_XS")
+ROWS, TOKENS = 21, 11
+RNG = np.random.default_rng(7)
+
+
+@njit
+def run_products(function, arguments):
+    return call_products(function, arguments)
+
+
+@njit
+def run_add(function, arguments):
+    return call_add(function, arguments)
+
+
+def widths(type_name):
+    if type_name in FLOATS:
+        return (1, 16, 77, 576)
+    return (256, 768) if ggml.TYPES[type_name].weights == 256 else (32, 64, 96, 128, 576)
+
+
+def sample(type_name, columns):
+    raw = ggml.quantize(RNG.standard_normal((ROWS, columns)).astype(np.float32), type_name)
+    inputs = (RNG.standard_normal((TOKENS, columns)) * RNG.uniform(0.1, 9, (TOKENS, 1))).astype(np.float32)
+    inputs[2] = 0
+    return raw, ggml.dequantize(raw, type_name, (ROWS, columns)).astype(np.float64), inputs
+
+
+def rounded(x_TC, run=32):
+    """The slow twin of inputs.round_input: bytes with a scale per 32 or, as in Q8_K, per 256."""
+    runs = x_TC.reshape(len(x_TC), -1, run).astype(np.float64)
+    scale = np.abs(runs).max(axis=2, keepdims=True) / 127
+    steps = np.divide(runs, scale, out=np.zeros_like(runs), where=scale > 0)
+    return (np.rint(steps) * scale).reshape(x_TC.shape)
+
+
+class Kernel:
+    """One type's kernels, called as the step calls them."""
+
+    def __init__(self, type_name, raw, columns, *, as_llama_cpp=False):
+        self.name, self.raw, self.columns = type_name, raw, columns
+        self.types, self.id = rows.type_table([type_name], as_llama_cpp=as_llama_cpp), ggml.TYPES[type_name].id
+        self.scratch = np.zeros(SCRATCH_BYTES + 4 * columns, np.uint8)
+
+    def products(self, x_TC, listed, first, count, chosen=None, tokens=None):
+        size = rows.input_bytes(self.columns, [self.name])
+        place = np.zeros(len(x_TC) * size + 64, np.uint8)
+        address = place.ctypes.data + -place.ctypes.data % 64
+        rows.prepare_inputs(
+            self.types.ctypes.data, self.id, x_TC.ctypes.data, self.columns, len(x_TC), address, size, 0
+        )
+        if self.name in FLOATS:
+            address, size = x_TC.ctypes.data, 4 * self.columns
+        out_RT = np.full((ROWS, len(x_TC)), 5, np.float32)
+        run_products(
+            self.types[self.id, rows.PRODUCTS],
+            (
+                self.types[self.id, rows.VEC_DOT], self.raw.ctypes.data, self.raw.shape[1],
+                0 if listed is None else listed.ctypes.data, first, count, self.columns, address, size,
+                0 if chosen is None else chosen.ctypes.data, len(x_TC) if tokens is None else tokens,
+                out_RT.ctypes.data, len(x_TC), 1, self.scratch.ctypes.data,
+            ),
+        )  # fmt: skip
+        return out_RT
+
+    def add(self, weights_R, listed, first, count, into_C):
+        run_add(
+            self.types[self.id, rows.ADD],
+            (
+                self.types[self.id, rows.TO_FLOAT], self.raw.ctypes.data, self.raw.shape[1],
+                0 if listed is None else listed.ctypes.data, first, count, first + count, weights_R.ctypes.data,
+                self.columns, into_C.ctypes.data, self.scratch.ctypes.data,
+            ),
+        )  # fmt: skip
+        return into_C
+
+
+def expected(values_RC, x_TC, rows_of, tokens_of):
+    twin_RT = np.full((ROWS, TOKENS), 5.0)
+    for j in rows_of:
+        twin_RT[j, tokens_of] = x_TC[tokens_of] @ values_RC[j]
+    return twin_RT
+
+
+@pytest.mark.parametrize("type_name", FLOATS + OWN)
+def test_products_are_those_of_the_decoded_rows_and_the_rounded_input(type_name):
+    for columns in widths(type_name):
+        raw, values_RC, x_TC = sample(type_name, columns)
+        kernel, seen_TC = Kernel(type_name, raw, columns), x_TC if type_name in FLOATS else rounded(x_TC)
+        listed, chosen = RNG.permutation(ROWS).astype(np.int32), RNG.permutation(TOKENS).astype(np.int32)
+        scale = np.abs(values_RC).max() * np.abs(x_TC).max() * columns
+        for first, count in ((0, ROWS), (3, 1), (4, 7), (2, 0)):
+            for tokens in (1, 2, 3, 8, TOKENS):
+                ours = kernel.products(x_TC, None, first, count, None, tokens)
+                twin = expected(values_RC, seen_TC, range(first, first + count), range(tokens))
+                np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * scale)
+                ours = kernel.products(x_TC, listed, first, count, chosen, tokens)
+                twin = expected(values_RC, seen_TC, listed[first : first + count], chosen[:tokens])
+                np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * scale)
+
+
+@pytest.mark.parametrize(("type_name", "run"), [("Q4_K", 256), ("Q6_K", 256), ("Q5_0", 32), ("F16", 1)])
+def test_k_quants_can_meet_inputs_as_coarse_as_llama_cpp_s(type_name, run):
+    raw, values_RC, x_TC = sample(type_name, 768)
+    ours = Kernel(type_name, raw, 768, as_llama_cpp=True).products(x_TC, None, 0, ROWS)
+    twin = expected(values_RC, x_TC if run == 1 else rounded(x_TC, run), range(ROWS), range(TOKENS))
+    np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * np.abs(values_RC).max() * np.abs(x_TC).max() * 768)
+
+
+@pytest.mark.parametrize("type_name", GGML)
+def test_other_types_go_through_ggml(type_name):
+    columns = 256
+    raw, values_RC, x_TC = sample(type_name, columns)
+    ours = Kernel(type_name, raw, columns).products(x_TC, None, 1, 9)
+    twin = expected(values_RC, x_TC, range(1, 10), range(TOKENS))
+    # Q8 rounds each input by at most half of max/127: the sum of that many independent errors
+    bound = np.abs(x_TC).max() / 127 * np.linalg.norm(values_RC[1]) * 2
+    np.testing.assert_allclose(ours, twin, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("type_name", FLOATS + OWN)
+def test_a_product_is_the_same_bits_in_every_tile(type_name):
+    columns = 64 if type_name in FLOATS else widths(type_name)[-1]
+    raw, _, x_TC = sample(type_name, columns)
+    kernel = Kernel(type_name, raw, columns)
+    whole_RT = kernel.products(x_TC, None, 0, ROWS)
+    for t in range(TOKENS):
+        chosen = np.array([t], np.int32)
+        np.testing.assert_array_equal(kernel.products(x_TC, None, 0, ROWS, chosen, 1)[:, t], whole_RT[:, t])
+
+
+@pytest.mark.parametrize("type_name", FLOATS + OWN + GGML)
+def test_sums_are_those_of_the_decoded_rows(type_name):
+    for columns in (256,) if type_name == "IQ4_XS" else widths(type_name):
+        raw, values_RC, x_TC = sample(type_name, columns)
+        kernel, weights_R = Kernel(type_name, raw, columns), RNG.standard_normal(ROWS).astype(np.float32)
+        listed = RNG.permutation(ROWS).astype(np.int32)
+        for first, count in ((0, ROWS), (3, 1), (4, 6), (2, 0)):
+            for order in (None, listed):
+                taken = np.arange(ROWS)[first : first + count] if order is None else order[first : first + count]
+                twin_C = x_TC[0] + weights_R[taken].astype(np.float64) @ values_RC[taken]
+                ours_C = kernel.add(weights_R, order, first, count, x_TC[0].copy())
+                np.testing.assert_allclose(ours_C, twin_C, rtol=1e-5, atol=2e-5)
+
+
+def test_an_input_of_another_form_is_prepared_anew():
+    x_C, types = np.ones(256, np.float32), rows.type_table(["Q4_0", "Q8_0", "IQ4_XS", "F32"])
+    place = np.zeros(rows.input_bytes(256, ["Q4_0", "IQ4_XS"]), np.uint8)
+    form = lambda name, last: rows.prepare_inputs(  # noqa: E731
+        types.ctypes.data, ggml.TYPES[name].id, x_C.ctypes.data, 256, 1, place.ctypes.data, place.size, last
+    )
+    own = form("Q4_0", 0)
+    before = place.copy()
+    assert before.any()
+    place[:] = 0
+    assert form("Q8_0", own) == own
+    assert form("F32", own) == own
+    assert not place.any()
+    assert form("IQ4_XS", own) not in (0, own)
+    assert (place != before).any()
+
+
+def test_a_coarser_input_is_another_form():
+    x_C, types = np.linspace(-1, 9, 256, dtype=np.float32), rows.type_table(["Q4_K", "Q8_0"], as_llama_cpp=True)
+    place = np.zeros(rows.input_bytes(256, ["Q4_K"]), np.uint8)
+    form = lambda name, last: rows.prepare_inputs(  # noqa: E731
+        types.ctypes.data, ggml.TYPES[name].id, x_C.ctypes.data, 256, 1, place.ctypes.data, place.size, last
+    )
+    fine = form("Q8_0", 0)
+    before = place.copy()
+    coarse = form("Q4_K", fine)
+    assert coarse not in (0, fine)
+    assert (place != before).any()

@@ -1,0 +1,133 @@
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsconvert import embedded
+from tsconvert.common.errors import TsconvertError
+from tsconvert.common.units import parse_count, size_text
+from tsconvert.text import sources
+from tsconvert.text.packing import packed_rows
+from tsconvert.text.sources import Source, parse_source
+from tsconvert.text.tokenizer import load_tokenizer
+
+
+class Bytes:
+    """A tokenizer of one token a byte."""
+
+    def __call__(self, text: str) -> "Bytes":
+        self.input_ids = list(text.encode())
+        return self
+
+
+def decode(rows: np.ndarray) -> str:
+    return bytes(rows.reshape(-1).tolist()).decode()
+
+
+def test_weights_share_the_tokens_out(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a" * 40_000)
+    (tmp_path / "b.txt").write_text("b" * 40_000)
+    sources = [parse_source(f"{tmp_path / 'a.txt'}=3"), parse_source(f"{tmp_path / 'b.txt'}=1")]
+    rows = packed_rows(Bytes(), sources, tokens=16_000, context=100)[0]
+    assert rows.shape == (160, 100)
+    assert decode(rows).count("a") == 12_000
+
+
+@pytest.mark.parametrize("text", [" ".join(f"word{i}" for i in range(20_000)), "\u6f22\u5b57" * 30_000, "x\n" * 9])
+def test_pieces_lose_nothing_and_cut_no_word(tmp_path: Path, text: str):
+    (tmp_path / "t.txt").write_text(text)
+    pieces = list(sources.texts(Source(path=str(tmp_path / "t.txt")), random.Random(0)))
+    assert len(pieces) == -(-len(text.encode()) // 16_384)
+    assert sorted("".join(pieces)) == sorted(text)
+    assert " " not in text or sorted(word for piece in pieces for word in piece.split()) == sorted(text.split())
+
+
+def test_few_tokens_come_from_all_over_the_text_in_a_seeded_order(tmp_path: Path):
+    (tmp_path / "t.txt").write_text("".join(f"{i:07} " for i in range(100_000)))
+    source = [Source(path=str(tmp_path / "t.txt"))]
+    one = packed_rows(Bytes(), source, tokens=60_000, context=100, seed=1)[0]
+    assert np.array_equal(one, packed_rows(Bytes(), source, tokens=60_000, context=100, seed=1)[0])
+    other = packed_rows(Bytes(), source, tokens=60_000, context=100, seed=2)[0]
+    assert not np.array_equal(one, other)
+    numbers = [int(word) for word in decode(one).split() if len(word) == 7]
+    assert max(numbers) - min(numbers) > 50_000
+
+
+def test_jsonl_folders_and_parquet(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x" * 200}) + "\n" for _ in range(50)))
+    (tmp_path / "skip.bin").write_bytes(b"\xff" * 5000)
+    rows = packed_rows(Bytes(), [Source(path=str(tmp_path))], tokens=5_000, context=50)[0]
+    assert set(decode(rows)) == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"too short", "9 tokens, which is not one row of 100; give more text"),
+        (b"\xff\xfe" * 400, "not UTF-8 text (byte 0); give text, .jsonl or .parquet"),
+    ],
+)
+def test_text_that_cannot_serve_is_named(tmp_path: Path, content: bytes, sentence: str):
+    file = tmp_path / "t.txt"
+    file.write_bytes(content)
+    with pytest.raises(TsconvertError) as caught:
+        packed_rows(Bytes(), [Source(path=str(file))], tokens=1000, context=100)[0]
+    assert str(file) in str(caught.value)
+    assert str(caught.value).endswith(sentence)
+
+
+def test_a_damaged_jsonl_line_is_named(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(TsconvertError, match=r"a\.jsonl: a line is no JSON object with a field 'text'"):
+        packed_rows(Bytes(), [Source(path=str(tmp_path / "a.jsonl"))], tokens=100, context=10)[0]
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    file = tmp_path / "a.parquet"
+    file.write_bytes(b"PAR1" + b"\xff" * 64 + b"PAR1")
+    with pytest.raises(TsconvertError, match=r"a\.parquet: is no parquet file \(.+\); get it again$"):
+        packed_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)[0]
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), file)
+    with pytest.raises(
+        TsconvertError, match=r"a\.parquet: has no column 'text' that can be read \(.+\); get it again$"
+    ):
+        packed_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)[0]
+
+
+def test_data_arguments():
+    assert parse_source("web.txt=0.75") == Source(path="web.txt", weight=0.75)
+    assert parse_source("web.txt") == Source(path="web.txt")
+    assert parse_source("a=b.txt") == Source(path="a=b.txt")
+    with pytest.raises(TsconvertError, match=r"the weight must be a number above 0, as in FILE=0\.5"):
+        parse_source("web.txt=-1")
+
+
+def test_the_tokenizer_begins_a_text_as_the_model_was_trained():
+    tokenizer = load_tokenizer(embedded.folder("tiny-mistral"))
+    ids = tokenizer("The Senate").input_ids
+    assert ids[0] == 1
+    assert tokenizer.decode(ids[1:]) == "The Senate"
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TsconvertError, match="the tokenizer cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("4096", 4096), ("64K", 64_000), ("1.5m", 1_500_000), ("2B", 2 * 10**9), ("5GB", 5 * 10**9)]
+)
+def test_counts(text: str, number: int):
+    assert parse_count(text) == number
+
+
+def test_sizes():
+    assert [size_text(n) for n in (12, 3_400, 5_600_000, 14_500_000_000)] == ["12 bytes", "3.4 KB", "5.6 MB", "14.5 GB"]
+    with pytest.raises(TsconvertError, match="'x' is no number"):
+        parse_count("x")

@@ -1,0 +1,92 @@
+"""Rows made while they are trained on, for corpora that memory does not hold: a seeded order, resumable by counting."""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from ..common.errors import TsconvertError
+from ..convert.full.config import FullRecovery
+from ..model.checkpoint import Checkpoint
+from .sources import Source, mixture, texts
+from .tokenizer import load_tokenizer
+from .training_rows import Packed, as_inputs
+
+if TYPE_CHECKING:
+    from ..convert.relufy import RelufyConfig
+
+# Shape suffixes: N sequences, S tokens a sequence.
+_HELD_ROWS = 64
+Row = tuple[np.ndarray, np.ndarray]
+
+
+class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
+    """Endless rows of a mixture: each source's texts packed one after the other, the sources in turn by weight.
+
+    Every source begins anew, in another order, when it is through. Where one process stopped another goes on by passing
+    over as many rows, which the trainer does.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        sources: mixture files are taken apart.
+        context: tokens a row.
+        skip: so many rows first.
+    """
+
+    def __init__(self, tokenizer: Any, sources: Sequence[Source], context: int, seed: int, skip: int = 0) -> None:
+        self.tokenizer, self.context, self.seed, self.skip = tokenizer, context, seed, skip
+        self.sources = [each for source in sources for each in mixture(source)]
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for number, (row_S, begins_S) in enumerate(self.rows()):
+            if number >= self.skip:
+                yield as_inputs(row_S, begins_S)
+
+    def rows(self) -> Iterator[Row]:
+        """Tokens [S] and where texts begin, without an end."""
+        streams = [self._packed(source, number) for number, source in enumerate(self.sources)]
+        total = sum(source.weight for source in self.sources)
+        credit = [0.0] * len(streams)
+        while True:  # the one that is furthest behind its share
+            credit = [has + source.weight / total for has, source in zip(credit, self.sources, strict=True)]
+            turn = max(range(len(credit)), key=credit.__getitem__)
+            credit[turn] -= 1
+            yield next(streams[turn])
+
+    def _packed(self, source: Source, number: int) -> Iterator[Row]:
+        ids: list[int] = []
+        begins: list[bool] = []
+        rng = random.Random(self.seed * 1_000_003 + number)
+        while True:
+            before = len(ids)
+            made = 0
+            for text in texts(source, rng):
+                own = self.tokenizer(text).input_ids
+                ids += own
+                begins += [place == 0 for place in range(len(own))]
+                while len(ids) >= self.context:
+                    yield np.asarray(ids[: self.context], np.int64), np.asarray(begins[: self.context], np.bool_)
+                    made += 1
+                    del ids[: self.context], begins[: self.context]
+            if not made and len(ids) == before:
+                raise TsconvertError(f"--data {source.path}: it has no text; leave it out")
+
+
+def streamed_rows(checkpoint: Checkpoint, config: "RelufyConfig", how: FullRecovery) -> tuple[StreamedRows, Packed]:
+    """What is trained on and, its first rows, what judges.
+
+    Raises:
+        TsconvertError: there is no --data, or the teacher's logits are to be kept.
+    """
+    if not config.data or how.top_logits:
+        raise TsconvertError(
+            "--stream needs --data, and nothing is kept of what streams by; give --data and leave --top-logits out"
+        )
+    tokenizer, context = load_tokenizer(checkpoint.folder), min(config.context, checkpoint.spec.context)
+    stream = StreamedRows(tokenizer, config.data, context, config.seed, skip=_HELD_ROWS)
+    held = [row for row, _ in zip(stream.rows(), range(_HELD_ROWS), strict=False)]
+    rows_NS, begins_NS = (np.stack(parts) for parts in zip(*held, strict=True))
+    return stream, Packed(rows_NS, begins_NS)
