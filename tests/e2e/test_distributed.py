@@ -84,12 +84,12 @@ def test_predictors(converted):
 AT_EXIT = """
 import atexit, sys, torch
 import torch.distributed as dist
-from tsconvert.convert import distributed
+from tsconvert.common import processes
 atexit.register(print, "ran at exit")
 dist.init_process_group("gloo")
 for _ in range(300):
     dist.group.WORLD.allgather([torch.empty(9) for _ in range(2)], torch.ones(9))
-distributed.leave(0)
+processes.leave(0)
 """
 
 
