@@ -14,7 +14,8 @@ from ..common.command_line import typed
 from ..common.errors import TsconvertError
 from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing, write_json
 from ..common.progress import progress
-from ..model.checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
+from ..model.checkpoint import Checkpoint, open_checkpoint
+from ..model.dtypes import from_float32, to_float32
 from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.provenance import PROVENANCE
 from ..model.sparse_checkpoint import sparse_config, write_companions
@@ -58,14 +59,13 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
         if any(each.path == "self" for each in config.data):
-            from ..text.own_text import with_own_text
-
             config = with_own_text(config)
         source = open_checkpoint(config.model)
         teacher = _teacher(source, config)
         plan = plan_like([source.info(place) for place in source.places], config.dtype)
         # experts are written one tensor each, whatever layout they came in
-        plan = [replace(tensor, name=hf_name(place)) for tensor, place in zip(plan, source.places, strict=True)]
+        names = [hf_name(source.spec, place) for place in source.places]
+        plan = [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
         size_bytes = sum(tensor.size_bytes for tensor in plan)
         report = RelufyReport(
             out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes
@@ -89,6 +89,18 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
             if writer is not None:
                 write_json(folder / PROVENANCE, provenance(config, report))
     return report
+
+
+def with_own_text(config: RelufyConfig) -> RelufyConfig:
+    """``config`` with each source called `self` replaced by a file of the teacher's text; made once, beside OUT."""
+    from ..text import own_text  # torch and transformers take seconds to load
+
+    data = own_text.with_own_text(
+        config.data, config.teacher or config.model, config.out.with_name(config.out.name + ".self.jsonl"),
+        tokens=max(config.tokens, config.full.tokens if config.recover == "full" else 0),
+        context=config.context, seed=config.seed, device=config.device, bfloat16=bool(config.training.autocast),
+    )  # fmt: skip
+    return replace(config, data=data)
 
 
 def _shift(config: RelufyConfig, folder: Path) -> ThresholdShift:
@@ -171,9 +183,9 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
             info = source.info(place)
             if config.dtype and config.dtype != info.dtype:
                 raw = from_float32(to_float32(source.raw(place), info.dtype), config.dtype)
-                writer.write(hf_name(place), raw)
+                writer.write(hf_name(source.spec, place), raw)
             else:
-                writer.copy(hf_name(place), info)
+                writer.copy(hf_name(source.spec, place), info)
             step("")
 
 
