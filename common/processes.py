@@ -53,7 +53,7 @@ def processes(device: str) -> Iterator[str]:
         dist.destroy_process_group()
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End one of several processes without tearing the interpreter down.
 
     torch's caches of sharded tensors keep the group past ``destroy_process_group``, and gloo's threads with it. A
@@ -117,7 +117,7 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return sum_(everything).cpu()
 
 
-def from_first(item: Item) -> Item:
+def broadcast(item: Item) -> Item:
     """Broadcast process 0's ``item``."""
     box = [item]
     if _together():
@@ -125,7 +125,7 @@ def from_first(item: Item) -> Item:
     return box[0]
 
 
-def from_first_(tensor: torch.Tensor) -> None:
+def broadcast_(tensor: torch.Tensor) -> None:
     """Broadcast process 0's ``tensor``, in place."""
     if _together():
         dist.broadcast(tensor, src=0)

@@ -88,7 +88,7 @@ class ModelSpec:
 
     @property
     def identity(self) -> str:
-        """The text that a fingerprint covers; later fields only where they are set, so that older fingerprints stay valid."""
+        """The text that a fingerprint covers; later fields only where they are set: older fingerprints stay valid."""
         kept = [field for field in fields(self) if field.name not in _LATER or getattr(self, field.name)]
         return f"ModelSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in kept)})"
 
