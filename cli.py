@@ -523,8 +523,8 @@ def evaluate(
         asked = {name: options[name] for name in ("model", "mode", "threads")}
         emit(run_tasks(TaskConfig(tasks=names(tasks), folder=folder, limit=limit, **asked)), as_json)
         return
-    from .evaluate.perplexity.perplexity import EvalConfig
-    from .evaluate.perplexity.perplexity import evaluate as run_evaluate
+    from .evaluate.perplexity.evaluate import EvalConfig
+    from .evaluate.perplexity.evaluate import evaluate as run_evaluate
     from .text.sources import parse_source
 
     emit(run_evaluate(EvalConfig(data=tuple(parse_source(argument) for argument in data), **options)), as_json)
@@ -541,8 +541,8 @@ def verify(as_json: bool, **options: Any) -> None:
 
     Every tensor within what its type allows, the metadata, the tokenizer on nasty texts, and the runner's logits.
     """
-    from .evaluate.verify.verify import VerifyConfig
-    from .evaluate.verify.verify import verify as run_verify
+    from .evaluate.verify.compare import VerifyConfig
+    from .evaluate.verify.compare import verify as run_verify
 
     report = run_verify(VerifyConfig(**options))
     emit(report, as_json)
@@ -563,8 +563,8 @@ def check(as_json: bool, variables: tuple[str, ...], **options: Any) -> None:
 
     SPEC is a TOML file (docs/check.md): the commands to run, finished outputs to look at, and what may come out.
     """
-    from .evaluate.check.check import CheckConfig
-    from .evaluate.check.check import check as run_check
+    from .evaluate.check.run import CheckConfig
+    from .evaluate.check.run import check as run_check
     from .quant.export import parse_pair
 
     known = {
@@ -583,7 +583,7 @@ def check(as_json: bool, variables: tuple[str, ...], **options: Any) -> None:
 @common
 def inspect(path: str, tensors: bool, as_json: bool) -> None:
     """Say what a checkpoint, predictor folder, profile or GGUF file holds."""
-    from .evaluate.inspect.inspect import inspect as run_inspect
+    from .evaluate.inspect.outputs import inspect as run_inspect
 
     emit(run_inspect(path, tensors=tensors), as_json)
 
@@ -598,8 +598,8 @@ def report(folder: Path, out: Path, as_json: bool) -> None:
     It reads checkpoints, predictors, profiles, importance matrices and GGUF files, and what eval, bench and check
     printed with --json, saved as .json files there.
     """
-    from .evaluate.report.report import ReportConfig
-    from .evaluate.report.report import report as run_report
+    from .evaluate.report.page import ReportConfig
+    from .evaluate.report.page import report as run_report
 
     emit(run_report(ReportConfig(folder=folder, out=out)), as_json)
 
@@ -631,9 +631,9 @@ def plan(
 
     MODEL_OR_CONFIG is a config.json, a folder, an embedded model or a hub id, whose config.json alone is fetched.
     """
+    from .evaluate.plan.estimate import PlanConfig
+    from .evaluate.plan.estimate import plan as run_plan
     from .evaluate.plan.machine import described
-    from .evaluate.plan.plan import PlanConfig
-    from .evaluate.plan.plan import plan as run_plan
 
     machine = described(
         bandwidth_gb=bandwidth, cores=cores, memory_bytes=memory_bytes, gflops=gflops, disk_gb=disk_speed,

@@ -18,7 +18,7 @@ from tsconvert.convert.full.config import FullRecovery
 from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.embedded import text
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.text.sources import Source
 
 

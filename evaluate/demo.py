@@ -17,9 +17,9 @@ from ..convert.full.config import FullRecovery
 from ..convert.local.layer_recovery import LocalRecovery
 from ..convert.relufy import RelufyConfig, relufy
 from ..model.checkpoint import open_checkpoint
-from .perplexity.perplexity import EvalConfig, evaluate
+from .perplexity.evaluate import EvalConfig, evaluate
 from .records.eval_report import EvalReport, mean
-from .report.report import ReportConfig, report
+from .report.page import ReportConfig, report
 
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")

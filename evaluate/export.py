@@ -9,7 +9,7 @@ from ..common.files import atomic_file, write_json
 from ..quant.export import ExportConfig, ExportReport
 from ..quant.export import export_gguf as write_gguf_file
 from ..quant.gguf.model_card import card_path
-from .verify.verify import VerifyConfig, VerifyReport, verify
+from .verify.compare import VerifyConfig, VerifyReport, verify
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 from ...common.units import size_text
-from ..records.records import Record
-from .collect import Findings
-from .parts import Figure, Section, Table
+from ..records.outputs import Record
+from .elements import Figure, Section, Table
+from .findings import Findings
 from .plots import ladder, stacked, strip
 from .svg import percent
 

@@ -12,7 +12,7 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, RelufyReport, relufy
 from tsconvert.embedded import text
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import activate
 from tsconvert.model.spec import read_spec

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.predictors.config import PredictorConfig
 from tsconvert.predictors.folder import load_predictors

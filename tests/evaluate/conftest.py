@@ -8,7 +8,7 @@ from tsconvert.common.files import write_json
 from tsconvert.convert.local.layer_recovery import LocalRecovery
 from tsconvert.convert.relufy import RelufyConfig, relufy
 from tsconvert.evaluate.export import export_gguf
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.predictors.profile.profile import ProfileConfig, profile
 from tsconvert.predictors.train import PredictorConfig, train_predictors
 from tsconvert.predictors.training import Training

@@ -10,7 +10,7 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.powerinfer_folder import save_powerinfer_predictors

@@ -8,7 +8,7 @@ import pytest
 from tsconvert import cli
 from tsconvert.common.errors import TsconvertError
 from tsconvert.evaluate.check.spec import LIMIT_KEYS, TOP_KEYS, read_spec
-from tsconvert.evaluate.records.figures import figure
+from tsconvert.evaluate.records.json_path import figure
 
 GOOD = """format = 1
 [stages]

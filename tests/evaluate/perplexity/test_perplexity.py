@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from tsconvert import embedded
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.evaluate.scoring.windows import Windowing, cut
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.text.sources import Source

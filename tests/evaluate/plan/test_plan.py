@@ -7,7 +7,9 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.plan.bytes import (
+from tsconvert.evaluate.plan.estimate import PlanConfig, plan
+from tsconvert.evaluate.plan.machine import Described, described, machine_of, measure_bandwidth
+from tsconvert.evaluate.plan.model_bytes import (
     cache_bytes,
     experts_read,
     file_bytes,
@@ -15,8 +17,6 @@ from tsconvert.evaluate.plan.bytes import (
     typical_rates,
     union,
 )
-from tsconvert.evaluate.plan.machine import Described, described, machine_of, measure_bandwidth
-from tsconvert.evaluate.plan.plan import PlanConfig, plan
 from tsconvert.evaluate.plan.speed import RUNNER, speed
 from tsconvert.model.spec import ModelSpec, read_spec
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes

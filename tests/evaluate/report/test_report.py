@@ -13,7 +13,7 @@ import pytest
 from tsconvert.common.errors import TsconvertError
 from tsconvert.common.files import write_json
 from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.report.report import ReportConfig, WrittenReport, report
+from tsconvert.evaluate.report.page import ReportConfig, WrittenReport, report
 from tsconvert.predictors.profile.profile import ProfileConfig, profile
 
 

@@ -9,7 +9,7 @@ from ...common.errors import TsconvertError
 from ...common.files import PARTIAL
 from ...predictors.profile.file import Profile, load_profile
 from ...quant.gguf.file import is_gguf
-from ..records.records import Record, read_record
+from ..records.outputs import Record, read_record
 
 _DEPTH = 3
 _LATER_SHARD = "-of-"

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from ...predictors.profile.file import Profile
-from ..records.records import Record
-from .collect import Findings
-from .parts import Figure, Section, Table
+from ..records.outputs import Record
+from .elements import Figure, Section, Table
+from .findings import Findings
 from .plots import columns, curves, heat, histogram, points
 from .svg import percent
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .collect import Findings
-from .parts import Figure, Section, Table
+from .elements import Figure, Section, Table
+from .findings import Findings
 from .plots import columns, curves, ladder
 from .svg import measured, number, percent
 

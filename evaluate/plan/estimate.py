@@ -13,8 +13,8 @@ from ...common.units import duration, size_text
 from ...model.checkpoint import find_model
 from ...model.spec import ModelSpec, read_config, spec_of
 from ...predictors.rank import default_rank
-from .bytes import FileBytes, file_bytes, typical_rates
 from .machine import Described, Machine, machine_of
+from .model_bytes import FileBytes, file_bytes, typical_rates
 from .speed import Speed, speed
 from .stages import Settings, Stage, stages
 

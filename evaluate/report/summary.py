@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from ...common.units import size_text
 from ..records.eval_report import mean
-from ..records.records import Record
-from .activity import layer_means, recorded_density
-from .collect import Findings
+from ..records.outputs import Record
+from .elements import Step, Tile
 from .files import engine
-from .parts import Step, Tile
-from .quality import dense_perplexity, is_source, scores
+from .findings import Findings
+from .firing import layer_means, recorded_density
+from .perplexity import dense_perplexity, is_source, scores
 from .svg import measured, percent
 
 _NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU"}

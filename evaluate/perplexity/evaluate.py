@@ -17,8 +17,8 @@ from ...common.errors import TsconvertError
 from ...common.files import reserved_name
 from ...common.progress import progress
 from ...text.sources import Source
-from ..records.divergence_file import LogitsWriter, StoredReference
 from ..records.eval_report import CorpusScore, EvalReport, mean_or_none
+from ..records.reference_logits import LogitsWriter, StoredReference
 from ..scoring.divergence import (
     Compared,
     Divergence,

@@ -18,11 +18,11 @@ from ...quant.targets import predictor_file
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
 from ...quant.vocabulary.reader import load_checked_tokenizer
-from .keys import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
-from .layout import Orders, expected_tensors
+from .expected_tensors import Orders, expected_tensors
 from .logits import LogitsResult, compare_logits
+from .metadata import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
 from .tensors import TensorResult, compare_predictors, compare_tensor
-from .text import compare_texts
+from .tokenizer import compare_texts
 
 _IMPORTANCE = "quantize.imatrix"
 _OWN_TENSORS = ("rope_freqs.weight",)

@@ -13,16 +13,16 @@ from typing import Any
 from ...common.errors import TsconvertError, reason
 from ...common.files import atomic_file
 from ...common.units import size_text
-from . import activity, files, quality, story
-from .collect import Findings, collect
-from .parts import Page
+from . import files, firing, perplexity, summary
+from .elements import Page
+from .findings import Findings, collect
 
 _SECTIONS = (
-    quality.perplexity,
-    activity.activity,
-    activity.predictors,
+    perplexity.perplexity,
+    firing.activity,
+    firing.predictors,
     files.speed,
-    quality.training,
+    perplexity.training,
     files.files,
     files.quantization,
     files.samples,
@@ -105,8 +105,8 @@ def build(found: Findings) -> Page:
     sections = [section for make in _SECTIONS if (section := make(found)) is not None]
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Page(
-        title=story.title(found), story=tuple(story.story(found)), tiles=tuple(story.tiles(found)),
-        chain=tuple(story.chain(found)), sections=tuple(sections), missing=tuple(story.missing(found)),
+        title=summary.title(found), story=tuple(summary.story(found)), tiles=tuple(summary.tiles(found)),
+        chain=tuple(summary.chain(found)), sections=tuple(sections), missing=tuple(summary.missing(found)),
         unreadable=tuple(found.unreadable),
         footer=f"Written by tsconvert {version('tsconvert')} on {now} from {found.folder.resolve()}.",
     )  # fmt: skip

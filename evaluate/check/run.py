@@ -14,10 +14,10 @@ from ...common.files import atomic_file
 from ...common.locks import claimed
 from ...common.progress import note
 from ...common.units import size_text
-from ..records.records import read_record
+from ..records.outputs import read_record
 from .baseline import Baseline, read_baseline, write_baseline
-from .formats import annotations, junit
-from .lines import FAILED, PASSED, SKIPPED, Line, judge, table
+from .ci_reports import annotations, junit
+from .judge import FAILED, PASSED, SKIPPED, Line, judge, table
 from .spec import CheckSpec, Options, read_spec
 from .stages import StageResult, run_stages, write_journal
 
