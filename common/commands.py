@@ -9,7 +9,7 @@ import cloup
 
 from . import command_line
 from .errors import TsconvertError
-from .options import Argument, Decorator, Option, Rule
+from .options import Argument, Decorator, Option, Rule, option
 
 Config = TypeVar("Config")
 
@@ -82,8 +82,8 @@ def heading(title: str, *options: Decorator) -> Decorator:
 
 
 _GENERAL = (
-    cloup.option("--json", is_flag=True, cls=Option, help="Print one JSON object on stdout and nothing else there."),
-    cloup.option("--debug", is_flag=True, cls=Option, help="Show the traceback of an error."),
+    option("Print one JSON object on stdout and nothing else there.", "--json", is_flag=True),
+    option("Show the traceback of an error.", "--debug", is_flag=True),
 )
 
 
@@ -113,7 +113,9 @@ def _value(param: click.Parameter, ctx: click.Context) -> Any:
 
 
 def _sentence(offending: dict[Rule, list[str]]) -> str:
-    parts = [f"{_listed(names)} {'apply' if len(names) > 1 else 'applies'} {rule.where}" for rule, names in offending.items()]
+    parts = [
+        f"{_listed(names)} {'apply' if len(names) > 1 else 'applies'} {rule.where}" for rule, names in offending.items()
+    ]
     several = sum(map(len, offending.values())) > 1
     instead = _listed(list(dict.fromkeys(rule.instead for rule in offending if rule.instead)))
     return f"{_listed(parts)}; leave {'them' if several else 'it'} out" + (f", or {instead}" if instead else "")

@@ -1,4 +1,4 @@
-"""Options of the commands: kinds of values, defaults taken from dataclasses, and what an option needs to have an effect.
+"""Options of the commands: kinds of values, defaults taken from dataclasses, and rules on where each has an effect.
 
 Click and cloup alone are imported, for `--help` goes through here.
 """
@@ -134,7 +134,7 @@ def _name(option: str) -> str:
 
 
 class Option(cloup.Option):
-    """An option that may be a field of a config dataclass and may have rules."""
+    """An option that may be a field of a config dataclass, and may have rules."""
 
     def __init__(
         self, names: Sequence[str], config: type | None = None, field: str = "", rules: Sequence[Rule] = (), **more: Any
@@ -148,43 +148,45 @@ class Option(cloup.Option):
         return max(self.opts, key=len)
 
 
-def option(*names: str, help: str, rules: Sequence[Rule] = (), **more: Any) -> Decorator:  # noqa: A002
-    """An option that is no field of a dataclass."""
-    return cloup.option(*names, cls=Option, help=help, rules=rules, **more)
+def option(text: str, *names: str, kind: Any = None, rules: Sequence[Rule] = (), **more: Any) -> Decorator:
+    """An option that is no field of a dataclass; ``text`` is what help says of it."""
+    return cloup.option(*names, cls=Option, help=text, type=kind, rules=rules, **more)
 
 
 def setting(
-    config: type, name: str, *names: str, help: str, type: Any = None, rules: Sequence[Rule] = (), **more: Any
-) -> Decorator:  # noqa: A002
-    """The option that sets the field ``name`` of the dataclass ``config``, which has its default; without one it is required.
+    config: type, name: str, text: str, *names: str, kind: Any = None, rules: Sequence[Rule] = (), **more: Any
+) -> Decorator:
+    """The option that sets the field ``name`` of the dataclass ``config``, and has its default or else is required.
 
     Args:
+        text: what help says of it.
         names: of the option; by default the field's.
-        type: Click's; by default what follows from the annotation: a flag for bool, repeatable for tuple.
+        kind: Click's type; by default what follows from the annotation: a flag for bool, repeatable for a tuple.
     """
     found = next(each for each in fields(config) if each.name == name)
     names = names or (f"--{name.replace('_', '-')}",)
+    kind = kind or _kind_of(found.type)
     default = found.default if found.default_factory is MISSING else found.default_factory()
-    attributes: dict[str, Any] = {"type": type or _type_of(found.type), "help": help}
+    shown = getattr(kind, "words", lambda value: value)(default)
     if default is MISSING:
-        attributes["required"] = True
+        attributes: dict[str, Any] = {"required": True}
     elif isinstance(default, tuple):
-        attributes |= {"multiple": True, "default": default, "show_default": bool(default)}
+        attributes = {"multiple": True, "default": default, "show_default": bool(default)}
     elif isinstance(default, bool):
-        attributes |= {"default": default, "is_flag": True, "show_default": "/" in names[-1]}
-        attributes.pop("type")
+        attributes = {"is_flag": True, "default": default, "show_default": "/" in names[-1]}
     else:
-        words = getattr(attributes["type"], "words", lambda value: value)
-        attributes |= {"default": words(default), "show_default": words(default) is not None}
-    return cloup.option(*names, cls=Option, config=config, field=name, rules=rules, **attributes | more)
+        attributes = {"default": shown, "show_default": shown is not None}
+    attributes |= {"config": config, "field": name, "rules": rules, "help": text, "type": kind}
+    return cloup.option(*names, cls=Option, **attributes | more)
 
 
-def _type_of(annotation: Any) -> Any:
+def _kind_of(annotation: Any) -> Any:
     """Click's type for a field's annotation."""
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType] if get_origin(annotation) is UnionType else []
-    kind = kinds[0] if kinds else annotation
-    kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
-    return PATH if kind is Path else kind if kind in (int, float, str) else None
+    if get_origin(annotation) is UnionType:
+        annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+    if get_origin(annotation) is tuple:
+        annotation = get_args(annotation)[0]
+    return PATH if annotation is Path else annotation if annotation in (int, float, str) else None
 
 
 class Argument(cloup.Argument):
@@ -195,6 +197,7 @@ class Argument(cloup.Argument):
         self.config, self.field = config, field
 
 
-def argument(config: type, name: str, metavar: str, *, help: str, type: Any = None) -> Decorator:  # noqa: A002
-    """The argument that sets the field ``name`` of the dataclass ``config``."""
-    return cloup.argument(name, cls=Argument, config=config, field=name, metavar=metavar, help=help, type=type)
+def argument(config: type, name: str, text: str, metavar: str, kind: Any = None) -> Decorator:
+    """The argument that sets the field ``name`` of the dataclass ``config``; ``text`` is what help says of it."""
+    more = {"config": config, "field": name, "metavar": metavar, "help": text, "type": kind}
+    return cloup.argument(name, cls=Argument, **more)

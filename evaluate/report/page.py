@@ -14,6 +14,7 @@ from ...common.errors import TsconvertError, reason
 from ...common.files import atomic_file
 from ...common.units import size_text
 from . import files, firing, perplexity, summary
+from .config import ReportConfig
 from .elements import Page
 from .findings import Findings, collect
 
@@ -29,16 +30,6 @@ _SECTIONS = (
     files.checks,
     files.provenance,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What to report on."""
-
-    folder: Path
-    """Checkpoints, predictors, profiles, GGUF files and saved `--json` outputs, in it or up to two folders down."""
-    out: Path
-    """The page; an older one is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
