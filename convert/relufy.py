@@ -58,8 +58,6 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
         if any(each.path == "self" for each in config.data):
-            from ..text.own_text import with_own_text
-
             config = with_own_text(config)
         source = open_checkpoint(config.model)
         teacher = _teacher(source, config)
@@ -89,6 +87,18 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
             if writer is not None:
                 write_json(folder / PROVENANCE, provenance(config, report))
     return report
+
+
+def with_own_text(config: RelufyConfig) -> RelufyConfig:
+    """``config`` with each source called `self` replaced by a file of the teacher's text; made once, beside OUT."""
+    from ..text import own_text  # torch and transformers take seconds to load
+
+    data = own_text.with_own_text(
+        config.data, config.teacher or config.model, config.out.with_name(config.out.name + ".self.jsonl"),
+        tokens=max(config.tokens, config.full.tokens if config.recover == "full" else 0),
+        context=config.context, seed=config.seed, device=config.device, bfloat16=bool(config.training.autocast),
+    )  # fmt: skip
+    return replace(config, data=data)
 
 
 def _shift(config: RelufyConfig, folder: Path) -> ThresholdShift:

@@ -24,12 +24,11 @@ from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.provenance import PROVENANCE
 from ...model.whole_model import dense_model, sparse_model, write_model
 from ...text.conversations import chat_rows
-from ...text.own_text import with_own_text
 from ...text.streams import StreamedRows, streamed_rows
 from ...text.training_rows import Packed
 from ..card import write_card
 from ..config import RelufyConfig
-from ..relufy import begin_journal, provenance, read_report, relufy
+from ..relufy import begin_journal, provenance, read_report, relufy, with_own_text
 from ..report import FullResult, RelufyReport
 from ..threshold import shift
 from .activations import InLoop
@@ -164,9 +163,15 @@ def _train(
 def _rows(start: Checkpoint, config: RelufyConfig, how: FullRecovery) -> tuple[Packed | StreamedRows, Packed]:
     """What is trained on, and what judges."""
     if how.stream:
-        return streamed_rows(start, config, how)
-    read = chat_rows if how.chat is not None else full_rows
-    return read(start, config, how, rows_a_step(config, how))
+        if not config.data or how.top_logits:
+            raise TsconvertError(
+                "--stream needs --data, and nothing is kept of what streams by; give --data and leave --top-logits out"
+            )
+        return streamed_rows(start, config.data, context=config.context, seed=config.seed)
+    multiple = rows_a_step(config, how)
+    if how.chat is not None:
+        return chat_rows(start, how.chat, context=config.context, seed=config.seed, multiple=multiple)
+    return full_rows(start, config, how, multiple)
 
 
 def _baseline(stage: Stage, teacher: Checkpoint) -> float:
