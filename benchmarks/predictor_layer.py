@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from tsconvert.model.layers import Layer
+from tsconvert.predictors.config import Training
 from tsconvert.predictors.energy import FFN
-from tsconvert.predictors.training import LowRank, Training
+from tsconvert.predictors.training import LowRank
 
 
 class Timed(FFN):

@@ -109,12 +109,22 @@ class ModelSpec:
         return max(1, self.experts)
 
     @property
+    def active_ffns(self) -> int:
+        """FFNs of a layer that a token goes through."""
+        return self.experts_per_token or 1
+
+    @property
+    def layer_weights(self) -> tuple[int, int]:
+        """Weights of one decoder layer: of its attention's matrices, of all its FFNs'."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+        return attention, 3 * self.width * self.neurons * self.ffns
+
+    @property
     def parameters(self) -> int:
         """Weights of the whole model, predictors not counted."""
-        attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        ffn = 3 * self.width * self.neurons * self.ffns + self.width * self.experts
+        router, norms = self.width * self.experts, 2 * self.width
         head = self.vocab * self.width * (1 if self.tied else 2)
-        return self.layers * (attention + ffn + 2 * self.width) + head + self.width
+        return self.layers * (sum(self.layer_weights) + router + norms) + head + self.width
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from ...model.writer import CheckpointWriter
 from ...text.sequences import Sequences
 from ..alignment import SignAlignment
 from ..along import Along
+from ..config import RelufyConfig
+from ..report import LayerResult
 from .layer_data import LayerData
-from .layer_recovery import LayerResult, expert_tokens, judge_layer, recover_layer
+from .layer_recovery import expert_tokens, judge_layer, recover_layer
 from .starved_experts import further_tokens, refuse_starved
-
-if TYPE_CHECKING:
-    from ..relufy import RelufyConfig
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
 JUDGE_SHARE = 16
@@ -55,7 +54,7 @@ class RecoverySweep:
     """
 
     def __init__(
-        self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: "RelufyConfig",
+        self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: RelufyConfig,
         writer: CheckpointWriter | None, folder: Path, journal: Journal | None, along: Along | None = None,
     ) -> None:  # fmt: skip
         self.along = along

@@ -1,4 +1,4 @@
-"""What `profile` is asked to do."""
+"""What `tsconvert profile` is asked to do."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ class ProfileConfig:
     out: Path | None = None
     """The profile file; None writes none."""
     data: tuple[Source, ...] = ()
-    """One corpus each; empty takes the embedded text. Weights share the tokens out."""
+    """One corpus each; empty takes the embedded text. Weights divide the tokens."""
     tokens: int = 64_000
+    """Tokens of all corpora together."""
     context: int = 512
     """Tokens a sequence."""
     powerinfer_dir: Path | None = None

@@ -18,15 +18,12 @@ from .config import ProfileConfig
 from .file import (
     LayerProfile,
     Profile,
-    load_profile,
     require_blocks,
     save_powerinfer_activations,
     save_profile,
 )
 from .hot import hot_share
 from .statistics import EnergyHistogram, fired_union
-
-__all__ = ["Profile", "ProfileConfig", "load_profile", "profile"]
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, E experts, C corpora.
 _BLOCK_TOKENS = 2048

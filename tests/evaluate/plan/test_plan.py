@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.relufy import RelufyConfig, relufy
-from tsconvert.evaluate.plan.config import Described
-from tsconvert.evaluate.plan.estimate import PlanConfig, plan
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
+from tsconvert.evaluate.plan.config import Described, PlanConfig
+from tsconvert.evaluate.plan.estimate import plan
 from tsconvert.evaluate.plan.machine import machine_of, measure_bandwidth
 from tsconvert.evaluate.plan.model_bytes import (
     cache_bytes,
