@@ -100,7 +100,8 @@ def refuse(command: click.Command, ctx: click.Context) -> None:
         if isinstance(param, Option) and source not in (None, click.core.ParameterSource.DEFAULT):
             broken = next((rule for rule in param.rules if not rule.holds(values)), None)
             if broken is not None:
-                offending.setdefault(broken, []).append(param.long)
+                negated = values[str(param.name)] is False and param.secondary_opts
+                offending.setdefault(broken, []).append(negated[0] if negated else max(param.opts, key=len))
     if offending:
         raise TsconvertError(_sentence(offending))
 

@@ -142,11 +142,6 @@ class Option(cloup.Option):
         super().__init__(names, **more)
         self.config, self.field, self.rules = config, field, tuple(rules)
 
-    @property
-    def long(self) -> str:
-        """The option's name for messages, such as `--tokens`."""
-        return max(self.opts, key=len)
-
 
 def option(text: str, *names: str, kind: Any = None, rules: Sequence[Rule] = (), **more: Any) -> Decorator:
     """An option that is no field of a dataclass; ``text`` is what help says of it."""

@@ -27,8 +27,8 @@ class ExportConfig:
     """`llama.cpp`, `powerinfer` or `sparse`; None: sparse for a sparse model, llama.cpp for any other."""
     predictors: Path | None = None
     """A predictor folder; None takes the predictors inside the checkpoint, if there are any."""
-    predictor_type: str = "F16"
-    """Of the predictors' matrices."""
+    predictor_type: str | None = None
+    """Of the predictors' matrices; None is F16."""
     separate_predictors: bool = False
     """Put them into a file of their own, for engines that refuse tensors which they do not know."""
     profile: Path | None = None

@@ -137,12 +137,14 @@ def _plan_of(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predic
         raise TsconvertError(f"--vram splits a model for PowerInfer, and the target is {target}; leave it out")
     inside = checkpoint.has_predictors and target != "llama.cpp"
     predictors = find_predictors(checkpoint, config.predictors) if config.predictors or inside else None
+    if config.predictor_type is not None and predictors is None:
+        raise TsconvertError("--predictor-type: the file has no predictors; leave it out, or give --predictors")
     vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre, eos=spec.eos)
     matrix = load_imatrix(config.imatrix) if config.imatrix is not None else None
     if matrix is not None and matrix.model_fingerprint not in (None, checkpoint.fingerprint):
         raise TsconvertError(f"{config.imatrix}: was made from another model; run `tsconvert imatrix` on this one")
     types = TypeChoice(
-        config.type_name, config.predictor_type, config.tensor_types, _mix_model(spec, matrix),
+        config.type_name, config.predictor_type or "F16", config.tensor_types, _mix_model(spec, matrix),
         pure=config.pure or target == "powerinfer",
     )  # fmt: skip
     name = config.name or checkpoint.folder.resolve().name
@@ -213,18 +215,6 @@ def with_overrides(
             kind = old.kind if old is not None else "str"
             out[key] = Value(kind, _parsed(key, kind, given))
     return out
-
-
-def parse_pair(option: str, pair: str, *, last: bool = False) -> tuple[str, str]:
-    """`KEY=VALUE` as the command line gives it, parted at the first `=`, or at the ``last``: patterns may hold some.
-
-    Raises:
-        TsconvertError: there is no `=`, or nothing before it; names the option.
-    """
-    key, equals, value = pair.rpartition("=") if last else pair.partition("=")
-    if not key or not equals:
-        raise TsconvertError(f"{option} {pair!r}: write it like KEY=VALUE")
-    return key, value
 
 
 def _boolean(value: str) -> bool:

@@ -10,5 +10,5 @@ class ReportConfig:
 
     folder: Path
     """Checkpoints, predictors, profiles, GGUF files and saved `--json` outputs, in it or up to two folders down."""
-    out: Path
+    out: Path = Path("report.html")
     """The page; an older one is replaced."""
