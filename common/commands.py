@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -107,10 +108,11 @@ def refuse(command: click.Command, ctx: click.Context) -> None:
 
 
 def _value(param: click.Parameter, ctx: click.Context) -> Any:
-    """The parameter's value; where parsing stopped before it was reached, its default."""
+    """The parameter's value; where parsing stopped before it was reached, its default, or None without one."""
     if param.name in ctx.params:
         return ctx.params[param.name]
-    return param.type_cast_value(ctx, param.get_default(ctx))
+    default = param.get_default(ctx)
+    return param.type_cast_value(ctx, default) if isinstance(default, str | int | float | tuple | Path) else None
 
 
 def _sentence(offending: dict[Rule, list[str]]) -> str:
@@ -119,7 +121,8 @@ def _sentence(offending: dict[Rule, list[str]]) -> str:
     ]
     several = sum(map(len, offending.values())) > 1
     instead = _listed(list(dict.fromkeys(rule.instead for rule in offending if rule.instead)))
-    return f"{_listed(parts)}; leave {'them' if several else 'it'} out" + (f", or {instead}" if instead else "")
+    instead = f", or {instead}".replace(" and give ", " and ") if instead else ""
+    return f"{_listed(parts)}; leave {'them' if several else 'it'} out{instead}"
 
 
 def _listed(parts: Sequence[str]) -> str:
