@@ -14,7 +14,8 @@ from ..common.command_line import typed
 from ..common.errors import TsconvertError
 from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing, write_json
 from ..common.progress import progress
-from ..model.checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
+from ..model.checkpoint import Checkpoint, open_checkpoint
+from ..model.dtypes import from_float32, to_float32
 from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.provenance import PROVENANCE
 from ..model.sparse_checkpoint import sparse_config, write_companions
@@ -63,7 +64,8 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
         teacher = _teacher(source, config)
         plan = plan_like([source.info(place) for place in source.places], config.dtype)
         # experts are written one tensor each, whatever layout they came in
-        plan = [replace(tensor, name=hf_name(place)) for tensor, place in zip(plan, source.places, strict=True)]
+        names = [hf_name(source.spec, place) for place in source.places]
+        plan = [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
         size_bytes = sum(tensor.size_bytes for tensor in plan)
         report = RelufyReport(
             out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes
@@ -181,9 +183,9 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
             info = source.info(place)
             if config.dtype and config.dtype != info.dtype:
                 raw = from_float32(to_float32(source.raw(place), info.dtype), config.dtype)
-                writer.write(hf_name(place), raw)
+                writer.write(hf_name(source.spec, place), raw)
             else:
-                writer.copy(hf_name(place), info)
+                writer.copy(hf_name(source.spec, place), info)
             step("")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..common.errors import TsconvertError
 from ..model.checkpoint import Checkpoint
 from ..model.layers import read_tensor
-from ..model.tensor_names import Place, hf_name
+from ..model.tensor_names import Place
 from .folder import PredictorSet
 from .predictor import Array, Predictor
 
@@ -58,7 +58,7 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
             )
         norm_D = _norm(checkpoint, layer)
         if not norm_D.all():
-            place = hf_name(Place("ffn_norm", layer))
+            place = checkpoint.info(Place("ffn_norm", layer)).name
             raise TsconvertError(
                 f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind it; train others with"
                 " `tsconvert predictors`"

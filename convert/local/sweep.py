@@ -9,9 +9,11 @@ import torch
 
 from ...common import processes
 from ...common.progress import progress
-from ...model.checkpoint import Checkpoint, from_float32, read_header, shard_files, to_float32
+from ...model.checkpoint import Checkpoint
+from ...model.dtypes import from_float32, to_float32
 from ...model.journal import Journal
 from ...model.layers import Layer
+from ...model.safetensors_files import read_header, shard_files
 from ...model.sweep import Stream
 from ...model.tensor_names import hf_name
 from ...model.writer import CheckpointWriter
@@ -152,7 +154,7 @@ class RecoverySweep:
             dtype = self.config.dtype or self.source.info(place).dtype
             raw = from_float32(tensor.float().cpu().contiguous().numpy(), dtype)
             if self.writer is not None:
-                self.writer.write(hf_name(place), raw)
+                self.writer.write(hf_name(self.source.spec, place), raw)
             if dtype != "F32":
                 tensor.copy_(torch.from_numpy(to_float32(raw, dtype)).view_as(tensor))
         if self.writer is not None:
@@ -165,7 +167,7 @@ class RecoverySweep:
         if self.writer is not None:
             infos = {name: info for file in shard_files(self.folder) for name, info in read_header(file).items()}
         for place, tensor in layer.tensors():
-            if info := infos.get(hf_name(place)):
+            if info := infos.get(hf_name(self.source.spec, place)):
                 with info.file.open("rb") as stream:
                     stream.seek(info.start)
                     raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)

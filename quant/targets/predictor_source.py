@@ -14,7 +14,7 @@ import numpy as np
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
-from ...model.tensor_names import Place, hf_name
+from ...model.tensor_names import Place
 from ...predictors.folder import PredictorSet, load_predictors
 from ...predictors.predictor import Predictor
 from ..gguf.sources import checked
@@ -50,9 +50,9 @@ class PredictorSource:
             return predictor
         norm_D = self._norm(layer)
         if not norm_D.all():
-            place = Place("ffn_norm", layer)
+            norm = self.checkpoint.info(Place("ffn_norm", layer))
             raise TsconvertError(
-                f"{self.checkpoint.info(place).file}: {hf_name(place)} holds zeros, so the predictor in this checkpoint"
+                f"{norm.file}: {norm.name} holds zeros, so the predictor in this checkpoint"
                 " cannot be moved behind the norm; train one with `tsconvert predictors` and give --predictors"
             )
         return replace(predictor, fc1_RD=predictor.fc1_RD / norm_D[None, :])
