@@ -170,11 +170,11 @@ def _write_card(out: Path, report: ExportReport, plan: Plan) -> None:
 
 def _plan(config: ExportConfig) -> tuple[Plan, PredictorSource | None]:
     checkpoint = open_checkpoint(config.model)
-    checkpoint.looks.start()  # while the tokenizer is read
+    checkpoint.scans.start()  # while the tokenizer is read
     try:
         return _plan_of(config, checkpoint)
     except BaseException:
-        checkpoint.looks.stop()
+        checkpoint.scans.stop()
         raise
 
 

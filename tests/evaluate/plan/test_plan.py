@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.plan.estimate import PlanConfig, plan
 from tsconvert.evaluate.plan.machine import Described, described, machine_of, measure_bandwidth
 from tsconvert.evaluate.plan.model_bytes import (
