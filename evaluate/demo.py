@@ -19,9 +19,11 @@ from ..convert.local.config import LocalRecovery
 from ..convert.relufy import relufy
 from ..model.checkpoint import open_checkpoint
 from .config import DemoConfig
-from .perplexity.evaluate import EvalConfig, evaluate
+from .perplexity.config import EvalConfig
+from .perplexity.evaluate import evaluate
 from .records.eval_report import EvalReport, mean
-from .report.page import ReportConfig, report
+from .report.config import ReportConfig
+from .report.page import report
 
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")

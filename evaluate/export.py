@@ -10,7 +10,8 @@ from ..quant.config import ExportConfig
 from ..quant.export import ExportReport
 from ..quant.export import export_gguf as write_gguf_file
 from ..quant.gguf.model_card import card_path
-from .verify.compare import VerifyConfig, VerifyReport, verify
+from .verify.compare import VerifyReport, verify
+from .verify.config import VerifyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What happened, in a few sentences, figures and boxes; and what the folder does not say."""
+"""The top of the report: what happened, in a few sentences, figures and boxes; and what the folder does not say."""
 
 from collections.abc import Iterator
 
@@ -8,12 +8,13 @@ from ..records.outputs import Record
 from .elements import Step, Tile
 from .files import engine
 from .findings import Findings
-from .firing import layer_means, recorded_density
-from .perplexity import dense_perplexity, is_source, scores
+from .firing import layer_density
+from .perplexity import dense_perplexity, is_source, score_groups
+from .predictors import layer_means
 from .svg import measured, percent
 
 _NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU"}
-_HOW = {
+_RECOVERED = {
     "none": "without training",
     "local": "recovered layer by layer",
     "full": "recovered layer by layer and then as a whole",
@@ -21,7 +22,7 @@ _HOW = {
 
 
 def title(found: Findings) -> str:
-    """The page's name."""
+    """The page's title."""
     return f"{_model(found)}, made sparse" if found.sparse is not None else _model(found)
 
 
@@ -34,86 +35,65 @@ def _model(found: Findings) -> str:
     return found.source if found.source and found.source not in inside else found.folder.resolve().name
 
 
-def density(found: Findings) -> float | None:
-    """Mean share of neurons that fire, from the record that the density plot shows."""
-    predictors = found.best_predictors
-    if predictors is not None:
-        return mean(layer_means(predictors.figures["ffns"], "density"))
-    if found.profiles:
-        return found.profiles[-1][1].density
-    shares = next((score["density"] for score in found.of("eval") if score.get("density")), None)
-    if shares:
-        return mean(shares)
-    shares = recorded_density(found.sparse) if found.sparse is not None else []
-    return mean(shares) if shares else None
-
-
-def quality(found: Findings) -> tuple[float, float, str] | None:
+def _perplexities(found: Findings) -> tuple[float, float, str] | None:
     """(dense perplexity, sparse perplexity, on what) with all firing neurons computed."""
     sparse = found.sparse
-    for group in scores(found):
+    if sparse is None:
+        return None
+    for group in score_groups(found):
         dense = dense_perplexity(found, group)
-        if dense is None or sparse is None:
-            continue
-        ours = [
-            s for s in group if s.get("mode") in ("checkpoint", "dense", "exact") and not is_source(found, s["model"])
-        ]
-        same = [s for s in ours if found.name(s["model"]) == found.name(sparse.path)] or ours
-        if same:
+        exact = [score for score in group if score.get("mode") in ("checkpoint", "dense", "exact")]
+        ours = [score for score in exact if not is_source(found, score["model"])]
+        same = [score for score in ours if found.name(score["model"]) == found.name(sparse.path)] or ours
+        if dense is not None and same:
             return dense, float(same[-1]["perplexity"]), "text held out from training"
-    if sparse is not None and sparse.figures.get("perplexity"):
-        figures = sparse.figures
+    figures = sparse.figures
+    if figures.get("perplexity"):
         return float(figures["dense_perplexity"]), float(figures["perplexity"]), "sequences kept from training"
     return None
 
 
-def speedup(found: Findings) -> tuple[float, str] | None:
+def _speedup(found: Findings) -> tuple[float, str] | None:
     """How many times as fast as dense mode the fastest mode is, and which that is."""
-    best: tuple[float, str] | None = None
+    found_speedups = []
     for bench in found.of("bench"):
         rates = {row["mode"]: row["tokens_per_s"] for row in bench["rows"]}
         dense = rates.pop("dense", 0)
-        if dense and rates:
-            mode = max(rates, key=lambda name: rates[name])
-            if best is None or rates[mode] / dense > best[0]:
-                best = rates[mode] / dense, mode
-    return best
+        found_speedups += [(rate / dense, mode) for mode, rate in rates.items() if dense]
+    return max(found_speedups, key=lambda each: each[0], default=None)
 
 
-def story(found: Findings) -> Iterator[str]:
-    """The sentences; each only where its figures are known."""
+def sentences(found: Findings) -> Iterator[str]:
+    """What happened; each sentence only where its figures are known."""
     sparse = found.sparse
     if sparse is None:
         yield f"A folder of {len(found.outputs)} outputs and {sum(map(len, found.results.values()))} measurements."
         return
-    figures, settings, spec = sparse.figures, sparse.figures["settings"], sparse.figures["spec"]
+    figures, spec = sparse.figures, sparse.figures["spec"]
     experts = f" with {spec['experts']} experts a layer" if spec["experts"] else ""
-    how = _HOW.get(settings.get("recover", ""), "converted")
+    how = _RECOVERED.get(figures["settings"].get("recover", ""), "converted")
     yield (
         f"{_model(found)}, a {spec['family'].capitalize()} model of {_parameters(figures['parameters'])} parameters in"
         f" {spec['layers']} layers{experts}, was turned from SwiGLU into {_NAMES[spec['activation']]} and {how}."
     )
-    fires, found_quality = density(found), quality(found)
-    if fires is not None:
-        yield f"Of its FFN neurons {percent(fires)} now fire for a token; the others need not be computed."
-    if found_quality is not None:
-        dense, now, where = found_quality
+    if density := layer_density(found):
+        yield f"Of its FFN neurons {percent(density.mean)} now fire for a token; the others need not be computed."
+    if perplexities := _perplexities(found):
+        dense, now, where = perplexities
         yield (
             f"On {where} its perplexity is {measured(now)}, where the dense model has {measured(dense)}:"
             f" {now / dense:.2f} times."
         )
-    predictors = found.best_predictors
-    if predictors is not None:
+    if predictors := found.best_predictors:
         ffns = predictors.figures["ffns"]
-        named, recall = mean(layer_means(ffns, "predicted_density")), mean(layer_means(ffns, "recall"))
+        named, recall, energy = (mean(layer_means(ffns, name)) for name in ("predicted_density", "recall", "energy"))
         yield (
             f"Small predictors, {percent(predictors.figures.get('size_share', 0.0))} of the model's weights, name"
             f" {percent(named)} of the neurons in advance; these are {percent(recall)} of those that fire and carry"
-            f" {percent(mean(layer_means(ffns, 'energy')))} of their energy."
+            f" {percent(energy)} of their energy."
         )
-    faster = speedup(found)
-    if faster is not None:
-        yield f"Generation in {faster[1]} mode is {faster[0]:.2f} times as fast as computing every neuron."
+    if speedup := _speedup(found):
+        yield f"Generation in {speedup[1]} mode is {speedup[0]:.2f} times as fast as computing every neuron."
 
 
 def _parameters(count: int) -> str:
@@ -122,25 +102,19 @@ def _parameters(count: int) -> str:
 
 def tiles(found: Findings) -> Iterator[Tile]:
     """The few figures that most readers want."""
-    found_quality, fires, faster = quality(found), density(found), speedup(found)
-    if found_quality is not None:
-        dense, now, _ = found_quality
+    if perplexities := _perplexities(found):
+        dense, now, _ = perplexities
         yield Tile(value=f"{now / dense:.2f} ×", label="perplexity", note=f"{measured(now)}, dense {measured(dense)}")
-    if fires is not None:
-        yield Tile(value=percent(fires), label="of the neurons fire", note="mean over layers")
-    predictors = found.best_predictors
-    if predictors is not None:
-        ffns = predictors.figures["ffns"]
-        energy = mean(layer_means(ffns, "energy"))
-        note = f"in {percent(mean(layer_means(ffns, 'predicted_density')))} of the neurons"
-        yield Tile(value=percent(energy), label="of the energy foreseen", note=note)
-    if faster is not None:
-        yield Tile(value=f"{faster[0]:.2f} ×", label="as fast as dense mode", note=f"in {faster[1]} mode")
+    if density := layer_density(found):
+        yield Tile(value=percent(density.mean), label="of the neurons fire", note="mean over layers")
+    if predictors := found.best_predictors:
+        energy, named = (mean(layer_means(predictors.figures["ffns"], key)) for key in ("energy", "predicted_density"))
+        yield Tile(value=percent(energy), label="of the energy foreseen", note=f"in {percent(named)} of the neurons")
+    if speedup := _speedup(found):
+        yield Tile(value=f"{speedup[0]:.2f} ×", label="as fast as dense mode", note=f"in {speedup[1]} mode")
     if found.files:
-        smallest = min(found.files, key=lambda file: file.figures["size_bytes"])
-        yield Tile(
-            value=size_text(smallest.figures["size_bytes"]), label="smallest file", note=found.name(smallest.path)
-        )
+        file = min(found.files, key=lambda file: file.figures["size_bytes"])
+        yield Tile(value=size_text(file.figures["size_bytes"]), label="smallest file", note=found.name(file.path))
 
 
 def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
@@ -148,53 +122,40 @@ def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
     sparse = found.sparse
     if sparse is None:
         return
-    figures, spec = sparse.figures, sparse.figures["spec"]
-    source = found.source or "dense model"
-    what = f"dense {spec['family'].capitalize()}, SwiGLU"
-    yield (Step(name=source, what=what, facts=(f"{_parameters(figures['parameters'])} parameters",)),)
+    figures = sparse.figures
+    what = f"dense {figures['spec']['family'].capitalize()}, SwiGLU"
+    parameters = f"{_parameters(figures['parameters'])} parameters"
+    yield (Step(name=found.source or "dense model", what=what, facts=(parameters,)),)
     for record in found.history:
         yield (_converted(found, record),)
-    beside = [
-        Step(
-            name=found.name(record.path),
-            what="predictors",
-            facts=(f"{record.figures.get('predictor_parameters', 0):,} weights",),
-            by="predictors",
-        )
-        for record in found.predictors[-1:]
-    ]
-    beside += [
-        Step(name=found.name(record.path), what="profile", facts=(f"{sum(profile.tokens):,} tokens",), by="profile")
-        for record, profile in found.profiles[-1:]
-    ]
+    beside = []
+    for record in found.predictors[-1:]:
+        weights = f"{record.figures.get('predictor_parameters', 0):,} weights"
+        beside.append(Step(name=found.name(record.path), what="predictors", facts=(weights,), by="predictors"))
+    for record, profile in found.profiles[-1:]:
+        tokens = f"{sum(profile.tokens):,} tokens"
+        beside.append(Step(name=found.name(record.path), what="profile", facts=(tokens,), by="profile"))
     beside += [
         Step(name=found.name(record.path), what="importance matrix", by="imatrix") for record in found.imatrices[-1:]
     ]
-    if beside:
-        yield tuple(beside)
-    if found.files:
-        yield tuple(
-            Step(
-                name=found.name(file.path),
-                what=f"for {engine(file)}",
-                facts=(size_text(file.figures["size_bytes"]),),
-                by="export-gguf",
-            )
-            for file in found.files[:6]
-        )
+    files = []
+    for file in found.files[:6]:
+        size = size_text(file.figures["size_bytes"])
+        files.append(Step(name=found.name(file.path), what=f"for {engine(file)}", facts=(size,), by="export-gguf"))
+    yield from (tuple(column) for column in (beside, files) if column)
 
 
 def _converted(found: Findings, record: Record) -> Step:
     """One checkpoint that relufy made."""
     figures, settings = record.figures, record.figures["settings"]
-    whole = figures.get("full") or {}
-    aim = settings.get("training", {}).get("target_sparsity")
-    tokens = whole.get("tokens") or figures.get("tokens")
+    target = settings.get("training", {}).get("target_sparsity")
+    tokens = (figures.get("full") or {}).get("tokens") or figures.get("tokens")
+    how = _RECOVERED.get(settings.get("recover", ""), "")
     facts = [f"{tokens:,} tokens"] if tokens else []
-    facts += [f"aimed at {percent(aim)} silent"] if aim else []
+    facts += [f"aimed at {percent(target)} silent"] if target else []
     return Step(
         name=found.name(record.path), what=f"{_NAMES[figures['spec']['activation']]} checkpoint",
-        facts=(*facts, size_text(figures["size_bytes"])), by=f"relufy, {_HOW.get(settings.get('recover', ''), '')}",
+        facts=(*facts, size_text(figures["size_bytes"])), by=f"relufy, {how}",
     )  # fmt: skip
 
 
@@ -203,12 +164,10 @@ def missing(found: Findings) -> Iterator[tuple[str, str]]:
     here = found.folder
     file = next((found.name(each.path) for each in found.files if engine(each) == "tsconvert's runner"), None)
     sparse = found.name(found.sparse.path) if found.sparse is not None else "sparse"
-    dense = found.source or "DENSE"
     if not found.of("eval"):
-        yield (
-            "perplexity and KL divergence",
-            f"tsconvert eval {here / (file or sparse)} --against {dense} --json > {here}/eval.json",
-        )
+        against = f"--against {found.source or 'DENSE'}"
+        asked = f"tsconvert eval {here / (file or sparse)} {against} --json > {here}/eval.json"
+        yield "perplexity and KL divergence", asked
     if not found.profiles:
         yield "how often each neuron fires", f"tsconvert profile {here / sparse} --out {here}/profile.safetensors"
     if found.best_predictors is None:
