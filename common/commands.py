@@ -24,6 +24,10 @@ class Asked:
     def __getitem__(self, name: str) -> Any:
         return self.context.params[name]
 
+    def given(self, *names: str) -> list[str]:
+        """Those of the parameters that were given, rather than left at their defaults."""
+        return [name for name in names if is_given(self.context, name)]
+
     def config(self, kind: type[Config], **more: Any) -> Config:
         """``kind`` with the fields that parameters were declared for, and ``more`` fields."""
         own = [param for param in self.context.command.params if isinstance(param, Option | Argument)]
@@ -97,14 +101,18 @@ def refuse(command: click.Command, ctx: click.Context) -> None:
     values = {str(param.name): _value(param, ctx) for param in command.params}
     offending: dict[Rule, list[str]] = {}
     for param in command.params:
-        source = ctx.get_parameter_source(str(param.name))
-        if isinstance(param, Option) and source not in (None, click.core.ParameterSource.DEFAULT):
+        if isinstance(param, Option) and is_given(ctx, str(param.name)):
             broken = next((rule for rule in param.rules if not rule.holds(values)), None)
             if broken is not None:
                 negated = values[str(param.name)] is False and param.secondary_opts
                 offending.setdefault(broken, []).append(negated[0] if negated else max(param.opts, key=len))
     if offending:
         raise TsconvertError(_sentence(offending))
+
+
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Whether a parameter was given, rather than left at its default."""
+    return ctx.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def _value(param: click.Parameter, ctx: click.Context) -> Any:
