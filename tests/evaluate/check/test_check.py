@@ -13,9 +13,9 @@ from tsconvert import cli
 from tsconvert.common.errors import CheckFailedError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.check.check import CheckConfig, CheckReport, check
+from tsconvert.evaluate.check.run import CheckConfig, CheckReport, check
 from tsconvert.evaluate.check.stages import _follow
-from tsconvert.evaluate.records.records import read_record
+from tsconvert.evaluate.records.outputs import read_record
 from tsconvert.quant.export import ExportConfig, export_gguf
 
 SCHEMA = Path(__file__).with_name("junit.xsd")

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.inspect.inspect import inspect
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.inspect.outputs import inspect
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.profile.config import ProfileConfig

@@ -10,7 +10,7 @@ from tsconvert import embedded
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.evaluate.scoring.windows import Windowing, cut
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.text.sources import Source

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.evaluate.plan.bytes import file_bytes
 from tsconvert.evaluate.plan.machine import Machine
+from tsconvert.evaluate.plan.model_bytes import file_bytes
 from tsconvert.evaluate.plan.speed import RUNNER, speed
 from tsconvert.evaluate.plan.stages import Settings, stages
 from tsconvert.model.spec import ModelSpec, spec_of

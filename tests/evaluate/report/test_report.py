@@ -14,7 +14,7 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.common.files import write_json
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.report.report import ReportConfig, WrittenReport, report
+from tsconvert.evaluate.report.page import ReportConfig, WrittenReport, report
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 

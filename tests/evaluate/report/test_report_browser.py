@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tsconvert.evaluate.demo import DemoConfig, demo
-from tsconvert.evaluate.report.report import ReportConfig, report
+from tsconvert.evaluate.report.page import ReportConfig, report
 
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next((found for name in _NAMES if (found := shutil.which(name))), None)

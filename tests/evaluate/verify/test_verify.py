@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tsconvert import cli
 from tsconvert.common.errors import CheckFailedError
-from tsconvert.evaluate.verify.verify import VerifyConfig, VerifyReport, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, VerifyReport, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor

@@ -1,4 +1,4 @@
-"""Run a command and write what it used to a file descriptor: ``python -I -S spent.py FD COMMAND...``.
+"""Run a command and write what it used to a file descriptor: ``python -I -S measured_process.py FD COMMAND...``.
 
 Linux counts into a child's largest resident memory (`ru_maxrss`, getrusage(2)) what its parent held when it was forked.
 The parent of a stage is therefore this small process, and not the one that checks.

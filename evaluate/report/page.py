@@ -13,32 +13,20 @@ from typing import Any
 from ...common.errors import TsconvertError, reason
 from ...common.files import atomic_file
 from ...common.units import size_text
-from . import activity, files, quality, story
-from .collect import Findings, collect
-from .parts import Page
+from . import summary
+from .config import ReportConfig
+from .elements import Page
+from .files import files, quantization
+from .findings import Findings, read_findings
+from .firing import firing
+from .measurements import checks, provenance, samples, speed
+from .perplexity import perplexity
+from .predictors import predictors
+from .training import training
 
 _SECTIONS = (
-    quality.perplexity,
-    activity.activity,
-    activity.predictors,
-    files.speed,
-    quality.training,
-    files.files,
-    files.quantization,
-    files.samples,
-    files.checks,
-    files.provenance,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What to report on."""
-
-    folder: Path
-    """Checkpoints, predictors, profiles, GGUF files and saved `--json` outputs, in it or up to two folders down."""
-    out: Path
-    """The page; an older one is replaced."""
+    perplexity, firing, predictors, speed, training, files, quantization, samples, checks, provenance,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +61,7 @@ def report(config: ReportConfig) -> WrittenReport:
     """
     if config.out.is_dir():
         raise TsconvertError(f"{config.out}: is a folder; give --out the page's name, such as {config.out}/report.html")
-    found = collect(config.folder)
+    found = read_findings(config.folder)
     try:
         page = build(found)
         content = render(page).encode()
@@ -105,8 +93,8 @@ def build(found: Findings) -> Page:
     sections = [section for make in _SECTIONS if (section := make(found)) is not None]
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Page(
-        title=story.title(found), story=tuple(story.story(found)), tiles=tuple(story.tiles(found)),
-        chain=tuple(story.chain(found)), sections=tuple(sections), missing=tuple(story.missing(found)),
+        title=summary.title(found), sentences=tuple(summary.sentences(found)), tiles=tuple(summary.tiles(found)),
+        chain=tuple(summary.chain(found)), sections=tuple(sections), missing=tuple(summary.missing(found)),
         unreadable=tuple(found.unreadable),
         footer=f"Written by tsconvert {version('tsconvert')} on {now} from {found.folder.resolve()}.",
     )  # fmt: skip

@@ -9,11 +9,11 @@ from ...common.errors import TsconvertError
 from ...common.files import PARTIAL
 from ...predictors.profile.file import Profile, load_profile
 from ...quant.gguf.file import is_gguf
-from ..records.records import Record, read_record
+from ..records.outputs import Record, read_record
 
 _DEPTH = 3
 _LATER_SHARD = "-of-"
-# what only one kind of --json output has
+# keys that only one command's --json output has
 _JSON_KINDS = (
     ("demo", ("texts", "stages")),
     ("check", ("lines", "stages")),
@@ -26,6 +26,7 @@ _JSON_KINDS = (
     ("profile", ("corpora", "layers")),
     ("run", ("text", "tokens")),
 )
+_RECOVERIES = ("none", "local", "full")
 
 
 @dataclass(kw_only=True)
@@ -42,11 +43,11 @@ class Findings:
     results: dict[str, list[Record]] = field(default_factory=dict)
     """JSON outputs of commands, by command."""
     unreadable: list[str] = field(default_factory=list)
+    """Why each file or folder that could not be read could not."""
 
     def name(self, path: Path | str) -> str:
         """How the page calls a path: from the folder on."""
-        where = Path(path)
-        root = self.folder.resolve()
+        where, root = Path(path), self.folder.resolve()
         for candidate in (where, Path.cwd() / where):
             if candidate.resolve().is_relative_to(root):
                 inside = str(candidate.resolve().relative_to(root))
@@ -60,16 +61,23 @@ class Findings:
         return [*self.checkpoints, *self.predictors, *profiles, *self.imatrices, *self.files]
 
     @property
+    def _converted(self) -> list[Record]:
+        return [record for record in self.checkpoints if "settings" in record.figures]
+
+    @property
     def sparse(self) -> Record | None:
         """The checkpoint that the folder is about: of those that relufy made, the one with most work in it."""
-        made = [record for record in self.checkpoints if "settings" in record.figures]
-        ranks = {"none": 0, "local": 1, "full": 2}
-        return max(made, key=lambda record: ranks.get(record.figures["settings"].get("recover"), 0), default=None)
+
+        def work(record: Record) -> int:
+            recovery = record.figures["settings"].get("recover")
+            return _RECOVERIES.index(recovery) if recovery in _RECOVERIES else 0
+
+        return max(self._converted, key=work, default=None)
 
     @property
     def history(self) -> list[Record]:
         """The checkpoints that `sparse` was made from, the oldest first, and itself."""
-        made = {self.name(each.path): each for each in self.checkpoints if "settings" in each.figures}
+        made = {self.name(record.path): record for record in self._converted}
         found = [self.sparse] if self.sparse is not None else []
         while found:
             before = made.get(self.name(str(found[0].figures["settings"]["model"])))
@@ -86,15 +94,15 @@ class Findings:
 
     @property
     def best_predictors(self) -> Record | None:
-        """The predictor folder with figures."""
+        """The last predictor folder that has figures."""
         return next((record for record in reversed(self.predictors) if record.figures.get("ffns")), None)
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The figures of the JSON results of one command."""
-        return [record.figures for record in self.results.get(kind, [])]
+    def of(self, command: str) -> list[dict[str, Any]]:
+        """The figures of one command's JSON results."""
+        return [record.figures for record in self.results.get(command, [])]
 
 
-def collect(folder: Path) -> Findings:
+def read_findings(folder: Path) -> Findings:
     """Read all records in a folder; what cannot be read is named, not fatal.
 
     Raises:
@@ -136,10 +144,8 @@ def _add(found: Findings, path: Path) -> None:
         kind = next((kind for kind, keys in _JSON_KINDS if all(key in record.figures for key in keys)), None)
         if kind:
             found.results.setdefault(kind, []).append(record)
-    elif record.kind == "logits":
-        return  # what models are held against, no figure of its own
     elif record.kind == "profile":
         found.profiles.append((record, load_profile(path)))
-    else:
+    elif record.kind != "logits":  # which are compared with, and have no figures of their own
         members = {"checkpoint": found.checkpoints, "predictors": found.predictors, "imatrix": found.imatrices}
         members.get(record.kind, found.files).append(record)

@@ -13,7 +13,7 @@ from ...model.provenance import read_provenance
 from ...predictors.profile import file as profile_file
 from ...quant.gguf.file import GgufFile, is_gguf
 from ...quant.imatrix.file import is_imatrix
-from .divergence_file import FORMAT as LOGITS_FORMAT
+from .reference_logits import FORMAT as LOGITS_FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def _about(path: Path) -> str:
 
 
 def _logits(path: Path) -> dict[str, Any]:
-    from .divergence_file import read_about
+    from .reference_logits import read_about
 
     return read_about(path) | {"size_bytes": size_of(path)}
 

@@ -1,7 +1,7 @@
-"""What the report's page is made of: sections of text, figures and tables."""
+"""What the page is made of: sections of text, figures and tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ class Page:
     """All that the template shows."""
 
     title: str
-    story: tuple[str, ...]
+    sentences: tuple[str, ...]
     tiles: tuple[Tile, ...]
     chain: tuple[tuple[Step, ...], ...]
     """Columns from left to right."""
     sections: tuple[Section, ...]
-    missing: tuple[tuple[str, str], ...] = field(default=())
+    missing: tuple[tuple[str, str], ...] = ()
     """(figure, command that would add it)."""
     unreadable: tuple[str, ...] = ()
     footer: str = ""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...common.errors import TsconvertError
-from ..records.figures import figure, is_number
+from ..records.json_path import figure, is_number
 from .baseline import Baseline
 from .spec import Limit
 

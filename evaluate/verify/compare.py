@@ -7,7 +7,6 @@ for others (verify_bounds.py); then the metadata, the tokenizer on nasty texts, 
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...common.errors import CheckFailedError, TsconvertError
@@ -18,31 +17,15 @@ from ...quant.targets import predictor_file
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
 from ...quant.vocabulary.reader import corrected_tokenizer
-from .keys import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
-from .layout import Orders, expected_tensors
+from .config import VerifyConfig
+from .expected_tensors import Orders, expected_tensors
 from .logits import LogitsResult, compare_logits
+from .metadata import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
 from .tensors import TensorResult, compare_predictors, compare_tensor
-from .text import compare_texts
+from .tokenizer import compare_texts
 
 _IMPORTANCE = "quantize.imatrix"
 _OWN_TENSORS = ("rope_freqs.weight",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """What to compare with what."""
-
-    model: str | Path
-    """The checkpoint: a folder, an embedded model's name, or a hub id."""
-    file: Path
-    predictors: Path | None = None
-    """The predictor folder; None takes those inside the checkpoint, if there are any."""
-    overridden: frozenset[str] = frozenset()
-    """Keys that the user set on export, which need not be the model's."""
-    importances: bool = False
-    """The file was encoded with an importance matrix, even if it does not say so."""
-    logits: bool = True
-    """Also compare logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +129,8 @@ def verify(config: VerifyConfig) -> VerifyReport:
         problem = f"an engine computes another FFN for {report.dialect} files than {checkpoint.spec.activation}"
         report.failures.append(Failure(what="general.architecture", problem=problem))
         return report
+    if report.dialect == "llama.cpp" and config.predictors is not None:
+        raise TsconvertError(f"--predictors: {config.file} is a file for llama.cpp, which has none; leave it out")
     predictors = find_predictors(checkpoint, config.predictors) if report.dialect != "llama.cpp" else None
     _tensors(report, config, file, checkpoint, orders, predictors)
     _keys_and_texts(report, config, file, checkpoint, predictors)

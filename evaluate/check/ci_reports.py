@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from xml.etree import ElementTree as Xml
 
-from .lines import FAILED, SKIPPED, Line, table
+from .judge import FAILED, SKIPPED, Line, table
 from .spec import CheckSpec
 from .stages import StageResult
 

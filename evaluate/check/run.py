@@ -5,7 +5,7 @@ docs/check.md describes the file.
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,13 @@ from ...common.files import atomic_file
 from ...common.locks import locked
 from ...common.progress import note
 from ...common.units import size_text
-from ..records.records import read_record
+from ..records.outputs import read_record
 from .baseline import Baseline, read_baseline, write_baseline
-from .formats import annotations, junit
-from .lines import FAILED, PASSED, SKIPPED, Line, judge, table
-from .spec import CheckSpec, Options, read_spec
+from .ci_reports import annotations, junit
+from .config import CheckConfig
+from .judge import FAILED, PASSED, SKIPPED, Line, judge, table
+from .spec import CheckSpec, read_spec
 from .stages import StageResult, run_stages, write_journal
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig:
-    """What to check."""
-
-    spec: Path
-    out: Path | None = None
-    """Folder of the outputs, in place of the spec's."""
-    variables: dict[str, str] = field(default_factory=dict)
-    """In place of the spec's."""
-    resume: bool = False
-    """Take over the stages that an earlier check finished."""
-    junit: Path | None = None
-    """Where to write the lines as JUnit's XML."""
-    baseline: Path | None = None
-    """In place of the spec's."""
-    update_baseline: bool = False
-    """Write this run's figures as the baseline, if all else passed."""
-    options: Options | None = None
-    """Every command's options, so that a misspelt one is found at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +78,11 @@ def check(config: CheckConfig) -> CheckReport:
     """
     spec = read_spec(config.spec, out=config.out, variables=config.variables, options=config.options)
     drifts = {limit.figure for limit in spec.limits if limit.drift is not None}
+    if config.resume and not spec.stages:
+        raise TsconvertError(f"--resume: {spec.path} has no stages that could be kept; leave it out")
+    if (config.baseline or config.update_baseline) and not drifts:
+        option = "--baseline" if config.baseline else "--update-baseline"
+        raise TsconvertError(f"{option}: no limit of {spec.path} has a drift; leave it out, or give one a drift")
     baseline = read_baseline(config.baseline or spec.baseline, updating=config.update_baseline, needed=bool(drifts))
     with locked(spec.out, spec.out, folder=True) if spec.stages else nullcontext():
         return _checked(config, spec, baseline, drifts)

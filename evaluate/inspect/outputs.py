@@ -16,7 +16,7 @@ from ...model.integrity import INFINITE_BITS
 from ...model.journal import JOURNAL
 from ...model.locate import find_model
 from ...model.provenance import PROVENANCE, not_relufys, read_provenance
-from .inspection import Inspection, Table, part_of, parts_table
+from .summary import Inspection, Table, part_of, parts_table
 
 
 def inspect(path: str, *, tensors: bool = False) -> Inspection:
@@ -50,7 +50,7 @@ def _file(path: Path, tensors: bool) -> Inspection:
         from .gguf import inspect_gguf
 
         return inspect_gguf(path, tensors)
-    from ..records.divergence_file import FORMAT, read_metadata
+    from ..records.reference_logits import FORMAT, read_metadata
 
     return _logits(path) if read_metadata(path).get("format") == FORMAT else _profile(path)
 
@@ -188,7 +188,7 @@ def _profile(path: Path) -> Inspection:
 
 
 def _logits(path: Path) -> Inspection:
-    from ..records.divergence_file import StoredReference
+    from ..records.reference_logits import StoredReference
 
     stored = StoredReference(path)
     how, windows = stored.how, stored.windows
