@@ -7,7 +7,7 @@ The stages as functions, each imported when it is first used:
 
     tsconvert.relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse")))
     tsconvert.train_predictors(...)     # tsconvert.predictors.config.PredictorConfig
-    tsconvert.export_gguf(...)          # tsconvert.quant.export.ExportConfig
+    tsconvert.export_gguf(...)          # tsconvert.quant.config.ExportConfig
     with tsconvert.load("sparse.gguf") as model:
         print("".join(piece.text for piece in model.generate("The people")))
 """

@@ -5,7 +5,7 @@ docs/check.md describes the file.
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,10 @@ from ...common.units import size_text
 from ..records.outputs import read_record
 from .baseline import Baseline, read_baseline, write_baseline
 from .ci_reports import annotations, junit
+from .config import CheckConfig
 from .judge import FAILED, PASSED, SKIPPED, Line, judge, table
-from .spec import CheckSpec, Options, read_spec
+from .spec import CheckSpec, read_spec
 from .stages import StageResult, run_stages, write_journal
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckConfig:
-    """What to check."""
-
-    spec: Path
-    out: Path | None = None
-    """Folder of the outputs, in place of the spec's."""
-    variables: dict[str, str] = field(default_factory=dict)
-    """In place of the spec's."""
-    resume: bool = False
-    """Take over the stages that an earlier check finished."""
-    junit: Path | None = None
-    """Where to write the lines as JUnit's XML."""
-    baseline: Path | None = None
-    """In place of the spec's."""
-    update_baseline: bool = False
-    """Write this run's figures as the baseline, if all else passed."""
-    options: Options | None = None
-    """Every command's options, so that a misspelt one is found at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ docs/plan.md has the model and holds it against measured runs.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +13,13 @@ from ...common.units import duration, size_text
 from ...model.locate import find_model
 from ...model.spec import ModelSpec, read_config, spec_of
 from ...predictors.rank import default_rank
-from .machine import Described, Machine, machine_of
+from .config import PlanConfig
+from .machine import Machine, machine_of
 from .model_bytes import FileBytes, file_bytes, typical_rates
 from .speed import Speed, speed
 from .stages import Settings, Stage, stages
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """What `plan` is asked."""
-
-    model: str
-    """A config.json, a checkpoint folder, an embedded model or a hub id (of which only config.json is read)."""
-    types: tuple[str, ...] = ("F16", "Q8_0", "Q4_K_M", "Q4_0")
-    density: float = 0.12
-    """Share of neurons that fire once the model is sparse, 0 to 1."""
-    predicted: float | None = None
-    """Share that predictors name; None is 1.2 times the density."""
-    rank: int | None = None
-    """Of the predictors; None gives them 4 % of the model's weights."""
-    batch: int = 1
-    """Sequences generated at once."""
-    context: int = 512
-    """Tokens in each sequence's cache."""
-    tokens: int = 65_536
-    """Calibration tokens of each stage."""
-    machine: Described = field(default_factory=Described)
-
-    def __post_init__(self) -> None:
-        for name in ("density", "predicted"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise TsconvertError(f"--{name} {value:g}: it must be above 0 and at most 1")
-        if self.batch < 1:
-            raise TsconvertError(f"--batch {self.batch}: it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import atomic_file, refuse_existing
 from ..scoring.divergence import Compared, Floats, Tokens, loss_of, require_same_vocabulary
-from ..scoring.windows import Windowing, Windows
+from ..scoring.windowing import Windowing
+from ..scoring.windows import Windows
 
 # Shape suffixes: N windows, S tokens a window, P predictions (tokens that count), K kept tokens, V vocabulary.
 FORMAT, FORMAT_VERSION = "tsconvert logits", 1

@@ -14,6 +14,7 @@ from ...common.errors import TsconvertError, reason
 from ...common.files import atomic_file
 from ...common.units import size_text
 from . import summary
+from .config import ReportConfig
 from .elements import Page
 from .files import files, quantization
 from .findings import Findings, read_findings
@@ -26,16 +27,6 @@ from .training import training
 _SECTIONS = (
     perplexity, firing, predictors, speed, training, files, quantization, samples, checks, provenance,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What to report on."""
-
-    folder: Path
-    """Checkpoints, predictors, profiles, GGUF files and saved `--json` outputs, in it or up to two folders down."""
-    out: Path
-    """The page; an older one is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

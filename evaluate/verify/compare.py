@@ -7,7 +7,6 @@ for others (verify_bounds.py); then the metadata, the tokenizer on nasty texts, 
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...common.errors import CheckFailedError, TsconvertError
@@ -18,6 +17,7 @@ from ...quant.targets import predictor_file
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
 from ...quant.vocabulary.reader import load_checked_tokenizer
+from .config import VerifyConfig
 from .expected_tensors import Orders, expected_tensors
 from .logits import LogitsResult, compare_logits
 from .metadata import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
@@ -26,23 +26,6 @@ from .tokenizer import compare_texts
 
 _IMPORTANCE = "quantize.imatrix"
 _OWN_TENSORS = ("rope_freqs.weight",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """What to compare with what."""
-
-    model: str | Path
-    """The checkpoint: a folder, an embedded model's name, or a hub id."""
-    file: Path
-    predictors: Path | None = None
-    """The predictor folder; None takes those inside the checkpoint, if there are any."""
-    overridden: frozenset[str] = frozenset()
-    """Keys that the user set on export, which need not be the model's."""
-    importances: bool = False
-    """The file was encoded with an importance matrix, even if it does not say so."""
-    logits: bool = True
-    """Also compare logits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ import pytest
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.plan.estimate import PlanConfig, plan
-from tsconvert.evaluate.plan.machine import Described, described, machine_of, measure_bandwidth
+from tsconvert.evaluate.plan.config import Described, PlanConfig
+from tsconvert.evaluate.plan.estimate import plan
+from tsconvert.evaluate.plan.machine import machine_of, measure_bandwidth
 from tsconvert.evaluate.plan.model_bytes import (
     cache_bytes,
     experts_read,
@@ -27,7 +28,7 @@ from tsconvert.runner.model import load
 from tsconvert.runner.traffic import weight_bytes
 
 Make = Callable[..., Path]
-DESKTOP = Described(bandwidth=60e9, cores=8, memory_bytes=32 * 10**9)
+DESKTOP = Described(bandwidth_gb=60, cores=8, memory_bytes=32 * 10**9)
 SEVEN_B = {
     "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 4096,
@@ -170,9 +171,7 @@ def test_a_sparse_model_needs_no_relufy(config):
 
 
 def test_the_machine_is_described_in_people_s_units_or_measured():
-    said = described(
-        bandwidth_gb=67.2, cores=8, memory_bytes=10**10, gflops=500.0, disk_gb=3.0, disk_free_bytes=None, measure=False
-    )
+    said = Described(bandwidth_gb=67.2, cores=8, memory_bytes=10**10, gflops=500.0, disk_speed_gb=3.0)
     machine = machine_of(said)
     assert (machine.bandwidth, machine.flops, machine.disk_bytes_per_s) == (67.2e9, 5e11, 3e9)
     assert machine.measured == ()
