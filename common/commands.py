@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -22,6 +23,10 @@ class Asked:
 
     def __getitem__(self, name: str) -> Any:
         return self.context.params[name]
+
+    def given(self, *names: str) -> list[str]:
+        """Those of the parameters that were given, rather than left at their defaults."""
+        return [name for name in names if is_given(self.context, name)]
 
     def config(self, kind: type[Config], **more: Any) -> Config:
         """``kind`` with the fields that parameters were declared for, and ``more`` fields."""
@@ -96,8 +101,7 @@ def refuse(command: click.Command, ctx: click.Context) -> None:
     values = {str(param.name): _value(param, ctx) for param in command.params}
     offending: dict[Rule, list[str]] = {}
     for param in command.params:
-        source = ctx.get_parameter_source(str(param.name))
-        if isinstance(param, Option) and source not in (None, click.core.ParameterSource.DEFAULT):
+        if isinstance(param, Option) and is_given(ctx, str(param.name)):
             broken = next((rule for rule in param.rules if not rule.holds(values)), None)
             if broken is not None:
                 negated = values[str(param.name)] is False and param.secondary_opts
@@ -106,11 +110,17 @@ def refuse(command: click.Command, ctx: click.Context) -> None:
         raise TsconvertError(_sentence(offending))
 
 
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Whether a parameter was given, rather than left at its default."""
+    return ctx.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
+
+
 def _value(param: click.Parameter, ctx: click.Context) -> Any:
-    """The parameter's value; where parsing stopped before it was reached, its default."""
+    """The parameter's value; where parsing stopped before it was reached, its default, or None without one."""
     if param.name in ctx.params:
         return ctx.params[param.name]
-    return param.type_cast_value(ctx, param.get_default(ctx))
+    default = param.get_default(ctx)
+    return param.type_cast_value(ctx, default) if isinstance(default, str | int | float | tuple | Path) else None
 
 
 def _sentence(offending: dict[Rule, list[str]]) -> str:
@@ -119,7 +129,8 @@ def _sentence(offending: dict[Rule, list[str]]) -> str:
     ]
     several = sum(map(len, offending.values())) > 1
     instead = _listed(list(dict.fromkeys(rule.instead for rule in offending if rule.instead)))
-    return f"{_listed(parts)}; leave {'them' if several else 'it'} out" + (f", or {instead}" if instead else "")
+    instead = f", or {instead}".replace(" and give ", " and ") if instead else ""
+    return f"{_listed(parts)}; leave {'them' if several else 'it'} out{instead}"
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -171,6 +171,8 @@ def setting(
         attributes = {"is_flag": True, "default": default, "show_default": "/" in names[-1]}
     else:
         attributes = {"default": shown, "show_default": shown is not None}
+    if kind is RANK:
+        attributes["metavar"] = "[auto|N]"
     attributes |= {"config": config, "field": name, "rules": rules, "help": text, "type": kind}
     return cloup.option(*names, cls=Option, **attributes | more)
 

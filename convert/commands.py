@@ -130,6 +130,25 @@ def relufy(asked: Asked) -> None:
     """
     from .relufy import relufy as run_relufy
 
+    _note_layer_options(asked)
     joint = asked.config(JointConfig, training=joint_training(asked["stored_as"])) if asked["predictors"] else None
     training, full = asked.config(LocalRecovery), asked.config(FullRecovery)
     asked.emit(run_relufy(asked.config(RelufyConfig, training=training, full=full, predictors=joint)))
+
+
+def _note_layer_options(asked: Asked) -> None:
+    """A sparse MODEL goes straight to the whole model's training, where the layers' options have no effect.
+
+    That is a note and no refusal: the same command line resumes a run and repeats it on the model that came of it.
+    """
+    given = asked.given("steps", "batch_tokens", "learning_rate", "attention", "min_expert_tokens")
+    if asked["recover"] != "full" or not given:
+        return
+    from ..common.progress import note
+    from ..model.checkpoint import open_checkpoint
+
+    if open_checkpoint(asked["model"]).spec.sparse:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        note(
+            f"{named}: without effect, for {asked['model']} is sparse already and its layers are not trained one by one"
+        )

@@ -40,7 +40,7 @@ _OWN_WINDOWS = Rule(
 )
 _GGUF = Rule(
     lambda given: any(_is_gguf(given[name]) for name in ("model", "against")),
-    "to a GGUF file only; a checkpoint takes what PyTorch takes",
+    "to a GGUF file only, where PyTorch does not choose them",
 )
 
 

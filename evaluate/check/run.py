@@ -78,6 +78,11 @@ def check(config: CheckConfig) -> CheckReport:
     """
     spec = read_spec(config.spec, out=config.out, variables=config.variables, options=config.options)
     drifts = {limit.figure for limit in spec.limits if limit.drift is not None}
+    if config.resume and not spec.stages:
+        raise TsconvertError(f"--resume: {spec.path} has no stages that could be kept; leave it out")
+    if (config.baseline or config.update_baseline) and not drifts:
+        option = "--baseline" if config.baseline else "--update-baseline"
+        raise TsconvertError(f"{option}: no limit of {spec.path} has a drift; leave it out, or give one a drift")
     baseline = read_baseline(config.baseline or spec.baseline, updating=config.update_baseline, needed=bool(drifts))
     with claimed(spec.out, spec.out, folder=True) if spec.stages else nullcontext():
         return _checked(config, spec, baseline, drifts)

@@ -129,6 +129,8 @@ def verify(config: VerifyConfig) -> VerifyReport:
         problem = f"an engine computes another FFN for {report.dialect} files than {checkpoint.spec.activation}"
         report.failures.append(Failure(what="general.architecture", problem=problem))
         return report
+    if report.dialect == "llama.cpp" and config.predictors is not None:
+        raise TsconvertError(f"--predictors: {config.file} is a file for llama.cpp, which has none; leave it out")
     predictors = find_predictors(checkpoint, config.predictors) if report.dialect != "llama.cpp" else None
     _tensors(report, config, file, checkpoint, orders, predictors)
     _keys_and_texts(report, config, file, checkpoint, predictors)
