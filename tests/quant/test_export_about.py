@@ -11,7 +11,7 @@ import pytest
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.powerinfer_folder import save_powerinfer_predictors
