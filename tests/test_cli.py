@@ -52,7 +52,7 @@ def test_every_command_has_help_json_and_debug(capsys, command: str):
         ("relufy", ["--out", "--activation", "--recover", "--data", "--tokens", "--target-sparsity", "--teacher",
                     "--align", "--dtype", "--max-shard-size", "--device", "--seed", "--resume", "--dry-run"]),
         ("profile", ["--data", "--tokens", "--out", "--powerinfer-dir"]),
-        ("predictors", ["--data", "--tokens", "--out", "--rank", "--target-energy", "--max-density", "--method"]),
+        ("predictors", ["--data", "--tokens", "--out", "--rank", "--target-energy", "--max-density"]),
         ("export-gguf", ["--out", "--type", "--target", "--predictors", "--tensor-type", "--metadata", "--pre",
                          "--dry-run", "--profile", "--no-order", "--no-verify"]),
         ("verify", ["--predictors", "--no-logits"]),
