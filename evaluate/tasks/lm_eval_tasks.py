@@ -51,9 +51,10 @@ def run_tasks(config: TaskConfig) -> TaskReport:
     from .lm_eval_model import ScorerLM
 
     tasks = [_shipped(name) or name for name in config.tasks]
-    foreign = any(isinstance(task, str) for task in tasks)
     folder = str(config.folder) if config.folder else None
-    manager = TaskManager(include_path=folder, include_defaults=foreign)
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if any(isinstance(task, str) and task not in manager.all_tasks for task in tasks):
+        manager = TaskManager(include_path=folder)  # reads the files of all of lm-eval's own tasks, for half a minute
     scorer = open_scorer(config.model, config.mode, config.threads)
     try:
         found = simple_evaluate(
