@@ -128,7 +128,7 @@ def test_speed_is_what_the_formula_says():
 
 def test_what_is_beyond_memory_comes_from_the_disk():
     spec = spec_of_7b()
-    small = machine_of(replace(DESKTOP, memory_bytes=8 * 10**9, disk_bytes_per_s=2e9))
+    small = machine_of(replace(DESKTOP, memory_bytes=8 * 10**9, disk_speed_gb=2))
     size, rates = file_bytes(spec, "F16"), typical_rates(0.1)
     found = speed(spec, size, small, type_name="F16", mode="dense", rates=rates)
     there = speed(spec, size, machine_of(DESKTOP), type_name="F16", mode="dense", rates=rates)
