@@ -314,5 +314,5 @@ def test_predictors_of_another_shape_are_no_start(trained, make_sparse: Make, te
     )
     with pytest.raises(TsconvertError, match=sentence):
         train_predictors(config(other, text, rank=None, start=out))
-    with pytest.raises(TsconvertError, match="they have; leave --rank and --budget away$"):
+    with pytest.raises(TsconvertError, match=r"they have; leave --rank and --budget away$"):
         config(other, text, rank=8, start=out)
