@@ -19,10 +19,11 @@ from ..common import processes
 from ..common.errors import TsconvertError
 from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
-from ..model.checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
+from ..model.checkpoint import Checkpoint, open_checkpoint
+from ..model.dtypes import from_float32, to_float32
 from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sparse_checkpoint import sparse_config, write_companions
-from ..model.tensor_names import Place, hf_name
+from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..model.writer import CheckpointWriter, PlannedTensor, plan_like
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
@@ -97,7 +98,8 @@ def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[Planned
     teacher = _teacher(source, config)
     plan = plan_like([source.info(place) for place in source.places], config.dtype)
     # experts are written one tensor each, whatever layout they came in
-    return source, teacher, [replace(t, name=hf_name(place)) for t, place in zip(plan, source.places, strict=True)]
+    names = [hf_name(source.spec, place) for place in source.places]
+    return source, teacher, [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
 
 
 def _recover_fully(config: RelufyConfig) -> RelufyReport:
@@ -233,7 +235,7 @@ def _convert(
 
     rows_NS = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
     sequences = Sequences(rows_NS, JUDGE_SHARE)
-    outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
+    outside = [place for place in source.places if place.layer is None or place.role in PREDICTOR]
     _copy(source, writer, config, outside)
     return vars(RecoverySweep(source, teacher, sequences, config, writer, folder, journal, joint).run())
 
@@ -247,9 +249,9 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
             info = source.info(place)
             if config.dtype and config.dtype != info.dtype:
                 raw = from_float32(to_float32(source.raw(place), info.dtype), config.dtype)
-                writer.write(hf_name(place), raw)
+                writer.write(hf_name(source.spec, place), raw)
             else:
-                writer.copy(hf_name(place), info)
+                writer.copy(hf_name(source.spec, place), info)
             step("")
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from ..common.command_line import typed
 from ..common.files import atomic_file, write_json
-from ..quant.export import ExportConfig, ExportReport
+from ..quant.config import ExportConfig
+from ..quant.export import ExportReport
 from ..quant.export import export_gguf as write_gguf_file
 from ..quant.gguf.model_card import card_path
-from .verify.verify import VerifyConfig, VerifyReport, verify
+from .verify.compare import VerifyReport, verify
+from .verify.config import VerifyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

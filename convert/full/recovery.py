@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.files import atomic_folder, check_disk, empty, refuse_existing
-from ...common.locks import claimed
+from ...common.locks import locked
 from ...common.progress import note
 from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.whole_model import dense_model, sparse_model, write_model
@@ -62,7 +62,7 @@ def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
     made = [local, full] if predictors is None else [local, full, predictors]
     with ExitStack() as mine:
         if not processes.rank():
-            mine.enter_context(claimed(full, config.out, folder=True))
+            mine.enter_context(locked(full, config.out, folder=True))
             refuse_existing(config.out)  # its writer may have finished meanwhile
             if not config.resume:
                 for folder in made:

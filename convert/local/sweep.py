@@ -13,9 +13,11 @@ import torch
 
 from ...common import processes
 from ...common.progress import progress
-from ...model.checkpoint import Checkpoint, from_float32, read_header, shard_files, to_float32
+from ...model.checkpoint import Checkpoint
+from ...model.dtypes import from_float32, to_float32
 from ...model.journal import Journal
 from ...model.layers import Layer
+from ...model.safetensors_files import read_header, shard_files
 from ...model.sweep import Stream
 from ...model.tensor_names import hf_name
 from ...model.writer import CheckpointWriter
@@ -106,7 +108,7 @@ class RecoverySweep:
     def _layer(self, index: int) -> tuple[LayerResult, tuple[float, float]]:
         """Move the student through one layer, which is trained, or read back if an earlier run finished it."""
         layer = self.student.layer(index)
-        entry = processes.from_first(self.journal.entry(index) if self.journal else None)
+        entry = processes.broadcast(self.journal.entry(index) if self.journal else None)
         if entry is not None:
             self._restore(layer)
             if self.predictors is not None:
@@ -156,7 +158,7 @@ class RecoverySweep:
             dtype = self.config.dtype or self.source.info(place).dtype
             raw = from_float32(tensor.float().cpu().contiguous().numpy(), dtype)
             if self.writer is not None:
-                self.writer.write(hf_name(place), raw)
+                self.writer.write(hf_name(self.source.spec, place), raw)
             if dtype != "F32":
                 tensor.copy_(torch.from_numpy(to_float32(raw, dtype)).view_as(tensor))
         if self.writer is not None:
@@ -169,12 +171,12 @@ class RecoverySweep:
         if self.writer is not None:
             infos = {name: info for file in shard_files(self.folder) for name, info in read_header(file).items()}
         for place, tensor in layer.tensors():
-            if info := infos.get(hf_name(place)):
+            if info := infos.get(hf_name(self.source.spec, place)):
                 with info.file.open("rb") as stream:
                     stream.seek(info.start)
                     raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)
                 tensor.copy_(torch.from_numpy(to_float32(raw, info.dtype).reshape(info.shape).copy()))
-            processes.from_first_(tensor)
+            processes.broadcast_(tensor)
 
 
 @torch.no_grad()

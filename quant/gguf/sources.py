@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...model.checkpoint import Checkpoint, not_finite, to_float32
-from ...model.integrity import largest_bits
+from ...model.checkpoint import Checkpoint
+from ...model.dtypes import to_float32
+from ...model.integrity import largest_bits, not_finite
 from ...model.tensor_names import Place
 
 Rows = npt.NDArray[np.float32]
@@ -132,7 +133,7 @@ def check(checkpoint: Checkpoint, place: Place) -> float:
         TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
     """
     info = checkpoint.info(place)
-    largest = _value(checkpoint.looks[place].largest_bits, info.dtype)
+    largest = _value(checkpoint.scans[place].largest_bits, info.dtype)
     if not np.isfinite(largest):
         raise not_finite(info.file, info.name, checkpoint.array(place))
     return largest

@@ -17,7 +17,6 @@ from . import rope
 from .neuron_order import Counts, Orders, columns_in_order, order_tensors, rows_in_order
 from .predictor_source import PredictorSource
 
-TARGETS = ("llama.cpp", "powerinfer", "sparse")
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION (ggml.h)
 
 

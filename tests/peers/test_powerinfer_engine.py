@@ -30,9 +30,7 @@ def test_the_same_ids_and_the_same_tokens(name: str, request: pytest.FixtureRequ
     dense = str(request.getfixturevalue("smollm2")) if name == "smollm2" else name
     sparse, predictors = tmp_path / "sparse", tmp_path / "predictors"
     joint = JointConfig(out=predictors, rank=32, training=Training(steps=60))
-    relufy(
-        RelufyConfig(model=dense, out=sparse, tokens=8192, training=LocalRecovery(steps=24), predictors=joint)
-    )
+    relufy(RelufyConfig(model=dense, out=sparse, tokens=8192, training=LocalRecovery(steps=24), predictors=joint))
     for type_name in ("F32", "F16"):
         out = tmp_path / f"{type_name}.gguf"
         asked = ExportConfig(model=sparse, out=out, type_name=type_name, target="powerinfer", predictors=predictors)
