@@ -1,7 +1,7 @@
 """Which constants steer the price of a prediction best: energy kept at threshold 0 against neurons predicted there.
 
-    python benchmarks/predictor_price.py layers SPARSE_MODEL [--rank 32] [--layers 0,2] [--tokens 16K]
-    python benchmarks/predictor_price.py model tiny-mistral [--full-tokens 200K]
+    python benchmarks/predictor_price.py layers SPARSE_MODEL [--rank 32] [--layers 0,2] [--tokens 8K]
+    python benchmarks/predictor_price.py model tiny-mistral [--full-tokens 64K]
 
 layers  one FFN's predictor alone from random weights, and then for 100 steps more at a fifth of the learning rate, as
         it learns beside its layer
@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -40,7 +41,7 @@ from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sequences import Sequences
 
 TARGET = 0.98
-CONSTANTS = ((0.2, 0.1), (0.2, 0.03), (0.1, 0.1), (0.1, 0.03), (0.1, 0.01))
+CONSTANTS = ((0.2, 0.1), (0.2, 0.03), (0.1, 0.1), (0.1, 0.03))
 """Smoothing and gain."""
 SEEDS = range(3)
 Found = dict[str, float]
@@ -68,35 +69,42 @@ def of_layers(arguments: argparse.Namespace) -> Iterator[tuple[tuple[float, floa
         stream.attend(layer)
         if index in arguments.layers:
             (ffn,) = layer_ffns(layer, stream, sequences.train_tokens)
-            for constants in CONSTANTS:
+            for seed, constants in product(SEEDS, CONSTANTS):
                 price.SMOOTHING, price.GAIN = constants
-                for seed in SEEDS:
-                    for name, found in alone(ffn, arguments.rank, seed):
-                        yield constants, name, found
+                for name, found in alone(ffn, arguments.rank, seed):
+                    yield constants, name, found
         stream.feed_forward(layer)
 
 
 def of_model(arguments: argparse.Namespace) -> Iterator[tuple[tuple[float, float], str, Found]]:
-    full = FullRecovery(tokens=arguments.full_tokens, evaluations=2)
-    for constants in CONSTANTS:
-        price.SMOOTHING, price.GAIN = constants
-        for seed in SEEDS:
-            with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder, "out")
-                joint = JointConfig(out=Path(folder, "predictors"), rank=arguments.rank)
-                config = RelufyConfig(
-                    model=arguments.model, out=out, recover="full", tokens=arguments.tokens, full=full, seed=seed,
-                    predictors=joint, training=LocalRecovery(steps=100, target_sparsity=0.88),
+    """All constants train on from what one local recovery made."""
+    how = {"tokens": arguments.tokens, "context": 256}
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            local, first = Path(folder, "local"), JointConfig(out=Path(folder, "first"), rank=arguments.rank)
+            training = LocalRecovery(steps=60, batch_tokens=1024, target_sparsity=0.88)
+            price.SMOOTHING, price.GAIN = CONSTANTS[0]
+            relufy(
+                RelufyConfig(model=arguments.model, out=local, seed=seed, predictors=first, training=training, **how)
+            )
+            for i, constants in enumerate(CONSTANTS):
+                price.SMOOTHING, price.GAIN = constants
+                joint = JointConfig(out=Path(folder, f"predictors{i}"), start=first.out)
+                full = FullRecovery(
+                    tokens=arguments.full_tokens, batch_tokens=1024, micro_tokens=512, evaluations=1,
+                    target_sparsity=0.88,
                 )  # fmt: skip
-                report = relufy(config)
-                ffns = report.predictors.ffns
-                for name, part in (("energy", "energy_at_zero"), ("predicted", "predicted_density_at_zero")):
-                    assert all(getattr(ffn, part) for ffn in ffns), name
-                looks = report.full.evaluations[-1]
-                for ffn in ffns:
+                report = relufy(
+                    RelufyConfig(
+                        model=str(local), teacher=arguments.model, out=Path(folder, f"out{i}"), recover="full",
+                        full=full, seed=seed, predictors=joint, **how,
+                    )
+                )  # fmt: skip
+                last = report.full.evaluations[-1]
+                for ffn in report.predictors.ffns:
                     yield constants, "whole model", {
                         "energy": ffn.energy_at_zero, "predicted": ffn.predicted_density_at_zero,
-                        "perplexity": looks.perplexity, "masked perplexity": looks.predicted_perplexity,
+                        "perplexity": last.perplexity, "masked perplexity": last.predicted_perplexity,
                     }  # fmt: skip
 
 
@@ -106,8 +114,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--layers", type=lambda text: [int(layer) for layer in text.split(",")], default=[1])
-    parser.add_argument("--tokens", type=parse_count, default=16_000)
-    parser.add_argument("--full-tokens", type=parse_count, default=200_000)
+    parser.add_argument("--tokens", type=parse_count, default=8_000)
+    parser.add_argument("--full-tokens", type=parse_count, default=64_000)
     arguments = parser.parse_args()
     found: dict[tuple[tuple[float, float], str], list[Found]] = {}
     for constants, name, values in (of_layers if arguments.what == "layers" else of_model)(arguments):
