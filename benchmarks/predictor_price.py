@@ -29,14 +29,14 @@ from tsconvert.convert.masked.config import JointConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.sweep import Stream
-from tsconvert.predictors import price
-from tsconvert.predictors.calibration import judge
+from tsconvert.predictors.calibration.ffn import judge
 from tsconvert.predictors.config import Training
 from tsconvert.predictors.cost import Bits
-from tsconvert.predictors.energy import FFN
-from tsconvert.predictors.layer_candidates import layer_ffns
 from tsconvert.predictors.predictor import Predictor
-from tsconvert.predictors.training import PredictorTrainer
+from tsconvert.predictors.training import price
+from tsconvert.predictors.training.energy import FFN
+from tsconvert.predictors.training.layer_candidates import layer_ffns
+from tsconvert.predictors.training.trainer import PredictorTrainer
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sequences import Sequences
 

@@ -18,13 +18,13 @@ from tsconvert.model import sweep as sweep_module
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.layers import Stack
 from tsconvert.model.sweep import Stream
-from tsconvert.predictors import layer_candidates
-from tsconvert.predictors.candidate_store import CandidateStore
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.layer_candidates import layer_ffns
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.train import train_predictors
+from tsconvert.predictors.training import layer_candidates
+from tsconvert.predictors.training.candidate_store import CandidateStore
+from tsconvert.predictors.training.layer_candidates import layer_ffns
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 

@@ -21,7 +21,7 @@ from tsconvert.model.whole_model import sparse_model
 from tsconvert.predictors.config import Training
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.predictor import Predictor
-from tsconvert.predictors.price import GAIN
+from tsconvert.predictors.training.price import GAIN
 
 
 def test_the_masks_slopes():
