@@ -23,9 +23,9 @@ from tsconvert.model.sweep import Stream, sweep
 from tsconvert.predictors.calibration.ffn import judge, thresholds
 from tsconvert.predictors.calibration.predicted_mode import compare, predicted_stream
 from tsconvert.predictors.cost import Bits
+from tsconvert.predictors.energy import FFN, ffns_of
 from tsconvert.predictors.folder import PredictorSet, load_predictors
 from tsconvert.predictors.predictor import AnyPredictor
-from tsconvert.predictors.training.energy import FFN, ffns_of
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 

@@ -23,18 +23,18 @@ import torch
 
 from tsconvert.common.units import parse_count
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.full.config import FullRecovery
-from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.convert.masked.config import JointConfig
+from tsconvert.convert.config.full import FullRecovery
+from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.convert.config.masked import JointConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.sweep import Stream
 from tsconvert.predictors.calibration.ffn import judge
 from tsconvert.predictors.config import Training
 from tsconvert.predictors.cost import Bits
+from tsconvert.predictors.energy import FFN
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.training import price
-from tsconvert.predictors.training.energy import FFN
 from tsconvert.predictors.training.layer_candidates import layer_ffns
 from tsconvert.predictors.training.trainer import PredictorTrainer
 from tsconvert.text.packing import calibration_rows

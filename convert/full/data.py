@@ -10,8 +10,8 @@ from ...text.packing import documents
 from ...text.tokenizer import load_tokenizer
 from ...text.training_rows import Packed, as_inputs
 from ..config import RelufyConfig
+from ..config.full import FullRecovery
 from ..local.sweep import JUDGE_SHARE
-from .config import FullRecovery
 from .teacher_logits import KeptLogits
 
 

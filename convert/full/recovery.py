@@ -27,11 +27,11 @@ from ...text.streams import StreamedRows, streamed_rows
 from ...text.training_rows import Packed
 from ..card import write_card
 from ..config import RelufyConfig
+from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
 from ..record import begin_journal, write_provenance
 from ..report import FullResult, RelufyReport
 from ..threshold import shift
-from .config import FullRecovery
 from .data import full_rows, same_tokenizer
 from .stage import Stage, batches, perplexity, rows_a_step
 from .teacher_logits import keep_logits

@@ -18,11 +18,11 @@ from ...common.system_errors import no_room
 from ...text.streams import StreamedRows
 from ...text.training_rows import IGNORED, Packed
 from ..config import RelufyConfig
+from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
 from ..report import Evaluation, FullResult
 from .activations import ActivationMonitor
 from .callbacks import Progress
-from .config import FullRecovery
 from .data import Rows
 from .loss import distillation
 from .teacher_logits import KeptLogits

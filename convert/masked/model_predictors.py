@@ -21,15 +21,15 @@ from ...model.layers import Layer
 from ...model.sweep import Stream, sweep
 from ...predictors.calibration.model import calibrate_model
 from ...predictors.config import Training
+from ...predictors.energy import energy_shares, ffns_of, loss_weights
 from ...predictors.folder import PredictorSet, load_predictors, save_predictors
 from ...predictors.predictor import Predictor
 from ...predictors.report import PredictorReport
 from ...predictors.torch_predictor import as_stored
-from ...predictors.training.energy import energy_shares, ffns_of, loss_weights
 from ...predictors.training.price import lost_goal, lost_share, price_of_trained, steered
 from ...predictors.training.trainer import LATE_RATE, fc1_rate
 from ..config import RelufyConfig
-from .config import JointConfig
+from ..config.masked import JointConfig
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, R predictor rank, E experts.
 _LEARN_TOKENS = 512  # of a micro-batch, that the predictors' own loss uses

@@ -6,10 +6,10 @@ import torch
 
 from ...common import processes
 from ..cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
+from ..energy import FFN
 from ..predictor import Predictor
 from ..report import FFNReport
 from ..torch_predictor import TorchPredictor
-from ..training.energy import FFN
 
 # Shape suffixes: T tokens, F neurons, D model width.
 _BINS = 1 << 15

@@ -9,9 +9,9 @@ from ...common.progress import progress
 from ...model.checkpoint import Checkpoint
 from ...model.sweep import Stream
 from ..cost import Bits
+from ..energy import ffns_of
 from ..predictor import Predictor
 from ..report import FFNReport
-from ..training.energy import ffns_of
 from .ffn import judge, left_to_exact
 from .ffn import thresholds as energy_thresholds
 from .predicted_mode import ModeComparison, compare, feed_forward_predicted

@@ -15,11 +15,11 @@ from ...model.sweep import Stream
 from ...text.sequences import Sequences
 from ..calibration.ffn import calibrate, judge, left_to_exact
 from ..config import PredictorConfig
+from ..energy import FFN, ffns_of
 from ..folder import load_predictors
 from ..predictor import Array, Predictor
 from ..report import FFNReport
 from .candidate_store import Candidate, CandidateStore
-from .energy import FFN, ffns_of
 from .rank import highest_rank, ranks_to_try, try_ranks
 from .trainer import PredictorTrainer
 

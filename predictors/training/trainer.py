@@ -15,8 +15,8 @@ from ...common.errors import TsconvertError
 from ...common.progress import at
 from ...common.schedule import schedule
 from ..config import Training
+from ..energy import FFN, loss_weights
 from ..torch_predictor import as_stored, logits
-from .energy import FFN, loss_weights
 from .price import lost_goal, lost_share, price_of_trained, steered
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ...common import processes
-from ...model.layers import Layer
-from ...model.modeling_turbosparse import activate
+from ..common import processes
+from ..model.layers import Layer
+from ..model.modeling_turbosparse import activate
 
 # Shape suffixes: T tokens, D model width, F neurons.
 _BLOCK_ELEMENTS = 2**24

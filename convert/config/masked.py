@@ -24,7 +24,7 @@ class JointConfig:
     rank: int | None = None
     """R, the same for all FFNs; None: what gives predictors 4 % of the model's parameters, a multiple of 32."""
     target_energy: float = 0.98
-    """Share of the activation energy (predictors/training/energy.py) that the predicted neurons are to carry."""
+    """Share of the activation energy (predictors/energy.py) that the predicted neurons are to carry."""
     masked_steps: float = 0.5
     """Share of a layer's training steps that use the mask: the last ones."""
     masked_share: float = 0.9
