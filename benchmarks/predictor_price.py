@@ -13,6 +13,7 @@ model   local recovery with predictors, then the whole model under their mask, w
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import product
@@ -69,7 +70,7 @@ def of_layers(arguments: argparse.Namespace) -> Iterator[tuple[tuple[float, floa
         stream.attend(layer)
         if index in arguments.layers:
             (ffn,) = layer_ffns(layer, stream, sequences.train_tokens)
-            for seed, constants in product(SEEDS, CONSTANTS):
+            for seed, constants in product(SEEDS, arguments.constants):
                 price.SMOOTHING, price.GAIN = constants
                 for name, found in alone(ffn, arguments.rank, seed):
                     yield constants, name, found
@@ -82,12 +83,12 @@ def of_model(arguments: argparse.Namespace) -> Iterator[tuple[tuple[float, float
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
             local, first = Path(folder, "local"), JointConfig(out=Path(folder, "first"), rank=arguments.rank)
-            training = LocalRecovery(steps=60, batch_tokens=1024, target_sparsity=0.88)
-            price.SMOOTHING, price.GAIN = CONSTANTS[0]
+            training = LocalRecovery(steps=40, batch_tokens=1024, target_sparsity=0.88)
+            price.SMOOTHING, price.GAIN = arguments.constants[0]
             relufy(
                 RelufyConfig(model=arguments.model, out=local, seed=seed, predictors=first, training=training, **how)
             )
-            for i, constants in enumerate(CONSTANTS):
+            for i, constants in enumerate(arguments.constants):
                 price.SMOOTHING, price.GAIN = constants
                 joint = JointConfig(out=Path(folder, f"predictors{i}"), start=first.out)
                 full = FullRecovery(
@@ -108,8 +109,13 @@ def of_model(arguments: argparse.Namespace) -> Iterator[tuple[tuple[float, float
                     }  # fmt: skip
 
 
+def pairs(text: str) -> tuple[tuple[float, float], ...]:
+    return tuple((float(a), float(b)) for a, b in (pair.split(",") for pair in text.split(";")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--constants", type=pairs, default=CONSTANTS, help="smoothing,gain;smoothing,gain...")
     parser.add_argument("what", choices=["layers", "model"])
     parser.add_argument("model")
     parser.add_argument("--rank", type=int, default=32)
@@ -120,6 +126,7 @@ def main() -> None:
     found: dict[tuple[tuple[float, float], str], list[Found]] = {}
     for constants, name, values in (of_layers if arguments.what == "layers" else of_model)(arguments):
         found.setdefault((constants, name), []).append(values)
+        print(constants, name, values, file=sys.stderr, flush=True)
     rows = []
     for ((smoothing, gain), name), each in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
         row = {"smoothing": smoothing, "gain": gain, "training": name}
