@@ -25,7 +25,7 @@ from .activations import ActivationMonitor
 from .callbacks import Progress
 from .data import Rows
 from .loss import distillation
-from .teacher_logits import KeptLogits
+from .teacher_logits import TeacherLogits
 from .trainer import RecoveryTrainer, forwarded, shifted, whole
 
 
@@ -39,7 +39,7 @@ class Stage:
     """Of the trainer and its checkpoints."""
     train: Packed | StreamedRows
     held: Packed
-    kept: KeptLogits | None = None
+    logits: TeacherLogits | None = None
     peak: float = 0.0
     """Learning rate."""
     teacher: Any = None
@@ -74,7 +74,7 @@ class Stage:
         return found, trainer
 
     def _rows(self) -> Dataset[dict[str, torch.Tensor]]:
-        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.kept)
+        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.logits)
 
     def _train(self, trainer: RecoveryTrainer) -> None:
         folder = self.folder
