@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from memory import watched
 from shapes import write_checkpoint
 
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.evaluate.plan.config import Described
 from tsconvert.evaluate.plan.machine import Machine, machine_of, measure_products
 from tsconvert.evaluate.plan.stages import Settings, Stage, stages

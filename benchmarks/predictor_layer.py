@@ -19,7 +19,7 @@ from torch import nn
 from tsconvert.model.layers import Layer
 from tsconvert.predictors.config import Training
 from tsconvert.predictors.energy import FFN
-from tsconvert.predictors.training import PredictorTrainer
+from tsconvert.predictors.training.trainer import PredictorTrainer
 
 
 class Timed(FFN):

@@ -8,9 +8,9 @@ from ..predictors.config import Training
 from ..predictors.cost import STORED_BITS
 from ..text.options import text_options
 from .config import RelufyConfig
-from .full.config import FullRecovery
-from .local.config import LocalRecovery
-from .masked.config import JointConfig, joint_training
+from .config.full import FullRecovery
+from .config.local import LocalRecovery
+from .config.masked import JointConfig, joint_training
 
 _COPIES = "--recover none --no-align"
 _RECOVERED = only_with("--recover", "local", "full")

@@ -14,8 +14,8 @@ from ..common.files import refuse_existing, write_json
 from ..common.progress import note
 from ..common.units import size_text
 from ..convert.config import RelufyConfig
-from ..convert.full.config import FullRecovery
-from ..convert.local.config import LocalRecovery
+from ..convert.config.full import FullRecovery
+from ..convert.config.local import LocalRecovery
 from ..convert.relufy import relufy
 from ..model.checkpoint import open_checkpoint
 from .config import DemoConfig
@@ -199,7 +199,7 @@ class _Run:
 
 def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
     """Substitute, align, recover layer by layer and as a whole, predictors along; the perplexity of each."""
-    from ..convert.masked.config import JointConfig
+    from ..convert.config.masked import JointConfig
 
     out, target = run.out, recipe.training.target_sparsity
     substituted, aligned, local, sparse = (out / name for name in ("substituted", "aligned", "local", "sparse"))

@@ -30,7 +30,7 @@ class FFNReport:
     precision: float = 0.0
     """Share of the predicted neurons that fire."""
     energy: float = 0.0
-    """Share of the energy sum_j (h_j |down_j|)^2 that predicted neurons carry, weighted as `Labels.energy_TF` says."""
+    """Share of the energy sum_j (h_j |down_j|)^2 that predicted neurons carry, weighted as energy.py says."""
     energy_at_zero: float = 0.0
     """The same at threshold 0, which is all that PowerInfer's form can have."""
     predicted_density_at_zero: float = 0.0

@@ -15,16 +15,16 @@ from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sweep import sweep
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
-from .candidate_store import CandidateStore
+from .calibration.model import calibrate_model
+from .calibration.predicted_mode import compare, predicted_stream
 from .config import PredictorConfig
 from .folder import write_predictors
-from .layer_candidates import CandidateTrainer
-from .predicted_mode import compare, predicted_stream
 from .predictor import Predictor
 from .profile.profile import refuse_dense
-from .rank import check_budget, choices, spend
 from .report import FFNReport, PredictorReport
-from .thresholds import calibrate_model
+from .training.candidate_store import CandidateStore
+from .training.layer_candidates import CandidateTrainer
+from .training.rank import check_budget, choices, spend
 
 _CALIBRATION_SHARE = 8  # one sequence in so many is kept from training and calibrates
 _EARLIER_SETTINGS = {"method": "low-rank"}  # options that are gone, and their defaults: for journals begun with them

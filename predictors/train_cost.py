@@ -5,7 +5,7 @@ from ..common.precision import product_rate
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 from .config import PredictorConfig
-from .rank import highest_rank, ranks_to_try
+from .training.rank import highest_rank, ranks_to_try
 
 _TRAINED_BYTES = 20  # of each predictor weight: itself, as stored, gradient, AdamW's two moments
 _LABELS_BYTES = 26  # per token and neuron of a step: gate, up, h, energies, weights, logits

@@ -27,14 +27,14 @@ from ...text.streams import StreamedRows, streamed_rows
 from ...text.training_rows import Packed
 from ..card import write_card
 from ..config import RelufyConfig
+from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
 from ..record import begin_journal, write_provenance
 from ..report import FullResult, RelufyReport
 from ..threshold import shift
-from .config import FullRecovery
 from .data import full_rows, same_tokenizer
 from .stage import Stage, batches, perplexity, rows_a_step
-from .teacher_logits import keep_logits
+from .teacher_logits import teacher_logits
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def _train(
     disable_progress_bar()
     model = _frozen(sparse_model(start), how)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
-    dense_perplexity, kept = perplexity(dense, held, config.device), None
+    dense_perplexity, logits = perplexity(dense, held, config.device), None
     if how.top_logits and how.divergence and isinstance(train, Packed):
         train = train[: max(1, round(how.tokens / config.context))]
         rows = (inputs for inputs, _ in batches(train, 1, config.device))
-        kept = keep_logits(dense, rows, train.rows_NS.shape, how.top_logits, folder)
-    follows = (how.divergence and kept is None) or how.hidden
+        logits = teacher_logits(dense, rows, train.rows_NS.shape, how.top_logits, folder)
+    follows = (how.divergence and logits is None) or how.hidden
     stage = Stage(
-        config=config, how=how, folder=folder, train=train, held=held, kept=kept, peak=how.peak(start.spec.width),
+        config=config, how=how, folder=folder, train=train, held=held, logits=logits, peak=how.peak(start.spec.width),
         teacher=dense if follows else None, predictors=predictors,
     )  # fmt: skip
     found, trainer = stage.run(model)
@@ -164,7 +164,7 @@ def _baseline(stage: Stage, teacher: Checkpoint) -> float:
     how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None)
     folder = stage.folder / "baseline"
     dense = _frozen(dense_model(teacher, torch.float32).requires_grad_(True), how)
-    found, _ = replace(stage, how=how, folder=folder, kept=None, teacher=None, predictors=None).run(dense)
+    found, _ = replace(stage, how=how, folder=folder, logits=None, teacher=None, predictors=None).run(dense)
     return found.perplexity
 
 

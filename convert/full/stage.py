@@ -18,14 +18,14 @@ from ...common.system_errors import no_room
 from ...text.streams import StreamedRows
 from ...text.training_rows import IGNORED, Packed
 from ..config import RelufyConfig
+from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
 from ..report import Evaluation, FullResult
 from .activations import ActivationMonitor
 from .callbacks import Progress
-from .config import FullRecovery
 from .data import Rows
 from .loss import distillation
-from .teacher_logits import KeptLogits
+from .teacher_logits import TeacherLogits
 from .trainer import RecoveryTrainer, forwarded, shifted, whole
 
 
@@ -39,7 +39,7 @@ class Stage:
     """Of the trainer and its checkpoints."""
     train: Packed | StreamedRows
     held: Packed
-    kept: KeptLogits | None = None
+    logits: TeacherLogits | None = None
     peak: float = 0.0
     """Learning rate."""
     teacher: Any = None
@@ -74,7 +74,7 @@ class Stage:
         return found, trainer
 
     def _rows(self) -> Dataset[dict[str, torch.Tensor]]:
-        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.kept)
+        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.logits)
 
     def _train(self, trainer: RecoveryTrainer) -> None:
         folder = self.folder

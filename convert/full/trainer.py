@@ -15,10 +15,10 @@ from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.files import write_json
 from ...text.training_rows import IGNORED
+from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
 from ..penalty import SparsityPenalty
 from .activations import ActivationMonitor, densities
-from .config import FullRecovery
 from .loss import Teacher, TopK, distillation, hidden_distance
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.

@@ -17,11 +17,11 @@ from ...common.errors import TsconvertError
 from ...common.progress import at
 from ...common.schedule import schedule
 from ...model.layers import Layer
+from ..config.local import LocalRecovery
+from ..layer_data import LayerData, blocks
 from ..masked.layer_predictors import JointPredictors
 from ..penalty import SparsityPenalty
 from ..report import LayerResult
-from .config import LocalRecovery
-from .layer_data import LayerData, blocks
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
 

@@ -10,7 +10,7 @@ from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.progress import note
 from ...model.layers import Layer
-from .layer_data import LayerData
+from ..layer_data import LayerData
 from .layer_recovery import ExtraTokens
 
 # Shape suffixes: T tokens, D model width, E experts.

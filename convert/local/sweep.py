@@ -24,9 +24,9 @@ from ...model.writer import CheckpointWriter
 from ...text.sequences import Sequences
 from ..alignment import SignAlignment
 from ..config import RelufyConfig
+from ..layer_data import LayerData
 from ..masked.layer_predictors import JointPredictors
 from ..report import LayerResult
-from .layer_data import LayerData
 from .layer_recovery import expert_tokens, judge_layer, recover_layer
 from .starved_experts import further_tokens, refuse_starved
 

@@ -17,19 +17,19 @@ from ...model.checkpoint import Checkpoint
 from ...model.layers import Layer
 from ...model.spec import ModelSpec
 from ...model.sweep import Stream
-from ...predictors.calibration import judge
-from ...predictors.candidate_store import CandidateStore
+from ...predictors.calibration.ffn import judge
+from ...predictors.calibration.predicted_mode import compare, feed_forward_predicted
 from ...predictors.energy import FFN, ffns_of
 from ...predictors.folder import load_predictors, write_predictors
-from ...predictors.predicted_mode import compare, feed_forward_predicted
 from ...predictors.predictor import Predictor
-from ...predictors.rank import default_rank
 from ...predictors.report import PredictorReport
 from ...predictors.torch_predictor import logits
-from ...predictors.training import LATE_RATE, PredictorTrainer
+from ...predictors.training.candidate_store import CandidateStore
+from ...predictors.training.rank import default_rank
+from ...predictors.training.trainer import LATE_RATE, PredictorTrainer
 from ..config import RelufyConfig
-from ..local.layer_data import LayerData
-from .config import JointConfig
+from ..config.masked import JointConfig
+from ..layer_data import LayerData
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 

@@ -3,7 +3,7 @@
 They come from local recovery (layer_predictors.py). Most sequences of a batch go through the predicted neurons alone,
 the others through all: the model stays good without the mask and becomes good with it. The mask is a step function; to
 the predictor it has the slope of a sigmoid (straight through, arXiv 1308.3432), so that the model's own loss says which
-neurons must not be missed, beside the predictors' own loss (predictors/price.py).
+neurons must not be missed, beside the predictors' own loss (predictors/training/price.py).
 """
 
 import time
@@ -19,17 +19,17 @@ from ...common import processes
 from ...model.checkpoint import Checkpoint
 from ...model.layers import Layer
 from ...model.sweep import Stream, sweep
+from ...predictors.calibration.model import calibrate_model
 from ...predictors.config import Training
 from ...predictors.energy import energy_shares, ffns_of, loss_weights
 from ...predictors.folder import PredictorSet, load_predictors, save_predictors
 from ...predictors.predictor import Predictor
-from ...predictors.price import lost_goal, lost_share, price_of_trained, steered
 from ...predictors.report import PredictorReport
-from ...predictors.thresholds import calibrate_model
 from ...predictors.torch_predictor import as_stored
-from ...predictors.training import LATE_RATE, fc1_rate
+from ...predictors.training.price import lost_goal, lost_share, price_of_trained, steered
+from ...predictors.training.trainer import LATE_RATE, fc1_rate
 from ..config import RelufyConfig
-from .config import JointConfig
+from ..config.masked import JointConfig
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, R predictor rank, E experts.
 _LEARN_TOKENS = 512  # of a micro-batch, that the predictors' own loss uses
@@ -46,7 +46,7 @@ class FFNPredictors(nn.Module):
     """
 
     price_E: torch.Tensor
-    """As predictors/price.py; -1 before the first step, as the others."""
+    """As predictors/training/price.py; -1 before the first step, as the others."""
     lost_E: torch.Tensor
     """Running mean of the share of the energy that is left out."""
     mean_E: torch.Tensor

@@ -12,7 +12,7 @@ from ...common.errors import TsconvertError
 from ...common.units import duration, size_text
 from ...model.locate import find_model
 from ...model.spec import ModelSpec, read_config, spec_of
-from ...predictors.rank import default_rank
+from ...predictors.training.rank import default_rank
 from .config import PlanConfig
 from .machine import Machine, machine_of
 from .model_bytes import FileBytes, file_bytes, typical_rates

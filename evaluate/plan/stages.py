@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ...common.cost import LIBRARIES_BYTES
 from ...convert.config import RelufyConfig
+from ...convert.config.local import LocalRecovery
 from ...convert.cost import relufy_cost
-from ...convert.local.config import LocalRecovery
 from ...model.spec import ModelSpec
 from ...model.sweep import IN_MEMORY_BYTES, batch_tokens
 from ...predictors.config import PredictorConfig, Training

@@ -8,7 +8,7 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.full.config import FullRecovery
+from tsconvert.convert.config.full import FullRecovery
 from tsconvert.convert.record import begin_journal
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.text.sources import Source

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.convert.report import RelufyReport
 from tsconvert.embedded import text

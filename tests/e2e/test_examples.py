@@ -11,7 +11,7 @@ import pytest
 
 from tsconvert import embedded
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import Checkpoint

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.convert.masked.config import JointConfig
+from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.convert.config.masked import JointConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.predictors.config import Training
 from tsconvert.quant.export import ExportConfig, export_gguf

@@ -13,20 +13,28 @@ from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.model.sweep import Stream
-from tsconvert.predictors.calibration import calibrate, judge
+from tsconvert.predictors.calibration.ffn import calibrate, judge
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.predictors.estimate import estimate_predictors
 from tsconvert.predictors.folder import PredictorSet, load_predictors, save_predictors
-from tsconvert.predictors.layer_candidates import layer_ffns
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.profile.file import hot_set, hot_share, overlap
 from tsconvert.predictors.profile.statistics import EnergyHistogram
-from tsconvert.predictors.rank import Choice, choices, default_rank, highest_rank, ranks_to_try, spend, try_ranks
 from tsconvert.predictors.report import FFNReport
 from tsconvert.predictors.torch_predictor import as_stored
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import PredictorTrainer, _gradient
+from tsconvert.predictors.training.layer_candidates import layer_ffns
+from tsconvert.predictors.training.rank import (
+    Choice,
+    choices,
+    default_rank,
+    highest_rank,
+    ranks_to_try,
+    spend,
+    try_ranks,
+)
+from tsconvert.predictors.training.trainer import PredictorTrainer, _gradient
 from tsconvert.quant.types import ggml
 from tsconvert.text.sources import Source
 
@@ -191,7 +199,7 @@ def test_a_folder_of_sign_bits_is_refused(tmp_path: Path):
     with pytest.raises(TsconvertError) as error:
         load_predictors(folder).ffns[0]
     assert str(error.value) == (
-        f"{file}: expert 0: it holds sign bits, which only tsconvert before 2026-11-28 used; train them again"
+        f"{file}: expert 0: it holds sign bits, which no version since 0.1 uses; train them again"
     )
 
 

@@ -18,13 +18,13 @@ from tsconvert.model import sweep as sweep_module
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.layers import Stack
 from tsconvert.model.sweep import Stream
-from tsconvert.predictors import layer_candidates
-from tsconvert.predictors.candidate_store import CandidateStore
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.layer_candidates import layer_ffns
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.train import train_predictors
+from tsconvert.predictors.training import layer_candidates
+from tsconvert.predictors.training.candidate_store import CandidateStore
+from tsconvert.predictors.training.layer_candidates import layer_ffns
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 
@@ -314,5 +314,5 @@ def test_predictors_of_another_shape_are_no_start(trained, make_sparse: Make, te
     )
     with pytest.raises(TsconvertError, match=sentence):
         train_predictors(config(other, text, rank=None, start=out))
-    with pytest.raises(TsconvertError, match="they have; leave --rank and --budget away$"):
+    with pytest.raises(TsconvertError, match=r"they have; leave --rank and --budget away$"):
         config(other, text, rank=8, start=out)

@@ -13,12 +13,12 @@ from transformers import TrainerCallback
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.config.full import FullRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.full import recovery, stage
 from tsconvert.convert.full.activations import ActivationMonitor
-from tsconvert.convert.full.config import FullRecovery
 from tsconvert.convert.full.data import full_rows
 from tsconvert.convert.full.loss import TopK, distillation, hidden_distance
-from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import SparseExperts

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.convert.config.masked import JointConfig
 from tsconvert.convert.local import sweep
-from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.convert.masked.config import JointConfig
 from tsconvert.convert.masked.layer_predictors import JointPredictors
 from tsconvert.convert.relufy import relufy
 from tsconvert.convert.report import RelufyReport

@@ -10,10 +10,10 @@ import torch
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.config.full import FullRecovery
+from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.convert.config.masked import JointConfig
 from tsconvert.convert.full.activations import ActivationMonitor
-from tsconvert.convert.full.config import FullRecovery
-from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.convert.masked.config import JointConfig
 from tsconvert.convert.masked.model_predictors import FFNPredictors, ModelPredictors, _Mask
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ from tsconvert.model.whole_model import sparse_model
 from tsconvert.predictors.config import Training
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.predictor import Predictor
-from tsconvert.predictors.price import GAIN
+from tsconvert.predictors.training.price import GAIN
 
 
 def test_the_masks_slopes():

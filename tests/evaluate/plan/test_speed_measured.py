@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.evaluate.plan.machine import Machine
 from tsconvert.evaluate.plan.model_bytes import file_bytes
 from tsconvert.evaluate.plan.speed import RUNNER, speed

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..common.errors import TsconvertError
-from ..model.spec import ModelSpec
+from ...common.errors import TsconvertError
+from ...model.spec import ModelSpec
+from ..report import FFNReport
 from .candidate_store import Candidate
-from .report import FFNReport
 
 STEP = 32
 """Ranks of the search are multiples of this: the block length of GGUF's quantized types."""

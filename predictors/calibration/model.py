@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..common.progress import progress
-from ..model.checkpoint import Checkpoint
-from ..model.sweep import Stream
-from .calibration import judge, left_to_exact
-from .calibration import thresholds as energy_thresholds
-from .cost import Bits
-from .energy import ffns_of
+from ...common.progress import progress
+from ...model.checkpoint import Checkpoint
+from ...model.sweep import Stream
+from ..cost import Bits
+from ..energy import ffns_of
+from ..predictor import Predictor
+from ..report import FFNReport
+from .ffn import judge, left_to_exact
+from .ffn import thresholds as energy_thresholds
 from .predicted_mode import ModeComparison, compare, feed_forward_predicted
-from .predictor import Predictor
-from .report import FFNReport
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, F neurons.
 _ENERGY_SHARE = 4  # one token in so many measures the mean energy, the others calibrate

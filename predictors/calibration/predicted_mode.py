@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..common import processes
-from ..common.progress import progress
-from ..model.checkpoint import Checkpoint
-from ..model.layers import Layer
-from ..model.sweep import Stream
-from .predictor import Predictor
-from .torch_predictor import TorchPredictor
+from ...common import processes
+from ...common.progress import progress
+from ...model.checkpoint import Checkpoint
+from ...model.layers import Layer
+from ...model.sweep import Stream
+from ..predictor import Predictor
+from ..torch_predictor import TorchPredictor
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, V vocabulary.
 

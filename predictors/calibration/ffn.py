@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-from ..common import processes
-from .cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
-from .energy import FFN
-from .predictor import Predictor
-from .report import FFNReport
-from .torch_predictor import TorchPredictor
+from ...common import processes
+from ..cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
+from ..energy import FFN
+from ..predictor import Predictor
+from ..report import FFNReport
+from ..torch_predictor import TorchPredictor
 
 # Shape suffixes: T tokens, F neurons, D model width.
 _BINS = 1 << 15

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..common.errors import TsconvertError
-from ..text.sources import Source
-from .full.config import FullRecovery
-from .local.config import LocalRecovery
-from .masked.config import JointConfig
+from ...common.errors import TsconvertError
+from ...text.sources import Source
+from .full import FullRecovery
+from .local import LocalRecovery
+from .masked import JointConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...model.layers import Layer
+from ..model.layers import Layer
 
 # Shape suffixes: T tokens, D model width, C attention context.
 _BLOCK_TOKENS = 2048

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import torch
 
-from ..common.errors import TsconvertError
-from ..common.progress import note
-from ..model.checkpoint import Checkpoint
-from ..model.layers import Layer
-from ..model.spec import ModelSpec
-from ..model.sweep import Stream
-from ..text.sequences import Sequences
-from .calibration import calibrate, judge, left_to_exact
+from ...common.errors import TsconvertError
+from ...common.progress import note
+from ...model.checkpoint import Checkpoint
+from ...model.layers import Layer
+from ...model.spec import ModelSpec
+from ...model.sweep import Stream
+from ...text.sequences import Sequences
+from ..calibration.ffn import calibrate, judge, left_to_exact
+from ..config import PredictorConfig
+from ..energy import FFN, ffns_of
+from ..folder import load_predictors
+from ..predictor import Array, Predictor
+from ..report import FFNReport
 from .candidate_store import Candidate, CandidateStore
-from .config import PredictorConfig
-from .energy import FFN, ffns_of
-from .folder import load_predictors
-from .predictor import Array, Predictor
 from .rank import highest_rank, ranks_to_try, try_ranks
-from .report import FFNReport
-from .training import PredictorTrainer
+from .trainer import PredictorTrainer
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, R predictor rank.
 MIN_TOKENS = 256

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common import processes
-from ..common.files import atomic_file
-from ..model.journal import KEPT
-from .predictor import Predictor
-from .report import FFNReport
+from ...common import processes
+from ...common.files import atomic_file
+from ...model.journal import KEPT
+from ..predictor import Predictor
+from ..report import FFNReport
 
 Candidate = tuple[Predictor | None, FFNReport]
 """A predictor of one FFN, or None, and what it does."""

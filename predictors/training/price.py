@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from ..common import processes
+from ...common import processes
 
 # Shape suffixes: T tokens, F neurons.
 SMOOTHING = 0.2

@@ -10,14 +10,14 @@ import math
 import torch
 from torch import nn
 
-from ..common import processes
-from ..common.errors import TsconvertError
-from ..common.progress import at
-from ..common.schedule import schedule
-from .config import Training
-from .energy import FFN, loss_weights
+from ...common import processes
+from ...common.errors import TsconvertError
+from ...common.progress import at
+from ...common.schedule import schedule
+from ..config import Training
+from ..energy import FFN, loss_weights
+from ..torch_predictor import as_stored, logits
 from .price import lost_goal, lost_share, price_of_trained, steered
-from .torch_predictor import as_stored, logits
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 _REFERENCE_WIDTH = 128
