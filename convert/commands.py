@@ -149,6 +149,4 @@ def _note_layer_options(asked: Asked) -> None:
 
     if open_checkpoint(asked["model"]).spec.sparse:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        note(
-            f"{named}: without effect, for {asked['model']} is sparse already and its layers are not trained one by one"
-        )
+        note(f"{named}: without effect, for {asked['model']} is sparse and its layers are not trained one by one")

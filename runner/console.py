@@ -26,9 +26,7 @@ def run(config: RunConfig) -> Generation | Conversation:
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     with load(config.file, threads=config.threads, mode=config.sparsity, context=config.context) as model:
         if config.audit and model.mode != "predicted":
-            raise TsconvertError(
-                f"--audit: {config.file} runs in {model.mode} mode, which misses nothing; leave it out"
-            )
+            raise TsconvertError(f"--audit: {config.file} runs in {model.mode} mode and misses nothing; leave it out")
         model.audit = config.audit
         if config.chat:
             conversation = Conversation(model=model, system=config.system)

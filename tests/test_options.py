@@ -231,8 +231,7 @@ def test_options_of_single_layers_are_noted_where_a_sparse_model_has_none_to_tra
     cli.main(["relufy", str(dense), "--out", str(sparse), "--recover", "none", "--no-align"])
     line = f"relufy {sparse} --out {tmp_path / 'o'} --recover full --steps 5 --no-attention"
     assert said(capsys, line).startswith(
-        f"--steps, --attention: without effect, for {sparse} is sparse already and its layers are not trained one by"
-        " one\n"
+        f"--steps, --attention: without effect, for {sparse} is sparse and its layers are not trained one by one\n"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...common.errors import CheckFailedError, TsconvertError
 from ...common.files import atomic_file
-from ...common.locks import claimed
+from ...common.locks import locked
 from ...common.progress import note
 from ...common.units import size_text
 from ..records.outputs import read_record
@@ -84,7 +84,7 @@ def check(config: CheckConfig) -> CheckReport:
         option = "--baseline" if config.baseline else "--update-baseline"
         raise TsconvertError(f"{option}: no limit of {spec.path} has a drift; leave it out, or give one a drift")
     baseline = read_baseline(config.baseline or spec.baseline, updating=config.update_baseline, needed=bool(drifts))
-    with claimed(spec.out, spec.out, folder=True) if spec.stages else nullcontext():
+    with locked(spec.out, spec.out, folder=True) if spec.stages else nullcontext():
         return _checked(config, spec, baseline, drifts)
 
 

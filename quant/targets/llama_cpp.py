@@ -4,7 +4,7 @@ Architecture `llama`: llama.cpp computes SiLU there whatever the file says, so s
 """
 
 from ...common.errors import TsconvertError
-from ...model.tensor_names import Place
+from ...model.tensor_names import FFN, Place
 from . import rope
 from .plan import Job, Plan, TensorTable, capped_context, general_keys, model_keys, wide_keys
 
@@ -38,7 +38,7 @@ def plan(job: Job) -> Plan:
         table.vector(Place("ffn_norm", layer))
         if spec.experts:
             table.router(layer)
-        for role in ("ffn_gate", "ffn_up", "ffn_down"):
+        for role in FFN:
             table.ffn(layer, role)
     table.vector(Place("output_norm"))
     if not spec.tied:

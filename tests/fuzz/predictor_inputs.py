@@ -60,7 +60,7 @@ def _damaged(rng: random.Random, header: dict[str, Any], data: bytes) -> bytes:
 
 
 def make_predictors(rng: random.Random, folder: Path) -> None:
-    """A predictor folder, low-rank or sign bits, with config.json or a layer damaged."""
+    """A predictor folder, with config.json or a layer damaged."""
     source, wrong = np.random.default_rng(5), rng.random()
     config = {
         "format": "tsconvert predictors", "format_version": 2, "model_fingerprint": FINGERPRINT, "input": "normed",

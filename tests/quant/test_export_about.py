@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.layers import read_tensor
+from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.powerinfer_folder import save_powerinfer_predictors
 from tsconvert.quant.export import ExportConfig, export_gguf
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
@@ -95,8 +97,13 @@ def test_mistral_7b_v01_goes_through_with_its_context_capped(make_checkpoint: Ma
 def test_powerinfers_own_predictor_folder(target: str, drelu: Path, make_predictors: Make, tmp_path: Path):
     ours = make_predictors(drelu)
     theirs = tmp_path / "theirs"
-    save_powerinfer_predictors(load_predictors(ours), open_checkpoint(drelu), theirs)
-    assert (theirs / "model_0.pt").is_file()
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"sparse_threshold": 0.0}')
+    checkpoint = open_checkpoint(drelu)
+    for layer, (predictor,) in enumerate(load_predictors(ours).ffns):
+        folded = predictor.folded(read_tensor(checkpoint, Place("ffn_norm", layer)).numpy())
+        state = {"fc1.weight": torch.from_numpy(folded.fc1_RD), "fc2.weight": torch.from_numpy(folded.fc2_FR)}
+        torch.save(state, theirs / f"model_{layer}.pt")
     files = []
     for name, folder in {"ours": ours, "theirs": theirs}.items():
         out = tmp_path / f"{name}.gguf"

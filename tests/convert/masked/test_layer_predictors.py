@@ -1,4 +1,4 @@
-"""Predictors that are trained along with local recovery."""
+"""Predictors that are trained with each layer of local recovery."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +12,10 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.local import sweep
 from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.convert.masked.local import JointConfig, JointPredictors, JointReport, relufy_with_predictors
+from tsconvert.convert.masked.config import JointConfig
+from tsconvert.convert.masked.layer_predictors import JointPredictors
 from tsconvert.convert.relufy import relufy
+from tsconvert.convert.report import RelufyReport
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
@@ -31,9 +33,9 @@ def asked(model: Path | str, folder: Path, **fields: object) -> RelufyConfig:
     return RelufyConfig(model=str(model), out=folder / "model", **settings)
 
 
-def trained_along(config: RelufyConfig, **fields: object) -> JointReport:
+def trained_along(config: RelufyConfig, **fields: object) -> RelufyReport:
     joint = JointConfig(out=config.out.with_name("predictors"), rank=16, training=QUICK, **fields)
-    return relufy_with_predictors(config, joint)
+    return relufy(replace(config, predictors=joint))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -47,7 +49,7 @@ def test_the_model_learns_to_live_with_the_mask(tmp_path: Path):
     longer = replace(SHORT, steps=40)
     config = asked("tiny-mistral", tmp_path, training=longer)
     joint = JointConfig(out=tmp_path / "predictors", rank=32, training=how, target_energy=0.95)
-    along = relufy_with_predictors(config, joint).predictors
+    along = relufy(replace(config, predictors=joint)).predictors
     assert along is not None
     after_config = asked("tiny-mistral", tmp_path / "after", training=longer)
     relufy(after_config)
@@ -87,7 +89,7 @@ def test_what_is_reported_is_what_transformers_computes_with_the_mask(
     with torch.no_grad():
         masked = float(model(input_ids=rows, labels=rows).loss.exp())
     assert report.predictors.perplexity_predicted == pytest.approx(masked, rel=1e-3)
-    assert report.recovery.perplexity == pytest.approx(report.predictors.perplexity_predicted, rel=1e-6)
+    assert report.perplexity == pytest.approx(report.predictors.perplexity_predicted, rel=1e-6)
 
 
 def _masked(mlp: torch.nn.Module, predictor) -> None:
@@ -121,12 +123,12 @@ def test_a_resumed_run_ends_in_the_same_bytes(dense: Path, tmp_path: Path, monke
 
 def test_a_run_killed_between_its_two_outputs_is_resumed(dense: Path, tmp_path: Path, monkeypatch):
     def dies(self, folder):
-        finish(self, folder)
+        write(self, folder)
         raise KeyboardInterrupt
 
-    finish, config = JointPredictors.finish, asked(dense, tmp_path)
+    write, config = JointPredictors.write, asked(dense, tmp_path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(JointPredictors, "finish", dies)
+        patch.setattr(JointPredictors, "write", dies)
         trained_along(config)
     assert (tmp_path / "predictors").is_dir()
     assert not config.out.exists()

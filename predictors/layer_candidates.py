@@ -1,10 +1,9 @@
-"""The sweep's visitor that makes the predictors of each layer: one trial, or several widths to choose from."""
+"""The sweep's visitor that trains each layer's predictors: one for each FFN, or several ranks to choose from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..common.errors import TsconvertError
@@ -15,36 +14,38 @@ from ..model.spec import ModelSpec
 from ..model.sweep import Stream
 from ..text.sequences import Sequences
 from .calibration import calibrate, judge, left_to_exact
+from .candidate_store import Candidate, CandidateStore
 from .config import PredictorConfig
 from .energy import FFN, ffns_of
 from .folder import load_predictors
-from .partial_results import Kept, Trial
-from .predictor import Predictor
-from .rank import candidates, cap, tried
+from .predictor import Array, Predictor
+from .rank import highest_rank, ranks_to_try, try_ranks
 from .report import FFNReport
-from .training import train_low_rank
+from .training import PredictorTrainer
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, R predictor rank.
 MIN_TOKENS = 256
 """Training tokens without which an expert gets no predictor."""
 
 
-class Trials:
-    """Makes the trials of each layer that has none yet, and keeps them."""
+class CandidateTrainer:
+    """Makes the candidates of each layer that has none yet, and stores them."""
 
-    def __init__(self, checkpoint: Checkpoint, sequences: Sequences, config: PredictorConfig, kept: Kept) -> None:
-        self.config, self.kept, self.width = config, kept, checkpoint.spec.width
-        self.cap = cap(checkpoint.spec, config.budget)
+    def __init__(
+        self, checkpoint: Checkpoint, sequences: Sequences, config: PredictorConfig, store: CandidateStore
+    ) -> None:
+        self.config, self.store, self.width = config, store, checkpoint.spec.width
+        self.highest_rank = highest_rank(checkpoint.spec, config.budget)
         self.train_tokens = sequences.train_tokens
         self.start = None if config.start is None else _start(config.start, checkpoint.spec)
 
     def visit(self, layer: Layer, stream: Stream) -> str:
         """Train the predictors of ``layer``."""
-        if layer.index in self.kept:
+        if layer.index in self.store:
             return "as it was before"
-        trials = [self._trials(ffn) for ffn in layer_ffns(layer, stream, self.train_tokens)]
-        self.kept.save(layer.index, trials)
-        reports = [ffn[-1][1] for ffn in trials if ffn[-1][1].used]
+        candidates = [self._candidates(ffn) for ffn in layer_ffns(layer, stream, self.train_tokens)]
+        self.store.save(layer.index, candidates)
+        reports = [ffn[-1][1] for ffn in candidates if ffn[-1][1].used]
         if not reports:
             return "no predictor"
         energy, density = (
@@ -52,11 +53,12 @@ class Trials:
         )
         return f"rank {max(r.rank for r in reports)}, energy {energy:.3f} at density {density:.3f}"
 
-    def _trials(self, ffn: FFN) -> list[Trial]:
-        """Of one FFN; one without a predictor where too few tokens reach it."""
+    def _candidates(self, ffn: FFN) -> list[Candidate]:
+        """One FFN's; one without a predictor where too few tokens reach it."""
         config = self.config
         if ffn.train_tokens < MIN_TOKENS or not ffn.calibration_tokens:
-            note(f"{place(ffn)}: {ffn.train_tokens} tokens reached it, too few for a predictor")
+            where = f"layer {ffn.layer.index}" + (f", expert {ffn.expert}" if ffn.layer.experts else "")
+            note(f"{where}: {ffn.train_tokens} tokens reached it, too few for a predictor")
             return [(None, left_to_exact(ffn, "too few tokens"))]
         if self.start is not None:
             start = self.start[ffn.layer.index][ffn.expert]
@@ -65,19 +67,15 @@ class Trials:
             return [train_one(ffn, start.rank, config, start)]
         if config.rank is not None:
             return [train_one(ffn, config.rank, config)]
-        return tried(candidates(self.width, self.cap), lambda rank: train_one(ffn, rank, config), config.max_density)
-
-
-def place(ffn: FFN) -> str:
-    """Which FFN it is, for messages."""
-    return f"layer {ffn.layer.index}" + (f", expert {ffn.expert}" if ffn.layer.experts else "")
+        ranks = ranks_to_try(self.width, self.highest_rank)
+        return try_ranks(ranks, lambda rank: train_one(ffn, rank, config), config.max_density)
 
 
 def layer_ffns(layer: Layer, stream: Stream, train_tokens: int) -> list[FFN]:
     """The layer's FFNs with their tokens; all share one copy of the layer's normed inputs.
 
     Args:
-        train_tokens: of the stream, the first ones; the others calibrate.
+        train_tokens: the first so many of the stream's tokens train; the others calibrate.
     """
     x_TD = torch.empty(stream.rows_NS.numel(), stream.hidden_NSD.shape[2])
     start = 0
@@ -90,24 +88,25 @@ def layer_ffns(layer: Layer, stream: Stream, train_tokens: int) -> list[FFN]:
 def train_one(
     ffn: FFN, rank: int, config: PredictorConfig, start: Predictor | None = None
 ) -> tuple[Predictor, FFNReport]:
-    """One predictor of ``ffn``, with its threshold and what it does on the calibration tokens."""
-    generator = torch.Generator().manual_seed(hash_seed(config.seed, ffn.layer.index, ffn.expert, rank))
-    begun = None if start is None else (_weights(start.fc1_RD, ffn.device), _weights(start.fc2_FR, ffn.device))
-    fc1_RD, fc2_FR = train_low_rank(ffn, rank, config.target_energy, config.training, generator, begun)
-    predictor = Predictor(fc1_RD=fc1_RD.cpu().numpy(), fc2_FR=fc2_FR.cpu().numpy())
+    """One predictor of ``ffn``, with its threshold, and what it does on the calibration tokens."""
+    generator = torch.Generator().manual_seed(_seed(config.seed, ffn.layer.index, ffn.expert, rank))
+    weights = None if start is None else (_weights(start.fc1_RD, ffn.device), _weights(start.fc2_FR, ffn.device))
+    trainer = PredictorTrainer(ffn, rank, config.target_energy, config.training, generator, weights)
+    trainer.train(generator)
+    predictor = Predictor(fc1_RD=trainer.fc1_RD.cpu().numpy(), fc2_FR=trainer.fc2_FR.cpu().numpy())
     threshold = calibrate(ffn, predictor, config.target_energy)
     predictor = replace(predictor, threshold=threshold, fired_F=ffn.fired().cpu().numpy())
     return predictor, judge(ffn, predictor, config.bits)
 
 
-def _weights(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(array.astype(np.float32)).to(device)
+def _weights(array: Array, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array.copy()).to(device)
 
 
 def _start(folder: Path, spec: ModelSpec) -> Sequence[Sequence[Predictor | None]]:
     """The predictors in ``folder``, which must have the model's shape."""
     layers = load_predictors(folder).ffns
-    first = next((predictor for row in layers for predictor in row if predictor), None)
+    first = next((predictor for row in layers for predictor in row if predictor is not None), None)
     shape = None if first is None else (len(layers), len(layers[0]), first.fc1_RD.shape[1], first.fc2_FR.shape[0])
     wanted = (spec.layers, spec.ffns, spec.width, spec.neurons)
     if shape != wanted:
@@ -118,7 +117,7 @@ def _start(folder: Path, spec: ModelSpec) -> Sequence[Sequence[Predictor | None]
     return layers
 
 
-def hash_seed(*parts: int) -> int:
+def _seed(*parts: int) -> int:
     """One seed from several numbers, the same on every machine."""
     seed = 0
     for part in parts:

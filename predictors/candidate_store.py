@@ -1,4 +1,4 @@
-"""What a sweep found of each layer's FFNs, on the disk until the folder is written: memory holds one layer."""
+"""The candidates for each FFN's predictor, on the disk until one of them is chosen: memory holds one layer's."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from ..model.journal import KEPT
 from .predictor import Predictor
 from .report import FFNReport
 
-Trial = tuple[Predictor | None, FFNReport]
+Candidate = tuple[Predictor | None, FFNReport]
 """A predictor of one FFN, or None, and what it does."""
 
 
-class Kept:
-    """For each layer, for each FFN, the trials made of it. Process 0 writes and reads, for all.
+class CandidateStore:
+    """For each layer and FFN the candidates made. Process 0 writes and reads, for all processes.
 
     Args:
         folder: where the files are, one a layer; usually the partial output folder.
@@ -27,32 +27,32 @@ class Kept:
         self.folder = folder
 
     def __contains__(self, layer: int) -> bool:
-        return bool(processes.from_first(self._path(layer).is_file()))
+        return bool(processes.broadcast(self._path(layer).is_file()))
 
-    def save(self, layer: int, ffns: Sequence[Sequence[Trial]]) -> None:
-        """Keep the trials of ``layer``; on the disk when this returns."""
+    def save(self, layer: int, ffns: Sequence[Sequence[Candidate]]) -> None:
+        """Store the candidates of ``layer``; they are on the disk when this returns."""
         from safetensors.numpy import save
 
         if processes.rank():
             return
         tensors = {
             f"{expert}.{i}.{name}": np.ascontiguousarray(array)
-            for expert, trials in enumerate(ffns)
-            for i, (predictor, _) in enumerate(trials)
+            for expert, candidates in enumerate(ffns)
+            for i, (predictor, _) in enumerate(candidates)
             if predictor is not None
             for name, array in predictor.arrays().items()
         }
-        reports = [[report.to_json() for _, report in trials] for trials in ffns]
+        reports = [[report.to_json() for _, report in candidates] for candidates in ffns]
         with atomic_file(self._path(layer)) as stream:
             stream.write(save(tensors, {"reports": json.dumps(reports)}))
 
     def load(self, layer: int, chosen: Sequence[int | None]) -> list[Predictor | None]:
-        """For each FFN of ``layer`` the predictor of the trial chosen; None for none."""
-        return processes.from_first([] if processes.rank() else self.read(layer, chosen))
+        """For each FFN of ``layer`` the predictor of the candidate chosen; None for none."""
+        return processes.broadcast([] if processes.rank() else self.read(layer, chosen))
 
     def reports(self, layer: int) -> list[list[FFNReport]]:
-        """Of all trials of ``layer``, by FFN."""
-        return processes.from_first([] if processes.rank() else self._reports(layer))
+        """What all candidates of ``layer`` do, by FFN."""
+        return processes.broadcast([] if processes.rank() else self._reports(layer))
 
     def read(self, layer: int, chosen: Sequence[int | None]) -> list[Predictor | None]:
         """What `load` gives, in process 0 alone."""
@@ -64,17 +64,18 @@ class Kept:
             for expert, i in enumerate(chosen):
                 prefix = f"{expert}.{i}."
                 found = {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
-                predictors.append(
-                    Predictor.from_arrays(found, reports[expert][i].threshold) if found and i is not None else None
-                )
+                if i is None or not found:
+                    predictors.append(None)
+                else:
+                    predictors.append(Predictor.from_arrays(found, reports[expert][i].threshold))
         return predictors
 
     def _reports(self, layer: int) -> list[list[FFNReport]]:
         from safetensors import safe_open
 
         with safe_open(self._path(layer), "numpy") as file:
-            kept = json.loads(file.metadata()["reports"])
-        return [[FFNReport(**fields) for fields in trials] for trials in kept]
+            stored = json.loads(file.metadata()["reports"])
+        return [[FFNReport(**fields) for fields in candidates] for candidates in stored]
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"predictors-{layer:05}{KEPT}"
