@@ -1,7 +1,7 @@
 """`tsconvert verify`: a GGUF file against the checkpoint that it was made from.
 
 Every tensor is read back, moved into the source's layout and compared: exactly for float types, within the type's bound
-for others (verify_bounds.py); then the metadata, the tokenizer on nasty texts, and the runner's logits.
+for others (type_bounds.py); then the metadata, the tokenizer on nasty texts, and the runner's logits.
 """
 
 import time
