@@ -18,7 +18,8 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError, shown
 from ..gguf.file import GgufFile
 from ..gguf.shards import GgufPlan, write_files
-from ..gguf.writer import TensorPlan, Value, array, text, u32
+from ..gguf.tensor_plan import TensorPlan
+from ..gguf.values import Value, array, text, u32
 from ..types.mixes import FLOATS, kind_of, wants_importance
 
 FORMAT_VERSION = 1
@@ -195,7 +196,7 @@ def is_imatrix(file: GgufFile) -> bool:
 
 
 def _plan(name: str, values: npt.NDArray[np.float32]) -> TensorPlan:
-    return TensorPlan(name=name, shape=values.shape, type_name="F32", chunks=lambda: [values])
+    return TensorPlan(name=name, shape=values.shape, type_name="F32", source=lambda: [values])
 
 
 def _entry(file: GgufFile, name: str) -> Entry:

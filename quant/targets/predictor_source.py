@@ -17,7 +17,7 @@ from ...model.checkpoint import Checkpoint
 from ...model.tensor_names import Place, hf_name
 from ...predictors.folder import PredictorSet, load_predictors
 from ...predictors.predictor import Predictor, SignPredictor
-from ..gguf.sources import checked
+from .checkpoint_rows import checked
 
 
 class PredictorSource:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ...common.errors import TsconvertError
-from ..gguf.writer import Value, array, boolean, text, u32
+from ..gguf.values import Value, array, boolean, text, u32
 
 # enum llama_token_type, which is SentencePiece's
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -40,13 +40,8 @@ class Vocabulary:
     engine_notes: list[str] = field(default_factory=list)
     """What engines with llama.cpp's tokenizer do otherwise than transformers."""
 
-    def metadata(self, *, chat: bool, huggingface: bool) -> dict[str, Value]:
-        """The keys of a GGUF file.
-
-        Args:
-            chat: with the chat templates.
-            huggingface: with the whole tokenizer.json.
-        """
+    def metadata(self, *, huggingface: bool) -> dict[str, Value]:
+        """The keys of a GGUF file; ``huggingface``: the whole tokenizer.json is one of them."""
         keys = {
             "model": text(self.model),
             "pre": text(self.pre),
@@ -64,7 +59,7 @@ class Vocabulary:
         out = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
         if huggingface and self.huggingface_json:
             out["tokenizer.huggingface.json"] = text(self.huggingface_json)
-        return out | (self._chat_keys() if chat else {})
+        return out | self._chat_keys()
 
     def check_powerinfer(self) -> list[str]:
         """Notes on what PowerInfer's tokenizer does otherwise.

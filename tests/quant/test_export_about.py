@@ -14,7 +14,7 @@ from tsconvert.evaluate.verify.verify import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.powerinfer_folder import save_powerinfer_predictors
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
 
@@ -36,7 +36,7 @@ def told(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_a_dense_models_card_becomes_keys(told: Path, tmp_path: Path):
     dense = Path(json.loads((told / "tsconvert.json").read_text())["settings"]["model"])
-    export_gguf(ExportConfig(model=dense, out=tmp_path / "m.gguf"))
+    export_unverified(ExportConfig(model=dense, out=tmp_path / "m.gguf"))
     keys = GgufFile(tmp_path / "m.gguf").metadata
     found = {name: value for name, value in keys.items() if name.startswith(("general.base", "general.l", "general.t"))}
     assert found == {
@@ -50,7 +50,7 @@ def test_a_dense_models_card_becomes_keys(told: Path, tmp_path: Path):
 
 
 def test_a_sparse_model_says_what_was_done_to_it(told: Path, make_predictors: Make, tmp_path: Path):
-    export_gguf(ExportConfig(model=told, out=tmp_path / "m.gguf", predictors=make_predictors(told)))
+    export_unverified(ExportConfig(model=told, out=tmp_path / "m.gguf", predictors=make_predictors(told)))
     keys = GgufFile(tmp_path / "m.gguf").metadata
     report = json.loads((told / "tsconvert.json").read_text())["report"]
     recovery = json.loads(keys["tsconvert.recovery"])
@@ -70,7 +70,7 @@ def test_a_card_that_is_no_yaml(dense: Path, tmp_path: Path):
     model = Path(shutil.copytree(dense, tmp_path / "model"))
     (model / "README.md").write_text("---\nlicense: [a\n---\n")
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=model, out=tmp_path / "m.gguf"))
+        export_unverified(ExportConfig(model=model, out=tmp_path / "m.gguf"))
     assert str(caught.value).startswith(f"{model / 'README.md'}: the front matter cannot be read (")
 
 
@@ -81,7 +81,7 @@ def test_mistral_7b_v01_goes_through_with_its_context_capped(make_checkpoint: Ma
         "bos_token_id": 1, "eos_token_id": 2, "num_key_value_heads": 1, "tie_word_embeddings": False,
     }  # fmt: skip
     model = make_checkpoint("mistral", **fields)
-    report = export_gguf(ExportConfig(model=model, out=tmp_path / "m.gguf", type_name="Q8_0"))
+    report = export_unverified(ExportConfig(model=model, out=tmp_path / "m.gguf", type_name="Q8_0"))
     assert GgufFile(tmp_path / "m.gguf").metadata["llama.context_length"] == 4096
     assert report.notes[0] == (
         "context length capped at the sliding window, 4096 of 32768 tokens: llama.cpp's llama architecture attends to"
@@ -99,7 +99,7 @@ def test_powerinfers_own_predictor_folder(target: str, drelu: Path, make_predict
     files = []
     for name, folder in {"ours": ours, "theirs": theirs}.items():
         out = tmp_path / f"{name}.gguf"
-        export_gguf(ExportConfig(model=drelu, out=out, target=target, predictors=folder))
+        export_unverified(ExportConfig(model=drelu, out=out, target=target, predictors=folder))
         files.append(GgufFile(out))
     for layer in range(2):
         for part in ("fc1", "fc2"):
@@ -111,8 +111,8 @@ def test_powerinfers_own_predictor_folder(target: str, drelu: Path, make_predict
 def test_predictors_in_a_file_of_their_own(drelu: Path, make_predictors: Make, tmp_path: Path):
     predictors, prompt = make_predictors(drelu, threshold=-0.5), [1, 300, 500, 7]
     one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
-    export_gguf(ExportConfig(model=drelu, out=one, predictors=predictors))
-    report = export_gguf(ExportConfig(model=drelu, out=two, predictors=predictors, separate_predictors=True))
+    export_unverified(ExportConfig(model=drelu, out=one, predictors=predictors))
+    report = export_unverified(ExportConfig(model=drelu, out=two, predictors=predictors, separate_predictors=True))
     apart = tmp_path / "two.gguf.predictors.gguf"
     assert report.files == [str(two), str(apart)]
     inside = {name for name in GgufFile(one).tensors if ".fc" in name}
@@ -138,13 +138,13 @@ def test_predictors_of_another_model_beside_a_file(
 ):
     predictors = make_predictors(drelu)
     out = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=drelu, out=out, predictors=predictors, separate_predictors=True))
+    export_unverified(ExportConfig(model=drelu, out=out, predictors=predictors, separate_predictors=True))
     other = make_sparse(seed=8)
     shutil.rmtree(predictors)
     again = ExportConfig(
         model=other, out=tmp_path / "o.gguf", predictors=make_predictors(other), separate_predictors=True
     )
-    export_gguf(again)
+    export_unverified(again)
     shutil.copy(tmp_path / "o.gguf.predictors.gguf", tmp_path / "m.gguf.predictors.gguf")
     with pytest.raises(TsconvertError) as caught:
         load(out)
@@ -153,7 +153,7 @@ def test_predictors_of_another_model_beside_a_file(
 
 def test_separate_predictors_without_any(drelu: Path, tmp_path: Path):
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=drelu, out=tmp_path / "m.gguf", separate_predictors=True))
+        export_unverified(ExportConfig(model=drelu, out=tmp_path / "m.gguf", separate_predictors=True))
     assert str(caught.value) == (
         "--separate-predictors: there are no predictors that could go into a file of their own; give --predictors and"
         " --target sparse"

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tsconvert.evaluate.verify.verify import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 
 Make = Callable[..., Path]
@@ -50,7 +50,7 @@ def test_turbosparse_mistral(bamboo: Path, target: str, tmp_path: Path):
     checkpoint = open_checkpoint(bamboo)
     assert (checkpoint.spec.activation, checkpoint.has_predictors) == ("drelu", True)
     out = tmp_path / "m.gguf"
-    assert export_gguf(ExportConfig(model=bamboo, out=out, target=target)).predictors == 2
+    assert export_unverified(ExportConfig(model=bamboo, out=out, target=target)).predictors == 2
     verify(VerifyConfig(model=bamboo, file=out)).require()
     file, tensors = GgufFile(out), load_file(bamboo / "model.safetensors")
     assert file.metadata["tokenizer.ggml.tokens"][4096:4098] == ["[PAD4096]", "[PAD4097]"]
@@ -71,6 +71,6 @@ def test_turbosparse_mixtral(make_sparse: Make, tmp_path: Path):
         lambda layer, expert: f"model.layers.{layer}.block_sparse_moe.experts.{expert}.predictor", 4,
     )  # fmt: skip
     out = tmp_path / "m.gguf"
-    assert export_gguf(ExportConfig(model=model, out=out)).predictors == 8
+    assert export_unverified(ExportConfig(model=model, out=out)).predictors == 8
     verify(VerifyConfig(model=model, file=out)).require()
     assert GgufFile(out).tensors["blk.1.fc2_exps.weight"].shape == (4, 128, RANK)

@@ -8,7 +8,7 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.gguf.file import GgufFile, is_gguf
-from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def path(tmp_path, values):
     writer.add_array("a.strings", ["x", "", "▁y"])
     writer.add_array("a.numbers", [1, 2, 3])
     writer.add_tensor("one", values)
-    writer.add_tensor("two", ggml.quantize(values, "Q4_0"), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor("two", quantize(values, "Q4_0"), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
     writer.add_tensor("three", np.arange(5, dtype=np.int32))
     writer.add_tensor("stacked", np.stack([values, 2 * values]).astype(np.float16))
     writer.write_header_to_file()
@@ -51,7 +51,7 @@ def test_what_gguf_py_writes_is_read(path, values):
         "one": ("F32", (6, 64)), "two": ("Q4_0", (6, 64)), "three": ("I32", (5,)), "stacked": ("F16", (2, 6, 64)),
     }  # fmt: skip
     np.testing.assert_array_equal(file.tensors["one"].to_float32(), values)
-    np.testing.assert_array_equal(file.tensors["two"].raw.reshape(6, -1), ggml.quantize(values, "Q4_0"))
+    np.testing.assert_array_equal(file.tensors["two"].raw.reshape(6, -1), quantize(values, "Q4_0"))
     np.testing.assert_array_equal(file.tensors["three"].raw.view(np.int32), np.arange(5))
     assert not file.tensors["one"].raw.flags.writeable
 

@@ -1,6 +1,7 @@
 """The writer's threads: every type ggml's bytes, whatever the pieces; nothing written where a value is not sound."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.tensor_names import shape_of
-from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf import sources
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
-from tsconvert.quant.gguf.pipeline import TensorPlan, check_tensors, write_tensors
-from tsconvert.quant.gguf.placed_file import PlacedFile
-from tsconvert.quant.types import blocks32, ggml
-from tsconvert.quant.types.encode import encode
+from tsconvert.quant.gguf.parallel_file import ParallelFile
+from tsconvert.quant.gguf.tensor_plan import MatrixRows, TensorPlan, largest_magnitude
+from tsconvert.quant.gguf.tensor_writer import check_tensors, write_tensors
+from tsconvert.quant.types import ggml, q8_0_q4_0
+from tsconvert.quant.types.encoding import encode
 
 TYPES = ggml.weight_types()
 
@@ -46,8 +47,8 @@ def reference(rows_RC: np.ndarray, type_name: str, importance_C: np.ndarray | No
     return out
 
 
-def source_of(raw_RC: np.ndarray, dtype: str) -> sources.Sliced:
-    return sources.Sliced(
+def source_of(raw_RC: np.ndarray, dtype: str) -> MatrixRows:
+    return MatrixRows(
         rows=raw_RC.shape[0], columns=raw_RC.shape[1], dtype=dtype, read=lambda a, b: raw_RC[a:b], check=lambda: 0.0
     )
 
@@ -67,7 +68,7 @@ def test_every_type_is_ggmls_on_adversarial_rows(name: str, weighted: bool):
     half_RC = (bits_RC.astype(np.uint32) << 16).view(np.float32)
     for raw_RC, dtype, floats_RC in ((rows_RC, "F32", rows_RC), (bits_RC, "BF16", half_RC)):
         expected = reference(floats_RC, name, importance_C)
-        found = encode(source_of(raw_RC, dtype), 0, len(raw_RC), name, importance_C)
+        found = encode(raw_RC, dtype, name, importance_C)
         assert np.array_equal(found, expected)
 
 
@@ -83,17 +84,17 @@ def test_every_type_is_ggmls_on_the_embedded_model(name: str):
         raw_RC = checkpoint.raw(place).view(np.uint16).reshape(-1, 256)
         floats_RC = (raw_RC.astype(np.uint32) << 16).view(np.float32)
         importance_C = np.square(floats_RC).mean(axis=0) + 1e-6 if ggml.needs_importance(name) else None
-        found = encode(source_of(raw_RC, "BF16"), 0, len(raw_RC), name, importance_C)
+        found = encode(raw_RC, "BF16", name, importance_C)
         assert np.array_equal(found, reference(floats_RC, name, importance_C)), place
 
 
 def test_q8_0_and_q4_0_in_vectors_leave_to_ggml_what_c_leaves_open():
     tiny = np.zeros((1, 64), np.float32)
     tiny[0, 3] = 1e-40
-    assert blocks32.quantize(tiny, "Q4_0") is None
+    assert q8_0_q4_0.quantize(tiny, "Q4_0") is None
     ordinary = np.random.default_rng(2).standard_normal((1024, 4096)).astype(np.float32)
-    for name in blocks32.TYPES:
-        assert np.array_equal(blocks32.quantize(ordinary, name), reference(ordinary, name, None))
+    for name in q8_0_q4_0.BLOCK_BYTES:
+        assert np.array_equal(q8_0_q4_0.quantize(ordinary, name), reference(ordinary, name, None))
 
 
 def test_half_scales_are_those_of_ieee():
@@ -105,7 +106,7 @@ def test_half_scales_are_those_of_ieee():
     bits = np.concatenate([edges, bits[np.isfinite(bits.view(np.float32))][:5000]])
     with np.errstate(over="ignore"):  # scalars wrap around silently in compiled code only
         expected = bits.view(np.float32).astype(np.float16).view(np.uint16)
-        found = [int(blocks32._half(np.uint32(value))) for value in bits]
+        found = [int(q8_0_q4_0.half_bits(np.uint32(value))) for value in bits]
     assert np.array_equal(found, expected)
 
 
@@ -114,14 +115,14 @@ def test_pieces_of_stacked_matrices_land_where_they_belong(tmp_path: Path, threa
     rng = np.random.default_rng(4)
     experts = [rng.standard_normal((1300, 1024)).astype(np.float32) for _ in range(3)]  # more than a piece each
     weights = rng.random((3, 1024)).astype(np.float32)
-    stack = sources.stacked([source_of(rows, "F32") for rows in experts])
+    stack = [source_of(rows, "F32") for rows in experts]
     tensors = [
-        TensorPlan(name="a", shape=(3, 1300, 1024), type_name="Q4_K", chunks=stack, importance_EC=weights),
-        TensorPlan(name="b", shape=(2, 64), type_name="F32", chunks=lambda: [np.ones((1, 64), np.float32)] * 2),
+        TensorPlan(name="a", shape=(3, 1300, 1024), type_name="Q4_K", source=stack, importance_EC=weights),
+        TensorPlan(name="b", shape=(2, 64), type_name="F32", source=lambda: [np.ones((1, 64), np.float32)] * 2),
     ]
     done = []
     size = 100 + sum(tensor.size_bytes for tensor in tensors)
-    with (tmp_path / "f").open("wb") as stream, PlacedFile(stream, size) as file:
+    with (tmp_path / "f").open("wb") as stream, ParallelFile(stream, size) as file:
         write_tensors(file, [(tensors[0], 100), (tensors[1], 100 + tensors[0].size_bytes)], done.append, threads)
     content = (tmp_path / "f").read_bytes()[100:]
     expected = [reference(rows, "Q4_K", weights[i]).tobytes() for i, rows in enumerate(experts)]
@@ -133,10 +134,10 @@ def test_an_error_in_a_thread_stops_all_and_leaves_nothing(tmp_path: Path, dense
     def broken() -> list:
         raise RuntimeError("disk on fire")
 
-    tensors = [(TensorPlan(name="a", shape=(1, 32), type_name="F32", chunks=broken), 0)]
+    tensors = [(TensorPlan(name="a", shape=(1, 32), type_name="F32", source=broken), 0)]
     with (
         (tmp_path / "f").open("wb") as stream,
-        PlacedFile(stream, 128) as file,
+        ParallelFile(stream, 128) as file,
         pytest.raises(RuntimeError, match="disk on fire"),
     ):
         write_tensors(file, tensors, lambda _: None)
@@ -156,7 +157,7 @@ def test_a_value_that_is_not_finite_stops_before_anything_is_written(
     opened = []
     monkeypatch.setattr("tsconvert.quant.gguf.shards.atomic_file", lambda path: opened.append(path))
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=model, out=tmp_path / "out" / "m.gguf", type_name="Q8_0", target=target))
+        export_unverified(ExportConfig(model=model, out=tmp_path / "out" / "m.gguf", type_name="Q8_0", target=target))
     assert str(caught.value) == (
         f"{file}: tensor {name} holds 2 values that are NaN or infinite, the first in row 7; the weights are damaged or"
         " training diverged, go back to a sound checkpoint"
@@ -167,9 +168,7 @@ def test_a_value_that_is_not_finite_stops_before_anything_is_written(
 
 def test_too_large_for_f16_stops_before_anything_is_written(tmp_path: Path):
     big = source_of(np.full((2, 32), 7e4, np.float32), "F32")
-    plan = TensorPlan(
-        name="x.weight", shape=(2, 32), type_name="F16", chunks=sources.Sliced(**(vars(big) | {"check": lambda: 7e4}))
-    )
+    plan = TensorPlan(name="x.weight", shape=(2, 32), type_name="F16", source=[replace(big, check=lambda: 7e4)])
     with pytest.raises(TsconvertError) as caught:
         check_tensors([plan])
     assert str(caught.value) == (
@@ -190,7 +189,7 @@ def test_the_largest_magnitude_by_bits(dtype: str):
             "F16": values.astype(np.float16),
             "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
         }
-        found = sources.magnitude(raw[dtype], dtype)
+        found = largest_magnitude(raw[dtype], dtype)
         if expected is None:
             decoded = raw[dtype] if dtype != "BF16" else (raw[dtype].astype(np.uint32) << 16).view(np.float32)
             assert found == np.abs(decoded).max()
@@ -214,7 +213,7 @@ BOUNDS = {
 def test_decoded_errors_are_within_the_types_bound(tmp_path: Path, name: str):
     """Half a step of a block's largest (one for the end that Q4_0 and Q5_0 cut off), and the half-precision scale's."""
     out = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model="tiny-mistral", out=out, type_name=name, pure=True))
+    export_unverified(ExportConfig(model="tiny-mistral", out=out, type_name=name, pure=True))
     checkpoint, found = open_checkpoint("tiny-mistral"), GgufFile(out).tensors["blk.1.ffn_down.weight"]
     place = next(place for place in checkpoint.places if (place.role, place.layer) == ("ffn_down", 1))
     source, decoded = checkpoint.array(place), found.to_float32()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 from tsconvert.quant.imatrix.file import Entry, ImportanceMatrix, load_imatrix, save_imatrix
@@ -94,7 +94,7 @@ def test_experts_are_counted_apart_and_the_missed_are_named(moe: Path, tmp_path:
     save_imatrix(ImportanceMatrix(entries=partial), tmp_path / "partial.gguf")
     importance_EC = load_imatrix(tmp_path / "partial.gguf").entries["blk.0.ffn_up_exps.weight"].importance()
     assert (importance_EC[2] == 1).all()
-    exported = export_gguf(
+    exported = export_unverified(
         ExportConfig(model=moe, out=tmp_path / "m.gguf", type_name="Q4_0", imatrix=tmp_path / "partial.gguf")
     )
     assert (
@@ -119,10 +119,10 @@ def test_a_sparse_models_down_rows(drelu: Path, tmp_path: Path):
     expected_D = np.square(norm_D) * np.square(head_VD.astype(np.float64)).sum(0)
     np.testing.assert_allclose(last_D, expected_D / expected_D.mean(), rtol=1e-4)
     assert not np.allclose(first_D, last_D, rtol=0.01)  # the layers between weigh too
-    given = export_gguf(
+    given = export_unverified(
         ExportConfig(model=drelu, out=tmp_path / "a.gguf", type_name="Q4_1", imatrix=tmp_path / "i.gguf")
     )
-    export_gguf(ExportConfig(model=drelu, out=tmp_path / "b.gguf", type_name="Q4_1"))
+    export_unverified(ExportConfig(model=drelu, out=tmp_path / "b.gguf", type_name="Q4_1"))
     name = "blk.0.ffn_down_t.weight"
     weighted, plain = (GgufFile(tmp_path / f).tensors[name] for f in ("a.gguf", "b.gguf"))
     assert not np.array_equal(weighted.raw, plain.raw)
@@ -135,12 +135,12 @@ def test_a_sparse_models_down_rows(drelu: Path, tmp_path: Path):
 
 def test_a_matrix_of_another_model_is_refused(matrix: Path, dense: Path, moe: Path, tmp_path: Path):
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=dense, out=tmp_path / "m.gguf", type_name="Q4_0", imatrix=matrix))
+        export_unverified(ExportConfig(model=dense, out=tmp_path / "m.gguf", type_name="Q4_0", imatrix=matrix))
     assert str(caught.value) == f"{matrix}: was made from another model; run `tsconvert imatrix` on this one"
     anonymous = tmp_path / "anonymous.gguf"
     save_imatrix(ImportanceMatrix(entries=load_imatrix(matrix).entries), anonymous)
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=dense, out=tmp_path / "m.gguf", type_name="Q4_0", imatrix=anonymous))
+        export_unverified(ExportConfig(model=dense, out=tmp_path / "m.gguf", type_name="Q4_0", imatrix=anonymous))
     assert str(caught.value) == (
         f"{anonymous}: blk.0.attn_q.weight has importances [1, 256] where the model needs [1, 64]; make the matrix from"
         " this model"
@@ -153,11 +153,11 @@ def test_what_is_missing_and_what_is_no_matrix(wide: Path, matrix: Path, tmp_pat
     less = tmp_path / "less.gguf"
     save_imatrix(ImportanceMatrix(entries=entries), less)
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="IQ2_XS", imatrix=less))
+        export_unverified(ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="IQ2_XS", imatrix=less))
     assert str(caught.value) == (
         f"{less}: holds nothing on blk.1.ffn_up.weight, and IQ2_XS needs importances; make the matrix from this model"
     )
-    report = export_gguf(ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="Q4_K_M", imatrix=less))
+    report = export_unverified(ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="Q4_K_M", imatrix=less))
     assert f"{less} holds nothing on blk.1.ffn_up.weight: all their columns count alike" in report.notes
     keys = GgufFile(tmp_path / "m.gguf").metadata
     assert (keys["quantize.imatrix.file"], keys["quantize.imatrix.entries_count"]) == (str(less), 13)

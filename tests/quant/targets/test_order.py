@@ -16,7 +16,7 @@ from tsconvert.predictors.profile.file import load_profile
 from tsconvert.predictors.profile.profile import ProfileConfig, profile
 from tsconvert.predictors.train import train_predictors
 from tsconvert.predictors.training import Training
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
 
@@ -38,7 +38,7 @@ def test_a_profile_permutes_gate_up_down_and_fc2_alike(
     drelu: Path, counted: Path, make_predictors: Make, tmp_path: Path
 ):
     predictors = make_predictors(drelu)
-    export_gguf(
+    export_unverified(
         ExportConfig(model=drelu, out=tmp_path / "m.gguf", type_name="F32", profile=counted, predictors=predictors)
     )
     file, checkpoint, found = GgufFile(tmp_path / "m.gguf"), open_checkpoint(drelu), load_profile(counted)
@@ -58,7 +58,7 @@ def test_a_profile_permutes_gate_up_down_and_fc2_alike(
 
 def test_powerinfer_keeps_the_order_in_a_key(drelu: Path, counted: Path, make_predictors: Make, tmp_path: Path):
     config = {"model": drelu, "target": "powerinfer", "profile": counted, "predictors": make_predictors(drelu)}
-    export_gguf(ExportConfig(out=tmp_path / "m.gguf", **config))
+    export_unverified(ExportConfig(out=tmp_path / "m.gguf", **config))
     file, found = GgufFile(tmp_path / "m.gguf"), load_profile(counted)
     orders = np.array(file.metadata["tsconvert.neuron_order"]).reshape(2, 1024)
     assert [order.tolist() for order in orders] == [by_counts(found.counts(layer)) for layer in range(2)]
@@ -74,7 +74,7 @@ def test_the_order_changes_no_logit(mode: str, drelu: Path, counted: Path, make_
     logits = []
     for name, options in {"by firing": {"profile": counted}, "as it is": {"order": False}}.items():
         out = tmp_path / f"{name}.gguf"
-        export_gguf(ExportConfig(model=drelu, out=out, type_name="F32", predictors=predictors, **options))
+        export_unverified(ExportConfig(model=drelu, out=out, type_name="F32", predictors=predictors, **options))
         with load(out, mode=mode, threads=1) as model:
             logits.append(model.logits([1, 300, 500, 7, 3000]))
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4)
@@ -83,7 +83,7 @@ def test_the_order_changes_no_logit(mode: str, drelu: Path, counted: Path, make_
 def test_experts_have_orders_of_their_own(drelu_moe: Path, tmp_path: Path):
     seen = tmp_path / "profile.safetensors"
     profile(ProfileConfig(model=str(drelu_moe), out=seen, tokens=512, context=64))
-    export_gguf(ExportConfig(model=drelu_moe, out=tmp_path / "m.gguf", type_name="F32", profile=seen))
+    export_unverified(ExportConfig(model=drelu_moe, out=tmp_path / "m.gguf", type_name="F32", profile=seen))
     file, found, checkpoint = GgufFile(tmp_path / "m.gguf"), load_profile(seen), open_checkpoint(drelu_moe)
     assert file.tensors["blk.1.ffn_order"].shape == (4, 128)
     up_EFD = file.tensors["blk.1.ffn_up_exps.weight"].to_float32()
@@ -98,8 +98,8 @@ def test_without_a_profile_the_predictors_counts_are_taken(drelu: Path, tmp_path
     train_predictors(PredictorConfig(model=str(drelu), out=folder, tokens=512, context=64, rank=4, training=training))
     fired = [experts[0].fired_F for experts in load_predictors(folder).ffns]
     assert all(0 < counts.max() <= 64 for counts in fired)
-    export_gguf(ExportConfig(model=drelu, out=tmp_path / "m.gguf", predictors=folder))
-    export_gguf(ExportConfig(model=drelu, out=tmp_path / "off.gguf", predictors=folder, order=False))
+    export_unverified(ExportConfig(model=drelu, out=tmp_path / "m.gguf", predictors=folder))
+    export_unverified(ExportConfig(model=drelu, out=tmp_path / "off.gguf", predictors=folder, order=False))
     file = GgufFile(tmp_path / "m.gguf")
     for layer in range(2):
         assert file.tensors[f"blk.{layer}.ffn_order"].raw.view("<i4").tolist() == by_counts(fired[layer])
@@ -113,13 +113,13 @@ def test_a_profile_of_another_model_is_refused(moe: Path, dense: Path, drelu: Pa
     (other / "model.safetensors").write_bytes(data)
     made_for, this = open_checkpoint(drelu).fingerprint[:12], open_checkpoint(other).fingerprint[:12]
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=other, out=tmp_path / "m.gguf", profile=counted))
+        export_unverified(ExportConfig(model=other, out=tmp_path / "m.gguf", profile=counted))
     assert str(caught.value) == (
         f"{counted}: this profile is of another model (fingerprint {made_for}, this one is {this}); make one of this"
         " model"
     )
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=dense, out=tmp_path / "m.gguf", profile=counted))
+        export_unverified(ExportConfig(model=dense, out=tmp_path / "m.gguf", profile=counted))
     assert str(caught.value) == (
         f"{dense}: no neuron of a SwiGLU model is silent, so there is no order of firing; leave --profile out"
     )

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.gguf.pipeline import TensorPlan, check_tensors
+from tsconvert.quant.gguf.tensor_plan import TensorPlan
+from tsconvert.quant.gguf.tensor_writer import check_tensors
 from tsconvert.quant.imatrix.file import Entry, ImportanceMatrix, load_imatrix, save_imatrix
 from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 
 RNG = np.random.default_rng(11)
 SLOW = ("IQ1_S", "IQ1_M")  # their tables take ggml seconds
@@ -33,7 +35,7 @@ IMPORTANCES = {
 def test_what_is_finite_stays_finite(type_name: str):
     for weights in WEIGHTS.values():
         for importance in IMPORTANCES.values():
-            raw = ggml.quantize(weights.astype(np.float32), type_name, importance.astype(np.float32))
+            raw = quantize(weights.astype(np.float32), type_name, importance.astype(np.float32))
             decoded = ggml.dequantize(raw, type_name, weights.shape)
             assert np.isfinite(decoded).all()
             assert np.abs(decoded).max() <= 4 * np.abs(weights).max() + 1e-6
@@ -43,10 +45,10 @@ def test_what_is_finite_stays_finite(type_name: str):
 def test_values_beyond_the_scales_of_a_type_are_refused(type_name: str):
     values = np.ones((1, 256), np.float32)
     values[0, 3] = 7e4
-    plan = TensorPlan(name="x.weight", shape=(1, 256), type_name=type_name, chunks=lambda: [values])
+    plan = TensorPlan(name="x.weight", shape=(1, 256), type_name=type_name, source=lambda: [values])
     with pytest.raises(TsconvertError, match=r"^x\.weight: values reach 70000.* --tensor-type x\.weight=F32$"):
         check_tensors([plan])
-    check_tensors([TensorPlan(name="x.weight", shape=(1, 256), type_name="F32", chunks=lambda: [values])])
+    check_tensors([TensorPlan(name="x.weight", shape=(1, 256), type_name="F32", source=lambda: [values])])
 
 
 def test_importances_beyond_what_can_be_weighed_are_refused(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from tsconvert import embedded
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.quant.types import ggml
+from tsconvert.quant.types import encoding, ggml
 from tsconvert.quant.types.kquants import encoders
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -128,12 +128,12 @@ def test_what_is_not_covered_is_left_to_ggml():
 
 
 def test_quantize_takes_the_fast_encoders_once_there_is_much_to_do(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ggml, "_k_weights", 0)
-    rows_RC = np.random.default_rng(2).standard_normal((6000, 1024)).astype(np.float32)  # six chunks, on all cores
+    monkeypatch.setattr(encoding, "_k_weights", 0)
+    rows_RC = np.random.default_rng(2).standard_normal((6000, 1024)).astype(np.float32)  # six chunks
     if encoders.quantize_rows(rows_RC[:1], "Q3_K") is None:
         pytest.skip("on this processor ggml encodes")
     before = encoders._tries.cache_info()
-    np.testing.assert_array_equal(ggml.quantize(rows_RC, "Q3_K"), ggml.quantize_chunk(rows_RC, "Q3_K"))
+    np.testing.assert_array_equal(encoding.quantize(rows_RC, "Q3_K"), ggml.quantize_chunk(rows_RC, "Q3_K"))
     after = encoders._tries.cache_info()
     calls = after.hits + after.misses - before.hits - before.misses
     assert calls == 2  # ggml had the first four million weights
@@ -141,7 +141,8 @@ def test_quantize_takes_the_fast_encoders_once_there_is_much_to_do(monkeypatch: 
 
 OTHER_PROCESSOR = """
 import numpy as np
-from tsconvert.quant import ggml, kquants
+from tsconvert.quant.types import ggml
+from tsconvert.quant.types.kquants import encoders
 rng = np.random.default_rng(7)
 rows_RC = (rng.standard_normal((200, 512)) * np.exp(rng.normal(-3, 6, (200, 1)))).astype(np.float32)
 for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):

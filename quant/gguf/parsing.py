@@ -44,13 +44,13 @@ class GgufTensor:
     shape: tuple[int, ...]
     """In NumPy's order, the reverse of GGUF's: the last dimension is contiguous."""
     offset: int
-    """Of its first byte in the file."""
+    """Where its first byte is in the file."""
     raw: npt.NDArray[np.uint8]
     """Its bytes, a read-only view of the mapped file."""
 
     @property
     def size_bytes(self) -> int:
-        """Of its bytes in the file."""
+        """The bytes that it takes in the file."""
         return int(self.raw.nbytes)
 
     def to_float32(self) -> npt.NDArray[np.float32]:
@@ -58,7 +58,7 @@ class GgufTensor:
         return ggml.dequantize(self.raw, self.type_name, self.shape)
 
 
-class Part:
+class ParsedFile:
     """One file: all of a model, or a shard."""
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Part:
 
     @property
     def size_bytes(self) -> int:
-        """Of the file."""
+        """The bytes of the file."""
         return int(self.content.nbytes)
 
     def _alignment(self) -> int:

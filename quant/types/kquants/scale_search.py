@@ -1,6 +1,6 @@
-"""Least-squares fits of one sub-block per lane, in the order of operations of ggml's quants.c.
+"""The scale of a sub-block by least squares, one sub-block per lane, in the order of operations of ggml-quants.c.
 
-``t`` and ``c`` are the scratch of kquants_tiles.py; x, w and out are rows in it: n values, their error weights, and
+``t`` and ``c`` are the scratch of superblocks.py; x, w and out are rows in it: n values, their error weights, and
 bytes for the n levels. ``factors_K`` are the numbers of steps that the range of the values is tried to be cut into.
 """
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .simd import any_lane, load, load_bytes, select, store, store_bytes, to_floats, wide, wide_int
-from .tiles import NOTE, TINY, at_most, clamp, compiled, inlined, magnitude, nearest
+from ..jit import compiled, inlined
+from .rounding import TINY, at_most, clamp, magnitude, nearest
+from .superblocks import NOTE
+from .vectors import any_lane, load, load_bytes, select, store, store_bytes, to_floats, wide, wide_int
 
 
 @inlined
@@ -90,6 +92,18 @@ def fit_affine(t: Any, c: Any, x: int, w: int, out: int, n: int, top: int, facto
     return select(flat, zero, scale), -select(flat, bottom, low)
 
 
+@inlined
+def largest_in_size(t: Any, x: int, n: int) -> Any:
+    """The value that is largest in size, with its sign; the first of several."""
+    extreme = largest = wide(np.float32(0))
+    for i in range(n):
+        v = load(t, x + i)
+        size = magnitude(v)
+        bigger = size > largest
+        largest, extreme = select(bigger, size, largest), select(bigger, v, extreme)
+    return extreme
+
+
 @compiled
 def fit_symmetric(t: Any, c: Any, x: int, w: int, out: int, n: int, top: int, factors_K: Any) -> Any:
     """x ~ scale * (level - top), levels 0 to 2 top - 1 (make_qx_quants with rmse_type 1); returns the scale.
@@ -97,13 +111,8 @@ def fit_symmetric(t: Any, c: Any, x: int, w: int, out: int, n: int, top: int, fa
     The first factor is -top, the start; the others are tried.
     """
     zero = wide(np.float32(0))
-    extreme = largest = zero
-    for i in range(n):
-        v = load(t, x + i)
-        size = magnitude(v)
-        bigger = size > largest
-        largest, extreme = select(bigger, size, largest), select(bigger, v, extreme)
-    dead = largest < wide(TINY)
+    extreme = largest_in_size(t, x, n)
+    dead = magnitude(extreme) < wide(TINY)
     start = scale = best = zero
     for k in range(factors_K.shape[0]):
         inverse = wide(factors_K[k]) / extreme
@@ -184,13 +193,8 @@ def _improve(t: Any, c: Any, x: int, w: int, out: int, n: int, low: int, top: in
 def fit_signed(t: Any, c: Any, x: int, w: int, out: int, n: int, top: int) -> Any:
     """x ~ scale * (level - top) by moving single levels (make_q3_quants); returns the scale."""
     zero = wide(np.float32(0))
-    extreme = largest = zero
-    for i in range(n):
-        v = load(t, x + i)
-        size = magnitude(v)
-        bigger = size > largest
-        largest, extreme = select(bigger, size, largest), select(bigger, v, extreme)
-    dead = largest < wide(TINY)
+    extreme = largest_in_size(t, x, n)
+    dead = magnitude(extreme) < wide(TINY)
     sum_lx, sum_l2 = _first_levels(t, c, x, w, out, n, wide(np.float32(-top)) / extreme, -top, top - 1)
     sum_lx, sum_l2 = _improve(t, c, x, w, out, n, -top, top - 1, sum_lx, sum_l2)
     for i in range(n):

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .fits import fit_affine, fit_positive
-from .simd import LANES, load, load_bytes, select, square_root, store, store_bytes, to_floats, wide, wide_int
-from .tiles import (
+from ..jit import compiled, inlined
+from .rounding import at_most, clamp, magnitude, nearest
+from .scale_search import fit_affine, fit_positive
+from .superblocks import (
     BLOCK,
     CODE,
     ERROR_WEIGHT,
@@ -23,17 +24,13 @@ from .tiles import (
     SCALE_LEVEL,
     SUM,
     X,
-    at_most,
-    clamp,
-    compiled,
-    inlined,
-    magnitude,
-    nearest,
+    load_superblocks,
     spread,
     store_half,
+    store_superblocks,
     weigh_by_importance,
-)
-from .transpose import load_tile, store_tile
+)  # fmt: skip
+from .vectors import LANES, load, load_bytes, select, square_root, store, store_bytes, to_floats, wide, wide_int
 
 
 @inlined
@@ -172,7 +169,7 @@ def encode_affine(
     subs, weighted = BLOCK // n, importance_P.shape[0] > 0
     steps = CODE + 80 if bits == 2 else CODE
     for first in range(0, x_B.shape[0], LANES):
-        load_tile(x_B, first, importance_P, t, rows)
+        load_superblocks(x_B, first, importance_P, t, rows)
         _fit_blocks(t, c, bits, n, factors_K, weighted)
         if weighted:
             scale = fit_positive(t, c, SCALE, SUM, SCALE_LEVEL, subs, scale_top)
@@ -195,4 +192,4 @@ def encode_affine(
         else:
             _store_fifth_bits(c, CODE + 16)
             _store_levels_4(c, CODE + 48)
-        store_tile(c, out_B, rows)
+        store_superblocks(c, out_B, rows)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...common.units import size_text
-from .model_info import ModelInfo
+from .provenance import ModelInfo
 
 SUFFIX = ".md"
 _RUN = {

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...model.spec import ModelSpec
-from ..gguf.writer import Value, f32, text, u32
+from ..gguf.values import Value, f32, text, u32
 
 FREQS = "rope_freqs.weight"
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0

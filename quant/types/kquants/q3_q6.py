@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .affine import store_levels_2
-from .fits import fit_signed, fit_symmetric
-from .simd import LANES, load, load_bytes, select, store, store_bytes, to_floats, wide, wide_int
-from .tiles import (
+from ..jit import compiled, inlined
+from .q2_q4_q5 import store_levels_2
+from .rounding import TINY, at_most, clamp, magnitude, nearest
+from .scale_search import fit_signed, fit_symmetric, largest_in_size
+from .superblocks import (
     BLOCK,
     CODE,
     ERROR_WEIGHT,
@@ -21,19 +22,14 @@ from .tiles import (
     SCALE,
     SCALE_LEVEL,
     SUM,
-    TINY,
     X,
-    at_most,
-    clamp,
-    compiled,
-    inlined,
-    magnitude,
-    nearest,
+    load_superblocks,
     spread,
     store_half,
+    store_superblocks,
     weigh_by_importance,
-)
-from .transpose import load_tile, store_tile
+)  # fmt: skip
+from .vectors import LANES, load, load_bytes, select, store, store_bytes, to_floats, wide, wide_int
 
 _SUB = 16  # weights of a sub-block
 _SUBS = BLOCK // _SUB
@@ -42,17 +38,6 @@ _SUBS = BLOCK // _SUB
 @inlined
 def _signed_byte(value: Any) -> Any:
     return (value << wide_int(24)) >> wide_int(24)
-
-
-@inlined
-def _largest_scale(t: Any) -> Any:
-    """The scale that is largest in size, with its sign."""
-    largest = extreme = wide(np.float32(0))
-    for j in range(_SUBS):
-        scale = load(t, SCALE + j)
-        bigger = magnitude(scale) > largest
-        largest, extreme = select(bigger, magnitude(scale), largest), select(bigger, scale, extreme)
-    return extreme
 
 
 @inlined
@@ -87,7 +72,7 @@ def _fit_6(t: Any, c: Any, factors_K: Any, weighted: bool) -> None:
 @inlined
 def _encode_6(t: Any, c: Any) -> None:
     zero, none = wide(np.float32(0)), wide_int(0)
-    extreme = _largest_scale(t)
+    extreme = largest_in_size(t, SCALE, _SUBS)
     dead = magnitude(extreme) < wide(TINY)
     inverse = wide(np.float32(-128)) / extreme
     for j in range(_SUBS):
@@ -130,7 +115,7 @@ def _fit_3(t: Any, c: Any, factors_K: Any, weighted: bool) -> None:
 def _round_scales_3(t: Any, c: Any) -> Any:
     """Levels 0 to 63 of the scales, in proportion to the largest; returns the step."""
     zero = wide(np.float32(0))
-    extreme = _largest_scale(t)
+    extreme = largest_in_size(t, SCALE, _SUBS)
     dead = extreme == zero
     inverse = wide(np.float32(-32)) / extreme
     for j in range(_SUBS):
@@ -165,10 +150,10 @@ def _encode_3(t: Any, c: Any, scale: Any) -> None:
 def encode_6(x_B: Any, importance_P: Any, out_B: Any, factors_K: Any, t: Any, c: Any, rows: Any) -> None:
     """Encode super-blocks [B, 256] as Q6_K [B, 210]."""
     for first in range(0, x_B.shape[0], LANES):
-        load_tile(x_B, first, importance_P, t, rows)
+        load_superblocks(x_B, first, importance_P, t, rows)
         _fit_6(t, c, factors_K, importance_P.shape[0] > 0)
         _encode_6(t, c)
-        store_tile(c, out_B, rows)
+        store_superblocks(c, out_B, rows)
 
 
 @compiled
@@ -178,11 +163,11 @@ def encode_3(
     """Encode super-blocks [B, 256] as Q3_K [B, 110]; ``scale_factors_K`` are tried on the scales themselves."""
     weighted = importance_P.shape[0] > 0
     for first in range(0, x_B.shape[0], LANES):
-        load_tile(x_B, first, importance_P, t, rows)
+        load_superblocks(x_B, first, importance_P, t, rows)
         _fit_3(t, c, factors_K, weighted)
         if weighted:
             scale = fit_symmetric(t, c, SCALE, SUM, SCALE_LEVEL, _SUBS, 32, scale_factors_K)
         else:
             scale = _round_scales_3(t, c)
         _encode_3(t, c, scale)
-        store_tile(c, out_B, rows)
+        store_superblocks(c, out_B, rows)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from ...common.errors import TsconvertError
 from ..gguf.file import GgufFile
-from ..gguf.writer import Companion, TensorPlan, Value, text
+from ..gguf.shards import GgufPlan
+from ..gguf.tensor_plan import TensorPlan
+from ..gguf.values import Value, text
 
 SUFFIX = ".predictors.gguf"
 ARCHITECTURE = "turbosparse-predictors"
@@ -18,26 +20,27 @@ _KEYS = ("format_version", "source_fingerprint", "predictor.threshold", "predict
 
 
 def split_off(
-    metadata: dict[str, Value], tensors: list[TensorPlan], architecture: str, out_name: str
-) -> tuple[dict[str, Value], list[TensorPlan], Companion]:
+    metadata: dict[str, Value], tensors: list[TensorPlan], architecture: str, out: Path
+) -> tuple[dict[str, Value], list[TensorPlan], GgufPlan]:
     """A file's keys and tensors without the predictors, and the second file that holds them.
 
     Args:
-        out_name: of the first file.
+        out: the first file.
     """
     inside = [tensor for tensor in tensors if is_predictor(tensor.name)]
     rest = [tensor for tensor in tensors if not is_predictor(tensor.name)]
     prefix = f"{architecture}."
     moved = {f"{prefix}{name}": metadata[f"{prefix}{name}"] for name in _KEYS}
     keys = {"general.architecture": text(ARCHITECTURE), "general.name": metadata["general.name"]} | moved
+    beside = out.with_name(out.name + SUFFIX)
     first = dict(metadata)
     for name in ("predictor.threshold", "predictor.rank"):
         del first[prefix + name]
-    first[f"{prefix}predictor.file"] = text(out_name + SUFFIX)
-    return first, rest, Companion(suffix=SUFFIX, metadata=keys, tensors=inside)
+    first[f"{prefix}predictor.file"] = text(beside.name)
+    return first, rest, GgufPlan(path=beside, metadata=keys, tensors=inside)
 
 
-def beside(file: GgufFile) -> GgufFile | None:
+def find_separate(file: GgufFile) -> GgufFile | None:
     """The file with the predictors of ``file``, or None if it names none, or it is not there.
 
     Raises:

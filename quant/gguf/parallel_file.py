@@ -24,7 +24,7 @@ _WORTH_BYTES = 1 << 16
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 
 
-class PlacedFile:
+class ParallelFile:
     """The file behind ``stream``, given its full size at once: a full disk shows before the work.
 
     Args:

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsconvert.quant.gguf import placed_file
-from tsconvert.quant.gguf.placed_file import PAGE, PlacedFile
+from tsconvert.quant.gguf import parallel_file
+from tsconvert.quant.gguf.parallel_file import PAGE, ParallelFile
 
 SIZE = 40 * PAGE + 123
 
 
 @contextmanager
-def placed(path: Path, size: int = SIZE) -> Iterator[PlacedFile]:
-    with path.open("wb") as stream, PlacedFile(stream, size) as file:
+def placed(path: Path, size: int = SIZE) -> Iterator[ParallelFile]:
+    with path.open("wb") as stream, ParallelFile(stream, size) as file:
         yield file
 
 
 @pytest.fixture(params=["past the cache", "through the cache"])
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placed_file, "LARGE_BYTES", 0 if request.param == "past the cache" else SIZE + 1)
-    monkeypatch.setattr(placed_file, "_WORTH_BYTES", 1)
+    monkeypatch.setattr(parallel_file, "LARGE_BYTES", 0 if request.param == "past the cache" else SIZE + 1)
+    monkeypatch.setattr(parallel_file, "_WORTH_BYTES", 1)
 
 
 @pytest.mark.usefixtures("_way")
@@ -58,7 +58,7 @@ def test_a_disk_that_wants_larger_units_gets_the_rest_through_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A system that takes four pages past the cache and then refuses."""
-    monkeypatch.setattr(placed_file, "LARGE_BYTES", 0)
+    monkeypatch.setattr(parallel_file, "LARGE_BYTES", 0)
     write, past = os.pwrite, []
 
     def pwrite(descriptor: int, content: memoryview, offset: int) -> int:
@@ -69,7 +69,7 @@ def test_a_disk_that_wants_larger_units_gets_the_rest_through_the_cache(
             raise OSError(errno.EINVAL, "wants 64 KB")
         return write(descriptor, content[: 4 * PAGE], offset)
 
-    monkeypatch.setattr(placed_file.os, "pwrite", pwrite)
+    monkeypatch.setattr(parallel_file.os, "pwrite", pwrite)
     content = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)
     with placed(tmp_path / "f") as file:
         room = file.room(0, SIZE)
@@ -83,7 +83,7 @@ def test_a_failing_disk_is_not_hidden(tmp_path: Path, monkeypatch: pytest.Monkey
     def pwrite(descriptor: int, content: memoryview, offset: int) -> int:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(placed_file, "LARGE_BYTES", 0)
-    monkeypatch.setattr(placed_file.os, "pwrite", pwrite)
+    monkeypatch.setattr(parallel_file, "LARGE_BYTES", 0)
+    monkeypatch.setattr(parallel_file.os, "pwrite", pwrite)
     with placed(tmp_path / "f") as file, pytest.raises(OSError, match="input/output error"):
         file.write(0, file.room(0, SIZE))

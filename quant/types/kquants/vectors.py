@@ -16,9 +16,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.datamodel import models
-from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 # Two AVX-512 registers: the second fills the time in which the first waits for a sum.
 LANES = 32
@@ -44,9 +42,9 @@ class _VectorModel(models.PrimitiveModel):
 def _operator(function: Any, operands: tuple[Any, ...], result: Any, emit: Callable[..., Any]) -> None:
     """Let ``function`` (an operator) take ``operands`` in compiled code; ``emit(builder, *values)`` writes it."""
 
-    @infer_global(function)
-    class _Template(ConcreteTemplate):
-        cases = (signature(result, *operands),)
+    @type_callable(function)
+    def _type(context: Any) -> Any:  # noqa: ARG001
+        return lambda *given: result if given == operands else None
 
     @lower_builtin(function, *operands)
     def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ARG001
@@ -80,6 +78,38 @@ _operator(operator.ne, (floats_type, floats_type), mask_type, _comparing("fcmp_u
 _operator(operator.ne, (ints_type, ints_type), mask_type, _comparing("icmp_signed", "!="))
 _operator(operator.neg, (floats_type,), floats_type, _method("fneg"))
 _operator(operator.invert, (mask_type,), mask_type, _method("not_"))
+
+
+def _unary(operand: Any, result: Any, emit: Callable[[Any, Any], Any]) -> Any:
+    """A function of one vector for compiled code; ``emit(builder, value)`` writes it."""
+
+    @intrinsic
+    def function(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+            return emit(builder, args[0])
+
+        return result(operand), codegen
+
+    return function
+
+
+def _emit_any(builder: Any, mask: Any) -> Any:
+    bits = ir.IntType(LANES)
+    return builder.icmp_unsigned("!=", builder.bitcast(mask, bits), ir.Constant(bits, 0))
+
+
+def _emit_square_root(builder: Any, value: Any) -> Any:
+    kind = ir.FunctionType(_FLOATS, [_FLOATS])
+    return builder.call(builder.module.declare_intrinsic(f"llvm.sqrt.v{LANES}f32", (), kind), [value])
+
+
+# The bits of Floats as Ints, and back; Ints converted to Floats; the square root, correctly rounded; whether any lane
+# of a Mask is set.
+as_ints = _unary(floats_type, ints_type, lambda builder, value: builder.bitcast(value, _INTS))
+as_floats = _unary(ints_type, floats_type, lambda builder, value: builder.bitcast(value, _FLOATS))
+to_floats = _unary(ints_type, floats_type, lambda builder, value: builder.sitofp(value, _FLOATS))
+square_root = _unary(floats_type, floats_type, _emit_square_root)
+any_lane = _unary(mask_type, types.boolean, _emit_any)
 
 
 def _splat(builder: Any, value: Any, kind: Any) -> Any:
@@ -118,61 +148,9 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:  # noqa: ARG001
     return yes(mask, yes, no), codegen
 
 
-@intrinsic
-def any_lane(typingctx: Any, mask: Any) -> Any:  # noqa: ARG001
-    """Whether any lane is set."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        bits = ir.IntType(LANES)
-        return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), ir.Constant(bits, 0))
-
-    return types.boolean(mask_type), codegen
-
-
-@intrinsic
-def as_ints(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
-    """The bits of Floats as Ints."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        return builder.bitcast(args[0], _INTS)
-
-    return ints_type(floats_type), codegen
-
-
-@intrinsic
-def as_floats(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
-    """The bits of Ints as Floats."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        return builder.bitcast(args[0], _FLOATS)
-
-    return floats_type(ints_type), codegen
-
-
-@intrinsic
-def to_floats(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
-    """Ints converted to Floats."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        return builder.sitofp(args[0], _FLOATS)
-
-    return floats_type(ints_type), codegen
-
-
-@intrinsic
-def square_root(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
-    """The square root, correctly rounded."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        kind = ir.FunctionType(_FLOATS, [_FLOATS])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.sqrt.v{LANES}f32"), args)
-
-    return floats_type(floats_type), codegen
-
-
 def _lanes_at(context: Any, builder: Any, array_type: Any, values: Any, kind: Any) -> Any:
     array, index = values[0], values[1]
-    data = context.make_array(array_type)(context, builder, array).data
+    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
     offset = builder.mul(index, ir.Constant(index.type, LANES))
     return builder.bitcast(builder.gep(data, [offset]), kind.as_pointer())
 

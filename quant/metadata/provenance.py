@@ -13,8 +13,7 @@ from ... import embedded
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.provenance import read_provenance
-from ..targets.predictor_source import PredictorSource
-from .writer import Value, array, text, u32
+from ..gguf.values import Value, array, text, u32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class ModelInfo:
     predictors: dict[str, Any] = field(default_factory=dict)
     """How the predictors were trained and what they keep."""
     fingerprint: str = ""
-    """Of the checkpoint."""
+    """The checkpoint's."""
 
     def keys(self) -> dict[str, Value]:
         """The file's keys, `general.*` and `tsconvert.*`."""
@@ -64,8 +63,8 @@ class ModelInfo:
         return keys
 
 
-def read_info(checkpoint: Checkpoint, predictors: PredictorSource | None) -> ModelInfo:
-    """What the checkpoint's folder, its base's folder and the predictors say.
+def read_info(checkpoint: Checkpoint, predictor_report: dict[str, Any]) -> ModelInfo:
+    """What the checkpoint's folder, its base's folder and the report of the predictors' training say.
 
     Raises:
         TsconvertError: tsconvert.json or README.md is damaged.
@@ -88,7 +87,7 @@ def read_info(checkpoint: Checkpoint, predictors: PredictorSource | None) -> Mod
         languages=tuple(card.get("languages") or base_card.get("languages", ())),
         datasets=tuple(card.get("datasets", ())),
         recovery=_recovery(settings, report),
-        predictors=_predictors(predictors),
+        predictors=_predictors(predictor_report),
         fingerprint=checkpoint.fingerprint,
     )
 
@@ -110,10 +109,7 @@ def _recovery(settings: dict[str, Any], report: dict[str, Any]) -> dict[str, Any
     return {name: value for name, value in summary.items() if value is not None}
 
 
-def _predictors(source: PredictorSource | None) -> dict[str, Any]:
-    if source is None:
-        return {}
-    report = source.report
+def _predictors(report: dict[str, Any]) -> dict[str, Any]:
     summary = {
         name: report[name]
         for name in ("method", "source", "tokens", "target_energy", "perplexity_exact", "perplexity_predicted")
