@@ -3,7 +3,7 @@
 The stages as functions, each imported when it is first used:
 
     import tsconvert
-    from tsconvert.convert.relufy import RelufyConfig
+    from tsconvert.convert.config import RelufyConfig
 
     tsconvert.relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse")))
     tsconvert.train_predictors(...)     # tsconvert.predictors.config.PredictorConfig

@@ -203,9 +203,10 @@ def relufy(
     With --recover none --no-align the weights are copied as they are and no text is needed. Under torchrun the
     processes share the text.
     """
+    from .convert.config import RelufyConfig
     from .convert.full.config import FullRecovery
-    from .convert.local.layer_recovery import LocalRecovery
-    from .convert.relufy import RelufyConfig
+    from .convert.local.config import LocalRecovery
+    from .convert.masked.config import JointConfig, joint_training
     from .convert.relufy import relufy as run_relufy
     from .text.sources import parse_source
 
@@ -219,22 +220,15 @@ def relufy(
     )
     sources = tuple(parse_source(argument) for argument in data)
     full = FullRecovery(**{name.removeprefix("full_"): options.pop(name) for name in FULL_OPTIONS})
+    joint = None if predictors is None else JointConfig(
+        out=predictors, start=from_predictors, masked_share=masked_share, rank=rank, target_energy=target_energy,
+        training=joint_training(stored_as),
+    )  # fmt: skip
     config = RelufyConfig(
         model=model, recover=recover, data=sources, training=training, full=full, max_shard_bytes=max_shard_size,
-        **options,
+        predictors=joint, **options,
     )  # fmt: skip
-    if predictors is None:
-        emit(run_relufy(config), as_json)
-        return
-    from .convert.masked.local import JointConfig, joint_training, relufy_with_predictors
-
-    joint = JointConfig(out=predictors, rank=rank, target_energy=target_energy, training=joint_training(stored_as))
-    if recover == "full":
-        from .convert.masked.full import relufy_fully_with_predictors
-
-        emit(relufy_fully_with_predictors(config, joint, start=from_predictors, share=masked_share), as_json)
-        return
-    emit(relufy_with_predictors(config, joint), as_json)
+    emit(run_relufy(config), as_json)
 
 
 @main.command()
@@ -252,7 +246,7 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 
     Several --data are several corpora: the profile tells their densities apart and how far their hot neurons overlap.
     """
-    from .predictors.profile.profile import ProfileConfig
+    from .predictors.profile.config import ProfileConfig
     from .predictors.profile.profile import profile as run_profile
     from .text.sources import parse_source
 
@@ -275,13 +269,6 @@ def profile(as_json: bool, data: tuple[str, ...], **options: Any) -> None:
 @click.option("--max-density", type=float, help="Share of the neurons that may be predicted, such as 0.2.")
 @click.option("--budget", type=float, help="Share of the model's parameters that predictors may have, such as 0.06.")
 @click.option(
-    "--method",
-    type=click.Choice(["low-rank", "svd", "sign"]),
-    default="low-rank",
-    show_default=True,
-    help="low-rank: trained. svd: of gate and up, no training. sign: their sign bits, to compare with; not for GGUF.",
-)
-@click.option(
     "--everywhere/--where-it-pays",
     default=None,
     help="A predictor for every FFN (default for a fixed rank), or only where it saves bytes (default for auto).",
@@ -301,10 +288,9 @@ def predictors(as_json: bool, estimate: bool, data: tuple[str, ...], **options: 
     """Train small networks that foresee which neurons fire, one per FFN or expert."""
     if options["out"] is None and not estimate:
         raise click.UsageError("--out is missing; only --estimate goes without")
-    from .predictors.config import PredictorConfig
+    from .predictors.config import PredictorConfig, Training
     from .predictors.estimate import estimate_predictors
     from .predictors.train import train_predictors
-    from .predictors.training import Training
     from .text.sources import parse_source
 
     training = Training(

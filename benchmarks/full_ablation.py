@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.full.config import FullRecovery
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.embedded import text
 from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
 from tsconvert.text.sources import Source

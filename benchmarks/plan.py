@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from memory import watched
 from shapes import write_checkpoint
 
-from tsconvert.convert.local.layer_recovery import LocalRecovery
+from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.evaluate.plan.machine import Described, Machine, machine_of, measure_products
 from tsconvert.evaluate.plan.stages import Settings, Stage, stages
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.predictors.training import Training
+from tsconvert.predictors.config import Training
 
 TSCONVERT = [sys.executable, "-m", "tsconvert"]
 TOKENS, STEPS, BATCH, RANK, PREDICTOR_STEPS = 2048, 8, 512, 256, 20

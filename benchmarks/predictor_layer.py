@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from tsconvert.model.layers import Layer
+from tsconvert.predictors.config import Training
 from tsconvert.predictors.energy import FFN
-from tsconvert.predictors.training import LowRank, Training
+from tsconvert.predictors.training import LowRank
 
 
 class Timed(FFN):
@@ -38,7 +39,7 @@ def layer(width: int, neurons: int) -> Layer:
     weights = {name: nn.Parameter(0.02 * torch.randn(shape), requires_grad=False) for name, shape in shapes.items()}
     mlp = SimpleNamespace(**{name: SimpleNamespace(weight=weight) for name, weight in weights.items()})
     module = SimpleNamespace(mlp=mlp, input_layernorm=SimpleNamespace(weight=torch.ones(width)))
-    return Layer(0, module, "drelu", None, None, 0)
+    return Layer(0, module, "drelu", None, None, 0, {})
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
 from tsconvert.text.sources import parse_source
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from tsconvert import embedded
-from tsconvert.model.checkpoint import DTYPE_BYTES, from_float32, open_checkpoint
+from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.dtypes import DTYPE_BYTES, from_float32
 from tsconvert.model.sparse_checkpoint import sparse_config, write_companions
 from tsconvert.model.spec import ModelSpec, spec_of
 from tsconvert.model.tensor_names import hf_name, model_places, shape_of
@@ -83,7 +84,7 @@ def write_checkpoint(
 def _write_weights(folder: Path, spec: ModelSpec, dtype: str, seed: int) -> None:
     normal = np.random.default_rng(seed).standard_normal(_POOL_VALUES, np.float32)
     pools = [from_float32(normal * np.float32(deviation), dtype) for deviation in _DEVIATIONS]
-    places = {hf_name(place): place for place in model_places(spec)}
+    places = {hf_name(spec, place): place for place in model_places(spec)}
     plan = [PlannedTensor(name=name, dtype=dtype, shape=shape_of(spec, place)) for name, place in places.items()]
     with CheckpointWriter(folder, plan) as writer:
         for tensor in plan:

@@ -72,7 +72,7 @@ precision = click.option(
 )
 FULL_OPTIONS = (
     "full_tokens", "full_batch_tokens", "micro_tokens", "full_learning_rate", "cross_entropy", "divergence", "hidden",
-    "penalty", "penalty_peak", "top_logits", "stream", "chat", "baseline", "evaluations", "patience", "checkpointing",
+    "top_logits", "stream", "chat", "baseline", "evaluations", "patience", "checkpointing",
     "train_embeddings", "report_to",
 )  # fmt: skip
 
@@ -97,16 +97,6 @@ def full_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--hidden", type=float, default=0.0, show_default=True, help="full: weight of hidden states' distance."
-            ),
-            click.option(
-                "--penalty",
-                type=click.Choice(["steered", "sine"]),
-                default="steered",
-                show_default=True,
-                help="full: how L1 is raised.",
-            ),
-            click.option(
-                "--penalty-peak", type=float, default=1.0, show_default=True, help="full: the highest, of sine."
             ),
             click.option("--top-logits", type=COUNT, help="full: the teacher's N largest, kept on disk; default: all."),
             click.option(

@@ -3,26 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..common.command_line import typed
 from ..common.files import atomic_file
 from ..model.checkpoint import Checkpoint
-from .full.config import FullFound
-
-if TYPE_CHECKING:
-    from .relufy import RelufyConfig, RelufyReport
+from .config import RelufyConfig
+from .report import FullResult, RelufyReport
 
 _CURVE_LINES = 24
 
 
-def write_card(folder: Path, config: "RelufyConfig", report: "RelufyReport", model: Checkpoint) -> None:
+def write_card(folder: Path, config: RelufyConfig, report: RelufyReport, model: Checkpoint) -> None:
     """README.md of the checkpoint in ``folder``."""
     with atomic_file(folder / "README.md") as stream:
         stream.write("\n".join(_lines(config, report, model)).encode() + b"\n")
 
 
-def _lines(config: "RelufyConfig", report: "RelufyReport", model: Checkpoint) -> Iterator[str]:
+def _lines(config: RelufyConfig, report: RelufyReport, model: Checkpoint) -> Iterator[str]:
     full = report.full
     assert full is not None
     dense = config.teacher or config.model
@@ -51,7 +48,7 @@ def _lines(config: "RelufyConfig", report: "RelufyReport", model: Checkpoint) ->
     yield from _curves(full)
 
 
-def _curves(full: FullFound) -> Iterator[str]:
+def _curves(full: FullResult) -> Iterator[str]:
     yield "\n## Curves\n\n| step | perplexity | under the predictors' mask | silent |\n|---|---|---|---|"
     for look in full.evaluations:
         masked = "" if look.predicted_perplexity is None else f"{look.predicted_perplexity:.2f}"

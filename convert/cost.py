@@ -1,20 +1,12 @@
 """What a `relufy` run takes in memory, disk and time: the arithmetic of `--dry-run`."""
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
+from ..common.cost import COPY_BYTES_PER_S, LIBRARIES_BYTES, Cost
 from ..common.precision import product_rate
-from ..common.units import duration
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
+from .config import RelufyConfig
 
-if TYPE_CHECKING:
-    from .relufy import RelufyConfig
-
-_COPY_BYTES_PER_S = 5e8  # of a checkpoint, read and written; disks differ
 _TORCH_BYTES = 155_000_000
-LIBRARIES_BYTES = 450_000_000
-"""Of torch, transformers and the tokenizer."""
 _TRAINED_BYTES = 12  # float32 gradient and AdamW's two moments, of each weight that is trained
 _HEADS_BYTES = 4 * 6  # per token and width: the step's inputs, targets, residuals and their gradients
 _STEP_BYTES = {False: 30, True: 27}  # per token and neuron in a step: gate, up, both relus, h, penalty and gradients
@@ -22,43 +14,8 @@ _FULL_NEURON_BYTES, _FULL_WIDTH_BYTES = 14, 30  # per token and layer in a step 
 _PASS_BYTES = {False: 16, True: 10}  # the same without gradients
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Bytes and seconds."""
-
-    memory_bytes: int
-    """Anonymous memory at its highest; pages of mapped files come on top and can be dropped."""
-    memory: dict[str, int]
-    """What it is made of."""
-    disk_bytes: int
-    """Of the output."""
-    scratch_bytes: int
-    """Of mapped temporary files beside the output."""
-    time_s: float
-    rate: float | None
-    """Floating-point operations a second that the time was reckoned with; measured. None: nothing is computed."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
-        disk = f"disk {self.disk_bytes / 1e9:.2f} GB"
-        if self.scratch_bytes:
-            disk += f" and {self.scratch_bytes / 1e9:.2f} GB for the time of the run"
-        basis = f"{self.rate / 1e9:,.0f} GFLOP/s, measured now" if self.rate else f"{_COPY_BYTES_PER_S / 1e6:.0f} MB/s"
-        return "\n".join(
-            [
-                f"memory {self.memory_bytes / 1e9:.2f} GB ({parts}), and pages of the mapped checkpoint",
-                disk,
-                f"time about {duration(self.time_s)} (at {basis})",
-            ]
-        )
-
-
 def relufy_cost(
-    spec: ModelSpec, source_bytes: int, output_bytes: int, config: "RelufyConfig", rate: float | None = None
+    spec: ModelSpec, source_bytes: int, output_bytes: int, config: RelufyConfig, rate: float | None = None
 ) -> Cost:
     """The cost of ``config`` on a model of ``spec``, in one process.
 
@@ -68,32 +25,21 @@ def relufy_cost(
     if config.recover == "none" and not config.align:
         tensor = 12 * max(spec.width * spec.neurons, spec.width * spec.vocab) if config.dtype else 0
         memory = {"libraries": _TORCH_BYTES, "one tensor": tensor}
-        time_s, rate, scratch = (source_bytes + output_bytes) / _COPY_BYTES_PER_S, None, 0
+        time_s, rate, scratch = (source_bytes + output_bytes) / COPY_BYTES_PER_S, None, 0
     else:
         memory, scratch = _memory(spec, config)
         rate = rate or product_rate(config.device, bfloat16=bool(config.training.autocast))
-        time_s = flops(spec, config) / rate + (source_bytes + output_bytes) / _COPY_BYTES_PER_S
+        time_s = flops(spec, config) / rate + (source_bytes + output_bytes) / COPY_BYTES_PER_S
     return Cost(
         memory_bytes=sum(memory.values()), memory=memory, disk_bytes=output_bytes, scratch_bytes=scratch,
         time_s=time_s, rate=rate,
     )  # fmt: skip
 
 
-def layer_weights(spec: ModelSpec) -> tuple[int, int]:
-    """Weights of one decoder layer: of its attention's matrices, of all its FFNs'."""
-    inner, kept = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    return 2 * spec.width * (inner + kept), 3 * spec.width * spec.neurons * spec.ffns
-
-
-def active_ffns(spec: ModelSpec) -> int:
-    """FFNs of a layer that a token goes through."""
-    return spec.experts_per_token or 1
-
-
-def flops(spec: ModelSpec, config: "RelufyConfig") -> float:
+def flops(spec: ModelSpec, config: RelufyConfig) -> float:
     """Floating-point operations of the whole run: a forward pass is two for each weight and token."""
-    attention, ffn = layer_weights(spec)
-    active = ffn // spec.ffns * active_ffns(spec)
+    attention, ffn = spec.layer_weights
+    active = ffn // spec.ffns * spec.active_ffns
     scores = 2 * spec.heads * spec.head_dim * config.context
     output = spec.width * spec.heads * spec.head_dim
     passes = 2 * config.tokens * (3 * (attention + scores) + 4 * active)  # teacher, student, alignment, judging
@@ -104,20 +50,20 @@ def flops(spec: ModelSpec, config: "RelufyConfig") -> float:
     return float(spec.layers * (passes + steps) + head) + (_full_flops(spec, config) if config.recover == "full" else 0)
 
 
-def _full_flops(spec: ModelSpec, config: "RelufyConfig") -> float:
+def _full_flops(spec: ModelSpec, config: RelufyConfig) -> float:
     """Of the whole model's training: forward and backward, the teacher's forward, the head's weights untouched."""
-    attention, ffn = layer_weights(spec)
-    active = ffn // spec.ffns * active_ffns(spec)
+    attention, ffn = spec.layer_weights
+    active = ffn // spec.ffns * spec.active_ffns
     layer = attention + active + 2 * spec.heads * spec.head_dim * config.context
     teacher = 2 if config.full.divergence or config.full.hidden else 0
     head = (6 if config.full.train_embeddings else 4) + teacher
     return float(config.full.tokens * ((6 + teacher) * spec.layers * layer + head * spec.width * spec.vocab))
 
 
-def _full_memory(spec: ModelSpec, config: "RelufyConfig") -> dict[str, int]:
+def _full_memory(spec: ModelSpec, config: RelufyConfig) -> dict[str, int]:
     full, autocast = config.full, bool(config.training.autocast)
     frozen = 0 if full.train_embeddings else spec.vocab * spec.width * (1 if spec.tied else 2)
-    active = spec.neurons * active_ffns(spec)
+    active = spec.neurons * spec.active_ffns
     layers = 1 if full.checkpointing else spec.layers
     return {
         "libraries": LIBRARIES_BYTES,
@@ -128,12 +74,12 @@ def _full_memory(spec: ModelSpec, config: "RelufyConfig") -> dict[str, int]:
     }
 
 
-def _memory(spec: ModelSpec, config: "RelufyConfig") -> tuple[dict[str, int], int]:
-    attention, ffn = layer_weights(spec)
+def _memory(spec: ModelSpec, config: RelufyConfig) -> tuple[dict[str, int], int]:
+    attention, ffn = spec.layer_weights
     inner, autocast = spec.heads * spec.head_dim, bool(config.training.autocast)
     buffers = [4 * config.tokens * width for width in (spec.width, spec.width, inner)]
     widest = max(spec.width * spec.neurons, spec.width * inner)
-    active = spec.neurons * active_ffns(spec)
+    active = spec.neurons * spec.active_ffns
     layer = {"libraries": LIBRARIES_BYTES, "layer": 4 * (attention + ffn)}
     if config.recover in ("local", "full"):
         trained = ffn + spec.width * inner * config.training.train_attention

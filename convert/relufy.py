@@ -5,16 +5,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..common import processes
 from ..common.command_line import typed
 from ..common.errors import TsconvertError
 from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing, write_json
 from ..common.progress import progress
-from ..model.checkpoint import Checkpoint, from_float32, open_checkpoint, to_float32
+from ..model.checkpoint import Checkpoint, open_checkpoint
+from ..model.dtypes import from_float32, to_float32
 from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.provenance import PROVENANCE
 from ..model.sparse_checkpoint import sparse_config, write_companions
@@ -22,122 +23,11 @@ from ..model.tensor_names import Place, hf_name
 from ..model.writer import CheckpointWriter, PlannedTensor, plan_like
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
-from ..text.sources import Source
 from .along import Along
-from .full.config import FullFound, FullRecovery
-from .local.layer_recovery import LayerResult, LocalRecovery
-
-if TYPE_CHECKING:
-    from .cost import Cost
-    from .threshold import Shift
+from .config import RelufyConfig
+from .report import LayerResult, RelufyReport, ThresholdShift
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelufyConfig:
-    """What `relufy` is asked to do."""
-
-    model: str
-    out: Path
-    activation: str = "drelu"
-    """`drelu` or `reglu`."""
-    recover: str = "local"
-    """`none`, `local`, or `full`: local, then training of the whole model (full_recovery.py)."""
-    align: bool = True
-    data: tuple[Source, ...] = ()
-    """Text to align and recover on; empty takes the embedded text."""
-    tokens: int = 65_536
-    context: int = 512
-    """Tokens a sequence."""
-    teacher: str | None = None
-    """The dense model to learn from; None is the model itself."""
-    min_expert_tokens: int = 0
-    """An expert that sees fewer is named and trained on further tokens, the router's next best; without training the
-    run stops."""
-    training: LocalRecovery = field(default_factory=LocalRecovery)
-    full: FullRecovery = field(default_factory=FullRecovery)
-    """The second stage of `full`."""
-    shift: float | None = None
-    """As a last step thresholds are set (shift.py) that keep this share of the activations' energy; None: none."""
-    dtype: str | None = None
-    """`F32`, `F16` or `BF16` for the output; None keeps each tensor's."""
-    max_shard_bytes: int = 5_000_000_000
-    device: str = "cpu"
-    seed: int = 0
-    resume: bool = False
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("activation", ("drelu", "reglu")),
-            ("recover", ("none", "local", "full")),
-            ("dtype", (None, "F32", "F16", "BF16")),
-        ):
-            if getattr(self, name) not in choices:
-                raise TsconvertError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}")
-        if self.shift is not None and not 0 < self.shift < 1:
-            raise TsconvertError(f"--shift {self.shift:g}: it must lie between 0 and 1, as in --shift 0.995")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelufyReport:
-    """What `relufy` did."""
-
-    out: Path
-    source_fingerprint: str
-    parameters: int
-    size_bytes: int
-    tokens: int = 0
-    energy_kept: tuple[float, float] | None = None
-    """Share of the SwiGLU energy on u > 0 before and after sign alignment, mean over layers."""
-    layers: tuple[LayerResult, ...] = ()
-    dense_perplexity: float | None = None
-    """On the sequences that were kept from training."""
-    perplexity: float | None = None
-    full: FullFound | None = None
-    """What training the whole model found; the perplexities are then those after it."""
-    shift: "Shift | None" = None
-    """What the thresholds set as the last step do."""
-    elapsed_s: float = 0.0
-    cost: "Cost | None" = None
-    """Of a dry run: what the run would take."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
-        found = asdict(self) | {"out": str(self.out)}
-        return found | {"cost": self.cost.to_json()} if self.cost else found
-
-    def __str__(self) -> str:
-        what = f"{self.out}: {self.parameters / 1e6:.1f}M parameters, {self.size_bytes / 1e6:,.1f} MB"
-        if self.cost:
-            return f"would write {what}\n{self.cost}"
-        lines = [f"{what}, {self.elapsed_s:.0f} s"]
-        if self.energy_kept:
-            before, after = self.energy_kept
-            lines.append(f"sign alignment: dReLU keeps {after:.0%} of the SwiGLU energy instead of {before:.0%}")
-        if self.perplexity is not None and self.dense_perplexity is not None:
-            ratio = self.perplexity / self.dense_perplexity
-            lines.append(
-                f"perplexity on sequences kept from training: {self.perplexity:.2f}, dense {self.dense_perplexity:.2f}"
-                f" ({ratio:.2f} times)"
-            )
-        unseen = [(i, e) for i, layer in enumerate(self.layers) for e, n in enumerate(layer.expert_tokens) if not n]
-        if unseen:
-            named = ", ".join(f"{expert} of layer {layer}" for layer, expert in unseen)
-            lines.append(f"experts that no token reached: {named}; --min-expert-tokens trains them")
-        if self.shift:
-            was, now = self.shift.density_before, self.shift.density
-            ratio = self.shift.perplexity / self.shift.perplexity_before
-            lines.append(f"threshold shift: density {was:.1%} to {now:.1%}, perplexity {ratio:.3f} times")
-        if self.full:
-            full, density = self.full, sum(self.full.density) / len(self.full.density)
-            lines.append(f"the whole model: {full.steps} steps, {full.tokens:,} tokens; best at step {full.best_step}")
-            lines.append(f"density: {density:.1%} of the neurons fire, on average over layers")
-        elif self.layers:
-            density = sum(layer.density for layer in self.layers) / len(self.layers)
-            lines.append(f"density: {density:.1%} of the neurons fire, on average over layers")
-        return "\n".join(lines)
 
 
 def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
@@ -154,6 +44,12 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
     Example:
         >>> relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse"), recover="none"))
     """
+    if config.predictors is not None:
+        from .masked.full import relufy_fully_with_predictors
+        from .masked.local import relufy_with_predictors
+
+        run = relufy_fully_with_predictors if config.recover == "full" else relufy_with_predictors
+        return run(config, config.predictors)
     if config.recover == "full" and not config.dry_run:
         from .full.recovery import relufy_fully
 
@@ -163,14 +59,13 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
         if any(each.path == "self" for each in config.data):
-            from ..text.own_text import with_own_text
-
             config = with_own_text(config)
         source = open_checkpoint(config.model)
         teacher = _teacher(source, config)
         plan = plan_like([source.info(place) for place in source.places], config.dtype)
         # experts are written one tensor each, whatever layout they came in
-        plan = [replace(tensor, name=hf_name(place)) for tensor, place in zip(plan, source.places, strict=True)]
+        names = [hf_name(source.spec, place) for place in source.places]
+        plan = [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
         size_bytes = sum(tensor.size_bytes for tensor in plan)
         report = RelufyReport(
             out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes
@@ -196,7 +91,19 @@ def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
     return report
 
 
-def _shift(config: RelufyConfig, folder: Path) -> "Shift":
+def with_own_text(config: RelufyConfig) -> RelufyConfig:
+    """``config`` with each source called `self` replaced by a file of the teacher's text; made once, beside OUT."""
+    from ..text import own_text  # torch and transformers take seconds to load
+
+    data = own_text.with_own_text(
+        config.data, config.teacher or config.model, config.out.with_name(config.out.name + ".self.jsonl"),
+        tokens=max(config.tokens, config.full.tokens if config.recover == "full" else 0),
+        context=config.context, seed=config.seed, device=config.device, bfloat16=bool(config.training.autocast),
+    )  # fmt: skip
+    return replace(config, data=data)
+
+
+def _shift(config: RelufyConfig, folder: Path) -> ThresholdShift:
     """The last step, on the sequences that were kept from training."""
     from .local.sweep import JUDGE_SHARE
     from .threshold import shift
@@ -236,7 +143,7 @@ def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Jou
     Raises:
         TsconvertError: one with others was begun there.
     """
-    asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
+    asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out", "predictors")}
     return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
 
 
@@ -276,9 +183,9 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
             info = source.info(place)
             if config.dtype and config.dtype != info.dtype:
                 raw = from_float32(to_float32(source.raw(place), info.dtype), config.dtype)
-                writer.write(hf_name(place), raw)
+                writer.write(hf_name(source.spec, place), raw)
             else:
-                writer.copy(hf_name(place), info)
+                writer.copy(hf_name(source.spec, place), info)
             step("")
 
 

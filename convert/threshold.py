@@ -5,7 +5,6 @@ the energy sum_j (h_j |down_j|)^2, measured on text, layer by layer, each behind
 """
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,14 @@ from ..common.files import write_json
 from ..model.checkpoint import Checkpoint
 from ..model.layers import Layer
 from ..model.sweep import Stream
+from .report import ThresholdShift
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
 _BINS = 4096
 _DECADES = 6  # below the largest value, that bins reach
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shift:
-    """What the shift does, on the sequences that set it."""
-
-    thresholds: tuple[float, ...]
-    density_before: float
-    density: float
-    perplexity_before: float
-    perplexity: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
-
-
-def shift(folder: Path, rows_NS: torch.Tensor, energy: float, device: str) -> Shift:
+def shift(folder: Path, rows_NS: torch.Tensor, energy: float, device: str) -> ThresholdShift:
     """Set the thresholds of the checkpoint in ``folder``, in its config.json.
 
     Args:
@@ -63,7 +48,7 @@ def shift(folder: Path, rows_NS: torch.Tensor, energy: float, device: str) -> Sh
     if not processes.rank():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         write_json(folder / "config.json", config | {"ffn_thresholds": thresholds})
-    return Shift(
+    return ThresholdShift(
         thresholds=tuple(thresholds), density_before=fired[0, 0] / fired[0, 1], density=fired[1, 0] / fired[1, 1],
         perplexity_before=float(np.exp(before.cross_entropy(slice(None)))),
         perplexity=float(np.exp(after.cross_entropy(slice(None)))),

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from ..common.files import refuse_existing, write_json
 from ..common.progress import note
 from ..common.units import size_text
+from ..convert.config import RelufyConfig
 from ..convert.full.config import FullRecovery
-from ..convert.local.layer_recovery import LocalRecovery
-from ..convert.relufy import RelufyConfig, relufy
+from ..convert.local.config import LocalRecovery
+from ..convert.relufy import relufy
 from ..model.checkpoint import open_checkpoint
 from .perplexity.perplexity import EvalConfig, evaluate
 from .records.eval_report import EvalReport, mean
@@ -203,8 +204,7 @@ class _Run:
 
 def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
     """Substitute, align, recover layer by layer and as a whole, predictors along; the perplexity of each."""
-    from ..convert.masked.full import relufy_fully_with_predictors
-    from ..convert.masked.local import JointConfig, relufy_with_predictors
+    from ..convert.masked.config import JointConfig
 
     out, target = run.out, recipe.training.target_sparsity
     substituted, aligned, local, sparse = (out / name for name in ("substituted", "aligned", "local", "sparse"))
@@ -218,18 +218,20 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
         "align", lambda: relufy(turned), quiet=False,
         command=f"relufy {model} --out {aligned} --recover none --tokens {recipe.look_tokens}",
     )  # fmt: skip
-    first = RelufyConfig(model=model, out=local, tokens=recipe.tokens, training=recipe.training)
     along = JointConfig(out=out / "local-predictors", rank=recipe.rank, target_energy=recipe.target_energy)
+    first = RelufyConfig(model=model, out=local, tokens=recipe.tokens, training=recipe.training, predictors=along)
     run.stage(
-        "recover each layer", lambda: relufy_with_predictors(first, along), quiet=False,
+        "recover each layer", lambda: relufy(first), quiet=False,
         command=f"relufy {model} --out {local} --predictors {along.out} --rank {recipe.rank} --tokens {recipe.tokens}"
         f" --steps {recipe.training.steps} --target-energy {recipe.target_energy} --target-sparsity {target}",
     )  # fmt: skip
     full = recipe.full
-    whole = replace(first, model=str(local), teacher=model, out=sparse, recover="full", full=full)
-    last = replace(along, out=out / "predictors")
+    last = replace(along, out=out / "predictors", start=along.out)
+    whole = replace(
+        first, model=str(local), teacher=model, out=sparse, recover="full", full=full, predictors=last
+    )  # fmt: skip
     run.stage(
-        "recover the whole", lambda: relufy_fully_with_predictors(whole, last, start=along.out), quiet=False,
+        "recover the whole", lambda: relufy(whole), quiet=False,
         command=f"relufy {local} --teacher {model} --out {sparse} --from-predictors {along.out} --predictors {last.out}"
         f" --recover full --full-tokens {full.tokens} --cross-entropy {full.cross_entropy:g}"
         f" --evaluations {full.evaluations} --target-energy {recipe.target_energy}"
@@ -245,7 +247,8 @@ def _convert(run: _Run, model: str, recipe: _Recipe) -> dict[str, float]:
 
 def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, Path]:
     """Profile, and a file for each engine that can run the model."""
-    from ..predictors.profile.profile import ProfileConfig, profile
+    from ..predictors.profile.config import ProfileConfig
+    from ..predictors.profile.profile import profile
     from ..quant.export import ExportConfig
     from .export import export_gguf
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from tsconvert.common.files import atomic_folder, write_json
-from tsconvert.model.checkpoint import Checkpoint, from_float32, open_checkpoint
+from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
+from tsconvert.model.dtypes import from_float32
 from tsconvert.model.sparse_checkpoint import copy_tokenizer
 from tsconvert.model.spec import spec_of
 from tsconvert.model.tensor_names import Place, hf_name
@@ -32,15 +33,15 @@ def upcycle(model: str, out: Path, experts: int = 4, experts_per_token: int = 2,
     rng = np.random.default_rng(seed)
     pairs = [(place, grown) for place in dense.places for grown in places(place, experts)]
     routers = [Place("router", layer) for layer in range(spec.layers)]
-    plan = [planned(dense, place, grown) for place, grown in pairs]
-    plan += [PlannedTensor(name=hf_name(place), dtype="F32", shape=(experts, spec.width)) for place in routers]
+    plan = [planned(dense, place, hf_name(spec, grown)) for place, grown in pairs]
+    plan += [PlannedTensor(name=hf_name(spec, place), dtype="F32", shape=(experts, spec.width)) for place in routers]
     with atomic_folder(out) as folder:
         with CheckpointWriter(folder, plan) as writer:
             for place, grown in pairs:
-                writer.write(hf_name(grown), dense.raw(place))
+                writer.write(hf_name(spec, grown), dense.raw(place))
             for place in routers:
                 weight_ED = rng.normal(0, 0.02, (experts, spec.width)).astype(np.float32)
-                writer.write(hf_name(place), from_float32(weight_ED, "F32"))
+                writer.write(hf_name(spec, place), from_float32(weight_ED, "F32"))
         write_json(folder / "config.json", config)
         copy_tokenizer(dense, folder)
 
@@ -66,9 +67,9 @@ def places(place: Place, experts: int) -> list[Place]:
     return [Place(place.role, place.layer, expert) for expert in range(experts)]
 
 
-def planned(dense: Checkpoint, place: Place, grown: Place) -> PlannedTensor:
+def planned(dense: Checkpoint, place: Place, name: str) -> PlannedTensor:
     info = dense.info(place)
-    return PlannedTensor(name=hf_name(grown), dtype=info.dtype, shape=info.shape)
+    return PlannedTensor(name=name, dtype=info.dtype, shape=info.shape)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
-"""One look at every value of a checkpoint: digest and largest magnitude, while the bytes pass through memory once.
+"""A scan of every value of a checkpoint: digest and largest magnitude, while the bytes pass through memory once.
 
-The digest is BLAKE3: as strong as SHA-256, and several times faster where the processor has vectors. Looks run on
-threads of their own, so that a command can read its tokenizer meanwhile.
+The digest is BLAKE3: as strong as SHA-256, and several times faster where the processor has vectors.
 """
 
 import os
@@ -9,22 +8,25 @@ import threading
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import blake3
 import numpy as np
 import numpy.typing as npt
 
-_BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+from ..common.errors import TsconvertError
+
 INFINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
-"""Of infinity; `Look.largest_bits` from there on is that, or NaN."""
+"""The bits of infinity; a `TensorScan.largest_bits` from there on is that, or NaN."""
+_BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 _PIECE_BYTES = 1 << 23  # stays in the last cache for the second reading
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen of a tensor."""
+class TensorScan:
+    """What a scan found in a tensor."""
 
     digest: bytes
     """BLAKE3 of its bytes."""
@@ -32,14 +34,14 @@ class Look:
     """The bits of its largest magnitude, in its own type; NaN is above infinity."""
 
 
-def look(raw: npt.NDArray[np.uint8], dtype: str) -> Look:
-    """The look at a tensor's bytes; ``dtype`` is F32, F16 or BF16."""
+def scan(raw: npt.NDArray[np.uint8], dtype: str) -> TensorScan:
+    """Scan a tensor's bytes; ``dtype`` is F32, F16 or BF16."""
     digest, largest = blake3.blake3(), 0
     for start in range(0, raw.size, _PIECE_BYTES):
         piece = raw[start : start + _PIECE_BYTES]
         digest.update(piece.data)
         largest = max(largest, largest_bits(piece.view(_BITS[dtype])))
-    return Look(digest.digest(), largest)
+    return TensorScan(digest.digest(), largest)
 
 
 def largest_bits(values: npt.NDArray[Any]) -> int:
@@ -53,8 +55,8 @@ def largest_bits(values: npt.NDArray[Any]) -> int:
     return max(above, below - sign if below >= sign else 0, 0)
 
 
-class Looks(Generic[Key]):
-    """The looks at all tensors of a checkpoint, each taken once.
+class TensorScans(Generic[Key]):
+    """The scans of all tensors of a checkpoint, each made once.
 
     Args:
         dtypes: of each tensor, in the order of the model.
@@ -63,48 +65,36 @@ class Looks(Generic[Key]):
 
     def __init__(self, dtypes: Mapping[Key, str], raw: Callable[[Key], npt.NDArray[np.uint8]]) -> None:
         self._dtypes, self._raw = dtypes, raw
-        self._found: dict[Key, Future[Look]] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._waiting = 0
+        self._scans: dict[Key, Future[TensorScan]] = {}
 
-    def __getitem__(self, key: Key) -> Look:
-        return self._ask(key).result()
+    def __getitem__(self, key: Key) -> TensorScan:
+        self.start()
+        return self._scans[key].result()
 
     def start(self) -> None:
-        """Begin to look at everything, in the background."""
-        for key in self._dtypes:
-            self._ask(key)
+        """Begin to scan everything, on threads of their own: a command can read its tokenizer meanwhile."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(os.cpu_count())
+                self._scans = {key: self._pool.submit(self._scan, key) for key in self._dtypes}
+                self._pool.shutdown(wait=False)  # its threads end with the last scan
+
+    def _scan(self, key: Key) -> TensorScan:
+        return scan(self._raw(key), self._dtypes[key])
 
     def stop(self) -> None:
-        """Look at nothing more; what was seen stays known."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)  # without the lock, which a look takes at its end
-        with self._lock:
-            left = {key: future for key, future in self._found.items() if not future.cancelled()}
-            self._waiting -= len(self._found) - len(left)
-            self._found = left
+        """Scan nothing more; the command has failed."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _ask(self, key: Key) -> Future[Look]:
-        with self._lock:
-            if key not in self._found:
-                self._pool = self._pool or ThreadPoolExecutor(os.cpu_count())
-                self._found[key] = self._pool.submit(self._look, key)
-                self._waiting += 1
-            return self._found[key]
 
-    def _look(self, key: Key) -> Look:
-        try:
-            return look(self._raw(key), self._dtypes[key])
-        finally:
-            self._end_if_last()
-
-    def _end_if_last(self) -> None:
-        """Threads that wait for nothing would be kept for as long as the checkpoint is."""
-        with self._lock:
-            self._waiting -= 1
-            if not self._waiting and self._pool is not None:
-                self._pool.shutdown(wait=False)
-                self._pool = None
+def not_finite(file: Path, name: str, values: npt.NDArray[np.float32]) -> TsconvertError:
+    """The refusal of a tensor with NaN or infinity."""
+    bad = ~np.isfinite(values).reshape(-1, values.shape[-1])
+    row = int(np.argmax(bad.any(axis=1)))
+    return TsconvertError(
+        f"{file}: tensor {name} holds {int(bad.sum())} values that are NaN or infinite, the first in row"
+        f" {row}; the weights are damaged or training diverged, go back to a sound checkpoint"
+    )

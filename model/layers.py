@@ -1,37 +1,27 @@
 """One decoder layer at a time: transformers' own modules, built without weights and filled from a checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, MistralConfig, MixtralConfig
-from transformers.models.llama import modeling_llama
-from transformers.models.mistral import modeling_mistral
-from transformers.models.mixtral import modeling_mixtral
 
 from ..common.errors import TsconvertError, reason
-from . import tensor_names
-from .checkpoint import Checkpoint, TensorInfo, to_float32
+from .checkpoint import Checkpoint
+from .dtypes import to_float32
+from .families import FAMILIES
+from .families.family import Family
 from .modeling_turbosparse import SparseExperts, activate, sparsify
-from .tensor_names import Place
+from .tensor_names import FFN, PREDICTOR, Place
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, C attention context.
-_FAMILIES: dict[str, tuple[Any, Any, Any]] = {
-    "llama": (LlamaConfig, modeling_llama.LlamaDecoderLayer, modeling_llama.LlamaRotaryEmbedding),
-    "mistral": (MistralConfig, modeling_mistral.MistralDecoderLayer, modeling_mistral.MistralRotaryEmbedding),
-    "mixtral": (MixtralConfig, modeling_mixtral.MixtralDecoderLayer, modeling_mixtral.MixtralRotaryEmbedding),
-}
-_MODULES = {
-    role: tensor_names.module_name(role) for role in (*tensor_names.ATTENTION, "ffn_norm", "router", *tensor_names.FFN)
-}
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_tensor(checkpoint: Checkpoint, place: Place) -> torch.Tensor:
     """The tensor at ``place`` as float32, in memory of its own."""
-    info: TensorInfo = checkpoint.info(place)
+    info = checkpoint.info(place)
     flat = torch.frombuffer(bytearray(checkpoint.raw(place)), dtype=_TORCH_DTYPES[info.dtype])
     return flat.reshape(info.shape).float()
 
@@ -47,6 +37,8 @@ class Layer:
     rotary: Any
     mask: torch.Tensor | None
     experts: int
+    parameters: Mapping[str, str]
+    """Role -> the path of its parameter in ``module``; experts left out."""
 
     @property
     def threshold(self) -> float:
@@ -144,12 +136,10 @@ class Layer:
 
     def tensors(self) -> Iterator[tuple[Place, torch.Tensor]]:
         """Each of the layer's tensors with its place."""
-        parameters = dict(self.module.named_parameters())
-        for role, path in _MODULES.items():
-            if path in parameters:
-                yield Place(role, self.index), parameters[path].data
+        for role, path in self.parameters.items():
+            yield Place(role, self.index), self.module.get_parameter(path).data
         for expert in range(self.experts):
-            for role, weight in zip(tensor_names.FFN, self.ffn_weights(expert), strict=True):
+            for role, weight in zip(FFN, self.ffn_weights(expert), strict=True):
                 yield Place(role, self.index, expert), weight.detach()
 
 
@@ -172,7 +162,11 @@ class Stack:
     ) -> None:
         self.checkpoint, self.device, self.matrices = checkpoint, device, matrices
         self.activation = activation or checkpoint.spec.activation
-        config_class, self._layer_class, rotary_class = _FAMILIES[checkpoint.spec.family]
+        family = FAMILIES[checkpoint.spec.family]
+        config_class, self._layer_class, rotary_class = map(
+            family.transformers_class, ("Config", "DecoderLayer", "RotaryEmbedding")
+        )
+        self._parameters = _parameter_paths(family)
         fields = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "auto_map")}
         try:
             self.config = config_class.from_dict(fields)
@@ -191,16 +185,14 @@ class Stack:
             module = self._layer_class(self.config, index)
             if self.activation != "swiglu":
                 sparsify(module, self.config)
-        for role, path in _MODULES.items():
-            place = Place(role, index)
-            if place in self.checkpoint:
-                tensor = read_tensor(self.checkpoint, place)
-                _assign(module, path, tensor.to(self.device, self.matrices if tensor.dim() > 1 else None))
+        for role, path in self._parameters.items():
+            tensor = read_tensor(self.checkpoint, Place(role, index))
+            _assign(module, path, tensor.to(self.device, self.matrices if tensor.dim() > 1 else None))
         spec = self.checkpoint.spec
         if spec.experts:
             self._fill_experts(module.mlp.experts, index)
         module.eval().requires_grad_(False)
-        return Layer(index, module, self.activation, self.rotary, self._mask(context), spec.experts)
+        return Layer(index, module, self.activation, self.rotary, self._mask(context), spec.experts, self._parameters)
 
     def embed(self, rows_NS: torch.Tensor) -> torch.Tensor:
         """The embeddings [N, S, D] of token ids [N, S]; only the rows that occur are read."""
@@ -236,6 +228,12 @@ class Stack:
             return None
         ones = torch.ones(context, context, dtype=torch.bool, device=self.device)
         return (ones.tril() & ones.triu(1 - window))[None, None]
+
+
+def _parameter_paths(family: Family) -> dict[str, str]:
+    """Role -> the path of its parameter in transformers' decoder layer; experts and predictors left out."""
+    roles = [role for role, name in family.tensors.items() if "{L}" in name and "{E}" not in name]
+    return {role: family.name_in_memory(role).partition("{L}.")[2] for role in roles if role not in PREDICTOR}
 
 
 def _assign(module: nn.Module, path: str, tensor: torch.Tensor) -> None:

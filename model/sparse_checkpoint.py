@@ -7,13 +7,9 @@ from typing import Any
 
 from ..common.files import write_json
 from .checkpoint import Checkpoint
-
-_CLASSES = {"llama": "TurboSparseLlama", "mistral": "TurboSparseMistral", "mixtral": "TurboSparseMixtral"}
-
+from .families import FAMILIES
 
 _MODELING = "modeling_turbosparse"
-
-
 # What makes a checkpoint usable beside its weights: tokenizer, chat template, generation defaults.
 _COMPANIONS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -24,10 +20,11 @@ _COMPANIONS = (
 def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = None) -> dict[str, Any]:
     """The config.json of the sparse model that ``checkpoint`` becomes."""
     config = copy.deepcopy(checkpoint.config)
-    name = _CLASSES[checkpoint.spec.family]
+    family = FAMILIES[checkpoint.spec.family]
+    name = family.sparse_prefix
     config |= {
         "architectures": [f"{name}ForCausalLM"],
-        "model_type": f"turbosparse_{checkpoint.spec.family}",
+        "model_type": family.sparse_type,
         "auto_map": {
             "AutoConfig": f"{_MODELING}.{name}Config",
             "AutoModelForCausalLM": f"{_MODELING}.{name}ForCausalLM",

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError, shown
+from .families import DENSE_TYPES, SPARSE_TYPES
+from .families.family import Family
 
-# model_type in config.json -> (family, activation where hidden_act does not say it)
-DENSE_TYPES = {"llama": "llama", "mistral": "mistral", "mixtral": "mixtral"}
-SPARSE_TYPES = {
-    "turbosparse_llama": "llama",
-    "turbosparse_mistral": "mistral",
-    "turbosparse_mixtral": "mixtral",
-    "bamboo": "mistral",  # TurboSparse-Mistral and Bamboo-base as their authors released them
-}
 ACTIVATIONS = ("swiglu", "drelu", "reglu")
 
 
@@ -31,7 +25,7 @@ class ModelSpec:
     """The shape and the arithmetic of a model, whatever file it is in."""
 
     family: str
-    """`llama`, `mistral` or `mixtral`."""
+    """One of `families.FAMILIES`."""
     activation: str
     """The FFN's: `swiglu` silu(gate)*up, `drelu` relu(gate)*relu(up), `reglu` relu(gate)*up."""
     layers: int
@@ -109,12 +103,22 @@ class ModelSpec:
         return max(1, self.experts)
 
     @property
+    def active_ffns(self) -> int:
+        """FFNs of a layer that a token goes through."""
+        return self.experts_per_token or 1
+
+    @property
+    def layer_weights(self) -> tuple[int, int]:
+        """Weights of one decoder layer: of its attention's matrices, of all its FFNs'."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+        return attention, 3 * self.width * self.neurons * self.ffns
+
+    @property
     def parameters(self) -> int:
         """Weights of the whole model, predictors not counted."""
-        attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        ffn = 3 * self.width * self.neurons * self.ffns + self.width * self.experts
+        router, norms = self.width * self.experts, 2 * self.width
         head = self.vocab * self.width * (1 if self.tied else 2)
-        return self.layers * (attention + ffn + 2 * self.width) + head + self.width
+        return self.layers * (sum(self.layer_weights) + router + norms) + head + self.width
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -135,8 +139,8 @@ def read_spec(folder: Path) -> ModelSpec:
     """The spec of the checkpoint in ``folder``.
 
     Raises:
-        TsconvertError: config.json is missing, is no Llama, Mistral or Mixtral, or asks for arithmetic that the
-            conversion does not cover; the message names the field and its value.
+        TsconvertError: config.json is missing, is of no known family, or asks for arithmetic that the conversion does
+            not cover; the message names the field and its value.
     """
     return spec_of(read_config(folder), folder / "config.json")
 
@@ -146,27 +150,31 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
     family = _family(config, where)
     activation = _activation(config, where)
     _refuse(config, where)
-    width, heads = _whole(config, where, "hidden_size"), _whole(config, where, "num_attention_heads")
-    rope_theta, rope_scaling = _rope(config, where)
-    moe = family == "mixtral"
+
+    def whole(field: str, default: int | None = None) -> int:
+        return _whole(config, where, field, int(family.defaults.get(field, 0)) or default)
+
+    width, heads = whole("hidden_size"), whole("num_attention_heads")
+    rope_theta, rope_scaling = _rope(config, where, family.defaults["rope_theta"])
+    windowed = family.sliding_window and config.get("sliding_window")
     fields: dict[str, Any] = {
-        "family": family,
+        "family": family.name,
         "activation": activation,
-        "layers": _whole(config, where, "num_hidden_layers"),
+        "layers": whole("num_hidden_layers"),
         "width": width,
-        "neurons": _whole(config, where, "intermediate_size"),
+        "neurons": whole("intermediate_size"),
         "heads": heads,
-        "kv_heads": _whole(config, where, "num_key_value_heads", heads),
-        "head_dim": _whole(config, where, "head_dim", width // heads),
-        "vocab": _whole(config, where, "vocab_size"),
-        "context": _whole(config, where, "max_position_embeddings", 2048),
-        "norm_eps": _number(config, where, "rms_norm_eps", 1e-6),
+        "kv_heads": whole("num_key_value_heads", heads),
+        "head_dim": whole("head_dim", width // heads),
+        "vocab": whole("vocab_size"),
+        "context": whole("max_position_embeddings"),
+        "norm_eps": _number(config, where, "rms_norm_eps", family.defaults["rms_norm_eps"]),
         "rope_theta": rope_theta,
         "rope_scaling": rope_scaling,
-        "sliding_window": _window(config, where, family),
+        "sliding_window": whole("sliding_window") if windowed else None,
         "tied": bool(config.get("tie_word_embeddings", False)),
-        "experts": _whole(config, where, "num_local_experts", 8) if moe else 0,
-        "experts_per_token": _whole(config, where, "num_experts_per_tok", 2) if moe else 0,
+        "experts": whole("num_local_experts") if family.experts else 0,
+        "experts_per_token": whole("num_experts_per_tok") if family.experts else 0,
         "thresholds": _thresholds(config, where),
         "bos": _token(config.get("bos_token_id")),
         "eos": _tokens(config.get("eos_token_id")),
@@ -177,7 +185,7 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         raise TsconvertError(f"{where}: {error}") from None
 
 
-def _family(config: Mapping[str, Any], where: Path) -> str:
+def _family(config: Mapping[str, Any], where: Path) -> Family:
     kind = config.get("model_type")
     known = DENSE_TYPES | SPARSE_TYPES
     if not isinstance(kind, str) or kind not in known:
@@ -226,11 +234,11 @@ _ROPE_POSITIVE = (
 _ROPE_NUMBERS = ("attention_factor", "mscale", "mscale_all_dim")
 
 
-def _rope(config: Mapping[str, Any], where: Path) -> tuple[float, Mapping[str, Any] | None]:
+def _rope(config: Mapping[str, Any], where: Path, theta_default: float) -> tuple[float, Mapping[str, Any] | None]:
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(parameters, Mapping):
         raise TsconvertError(f"{where}: rope_parameters is no object; download the file again")
-    theta = _number({"rope_theta": config.get("rope_theta"), **parameters}, where, "rope_theta", 10000.0)
+    theta = _number({"rope_theta": config.get("rope_theta"), **parameters}, where, "rope_theta", theta_default)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -252,10 +260,6 @@ def _thresholds(config: Mapping[str, Any], where: Path) -> tuple[float, ...]:
     if not known or any(abs(value) > _MOST for value in values):
         raise TsconvertError(f"{where}: ffn_thresholds is {shown(values)}; it must be a list of numbers, one a layer")
     return tuple(float(value) for value in values)
-
-
-def _window(config: Mapping[str, Any], where: Path, family: str) -> int | None:
-    return _whole(config, where, "sliding_window") if config.get("sliding_window") and family != "llama" else None
 
 
 def _number(config: Mapping[str, Any], where: Path, field: str, default: float) -> float:

@@ -5,26 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM
 
-from . import modeling_turbosparse as sparse
-from . import tensor_names
-from .checkpoint import Checkpoint, from_float32
+from . import modeling_turbosparse
+from .checkpoint import Checkpoint
+from .dtypes import from_float32
+from .families import FAMILIES
+from .families.family import Family
 from .sparse_checkpoint import sparse_config, write_companions
-from .tensor_names import Place, hf_name
+from .tensor_names import Place
 from .writer import CheckpointWriter, plan_like
-
-_DENSE = {"llama": LlamaForCausalLM, "mistral": MistralForCausalLM, "mixtral": MixtralForCausalLM}
-_SPARSE: dict[str, tuple[Any, Any]] = {
-    "llama": (sparse.TurboSparseLlamaConfig, sparse.TurboSparseLlamaForCausalLM),
-    "mistral": (sparse.TurboSparseMistralConfig, sparse.TurboSparseMistralForCausalLM),
-    "mixtral": (sparse.TurboSparseMixtralConfig, sparse.TurboSparseMixtralForCausalLM),
-}
 
 
 def sparse_model(checkpoint: Checkpoint) -> Any:
     """The sparse model of ``checkpoint`` in float32, to be trained."""
-    config_class, model_class = _SPARSE[checkpoint.spec.family]
+    prefix = FAMILIES[checkpoint.spec.family].sparse_prefix
+    config_class, model_class = (getattr(modeling_turbosparse, prefix + end) for end in ("Config", "ForCausalLM"))
     fields = sparse_config(checkpoint, checkpoint.spec.activation)
     config = config_class.from_dict({key: fields[key] for key in fields if key not in ("model_type", "auto_map")})
     return model_class.from_pretrained(checkpoint.folder, config=config, dtype=torch.float32, use_safetensors=True)
@@ -32,7 +27,8 @@ def sparse_model(checkpoint: Checkpoint) -> Any:
 
 def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """The dense model of ``checkpoint``, not to be trained."""
-    model = _DENSE[checkpoint.spec.family].from_pretrained(checkpoint.folder, dtype=dtype, use_safetensors=True)
+    model_class = FAMILIES[checkpoint.spec.family].transformers_class("ForCausalLM")
+    model = model_class.from_pretrained(checkpoint.folder, dtype=dtype, use_safetensors=True)
     return model.eval().requires_grad_(False)
 
 
@@ -49,19 +45,16 @@ def write_model(
     plan = plan_like(infos, dtype)
     with CheckpointWriter(folder, plan, max_shard_bytes) as writer:
         for place, tensor in zip(like.places, plan, strict=True):
-            weight = _weight(state, place, like.spec.neurons)
+            weight = _weight(state, FAMILIES[like.spec.family], place)
             writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
         write_companions(like, sparse_config(like, like.spec.activation, dtype), folder)
         writer.flush()
 
 
-def _weight(state: Mapping[str, torch.Tensor], place: Place, neurons: int) -> torch.Tensor:
-    """The weight at ``place`` in transformers' state: experts are fused there."""
-    if place.role == "router":
-        return state[tensor_names.FUSED_ROUTER.format(L=place.layer)].detach()
+def _weight(state: Mapping[str, torch.Tensor], family: Family, place: Place) -> torch.Tensor:
+    """The weight at ``place`` in transformers' state, where all experts of a layer are one tensor."""
     if place.expert is None:
-        return state[hf_name(place)].detach()
-    if place.role == "ffn_down":
-        return state[tensor_names.FUSED_DOWN.format(L=place.layer)][place.expert].detach()
-    gate_up = state[tensor_names.FUSED_GATE_UP.format(L=place.layer)][place.expert].detach()
-    return gate_up[:neurons] if place.role == "ffn_gate" else gate_up[neurons:]
+        return state[family.name_in_memory(place.role).format(L=place.layer)].detach()
+    template, roles = next(each for each in family.stacked.items() if place.role in each[1])
+    expert = state[template.format(L=place.layer)][place.expert].detach()
+    return expert.chunk(len(roles))[roles.index(place.role)]

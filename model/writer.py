@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from ..common.errors import TsconvertError
 from ..common.files import FULL, naming, put, reserve, write_json
-from .checkpoint import DTYPE_BYTES, INDEX, TensorInfo
+from .dtypes import DTYPE_BYTES
+from .safetensors_files import INDEX, TensorInfo
 
 _PIECE_BYTES = 1 << 24
 

@@ -1,62 +1,18 @@
 """The threshold of a predictor, and what it does with it, on tokens that it was not trained on."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
 from ..common import processes
-from .cost import Bits, Rates, exact_bytes, predicted_bytes
+from .cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from .energy import FFN
-from .predictor import AnyPredictor, stored_bytes
+from .predictor import Predictor
+from .report import FFNReport
 from .scores import Scores
 
 # Shape suffixes: T tokens, F neurons, D model width.
 _BINS = 1 << 15
-
-
-@dataclass(frozen=True, kw_only=True)
-class FFNReport:
-    """What one predictor does, on the calibration tokens. All shares lie between 0 and 1."""
-
-    layer: int
-    expert: int
-    rank: int
-    """0 where the FFN has no predictor."""
-    threshold: float = 0.0
-    tokens: int = 0
-    """Trained on."""
-    calibration_tokens: int = 0
-    density: float = 0.0
-    """True: share of neurons whose activation is not zero."""
-    gate_density: float = 0.0
-    predicted_density: float = 0.0
-    recall: float = 0.0
-    """Share of the firing neurons that were predicted."""
-    precision: float = 0.0
-    """Share of the predicted neurons that fire."""
-    energy: float = 0.0
-    """Share of the energy sum_j (h_j |down_j|)^2 that predicted neurons carry, weighted as `Labels.energy_TF` says."""
-    energy_at_zero: float = 0.0
-    """The same at threshold 0, which is all that PowerInfer's form can have."""
-    predicted_density_at_zero: float = 0.0
-    bytes_predicted: float = 0.0
-    """Bytes that a token reads in the FFN, by cost.py, with the predictor."""
-    bytes_exact: float = 0.0
-    used: bool = True
-    """False: the FFN is left to exact mode."""
-    reason: str = ""
-    """Why it is."""
-
-    @property
-    def pays(self) -> bool:
-        """A token reads fewer bytes with the predictor than without."""
-        return self.bytes_predicted < self.bytes_exact
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
 
 
 def left_to_exact(ffn: FFN, reason: str) -> FFNReport:
@@ -67,13 +23,13 @@ def left_to_exact(ffn: FFN, reason: str) -> FFNReport:
     )  # fmt: skip
 
 
-def calibrate(ffn: FFN, predictor: AnyPredictor, target_energy: float) -> float:
+def calibrate(ffn: FFN, predictor: Predictor, target_energy: float) -> float:
     """The highest threshold at which the predicted neurons keep ``target_energy`` of the energy, to one bin."""
     return thresholds(ffn, predictor, (target_energy,))[0]
 
 
 @torch.no_grad()
-def thresholds(ffn: FFN, predictor: AnyPredictor, target_energies: Sequence[float]) -> list[float]:
+def thresholds(ffn: FFN, predictor: Predictor, target_energies: Sequence[float]) -> list[float]:
     """`calibrate` for several energies.
 
     Two passes over the calibration tokens: the range of the logits, then the energy in each of 32,768 bins of it.
@@ -98,7 +54,7 @@ def thresholds(ffn: FFN, predictor: AnyPredictor, target_energies: Sequence[floa
 
 
 @torch.no_grad()
-def judge(ffn: FFN, predictor: AnyPredictor, bits: Bits) -> FFNReport:
+def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
     """What ``predictor`` does on the calibration tokens."""
     scores = Scores(predictor, ffn.device)
     sums = dict.fromkeys(
@@ -123,6 +79,7 @@ def judge(ffn: FFN, predictor: AnyPredictor, bits: Bits) -> FFNReport:
         gate=sums["gate"] / pairs, fired=sums["fired"] / pairs, predicted=sums["predicted"] / pairs,
         predicted_gate=sums["gated"] / pairs, hit=sums["hit"] / pairs,
     )  # fmt: skip
+    size = low_rank_bytes(ffn.width, ffn.neurons, predictor.rank, bits)
     return FFNReport(
         layer=ffn.layer.index,
         expert=ffn.expert,
@@ -138,7 +95,7 @@ def judge(ffn: FFN, predictor: AnyPredictor, bits: Bits) -> FFNReport:
         energy=_share(sums["kept"], sums["all"]),
         energy_at_zero=_share(sums["kept0"], sums["all"]),
         predicted_density_at_zero=sums["predicted0"] / pairs,
-        bytes_predicted=predicted_bytes(ffn.width, ffn.neurons, stored_bytes(predictor, bits), rates, bits),
+        bytes_predicted=predicted_bytes(ffn.width, ffn.neurons, size, rates, bits),
         bytes_exact=exact_bytes(ffn.width, ffn.neurons, rates, bits),
     )
 

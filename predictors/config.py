@@ -1,15 +1,42 @@
 """What `tsconvert predictors` is asked to do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..common.errors import TsconvertError
 from ..text.sources import Source
-from .cost import Bits
-from .stored import BITS
-from .training import Training
+from .cost import STORED_BITS, Bits
 
-METHODS = ("low-rank", "svd", "sign")
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How each predictor is trained."""
+
+    steps: int = 400
+    batch_tokens: int = 512
+    learning_rate: float = 3e-2
+    """AdamW's peak rate for a model of width 128; fc1's falls with the root of the width, as its weights do."""
+    stored_as: str = "F16"
+    """The type that the predictors are going to be stored in: F16, Q8_0 or Q4_0; training rounds to it."""
+    floor: float = 0.1
+    """Weight of a neuron that fires with next to no energy, against 1 for one of mean energy."""
+    autocast: bool | None = None
+    """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.stored_as not in STORED_BITS:
+            raise TsconvertError(f"stored_as is {self.stored_as!r}: it must be one of {', '.join(STORED_BITS)}")
+        if not self.learning_rate > 0:
+            raise TsconvertError(f"learning_rate is {self.learning_rate}: it must be above 0")
+
+    def on(self, device: str) -> "Training":
+        """The same with the precision chosen for ``device``."""
+        from ..common.precision import multiplies_bfloat16
+
+        return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,29 +49,27 @@ class PredictorConfig:
     """The predictor folder; None writes none."""
     data: tuple[Source, ...] = ()
     """Text to train on; empty takes the embedded text."""
-    tokens: int = 65_536
+    tokens: int = 64_000
     context: int = 512
     """Tokens a sequence."""
     rank: int | None = None
-    """R; None searches for the width that reads the fewest bytes, FFN by FFN."""
+    """R; None searches for the rank that reads the fewest bytes, FFN by FFN."""
     start: Path | None = None
-    """A folder of trained predictors to go on from, of this model or of what it was before; their ranks are kept."""
+    """A folder of trained predictors to go on from, of this model or an earlier state of it; they keep their ranks."""
     target_energy: float = 0.98
-    """Share of the activation energy sum_j (h_j |down_j|)^2 (weighted: `Labels.energy_TF`) to be predicted, 0 to 1."""
+    """Share of the activation energy (energy.py) to be predicted, 0 to 1."""
     max_loss: float | None = None
-    """Perplexity that predicted mode may cost, as a share of exact mode's: thresholds are set so (end_to_end.py),
-    tighter than ``target_energy`` where that is needed. None: each FFN keeps its energy, whatever that costs."""
+    """Share of exact mode's perplexity that predicted mode may lose: thresholds are set so (thresholds.py), tighter
+    than ``target_energy`` where that is needed. None: each FFN keeps its energy, whatever that costs."""
     max_density: float | None = None
     """Share of the neurons that may be predicted, 0 to 1; an FFN that needs more is named."""
     budget: float | None = None
     """Share of the model's parameters that predictors may have, 0 to 1; None is no limit."""
-    method: str = "low-rank"
-    """`low-rank`: trained. `svd`: truncated SVD of gate and up. `sign`: their sign bits, which no GGUF file holds."""
     everywhere: bool | None = None
     """A predictor for every FFN; False leaves those that do not pay to exact mode. None: True for a fixed rank."""
     training: Training = field(default_factory=Training)
     model_bits: float = 16.0
-    """A weight's size as the model is going to be stored, for the cost model; the predictors' is their training's."""
+    """Bits of a stored weight of the model, for the cost model; the predictors' follow from ``training``."""
     device: str = "cpu"
     seed: int = 0
     resume: bool = False
@@ -53,14 +78,9 @@ class PredictorConfig:
     """Say what it would take, and stop."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise TsconvertError(f"method is {self.method!r}: it must be one of {', '.join(METHODS)}")
-        if self.method == "sign" and self.rank is not None:
-            raise TsconvertError(f"--rank {self.rank}: sign bits have no rank; leave it at auto")
-        if self.start is not None and (self.rank is not None or self.method != "low-rank" or self.budget is not None):
+        if self.start is not None and (self.rank is not None or self.budget is not None):
             raise TsconvertError(
-                f"--from {self.start}: its predictors keep the width that they have; leave --rank, --method and"
-                " --budget away"
+                f"--from {self.start}: its predictors keep the width that they have; leave --rank and --budget away"
             )
         if self.rank is not None and self.rank < 2:
             raise TsconvertError(f"--rank {self.rank}: it must be at least 2, or auto")
@@ -72,7 +92,7 @@ class PredictorConfig:
     @property
     def bits(self) -> Bits:
         """For the cost model."""
-        return Bits(model=self.model_bits, predictor=BITS[self.training.stored_as])
+        return Bits(model=self.model_bits, predictor=STORED_BITS[self.training.stored_as])
 
     @property
     def needs_everywhere(self) -> bool:

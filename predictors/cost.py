@@ -12,6 +12,9 @@ That is what the runner reads in its two modes. Attention, embeddings and norms,
 
 from dataclasses import dataclass
 
+STORED_BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5}
+"""Bits a weight of the types that predictors are stored in, scales included."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -44,11 +47,6 @@ def exact_bytes(width: int, neurons: int, rates: Rates, bits: Bits) -> float:
 def low_rank_bytes(width: int, neurons: int, rank: int, bits: Bits) -> float:
     """Bytes of fc1 [R, D] and fc2 [F, R], all of which every token reads."""
     return rank * (width + neurons) * bits.predictor / 8
-
-
-def sign_bytes(matrices: int, neurons: int, width: int) -> float:
-    """Bytes of the sign bits of ``matrices`` of F rows and D columns."""
-    return matrices * neurons * width / 8
 
 
 def predicted_bytes(width: int, neurons: int, predictor: float, rates: Rates, bits: Bits) -> float:

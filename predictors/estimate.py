@@ -7,9 +7,9 @@ from typing import Any
 from ..model.checkpoint import open_checkpoint
 from ..model.layers import Layer
 from ..model.sweep import Stream, sweep
-from .calibration import FFNReport
 from .config import PredictorConfig
 from .profile.profile import refuse_dense
+from .report import FFNReport
 from .train import training_sequences
 from .trials import MIN_TOKENS, layer_ffns, train_one
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from ..common.errors import TsconvertError, reason, shown
 from ..common.files import atomic_folder
-from .predictor import AnyPredictor, arrays, from_arrays
+from .predictor import Predictor
 
 FORMAT_VERSION = 2
-LayerPredictors = Sequence[AnyPredictor | None]
+LayerPredictors = Sequence[Predictor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +77,13 @@ class StoredPredictors(Sequence[LayerPredictors]):
 
     def _predictor(
         self, tensors: dict[str, np.ndarray], layer: int, expert: int, threshold: float | None
-    ) -> AnyPredictor | None:
+    ) -> Predictor | None:
         if threshold is None:
             return None
         prefix = f"experts.{expert}."
         own = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
         try:
-            return from_arrays(own, threshold)
+            return Predictor.from_arrays(own, threshold)
         except ValueError as error:
             raise TsconvertError(f"{self._path(layer)}: expert {expert}: {error}; train them again") from None
 
@@ -107,7 +107,7 @@ def write_predictors(
             f"experts.{expert}.{name}": np.ascontiguousarray(array)
             for expert, predictor in enumerate(experts)
             if predictor is not None
-            for name, array in arrays(predictor).items()
+            for name, array in predictor.arrays().items()
         }
         if tensors:
             save_file(tensors, folder / _file_name(layer))

@@ -9,10 +9,10 @@ import numpy as np
 from ..common import processes
 from ..common.files import atomic_file
 from ..model.journal import KEPT
-from .calibration import FFNReport
-from .predictor import AnyPredictor, arrays, from_arrays
+from .predictor import Predictor
+from .report import FFNReport
 
-Trial = tuple[AnyPredictor | None, FFNReport]
+Trial = tuple[Predictor | None, FFNReport]
 """A predictor of one FFN, or None, and what it does."""
 
 
@@ -40,13 +40,13 @@ class Kept:
             for expert, trials in enumerate(ffns)
             for i, (predictor, _) in enumerate(trials)
             if predictor is not None
-            for name, array in arrays(predictor).items()
+            for name, array in predictor.arrays().items()
         }
         reports = [[report.to_json() for _, report in trials] for trials in ffns]
         with atomic_file(self._path(layer)) as stream:
             stream.write(save(tensors, {"reports": json.dumps(reports)}))
 
-    def load(self, layer: int, chosen: Sequence[int | None]) -> list[AnyPredictor | None]:
+    def load(self, layer: int, chosen: Sequence[int | None]) -> list[Predictor | None]:
         """For each FFN of ``layer`` the predictor of the trial chosen; None for none."""
         return processes.from_first([] if processes.rank() else self.read(layer, chosen))
 
@@ -54,17 +54,19 @@ class Kept:
         """Of all trials of ``layer``, by FFN."""
         return processes.from_first([] if processes.rank() else self._reports(layer))
 
-    def read(self, layer: int, chosen: Sequence[int | None]) -> list[AnyPredictor | None]:
+    def read(self, layer: int, chosen: Sequence[int | None]) -> list[Predictor | None]:
         """What `load` gives, in process 0 alone."""
         from safetensors import safe_open
 
-        predictors: list[AnyPredictor | None] = []
+        predictors: list[Predictor | None] = []
         reports = self._reports(layer)
         with safe_open(self._path(layer), "numpy") as file:
             for expert, i in enumerate(chosen):
                 prefix = f"{expert}.{i}."
                 found = {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
-                predictors.append(from_arrays(found, reports[expert][i].threshold) if found and i is not None else None)
+                predictors.append(
+                    Predictor.from_arrays(found, reports[expert][i].threshold) if found and i is not None else None
+                )
         return predictors
 
     def _reports(self, layer: int) -> list[list[FFNReport]]:

@@ -13,59 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common.errors import TsconvertError
-from ..common.files import atomic_folder, write_json
 from ..model.checkpoint import Checkpoint
 from ..model.layers import read_tensor
-from ..model.tensor_names import Place, hf_name
+from ..model.tensor_names import Place
 from .folder import PredictorSet
-from .predictor import Array, Predictor, SignPredictor
+from .predictor import Array, Predictor
 
 if TYPE_CHECKING:
     import torch
 
 # Shape suffixes: D model width, F neurons, R predictor rank.
 THRESHOLD = "sparse_threshold"
-
-
-def save_powerinfer_predictors(predictors: PredictorSet, checkpoint: Checkpoint, out: Path) -> None:
-    """Write a folder that PowerInfer's converter reads: predictors of the input before the norm, threshold 0.
-
-    Calibrated thresholds are left behind: training steers threshold 0 to the energy asked for, and the report tells how
-    close it came (`energy_at_zero`).
-
-    Raises:
-        TsconvertError: the model has experts, an FFN has no predictor, or they were trained for another model.
-    """
-    import torch
-
-    from .torch_file import save_torch
-
-    if checkpoint.spec.experts:
-        raise TsconvertError(
-            f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; export with"
-            " --target sparse, which takes tsconvert's own"
-        )
-    if predictors.model_fingerprint != checkpoint.fingerprint:
-        raise TsconvertError(
-            f"{out}: these predictors were trained for another model than {checkpoint.folder}; train them for this one"
-        )
-    with atomic_folder(out) as folder:
-        for layer, experts in enumerate(predictors.ffns):
-            if isinstance(experts[0], SignPredictor):
-                raise TsconvertError(
-                    f"{out}: sign bits are no predictors that PowerInfer reads; train them with --method low-rank or"
-                    " svd"
-                )
-            if experts[0] is None:
-                raise TsconvertError(
-                    f"{out}: layer {layer} has no predictor, and PowerInfer needs one in every layer; train them with"
-                    " --everywhere"
-                )
-            at_zero = Predictor(fc1_RD=experts[0].fc1_RD, fc2_FR=experts[0].fc2_FR)
-            folded = at_zero.folded(_norm(checkpoint, layer))
-            state = {"fc1.weight": torch.from_numpy(folded.fc1_RD), "fc2.weight": torch.from_numpy(folded.fc2_FR)}
-            save_torch(state, folder / f"model_{layer}.pt")
-        write_json(folder / "config.json", {THRESHOLD: 0.0})
 
 
 def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> PredictorSet:
@@ -100,7 +58,7 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
             )
         norm_D = _norm(checkpoint, layer)
         if not norm_D.all():
-            place = hf_name(Place("ffn_norm", layer))
+            place = checkpoint.info(Place("ffn_norm", layer)).name
             raise TsconvertError(
                 f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind it; train others with"
                 " `tsconvert predictors`"

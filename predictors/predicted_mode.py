@@ -11,7 +11,7 @@ from ..common.progress import progress
 from ..model.checkpoint import Checkpoint
 from ..model.layers import Layer
 from ..model.sweep import Stream
-from .predictor import AnyPredictor
+from .predictor import Predictor
 from .scores import Scores
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, V vocabulary.
@@ -30,7 +30,7 @@ class Effect:
 
 
 def predicted_stream(
-    checkpoint: Checkpoint, rows_NS: torch.Tensor, layer_predictors: Callable[[int], Sequence[AnyPredictor | None]],
+    checkpoint: Checkpoint, rows_NS: torch.Tensor, layer_predictors: Callable[[int], Sequence[Predictor | None]],
     device: str,
 ) -> Stream:  # fmt: skip
     """The hidden states of ``rows_NS`` after the last layer, in predicted mode.
@@ -71,7 +71,7 @@ def compare(exact: Stream, ours: slice, predicted: Stream, theirs: slice) -> Eff
 
 
 @torch.no_grad()
-def feed_forward_predicted(stream: Stream, layer: Layer, predictors: Sequence[AnyPredictor | None]) -> None:
+def feed_forward_predicted(stream: Stream, layer: Layer, predictors: Sequence[Predictor | None]) -> None:
     """Push the hidden states through the FFN half, unpredicted neurons left out.
 
     Args:

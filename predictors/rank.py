@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ..common.errors import TsconvertError
 from ..model.spec import ModelSpec
-from .calibration import FFNReport
 from .partial_results import Trial
+from .report import FFNReport
 
 STEP = 32
 """Ranks of the search are multiples of this: the block length of GGUF's quantized types."""

@@ -4,8 +4,50 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert.cost import Cost
-from .calibration import FFNReport
+from ..common.cost import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFNReport:
+    """What one predictor does, on the calibration tokens. All shares lie between 0 and 1."""
+
+    layer: int
+    expert: int
+    rank: int
+    """0 where the FFN has no predictor."""
+    threshold: float = 0.0
+    tokens: int = 0
+    """Trained on."""
+    calibration_tokens: int = 0
+    density: float = 0.0
+    """True: share of neurons whose activation is not zero."""
+    gate_density: float = 0.0
+    predicted_density: float = 0.0
+    recall: float = 0.0
+    """Share of the firing neurons that were predicted."""
+    precision: float = 0.0
+    """Share of the predicted neurons that fire."""
+    energy: float = 0.0
+    """Share of the energy sum_j (h_j |down_j|)^2 that predicted neurons carry, weighted as `Labels.energy_TF` says."""
+    energy_at_zero: float = 0.0
+    """The same at threshold 0, which is all that PowerInfer's form can have."""
+    predicted_density_at_zero: float = 0.0
+    bytes_predicted: float = 0.0
+    """Bytes that a token reads in the FFN, by cost.py, with the predictor."""
+    bytes_exact: float = 0.0
+    used: bool = True
+    """False: the FFN is left to exact mode."""
+    reason: str = ""
+    """Why it is."""
+
+    @property
+    def pays(self) -> bool:
+        """A token reads fewer bytes with the predictor than without."""
+        return self.bytes_predicted < self.bytes_exact
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +55,8 @@ class PredictorReport:
     """What `train_predictors` did; measured on the sequences kept from training, which also set the thresholds."""
 
     out: Path | None
-    method: str
+    method: str = "low-rank"
+    """How they were trained: alone, or with a layer or the whole model."""
     target_energy: float
     tokens: int
     model_parameters: int

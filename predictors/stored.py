@@ -7,8 +7,6 @@ saved are the rounded values, which the export's own rounding then leaves as the
 import torch
 
 _BLOCK = 32
-BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5}
-"""Bits a weight, scales included."""
 
 
 def as_stored(weight: torch.Tensor, type_name: str) -> torch.Tensor:

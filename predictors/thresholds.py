@@ -8,12 +8,13 @@ import torch
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint
 from ..model.sweep import Stream
-from .calibration import FFNReport, judge, left_to_exact
+from .calibration import judge, left_to_exact
 from .calibration import thresholds as energy_thresholds
 from .cost import Bits
 from .energy import ffns_of
 from .predicted_mode import Effect, compare, feed_forward_predicted
-from .predictor import AnyPredictor
+from .predictor import Predictor
+from .report import FFNReport
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, F neurons.
 _ENERGY_SHARE = 4  # one token in so many measures the mean energy, the others calibrate
@@ -22,7 +23,7 @@ _LIKE_ZERO = 0.95  # thresholds other than 0, which PowerInfer has not, want few
 
 Thresholds = list[list[float | None]]
 """``thresholds[layer][expert]``; None where there is no predictor."""
-LayerPredictors = Callable[[int], Sequence[AnyPredictor | None]]
+LayerPredictors = Callable[[int], Sequence[Predictor | None]]
 """Gives those of layer i, one an expert; asked for several times, so that memory holds one layer's."""
 
 
@@ -45,7 +46,7 @@ class Calibrated:
         """Of perplexity, as a share of exact mode's."""
         return self.effect.perplexity_predicted / self.effect.perplexity_exact - 1
 
-    def apply(self, layer: int, row: Sequence[AnyPredictor | None]) -> list[AnyPredictor | None]:
+    def apply(self, layer: int, row: Sequence[Predictor | None]) -> list[Predictor | None]:
         """The predictors of ``layer`` with these thresholds."""
         return _at(row, self.thresholds[layer])
 
@@ -89,7 +90,7 @@ def _density(way: Calibrated) -> float:
     return way.density
 
 
-def _at(row: Sequence[AnyPredictor | None], thresholds: Sequence[float | None]) -> list[AnyPredictor | None]:
+def _at(row: Sequence[Predictor | None], thresholds: Sequence[float | None]) -> list[Predictor | None]:
     return [
         None if predictor is None or threshold is None else replace(predictor, threshold=threshold)
         for predictor, threshold in zip(row, thresholds, strict=True)

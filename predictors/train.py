@@ -15,15 +15,14 @@ from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sweep import sweep
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
-from .calibration import FFNReport
 from .config import PredictorConfig
 from .folder import write_predictors
 from .partial_results import Kept
 from .predicted_mode import compare, predicted_stream
-from .predictor import AnyPredictor
+from .predictor import Predictor
 from .profile.profile import refuse_dense
 from .rank import check_budget, choices, spend
-from .report import PredictorReport
+from .report import FFNReport, PredictorReport
 from .thresholds import calibrate_model
 from .trials import Trials
 
@@ -53,7 +52,7 @@ def train_predictors(config: PredictorConfig) -> PredictorReport:
             refuse_existing(config.out)
         check_budget(checkpoint.spec, config.rank, config.budget, everywhere=config.needs_everywhere)
         report = PredictorReport(
-            out=config.out, method=config.method, target_energy=config.target_energy, tokens=config.tokens,
+            out=config.out, target_energy=config.target_energy, tokens=config.tokens,
             model_parameters=checkpoint.spec.parameters,
         )  # fmt: skip
         if config.dry_run:
@@ -88,7 +87,7 @@ def _train(checkpoint: Checkpoint, config: PredictorConfig, kept: Kept, report: 
     stream = sweep(checkpoint, sequences.rows_NS, [Trials(checkpoint, sequences, config, kept)], config.device)
     chosen = _choose(kept, checkpoint, config)
 
-    def layers(index: int) -> list[AnyPredictor | None]:
+    def layers(index: int) -> list[Predictor | None]:
         return kept.load(index, chosen[index])
 
     ffns = [ffn for layer in range(len(chosen)) for ffn in _reports(kept.reports(layer), chosen[layer], config)]

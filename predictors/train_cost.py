@@ -1,37 +1,31 @@
 """What training predictors takes in memory, disk and time: the arithmetic of `predictors --dry-run`."""
 
-from typing import TYPE_CHECKING
-
+from ..common.cost import LIBRARIES_BYTES, Cost
 from ..common.precision import product_rate
-from ..convert.cost import LIBRARIES_BYTES, Cost, active_ffns, layer_weights
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
+from .config import PredictorConfig
 from .rank import candidates, cap
-
-if TYPE_CHECKING:
-    from .config import PredictorConfig
 
 _TRAINED_BYTES = 20  # of each predictor weight: itself, as stored, gradient, AdamW's two moments
 _LABELS_BYTES = 26  # per token and neuron of a step: gate, up, h, energies, weights, logits
 _TRIALS = 3  # widths that a search usually tries
 
 
-def predictors_cost(spec: ModelSpec, config: "PredictorConfig", rate: float | None = None) -> Cost:
+def predictors_cost(spec: ModelSpec, config: PredictorConfig, rate: float | None = None) -> Cost:
     """The cost of ``config`` on a model of ``spec``, in one process.
 
     Args:
         rate: floating-point operations a second of the machine that is planned for; None measures this one's.
     """
     ranks = [config.rank] if config.rank else list(candidates(spec.width, cap(spec, config.budget)))[:_TRIALS]
-    if config.method == "sign":
-        ranks = []
     each, ffns = spec.width + spec.neurons, spec.layers * spec.ffns
-    attention, ffn = layer_weights(spec)
-    active = ffn // spec.ffns * active_ffns(spec)
+    attention, ffn = spec.layer_weights
+    active = ffn // spec.ffns * spec.active_ffns
     hidden = 4 * config.tokens * spec.width
     batch, steps = config.training.batch_tokens, config.training.steps
     step = batch * spec.neurons * _LABELS_BYTES
-    sweep = 14 * min(config.tokens, batch_tokens(spec)) * spec.neurons * active_ffns(spec)
+    sweep = 14 * min(config.tokens, batch_tokens(spec)) * spec.neurons * spec.active_ffns
     memory = {
         "libraries": LIBRARIES_BYTES,
         "layer": 4 * (attention + ffn),
@@ -41,7 +35,7 @@ def predictors_cost(spec: ModelSpec, config: "PredictorConfig", rate: float | No
         "hidden states": hidden if hidden <= IN_MEMORY_BYTES else 0,
     }
     labels = 4 * spec.width * spec.neurons
-    per_step = sum(labels + 6 * rank * each for rank in ranks) if config.method == "low-rank" else 0
+    per_step = sum(labels + 6 * rank * each for rank in ranks)
     judging = config.tokens // 8 * sum(3 * labels + 6 * rank * each for rank in ranks) / max(1, spec.ffns)
     passes = 2 * config.tokens * (attention + active) * 1.25
     flops = spec.layers * passes + ffns * (steps * batch * per_step + judging)

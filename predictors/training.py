@@ -10,53 +10,23 @@ predicts keeps the energy asked for. Its gradient, (w + price) sigmoid(z) - w, i
 """
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..common import processes
 from ..common.errors import TsconvertError
-from ..common.precision import multiplies_bfloat16
 from ..common.progress import at
-from ..convert.local.layer_recovery import schedule
+from ..common.schedule import schedule
+from .config import Training
 from .energy import FFN, Labels
 from .scores import logits
-from .stored import BITS, as_stored
+from .stored import as_stored
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 _REFERENCE_WIDTH = 128
 LATE_RATE = 0.2
 """Of the learning rate, where a trained predictor learns on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How each predictor is trained."""
-
-    steps: int = 400
-    batch_tokens: int = 512
-    learning_rate: float = 3e-2
-    """AdamW's, at its peak, for a model of width 128; fc1's falls with the root of the width, as its weights do."""
-    stored_as: str = "F16"
-    """The type that the predictors are going to be stored in: F16, Q8_0 or Q4_0; they are trained so rounded."""
-    floor: float = 0.1
-    """Weight of a neuron that fires with next to no energy, against 1 for one of mean energy."""
-    autocast: bool | None = None
-    """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.stored_as not in BITS:
-            raise TsconvertError(f"stored_as is {self.stored_as!r}: it must be one of {', '.join(BITS)}")
-        if not self.learning_rate > 0:
-            raise TsconvertError(f"learning_rate is {self.learning_rate}: it must be above 0")
-
-    def on(self, device: str) -> "Training":
-        """The same with the precision chosen for ``device``."""
-        return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
 
 
 class LowRank:

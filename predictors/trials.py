@@ -14,15 +14,14 @@ from ..model.layers import Layer
 from ..model.spec import ModelSpec
 from ..model.sweep import Stream
 from ..text.sequences import Sequences
-from .calibration import FFNReport, calibrate, judge, left_to_exact
+from .calibration import calibrate, judge, left_to_exact
 from .config import PredictorConfig
 from .energy import FFN, ffns_of
 from .folder import load_predictors
-from .linear import truncated_svd
 from .partial_results import Kept, Trial
-from .predictor import AnyPredictor, Predictor, sign_predictor
+from .predictor import Predictor
 from .rank import candidates, cap, tried
-from .stored import as_stored
+from .report import FFNReport
 from .training import train_low_rank
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, R predictor rank.
@@ -51,8 +50,7 @@ class Trials:
         energy, density = (
             sum(getattr(r, name) for r in reports) / len(reports) for name in ("energy", "predicted_density")
         )
-        ranks = "" if self.config.method == "sign" else f"rank {max(r.rank for r in reports)}, "
-        return f"{ranks}energy {energy:.3f} at density {density:.3f}"
+        return f"rank {max(r.rank for r in reports)}, energy {energy:.3f} at density {density:.3f}"
 
     def _trials(self, ffn: FFN) -> list[Trial]:
         """Of one FFN; one without a predictor where too few tokens reach it."""
@@ -62,11 +60,11 @@ class Trials:
             return [(None, left_to_exact(ffn, "too few tokens"))]
         if self.start is not None:
             start = self.start[ffn.layer.index][ffn.expert]
-            if isinstance(start, Predictor):
-                return [train_one(ffn, start.rank, config, start)]
-            return [(None, left_to_exact(ffn, "as before"))]
-        if config.rank is not None or config.method == "sign":
-            return [train_one(ffn, config.rank or 0, config)]
+            if start is None:
+                return [(None, left_to_exact(ffn, "as before"))]
+            return [train_one(ffn, start.rank, config, start)]
+        if config.rank is not None:
+            return [train_one(ffn, config.rank, config)]
         return tried(candidates(self.width, self.cap), lambda rank: train_one(ffn, rank, config), config.max_density)
 
 
@@ -91,35 +89,25 @@ def layer_ffns(layer: Layer, stream: Stream, train_tokens: int) -> list[FFN]:
 
 def train_one(
     ffn: FFN, rank: int, config: PredictorConfig, start: Predictor | None = None
-) -> tuple[AnyPredictor, FFNReport]:
+) -> tuple[Predictor, FFNReport]:
     """One predictor of ``ffn``, with its threshold and what it does on the calibration tokens."""
-    predictor = _made(ffn, rank, config, start)
+    generator = torch.Generator().manual_seed(hash_seed(config.seed, ffn.layer.index, ffn.expert, rank))
+    begun = None if start is None else (_weights(start.fc1_RD, ffn.device), _weights(start.fc2_FR, ffn.device))
+    fc1_RD, fc2_FR = train_low_rank(ffn, rank, config.target_energy, config.training, generator, begun)
+    predictor = Predictor(fc1_RD=fc1_RD.cpu().numpy(), fc2_FR=fc2_FR.cpu().numpy())
     threshold = calibrate(ffn, predictor, config.target_energy)
     predictor = replace(predictor, threshold=threshold, fired_F=ffn.fired().cpu().numpy())
     return predictor, judge(ffn, predictor, config.bits)
-
-
-def _made(ffn: FFN, rank: int, config: PredictorConfig, start: Predictor | None) -> AnyPredictor:
-    if config.method == "sign":
-        rows = (ffn.gate_FD, ffn.up_FD) if ffn.layer.activation == "drelu" else (ffn.gate_FD,)
-        return sign_predictor([weight_FD.float().cpu().numpy() for weight_FD in rows])
-    generator = torch.Generator().manual_seed(hash_seed(config.seed, ffn.layer.index, ffn.expert, rank))
-    if config.method == "svd":
-        fc1_RD, fc2_FR = (as_stored(w, config.training.stored_as) for w in truncated_svd(ffn, rank, generator))
-    else:
-        begun = None if start is None else (_weights(start.fc1_RD, ffn.device), _weights(start.fc2_FR, ffn.device))
-        fc1_RD, fc2_FR = train_low_rank(ffn, rank, config.target_energy, config.training, generator, begun)
-    return Predictor(fc1_RD=fc1_RD.cpu().numpy(), fc2_FR=fc2_FR.cpu().numpy())
 
 
 def _weights(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32)).to(device)
 
 
-def _start(folder: Path, spec: ModelSpec) -> Sequence[Sequence[AnyPredictor | None]]:
+def _start(folder: Path, spec: ModelSpec) -> Sequence[Sequence[Predictor | None]]:
     """The predictors in ``folder``, which must have the model's shape."""
     layers = load_predictors(folder).ffns
-    first = next((predictor for row in layers for predictor in row if isinstance(predictor, Predictor)), None)
+    first = next((predictor for row in layers for predictor in row if predictor), None)
     shape = None if first is None else (len(layers), len(layers[0]), first.fc1_RD.shape[1], first.fc2_FR.shape[0])
     wanted = (spec.layers, spec.ffns, spec.width, spec.neurons)
     if shape != wanted:

@@ -132,11 +132,11 @@ def export_unverified(config: ExportConfig) -> ExportReport:
     refuse_existing(config.out)
     refuse_existing(card_path(config.out))
     checkpoint = open_checkpoint(config.model)
-    checkpoint.looks.start()  # while the tokenizer is read
+    checkpoint.scans.start()  # while the tokenizer is read
     try:
         plan, predictors, info = _plan(config, checkpoint)
     except BaseException:
-        checkpoint.looks.stop()
+        checkpoint.scans.stop()
         raise
     for companion in plan.companions:
         refuse_existing(companion.path)

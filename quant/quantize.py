@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
-from ..model.checkpoint import not_finite
+from ..model.integrity import not_finite
 from .gguf.file import GGUF, GgufFile, GgufTensor
 from .gguf.shards import bytes_by_type, sharded, type_lines, write_files
 from .gguf.tensor_plan import MatrixRows, Rows, TensorPlan, largest_magnitude

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny random checkpoints with the embedded models' tokenizer."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core; before anything i
 
 Make = Callable[..., Path]
 SENTENCE = "the sea was calm and the old captain looked over dark water where whales had come up before dawn"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -87,3 +92,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Source:
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(words[pick] for pick in picks))
     return Source(path=str(path))
+
+
+@pytest.fixture
+def talker(make_checkpoint: Make) -> Path:
+    """A tiny model whose tokenizer has a chat template; and conversations beside it."""
+    folder = make_checkpoint("mistral")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    talk = [{"role": "user", "content": "Who is there?"}, {"role": "assistant", "content": "The White Whale."}]
+    (folder / "chat.jsonl").write_text("".join(json.dumps({"messages": talk * 2}) + "\n" for _ in range(64)))
+    return folder

@@ -3,18 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..common.errors import TsconvertError, reason
-from ..convert.full.config import FullRecovery
 from ..model.checkpoint import Checkpoint
 from .tokenizer import load_tokenizer
 from .training_rows import Packed
-
-if TYPE_CHECKING:
-    from ..convert.relufy import RelufyConfig
 
 # Shape suffixes: N sequences, S tokens a sequence.
 _HELD_SHARE = 16
@@ -22,27 +18,29 @@ Message = dict[str, str]
 
 
 def chat_rows(
-    checkpoint: Checkpoint, config: "RelufyConfig", how: FullRecovery, multiple: int
+    checkpoint: Checkpoint, file: str | Path, *, context: int, seed: int, multiple: int
 ) -> tuple[Packed, Packed]:
-    """Conversations packed into rows, in a seeded order; one in sixteen judges.
+    """Conversations packed into rows, in a seeded order: those to train on, and one in sixteen to judge by.
 
     Args:
-        multiple: of rows, in a step; the last few rows that would be less are left out.
+        checkpoint: the model, for its tokenizer and its chat template.
+        file: a .jsonl file, a conversation a line.
+        context: tokens a row; cut to the model's own context.
+        multiple: the number of training rows is cut to a multiple of this.
 
     Raises:
         TsconvertError: the tokenizer has no chat template, or the file is no list of conversations.
     """
-    assert how.chat is not None
     tokenizer = chat_tokenizer(checkpoint.folder)
-    talks = list(_conversations(Path(how.chat)))
-    order = np.random.default_rng(config.seed).permutation(len(talks))
-    encoded = [_encoded(tokenizer, talks[i], how.chat, int(i) + 1) for i in order]
-    context = min(config.context, checkpoint.spec.context)
+    talks = list(_conversations(Path(file)))
+    order = np.random.default_rng(seed).permutation(len(talks))
+    encoded = [_encoded(tokenizer, talks[i], file, int(i) + 1) for i in order]
+    context = min(context, checkpoint.spec.context)
     held = max(1, len(encoded) // _HELD_SHARE)
     judge, train = _pack(encoded[:held], context), _pack(encoded[held:], context)
     if not len(train.rows_NS) or not len(judge.rows_NS):
         raise TsconvertError(
-            f"{how.chat}: {len(talks)} conversations, which do not make two rows of {context} tokens; give more or a"
+            f"{file}: {len(talks)} conversations, which do not make two rows of {context} tokens; give more or a"
             " shorter --context"
         )
     return train[: max(1, len(train.rows_NS) // multiple) * multiple], judge
@@ -63,7 +61,7 @@ def chat_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _encoded(tokenizer: Any, messages: list[Message], file: str, number: int) -> tuple[list[int], list[bool]]:
+def _encoded(tokenizer: Any, messages: list[Message], file: str | Path, number: int) -> tuple[list[int], list[bool]]:
     try:
         return answered(tokenizer, messages)
     except Exception as error:  # a template may raise anything

@@ -1,9 +1,10 @@
-"""`--data self`: text sampled from the dense teacher, for who has no corpus (LLM-QAT, arXiv 2305.17888)."""
+"""`--data self`: text sampled from the dense teacher, for users without a corpus (LLM-QAT, arXiv 2305.17888)."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,53 +14,65 @@ from ..common.files import atomic_file
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.whole_model import dense_model
+from .sources import Source
 from .tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from ..convert.relufy import RelufyConfig
 
 OWN = "self"
 _BATCH = 16
 _LIKELY_TOKENS = 5  # of a text, the first ones after the opening that are taken greedily: LLM-QAT's mixed way
 
 
-def with_own_text(config: "RelufyConfig") -> "RelufyConfig":
-    """``config`` with each source called `self` replaced by a file of the teacher's text; made once, beside OUT.
+def with_own_text(
+    sources: Sequence[Source],
+    teacher: str | Path,
+    file: Path,
+    *,
+    tokens: int,
+    context: int,
+    seed: int,
+    device: str,
+    bfloat16: bool,
+) -> tuple[Source, ...]:
+    """``sources`` with each one called `self` replaced by ``file``, which the teacher's text is written to first.
+
+    Args:
+        teacher: the dense model that writes.
+        file: the .jsonl file to make; one that an earlier run left there is used as it is.
+        tokens: wanted from all sources together.
 
     Raises:
-        TsconvertError: the teacher is sparse, or ends every text at once.
+        TsconvertError: the teacher is sparse.
     """
-    if all(source.path != OWN for source in config.data):
-        return config
-    file = config.out.with_name(config.out.name + ".self.jsonl")
-    teacher = open_checkpoint(config.teacher or config.model)
-    if teacher.spec.sparse:
+    weights = [source.weight for source in sources if source.path == OWN]
+    if not weights:
+        return tuple(sources)
+    checkpoint = open_checkpoint(teacher)
+    if checkpoint.spec.sparse:
         raise TsconvertError(
-            f"--data self: {teacher.folder} is {teacher.spec.activation}; --teacher DENSE is to write it"
+            f"--data self: {checkpoint.folder} is {checkpoint.spec.activation}; --teacher DENSE is to write it"
         )
     if not processes.rank() and not file.exists():
-        total = sum(source.weight for source in config.data)
-        share = sum(source.weight for source in config.data if source.path == OWN) / total
-        wanted = max(config.tokens, config.full.tokens if config.recover == "full" else 0)
-        write_own_text(teacher, file, round(wanted * share * 1.1), config)
+        share = sum(weights) / sum(source.weight for source in sources)
+        wanted = round(tokens * share * 1.1)
+        write_own_text(checkpoint, file, wanted, context=context, seed=seed, device=device, bfloat16=bfloat16)
     processes.barrier()
-    return replace(
-        config, data=tuple(replace(source, path=str(file)) if source.path == OWN else source for source in config.data)
-    )
+    return tuple(replace(source, path=str(file)) if source.path == OWN else source for source in sources)
 
 
 @torch.no_grad()
-def write_own_text(teacher: Checkpoint, file: Path, tokens: int, config: "RelufyConfig") -> None:
-    """Sample about ``tokens`` tokens from ``teacher`` into a .jsonl file, a text a line.
+def write_own_text(
+    teacher: Checkpoint, file: Path, tokens: int, *, context: int, seed: int, device: str, bfloat16: bool
+) -> None:
+    """Sample about ``tokens`` tokens from ``teacher`` into a .jsonl file, a text of ``context`` tokens a line.
 
     Each text opens with the beginning-of-text token and one drawn from the vocabulary; the next few are the likeliest,
     the others are drawn from the whole distribution.
     """
-    device, tokenizer = config.device, load_tokenizer(teacher.folder)
-    model = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(device)
-    length = min(config.context, teacher.spec.context)
-    generator = torch.Generator().manual_seed(config.seed)
-    torch.manual_seed(config.seed)
+    tokenizer = load_tokenizer(teacher.folder)
+    model = dense_model(teacher, torch.bfloat16 if bfloat16 else torch.float32).to(device)
+    length = min(context, teacher.spec.context)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     rounds = max(1, -(-tokens // (_BATCH * length)))
     with atomic_file(file) as stream, progress("text of the teacher's own", rounds) as step:
         for _ in range(rounds):

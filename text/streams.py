@@ -2,21 +2,17 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from ..common.errors import TsconvertError
-from ..convert.full.config import FullRecovery
 from ..model.checkpoint import Checkpoint
 from .sources import Source, mixture, texts
 from .tokenizer import load_tokenizer
 from .training_rows import Packed, as_inputs
-
-if TYPE_CHECKING:
-    from ..convert.relufy import RelufyConfig
 
 # Shape suffixes: N sequences, S tokens a sequence.
 _HELD_ROWS = 64
@@ -75,18 +71,12 @@ class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
                 raise TsconvertError(f"--data {source.path}: it has no text; leave it out")
 
 
-def streamed_rows(checkpoint: Checkpoint, config: "RelufyConfig", how: FullRecovery) -> tuple[StreamedRows, Packed]:
-    """What is trained on and, its first rows, what judges.
-
-    Raises:
-        TsconvertError: there is no --data, or the teacher's logits are to be kept.
-    """
-    if not config.data or how.top_logits:
-        raise TsconvertError(
-            "--stream needs --data, and nothing is kept of what streams by; give --data and leave --top-logits out"
-        )
-    tokenizer, context = load_tokenizer(checkpoint.folder), min(config.context, checkpoint.spec.context)
-    stream = StreamedRows(tokenizer, config.data, context, config.seed, skip=_HELD_ROWS)
+def streamed_rows(
+    checkpoint: Checkpoint, sources: Sequence[Source], *, context: int, seed: int
+) -> tuple[StreamedRows, Packed]:
+    """The rows to train on and, the first of the stream, those to judge by."""
+    tokenizer, context = load_tokenizer(checkpoint.folder), min(context, checkpoint.spec.context)
+    stream = StreamedRows(tokenizer, sources, context, seed, skip=_HELD_ROWS)
     held = [row for row, _ in zip(stream.rows(), range(_HELD_ROWS), strict=False)]
     rows_NS, begins_NS = (np.stack(parts) for parts in zip(*held, strict=True))
     return stream, Packed(rows_NS, begins_NS)

@@ -1,7 +1,5 @@
 """The rows that full recovery trains on and is judged by: those that local recovery kept from training."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.utils.data import Dataset
 
@@ -11,12 +9,10 @@ from ...model.checkpoint import Checkpoint
 from ...text.packing import documents
 from ...text.tokenizer import load_tokenizer
 from ...text.training_rows import Packed, as_inputs
+from ..config import RelufyConfig
 from ..local.sweep import JUDGE_SHARE
 from .config import FullRecovery
 from .teacher_logits import KeptLogits
-
-if TYPE_CHECKING:
-    from ..relufy import RelufyConfig
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
@@ -38,9 +34,7 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         return found | (self.kept.of(index) if self.kept else {})
 
 
-def full_rows(
-    checkpoint: Checkpoint, config: "RelufyConfig", how: FullRecovery, multiple: int
-) -> tuple[Packed, Packed]:
+def full_rows(checkpoint: Checkpoint, config: RelufyConfig, how: FullRecovery, multiple: int) -> tuple[Packed, Packed]:
     """The rows to train on, and those that judge: what the layer sweep kept from training, here not trained on either.
 
     Args:

@@ -24,14 +24,15 @@ from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.provenance import PROVENANCE
 from ...model.whole_model import dense_model, sparse_model, write_model
 from ...text.conversations import chat_rows
-from ...text.own_text import with_own_text
 from ...text.streams import StreamedRows, streamed_rows
 from ...text.training_rows import Packed
 from ..card import write_card
-from ..relufy import RelufyConfig, RelufyReport, begin_journal, provenance, read_report, relufy
+from ..config import RelufyConfig
+from ..relufy import begin_journal, provenance, read_report, relufy, with_own_text
+from ..report import FullResult, RelufyReport
 from ..threshold import shift
 from .activations import InLoop
-from .config import FullFound, FullRecovery
+from .config import FullRecovery
 from .data import full_rows, same_tokenizer
 from .stage import Stage, batches, perplexity, rows_a_step
 from .teacher_logits import keep_logits
@@ -130,7 +131,7 @@ def _disk_bytes(start: Checkpoint) -> int:
 
 def _train(
     config: RelufyConfig, start: Checkpoint, teacher: Checkpoint, folder: Path, in_loop: InLoop | None
-) -> tuple[FullFound, Mapping[str, torch.Tensor], torch.Tensor]:
+) -> tuple[FullResult, Mapping[str, torch.Tensor], torch.Tensor]:
     """What was found, the best model's state, and the rows that judged."""
     how = replace(config.full, target_sparsity=config.full.target_sparsity or config.training.target_sparsity)
     same_tokenizer(start, teacher)
@@ -162,15 +163,21 @@ def _train(
 def _rows(start: Checkpoint, config: RelufyConfig, how: FullRecovery) -> tuple[Packed | StreamedRows, Packed]:
     """What is trained on, and what judges."""
     if how.stream:
-        return streamed_rows(start, config, how)
-    read = chat_rows if how.chat is not None else full_rows
-    return read(start, config, how, rows_a_step(config, how))
+        if not config.data or how.top_logits:
+            raise TsconvertError(
+                "--stream needs --data, and nothing is kept of what streams by; give --data and leave --top-logits out"
+            )
+        return streamed_rows(start, config.data, context=config.context, seed=config.seed)
+    multiple = rows_a_step(config, how)
+    if how.chat is not None:
+        return chat_rows(start, how.chat, context=config.context, seed=config.seed, multiple=multiple)
+    return full_rows(start, config, how, multiple)
 
 
 def _baseline(stage: Stage, teacher: Checkpoint) -> float:
     """The perplexity of the dense model after as many steps on the same rows, by cross-entropy alone."""
     note("the dense model on the same tokens, for comparison")
-    how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None, penalty="steered")
+    how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None)
     folder = stage.folder / "baseline"
     dense = dense_model(teacher, torch.float32).requires_grad_(True)
     found, _ = replace(stage, how=how, folder=folder, kept=None, teacher=None, in_loop=None).run(_frozen(dense, how))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,23 +17,22 @@ from ...common.progress import note
 from ...common.system_errors import no_room
 from ...text.streams import StreamedRows
 from ...text.training_rows import IGNORED, Packed
+from ..config import RelufyConfig
+from ..report import Evaluation, FullResult
 from .activations import InLoop
 from .callbacks import Progress
-from .config import Evaluation, FullFound, FullRecovery
+from .config import FullRecovery
 from .data import Rows
 from .loss import distillation
 from .teacher_logits import KeptLogits
 from .trainer import RecoveryTrainer, forwarded, shifted, whole
-
-if TYPE_CHECKING:
-    from ..relufy import RelufyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """What is trained, on what, towards what."""
 
-    config: "RelufyConfig"
+    config: RelufyConfig
     how: FullRecovery
     folder: Path
     """Of the trainer and its checkpoints."""
@@ -45,7 +44,7 @@ class Stage:
     teacher: Any = None
     in_loop: InLoop | None = None
 
-    def run(self, model: Any) -> tuple[FullFound, RecoveryTrainer]:
+    def run(self, model: Any) -> tuple[FullResult, RecoveryTrainer]:
         """Train ``model``; the best checkpoint is loaded in the end.
 
         Raises:
@@ -62,7 +61,7 @@ class Stage:
         self._train(trainer)
         judged = trainer.evaluate()
         history = trainer.state.log_history
-        found = FullFound(
+        found = FullResult(
             steps=trainer.state.global_step, tokens=trainer.state.global_step * self.how.batch_tokens,
             best_step=trainer.state.best_global_step or trainer.state.global_step,
             perplexity=judged["eval_perplexity"], density=trainer.layer_density,
@@ -89,7 +88,7 @@ class Stage:
             raise
 
 
-def arguments(config: "RelufyConfig", how: FullRecovery, folder: Path) -> TrainingArguments:
+def arguments(config: RelufyConfig, how: FullRecovery, folder: Path) -> TrainingArguments:
     """transformers' settings for ``how``."""
     rows = max(1, how.micro_tokens // config.context)
     steps = max(1, how.batch_tokens // (rows * config.context * processes.world()))
@@ -114,7 +113,7 @@ def _checkpointing(how: FullRecovery) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if how.checkpointing else {}
 
 
-def rows_a_step(config: "RelufyConfig", how: FullRecovery) -> int:
+def rows_a_step(config: RelufyConfig, how: FullRecovery) -> int:
     """Sequences that all processes train on in one step."""
     rows = max(1, how.micro_tokens // config.context)
     return rows * max(1, how.batch_tokens // (rows * config.context * processes.world())) * processes.world()

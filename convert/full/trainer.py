@@ -20,7 +20,6 @@ from .activations import InLoop, Meter
 from .config import FullRecovery
 from .fsdp import shard_on_cpu
 from .loss import Teacher, TopK, distillation, hidden_distance
-from .staged_penalty import StagedPenalty
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
 _STATE = "recovery.json"
@@ -49,8 +48,9 @@ class RecoveryTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.meter = Meter(self.model, in_loop)
-        self.penalty = _penalty(how)
-        self.meter.penalised = self.penalty.goal is not None or how.penalty == "sine"
+        self.penalty = SparsityPenalty(how.target_sparsity, how.steps)
+        self.penalty.weight = _FIRST_WEIGHT
+        self.meter.penalised = self.penalty.goal is not None
         self._parts: dict[str, list[float]] = {}
         self._fired: list[float] = []
         self._steered = -1
@@ -228,14 +228,6 @@ class RecoveryTrainer(Trainer):
         state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
         vars(self.penalty).update(state["penalty"])
         self.meter.restore(state["meter"])
-
-
-def _penalty(how: FullRecovery) -> SparsityPenalty | StagedPenalty:
-    if how.penalty == "sine":
-        return StagedPenalty(how.target_sparsity, how.steps, how.penalty_peak)
-    penalty = SparsityPenalty(how.target_sparsity, how.steps)
-    penalty.weight = _FIRST_WEIGHT
-    return penalty
 
 
 def whole(checkpoint: Path) -> bool:

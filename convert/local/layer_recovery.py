@@ -9,7 +9,7 @@ gradients are summed, so the weights stay equal.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -18,64 +18,18 @@ from torch import nn
 
 from ...common import processes
 from ...common.errors import TsconvertError
-from ...common.precision import multiplies_bfloat16
 from ...common.progress import at
+from ...common.schedule import schedule
 from ..along import Along
 from ..penalty import SparsityPenalty
+from ..report import LayerResult
+from .config import LocalRecovery
 from .layer_data import LayerData, blocks
 
 if TYPE_CHECKING:
     from ...model.layers import Layer
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalRecovery:
-    """How each layer is trained."""
-
-    steps: int = 200
-    batch_tokens: int = 2048
-    learning_rate: float | None = None
-    """AdamW's, at its peak; a cosine takes it to zero. None: 6e-3 up to width 576, where it was measured, and falling
-    as 1/width from there (muP, arXiv 2203.03466)."""
-    train_attention: bool = True
-    """The attention's output projection learns as well."""
-    target_sparsity: float | None = None
-    """Share of neurons to be silent, 0 to 1; a penalty on the activations steers there. None: no penalty."""
-    autocast: bool | None = None
-    """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
-
-    def __post_init__(self) -> None:
-        if self.target_sparsity is not None and not 0 < self.target_sparsity < 1:
-            raise TsconvertError(f"--target-sparsity {self.target_sparsity:g}: it must lie between 0 and 1")
-        if self.steps < 1 or self.batch_tokens < 1:
-            raise TsconvertError(
-                f"--steps {self.steps} and --batch-tokens {self.batch_tokens}: both must be at least 1"
-            )
-
-    def on(self, device: str) -> "LocalRecovery":
-        """The same with the precision chosen for ``device``."""
-        return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
-
-    def peak(self, width: int) -> float:
-        """The learning rate for a model of ``width``."""
-        return 6e-3 * min(1.0, 576 / width) if self.learning_rate is None else self.learning_rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerResult:
-    """What one layer's recovery did, on tokens that it was not trained on."""
-
-    error_before: float
-    """Mean over tokens of |student - teacher|^2 / |teacher|^2 at the layer's output."""
-    error_after: float
-    density: float
-    """Share of neurons that fire."""
-    expert_tokens: list[int]
-    """Training tokens that the router gave each FFN."""
-    curve: list[float] = field(default_factory=list)
-    """The training loss, `error`'s measure, in at most 24 equal stretches of the steps: the mean of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,11 +197,3 @@ def expert_tokens(layer: "Layer", data: LayerData) -> list[int]:
         for expert, (token, _) in enumerate(layer.route(x_TD)):
             counts[expert] += len(token)
     return [int(count) for count in processes.sums(*counts)]
-
-
-def schedule(step: int, steps: int) -> float:
-    """Of the learning rate, 0 to 1: a short rise, then a cosine down to 0 at the last of the steps."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

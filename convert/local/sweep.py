@@ -2,28 +2,29 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...common import processes
 from ...common.progress import progress
-from ...model.checkpoint import Checkpoint, from_float32, read_header, shard_files, to_float32
+from ...model.checkpoint import Checkpoint
+from ...model.dtypes import from_float32, to_float32
 from ...model.journal import Journal
 from ...model.layers import Layer
+from ...model.safetensors_files import read_header, shard_files
 from ...model.sweep import Stream
 from ...model.tensor_names import hf_name
 from ...model.writer import CheckpointWriter
 from ...text.sequences import Sequences
 from ..alignment import SignAlignment
 from ..along import Along
+from ..config import RelufyConfig
+from ..report import LayerResult
 from .layer_data import LayerData
-from .layer_recovery import LayerResult, expert_tokens, judge_layer, recover_layer
+from .layer_recovery import expert_tokens, judge_layer, recover_layer
 from .starved_experts import further_tokens, refuse_starved
-
-if TYPE_CHECKING:
-    from ..relufy import RelufyConfig
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
 JUDGE_SHARE = 16
@@ -55,7 +56,7 @@ class RecoverySweep:
     """
 
     def __init__(
-        self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: "RelufyConfig",
+        self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: RelufyConfig,
         writer: CheckpointWriter | None, folder: Path, journal: Journal | None, along: Along | None = None,
     ) -> None:  # fmt: skip
         self.along = along
@@ -153,7 +154,7 @@ class RecoverySweep:
             dtype = self.config.dtype or self.source.info(place).dtype
             raw = from_float32(tensor.float().cpu().contiguous().numpy(), dtype)
             if self.writer is not None:
-                self.writer.write(hf_name(place), raw)
+                self.writer.write(hf_name(self.source.spec, place), raw)
             if dtype != "F32":
                 tensor.copy_(torch.from_numpy(to_float32(raw, dtype)).view_as(tensor))
         if self.writer is not None:
@@ -166,7 +167,7 @@ class RecoverySweep:
         if self.writer is not None:
             infos = {name: info for file in shard_files(self.folder) for name, info in read_header(file).items()}
         for place, tensor in layer.tensors():
-            if info := infos.get(hf_name(place)):
+            if info := infos.get(hf_name(self.source.spec, place)):
                 with info.file.open("rb") as stream:
                     stream.seek(info.start)
                     raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)

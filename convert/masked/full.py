@@ -19,30 +19,28 @@ from ...predictors.folder import PredictorSet, load_predictors, save_predictors
 from ...predictors.predictor import Predictor
 from ...predictors.report import PredictorReport
 from ...predictors.thresholds import calibrate_model
+from ..config import RelufyConfig
 from ..full.recovery import relufy_fully
-from ..relufy import RelufyConfig, RelufyReport, relufy
-from .local import JointConfig, JointReport, relufy_with_predictors
+from ..relufy import relufy
+from ..report import RelufyReport
+from .config import JointConfig
+from .local import relufy_with_predictors
 from .loop_predictors import LoopPredictors
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width.
 Layers = list[list[Predictor | None]]
 
 
-def relufy_fully_with_predictors(
-    config: RelufyConfig, joint: JointConfig, *, start: Path | None = None, share: float = 0.9
-) -> JointReport:
+def relufy_fully_with_predictors(config: RelufyConfig, joint: JointConfig) -> RelufyReport:
     """Recover a model layer by layer and then as a whole, its predictors trained along in both stages.
-
-    Args:
-        start: the predictors of ``config.model``, if that is sparse already; there is then no local stage.
-        share: of the sequences of the second stage, those that see the predicted neurons only.
 
     Raises:
         TsconvertError: bad input, as for `relufy`.
     """
-    start_s = time.monotonic()
+    start_s, start = time.monotonic(), joint.start
+    config = replace(config, predictors=None)
     if config.dry_run:
-        return JointReport(recovery=relufy(config), predictors=None)
+        return relufy(replace(config, predictors=None))
     if not config.resume:
         refuse_existing(joint.out)
     if open_checkpoint(config.model).spec.sparse:
@@ -58,9 +56,9 @@ def relufy_fully_with_predictors(
         if not config.resume and not processes.rank():
             shutil.rmtree(local, ignore_errors=True)
         processes.barrier()
-        return relufy_with_predictors(stage, replace(joint, out=local)).recovery
+        return relufy_with_predictors(stage, replace(joint, out=local))
 
-    loop = LoopPredictors(start or local, joint.target_energy, joint.training.stored_as, share)
+    loop = LoopPredictors(start or local, joint.target_energy, joint.training.stored_as, joint.masked_share)
     found: list[PredictorReport] = []
 
     def last(folder: Path, held_NS: torch.Tensor, state: Mapping[str, torch.Tensor]) -> None:
@@ -69,7 +67,7 @@ def relufy_fully_with_predictors(
     report = relufy_fully(config, local=first, in_loop=loop, finish=last)
     shutil.rmtree(local, ignore_errors=True)
     predictors = replace(found[0], elapsed_s=time.monotonic() - start_s) if found else None
-    return JointReport(recovery=report, predictors=predictors)
+    return replace(report, predictors=predictors)
 
 
 def _finish(

@@ -6,9 +6,8 @@ leaves out, and the predictors follow the layer (TurboSparse trained both togeth
 is 0 throughout, so that PowerInfer can run them.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,84 +19,26 @@ from ...model.layers import Layer
 from ...model.spec import ModelSpec
 from ...model.sweep import Stream
 from ...predictors.calibration import judge
-from ...predictors.cost import Bits
 from ...predictors.energy import FFN, ffns_of
 from ...predictors.folder import load_predictors, write_predictors
 from ...predictors.partial_results import Kept
 from ...predictors.predicted_mode import compare, feed_forward_predicted
-from ...predictors.predictor import AnyPredictor, Predictor
+from ...predictors.predictor import Predictor
 from ...predictors.rank import default_rank
 from ...predictors.report import PredictorReport
 from ...predictors.scores import logits
-from ...predictors.stored import BITS
-from ...predictors.training import LATE_RATE, LowRank, Training
+from ...predictors.training import LATE_RATE, LowRank
+from ..config import RelufyConfig
 from ..local.layer_data import LayerData
-from ..relufy import RelufyConfig, RelufyReport, relufy
+from ..relufy import relufy
+from ..report import RelufyReport
+from .config import JointConfig
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 
 
-def joint_training(stored_as: str = "F16") -> Training:
-    """The predictors' own training before the mask is used: shorter than alone, for it goes on with the layer."""
-    return Training(steps=250, stored_as=stored_as)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointConfig:
-    """How predictors are trained along."""
-
-    out: Path
-    """The predictor folder; must not exist."""
-    rank: int | None = None
-    """R, the same for all FFNs; None: what makes predictors of 4 % of the model's parameters, a multiple of 32."""
-    target_energy: float = 0.98
-    """Share of the activation energy (`Labels.energy_TF`) that the predicted neurons are to carry."""
-    share: float = 0.5
-    """Of a layer's steps, the last ones, those with the mask."""
-    max_loss: float = 0.02
-    """Of perplexity, that predicted mode may cost against exact mode, where thresholds can see to it."""
-    training: Training = field(default_factory=joint_training)
-    """Of the predictors, before the mask is used."""
-
-    @property
-    def bits(self) -> Bits:
-        """For the cost model."""
-        return Bits(predictor=BITS[self.training.stored_as])
-
-    def __post_init__(self) -> None:
-        for name in ("target_energy", "share"):
-            if not 0 < getattr(self, name) < 1:
-                raise TsconvertError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
-        if self.rank is not None and self.rank < 2:
-            raise TsconvertError(f"--rank {self.rank}: it must be at least 2, or auto")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointReport:
-    """What `relufy_with_predictors` did."""
-
-    recovery: RelufyReport
-    """Its perplexity is that of predicted mode."""
-    predictors: PredictorReport | None
-    """None of a dry run."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Both reports as plain values."""
-        return self.recovery.to_json() | {"predictors": self.predictors.to_json() if self.predictors else None}
-
-    def __str__(self) -> str:
-        return str(self.recovery) + (f"\n{self.predictors}" if self.predictors else "")
-
-
-def relufy_with_predictors(config: RelufyConfig, joint: JointConfig) -> JointReport:
-    """Recover a model and train its predictors along.
-
-    Raises:
-        TsconvertError: bad input, as for `relufy`; or another recovery than `local`.
-
-    Example:
-        >>> relufy_with_predictors(RelufyConfig(model="tiny-mistral", out=Path("s")), JointConfig(out=Path("p")))
-    """
+def relufy_with_predictors(config: RelufyConfig, joint: JointConfig) -> RelufyReport:
+    """Recover a model layer by layer and train its predictors with it."""
     if not config.resume:
         refuse_existing(joint.out)
     if config.recover != "local":
@@ -107,8 +48,8 @@ def relufy_with_predictors(config: RelufyConfig, joint: JointConfig) -> JointRep
         )
     spec = open_checkpoint(config.model).spec
     along = JointPredictors(spec, replace(joint, rank=joint.rank or default_rank(spec)), config)
-    report = relufy(config, along)
-    return JointReport(recovery=report, predictors=along.report)
+    report = relufy(replace(config, predictors=None), along)
+    return replace(report, predictors=along.report)
 
 
 class JointPredictors:
@@ -116,10 +57,10 @@ class JointPredictors:
 
     def __init__(self, spec: ModelSpec, joint: JointConfig, config: RelufyConfig) -> None:
         self.spec, self.joint, self.config = spec, joint, config
-        self.share = joint.share
+        self.share = joint.masked_steps
         self.training = joint.training
         self.report: PredictorReport | None = None
-        self._layer: list[AnyPredictor | None] = []
+        self._layer: list[Predictor | None] = []
         self._learning: list[LowRank] = []
         self._exact: Stream | None = None
         self._predicted: Stream | None = None

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from ...common import processes
+from ...predictors.config import Training
 from ...predictors.folder import load_predictors
 from ...predictors.predictor import Predictor
 from ...predictors.stored import as_stored
-from ...predictors.training import LATE_RATE, Training, fc1_rate, trained_price
+from ...predictors.training import LATE_RATE, fc1_rate, trained_price
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank, E experts.
 _LEARN_TOKENS = 512  # of a micro-batch, that the predictors' own loss looks at
@@ -107,8 +108,7 @@ class LoopPredictors:
     def start(self, model: Any) -> None:
         """Put the predictors into ``model``."""
         for layer, row in zip(model.model.layers, load_predictors(self.folder).ffns, strict=True):
-            start = [predictor if isinstance(predictor, Predictor) else None for predictor in row]
-            layer.mlp.predictor = LayerPredictors(start, self.target_energy, self.stored_as)
+            layer.mlp.predictor = LayerPredictors(list(row), self.target_energy, self.stored_as)
             self.layers.append(layer.mlp.predictor)
 
     def rate(self, width: int) -> float:

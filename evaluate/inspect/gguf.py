@@ -8,7 +8,7 @@ import numpy as np
 
 from ...common.errors import TsconvertError
 from ...common.units import size_text
-from ...model.tensor_names import TABLE
+from ...model.tensor_names import GGUF_NAMES
 from ...quant.gguf.file import GgufFile, GgufTensor
 from ...quant.imatrix.file import is_imatrix, load_imatrix
 from ...runner.dialects import ModelFile, open_model
@@ -100,7 +100,7 @@ def _imatrix(path: Path) -> Inspection:
     )  # fmt: skip
 
 
-_ROLES = {row[2].split(".")[-2].removesuffix("{X}"): role for role, row in TABLE.items()}
+_ROLES = {name.split(".")[-2].removesuffix("{X}"): role for role, name in GGUF_NAMES.items()}
 
 
 def _part(name: str) -> str:

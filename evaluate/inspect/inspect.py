@@ -11,9 +11,10 @@ from typing import Any
 from ...common.errors import TsconvertError
 from ...common.files import PARTIAL
 from ...common.units import size_text
-from ...model.checkpoint import Checkpoint, find_model
+from ...model.checkpoint import Checkpoint
 from ...model.integrity import INFINITE_BITS
 from ...model.journal import JOURNAL
+from ...model.locate import find_model
 from ...model.provenance import PROVENANCE, not_relufys, read_provenance
 from .inspection import Inspection, Table, part_of, parts_table
 
@@ -90,7 +91,7 @@ def _values(checkpoint: Checkpoint) -> tuple[bool, str]:
     """Whether a tensor holds NaN or infinity; that all are there is known since the checkpoint was opened."""
     for place in checkpoint.places:
         info = checkpoint.info(place)
-        if checkpoint.looks[place].largest_bits >= INFINITE_BITS[info.dtype]:
+        if checkpoint.scans[place].largest_bits >= INFINITE_BITS[info.dtype]:
             return False, f"tensor {info.name} holds NaN or infinity"
     return True, f"all {len(checkpoint.places)} tensors are there, none holds NaN or infinity"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError
 from ...common.units import duration, size_text
-from ...model.checkpoint import find_model
+from ...model.locate import find_model
 from ...model.spec import ModelSpec, read_config, spec_of
 from ...predictors.rank import default_rank
 from .bytes import FileBytes, file_bytes, typical_rates

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...convert.cost import LIBRARIES_BYTES, active_ffns, layer_weights, relufy_cost
-from ...convert.local.layer_recovery import LocalRecovery
-from ...convert.relufy import RelufyConfig
+from ...common.cost import LIBRARIES_BYTES
+from ...convert.config import RelufyConfig
+from ...convert.cost import relufy_cost
+from ...convert.local.config import LocalRecovery
 from ...model.spec import ModelSpec
 from ...model.sweep import IN_MEMORY_BYTES, batch_tokens
-from ...predictors.config import PredictorConfig
+from ...predictors.config import PredictorConfig, Training
 from ...predictors.train_cost import predictors_cost
-from ...predictors.training import Training
 from ...quant.types import mixes
 from .bytes import FileBytes
 from .machine import Machine
@@ -104,13 +104,13 @@ def _predictors(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
 
 def _sweep(name: str, spec: ModelSpec, machine: Machine, settings: Settings, ffns: float, out_bytes: int) -> Stage:
     """A visitor on the layer sweep: the model's forward pass, and what the visitor computes again of each FFN."""
-    attention, ffn = layer_weights(spec)
-    active = ffn // spec.ffns * active_ffns(spec)
+    attention, ffn = spec.layer_weights
+    active = ffn // spec.ffns * spec.active_ffns
     scores = 2 * spec.heads * spec.head_dim * settings.context
     flops = 2 * settings.tokens * spec.layers * (attention + scores + ffns * active)
     hidden = 4 * settings.tokens * spec.width
     batch = min(settings.tokens, batch_tokens(spec))
-    memory = LIBRARIES_BYTES + 4 * (attention + ffn) + 16 * batch * spec.neurons * active_ffns(spec)
+    memory = LIBRARIES_BYTES + 4 * (attention + ffn) + 16 * batch * spec.neurons * spec.active_ffns
     in_memory = hidden <= IN_MEMORY_BYTES
     return Stage(
         name=name, memory_bytes=memory + hidden * in_memory, disk_bytes=out_bytes,

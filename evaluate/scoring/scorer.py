@@ -58,8 +58,9 @@ def open_scorer(model: str, mode: str = "auto", threads: int | None = None, cont
         raise TsconvertError(
             f"--sparsity {mode}: a checkpoint always computes all of its neurons; leave it out, or export a GGUF file"
         )
-    from ...model.checkpoint import find_model
-    from ...model.spec import DENSE_TYPES, SPARSE_TYPES, read_config
+    from ...model.families import DENSE_TYPES, SPARSE_TYPES
+    from ...model.locate import find_model
+    from ...model.spec import read_config
 
     folder = find_model(model)
     if read_config(folder).get("model_type") in DENSE_TYPES | SPARSE_TYPES:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...model.checkpoint import Checkpoint, to_float32
+from ...model.checkpoint import Checkpoint
+from ...model.dtypes import to_float32
 from ...model.spec import ModelSpec
 from ...model.tensor_names import ATTENTION, Place, ffn_places, gguf_name, shape_of
 

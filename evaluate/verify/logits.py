@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
-from ...model.checkpoint import Checkpoint, TensorInfo
+from ...model.checkpoint import Checkpoint
+from ...model.safetensors_files import TensorInfo
 from ...model.tensor_names import Place, shape_of
 from ...quant.gguf.file import GgufFile
 from ...quant.types import ggml

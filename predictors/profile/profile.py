@@ -2,8 +2,7 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,11 +14,10 @@ from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.layers import Layer
 from ...model.sweep import Stream, sweep
 from ...text.packing import calibration_rows
-from ...text.sources import Source
+from .config import ProfileConfig
 from .file import (
     LayerProfile,
     Profile,
-    load_profile,
     require_blocks,
     save_powerinfer_activations,
     save_profile,
@@ -27,30 +25,9 @@ from .file import (
 from .hot import hot_share
 from .statistics import EnergyHistogram, fired_union
 
-__all__ = ["Profile", "ProfileConfig", "load_profile", "profile"]
-
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, E experts, C corpora.
 _BLOCK_TOKENS = 2048
 PERCENTILES = (5, 50, 95, 99)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileConfig:
-    """What `profile` is asked to do."""
-
-    model: str
-    """A sparse checkpoint: dReLU or ReGLU."""
-    out: Path | None = None
-    """The profile file; None writes none."""
-    data: tuple[Source, ...] = ()
-    """One corpus each; empty takes the embedded text. Weights share the tokens out."""
-    tokens: int = 65_536
-    context: int = 512
-    """Tokens a sequence."""
-    powerinfer_dir: Path | None = None
-    """Also write PowerInfer's activation_{i}.pt files there."""
-    device: str = "cpu"
-    seed: int = 0
 
 
 def profile(config: ProfileConfig) -> Profile:

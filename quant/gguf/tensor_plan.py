@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...model.checkpoint import to_float32
+from ...model.dtypes import to_float32
 from ...model.integrity import largest_bits
 from ..types import ggml
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...model.checkpoint import Checkpoint, not_finite
+from ...model.checkpoint import Checkpoint
+from ...model.integrity import not_finite
 from ...model.tensor_names import Place
 from ..gguf.tensor_plan import MatrixRows, Rows, magnitude_of_bits
 
@@ -73,7 +74,7 @@ def check(checkpoint: Checkpoint, place: Place) -> float:
         TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
     """
     info = checkpoint.info(place)
-    largest = magnitude_of_bits(checkpoint.looks[place].largest_bits, info.dtype)
+    largest = magnitude_of_bits(checkpoint.scans[place].largest_bits, info.dtype)
     if not np.isfinite(largest):
         raise not_finite(info.file, info.name, checkpoint.array(place))
     return largest

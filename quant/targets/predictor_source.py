@@ -14,9 +14,9 @@ import numpy as np
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
-from ...model.tensor_names import Place, hf_name
+from ...model.tensor_names import Place
 from ...predictors.folder import PredictorSet, load_predictors
-from ...predictors.predictor import Predictor, SignPredictor
+from ...predictors.predictor import Predictor
 from .checkpoint_rows import checked
 
 
@@ -50,9 +50,9 @@ class PredictorSource:
             return predictor
         norm_D = self._norm(layer)
         if not norm_D.all():
-            place = Place("ffn_norm", layer)
+            norm = self.checkpoint.info(Place("ffn_norm", layer))
             raise TsconvertError(
-                f"{self.checkpoint.info(place).file}: {hf_name(place)} holds zeros, so the predictor in this checkpoint"
+                f"{norm.file}: {norm.name} holds zeros, so the predictor in this checkpoint"
                 " cannot be moved behind the norm; train one with `tsconvert predictors` and give --predictors"
             )
         return replace(predictor, fc1_RD=predictor.fc1_RD / norm_D[None, :])
@@ -75,7 +75,7 @@ class PredictorSource:
             fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
             return Predictor(fc1_RD=checked(self.checkpoint, fc1), fc2_FR=checked(self.checkpoint, fc2))
         predictor = self._set.ffns[layer][expert]
-        if not isinstance(predictor, Predictor):
+        if predictor is None:
             raise ValueError(f"layer {layer}, expert {expert} has no predictor")
         if not (np.isfinite(predictor.fc1_RD).all() and np.isfinite(predictor.fc2_FR).all()):
             raise TsconvertError(
@@ -101,11 +101,6 @@ class PredictorSource:
             predictor = self._set.ffns[layer][expert]
             if predictor is None:
                 return 0
-            if isinstance(predictor, SignPredictor):
-                raise TsconvertError(
-                    f"{self.folder}: holds sign bits, which no GGUF file does; train predictors with --method low-rank"
-                    " or svd"
-                )
             fc1_shape, fc2_shape = predictor.fc1_RD.shape, predictor.fc2_FR.shape
         rank, spec = fc1_shape[0], self.checkpoint.spec
         if fc1_shape != (rank, spec.width) or fc2_shape != (spec.neurons, rank):

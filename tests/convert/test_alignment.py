@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsconvert.convert.alignment import SignAlignment
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import activate
 from tsconvert.model.tensor_names import Place

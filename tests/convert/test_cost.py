@@ -9,8 +9,8 @@ import pytest
 from memory import watched
 from shapes import write_checkpoint
 
+from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.cost import flops, layer_weights
-from tsconvert.convert.relufy import RelufyConfig
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.tensor_names import Place, model_places, shape_of
 

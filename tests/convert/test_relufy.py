@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
+from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.local import sweep
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.sweep import Stream
 from tsconvert.model.tensor_names import Place

@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, RelufyReport, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
+from tsconvert.convert.report import RelufyReport
 from tsconvert.embedded import text
 from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint

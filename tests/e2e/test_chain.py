@@ -10,7 +10,7 @@ import pytest
 
 import tsconvert
 from tsconvert import cli, embedded
-from tsconvert.convert.relufy import RelufyConfig
+from tsconvert.convert.config import RelufyConfig
 from tsconvert.quant.export import ExportConfig
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tsconvert import embedded
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.gguf_import import import_smollm2

@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify.verify import VerifyConfig, verify
 from tsconvert.model.checkpoint import Checkpoint
-from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.profile.profile import ProfileConfig, profile
+from tsconvert.predictors.profile.config import ProfileConfig
+from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.files import write_json
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.export import export_gguf
 from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
-from tsconvert.predictors.profile.profile import ProfileConfig, profile
+from tsconvert.predictors.config import Training
+from tsconvert.predictors.profile.config import ProfileConfig
+from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import PredictorConfig, train_predictors
-from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig
 from tsconvert.runner.bench import BenchConfig, bench
 

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.model.checkpoint import Checkpoint, find_model, from_float32, open_checkpoint, to_float32
+from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
+from tsconvert.model.dtypes import from_float32, to_float32
+from tsconvert.model.locate import find_model
 from tsconvert.model.tensor_names import Place, hf_name, model_places
 
 Make = Callable[..., Path]
@@ -31,9 +33,9 @@ def test_every_tensor_is_read_as_the_safetensors_library_reads_it(make_checkpoin
     folder = make_checkpoint(family, dtype=torch.bfloat16)
     checkpoint = Checkpoint(folder)
     theirs = load_file(folder / "model.safetensors")
-    assert {hf_name(place) for place in checkpoint.places} == set(theirs)
+    assert {hf_name(checkpoint.spec, place) for place in checkpoint.places} == set(theirs)
     for place in checkpoint.places:
-        assert np.array_equal(checkpoint.array(place), theirs[hf_name(place)].float().numpy())
+        assert np.array_equal(checkpoint.array(place), theirs[hf_name(checkpoint.spec, place)].float().numpy())
 
 
 def test_shards_are_found_by_the_index(make_checkpoint: Make):

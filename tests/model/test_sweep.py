@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.model import sweep as sweep_module
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.sweep import Stream, sweep

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tsconvert.convert.local.layer_recovery import LocalRecovery
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.masked.local import JointConfig, relufy_with_predictors
-from tsconvert.convert.relufy import RelufyConfig
-from tsconvert.predictors.training import Training
+from tsconvert.predictors.config import Training
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.model import load
 

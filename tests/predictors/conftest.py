@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 
 Make = Callable[..., Path]
 

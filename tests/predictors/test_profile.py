@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint
-from tsconvert.predictors.profile.profile import ProfileConfig, load_profile, profile
+from tsconvert.predictors.profile.config import ProfileConfig
+from tsconvert.predictors.profile.file import load_profile
+from tsconvert.predictors.profile.profile import profile
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 

@@ -4,17 +4,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.sweep import sweep
 from tsconvert.predictors.calibration import FFNReport
-from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.cost import Bits
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.predicted_mode import Effect
 from tsconvert.predictors.thresholds import Calibrated, _best, calibrate_model
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import Training
 from tsconvert.text.packing import calibration_rows
 
 

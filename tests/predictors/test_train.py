@@ -19,12 +19,11 @@ from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.layers import Stack
 from tsconvert.model.sweep import Stream
 from tsconvert.predictors import trials
-from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.partial_results import Kept
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import Training
 from tsconvert.predictors.trials import layer_ffns
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source

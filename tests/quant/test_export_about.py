@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify.verify import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors

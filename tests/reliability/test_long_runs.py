@@ -29,7 +29,8 @@ def resident_bytes() -> int:
 def test_memory_does_not_grow_over_2000_generated_tokens(make_checkpoint, tmp_path: Path, mode: str):
     model = make_checkpoint("mistral", max_position_embeddings=4096)
     if mode == "exact":
-        from tsconvert.convert.relufy import RelufyConfig, relufy
+        from tsconvert.convert.config import RelufyConfig
+        from tsconvert.convert.relufy import relufy
 
         relufy(RelufyConfig(model=str(model), out=tmp_path / "sparse", recover="none", align=False))
         model = tmp_path / "sparse"
@@ -61,7 +62,8 @@ def profiles(model: Path) -> Callable[[], object]:
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [looks_at_inputs, profiles])
 def test_memory_does_not_grow_over_200_sweeps(make_checkpoint, tmp_path: Path, work: Callable):
-    from tsconvert.convert.relufy import RelufyConfig, relufy
+    from tsconvert.convert.config import RelufyConfig
+    from tsconvert.convert.relufy import relufy
 
     dense = make_checkpoint("mistral")
     relufy(RelufyConfig(model=str(dense), out=tmp_path / "sparse", recover="none", align=False))

@@ -8,7 +8,8 @@ import pytest
 
 from tsconvert import cli, embedded
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor

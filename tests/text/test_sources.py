@@ -1,7 +1,9 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.common.units import parse_count, size_text
 from tsconvert.text import sources
 from tsconvert.text.packing import packed_rows
-from tsconvert.text.sources import Source, parse_source
+from tsconvert.text.sources import Source, mixture, parse_source
 from tsconvert.text.tokenizer import load_tokenizer
 
 
@@ -131,3 +133,50 @@ def test_sizes():
     assert [size_text(n) for n in (12, 3_400, 5_600_000, 14_500_000_000)] == ["12 bytes", "3.4 KB", "5.6 MB", "14.5 GB"]
     with pytest.raises(TsconvertError, match="'x' is no number"):
         parse_count("x")
+
+
+def test_a_mixture_files_shares(tmp_path: Path):
+    for name, letter in (("a", "a"), ("b", "b"), ("c", "c")):
+        (tmp_path / f"{name}.txt").write_text(letter * 50_000)
+    file = tmp_path / "mix.toml"
+    file.write_text('[[source]]\ndata = "a.txt"\nweight = 3\n[[source]]\ndata = "b.txt"\nweight = 1\n')
+    rows = packed_rows(
+        Bytes(), [Source(path=str(file), weight=0.8), Source(path=str(tmp_path / "c.txt"), weight=0.2)],
+        tokens=20_000, context=100,
+    )[0]  # fmt: skip
+    shares = [float((rows == ord(letter)).mean()) for letter in "abc"]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [("[[source]]\nweight = 1\n", "'data'"), ("x", "Expected '='"), ('[[source]]\ndata = "a"\nshare = 2\n', "share")],
+)
+def test_a_mixture_file_that_is_none(tmp_path: Path, content: str, why: str):
+    file = tmp_path / "mix.toml"
+    file.write_text(content)
+    with pytest.raises(TsconvertError, match=r"no mixture file .*; it lists \[\[source\]\] tables") as caught:
+        mixture(Source(path=str(file)))
+    assert why in str(caught.value)
+
+
+def test_a_data_sets_subset_split_and_field(tmp_path: Path, monkeypatch):
+    records = datasets.Dataset.from_dict({"body": ["one " * 200, "two " * 200]})
+    asked: list[object] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or records.to_iterable_dataset())
+    source = Source(path="somebody/corpus", subset="en", split="test", field="body")
+    assert packed_rows(Bytes(), [source], tokens=1000, context=100)[0].shape == (10, 100)
+    assert asked == [(("somebody/corpus", "en"), {"split": "test", "streaming": True})]
+    with pytest.raises(TsconvertError) as caught:
+        packed_rows(Bytes(), [replace(source, field="text")], tokens=1000, context=100)[0]
+    assert str(caught.value) == (
+        "--data somebody/corpus: its records have no field 'text', but body; name one of those as field in a mixture"
+        " file (.toml)"
+    )
+
+
+@pytest.mark.parametrize("name", ["turbosparse", "offline"])
+def test_the_mixture_files_of_the_examples(name: str):
+    parts = mixture(Source(path=str(Path(__file__).parents[2] / "examples" / "mixtures" / f"{name}.toml")))
+    assert len(parts) >= 4
+    assert sum(part.weight for part in parts) == pytest.approx(1.0)

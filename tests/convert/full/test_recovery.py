@@ -12,14 +12,15 @@ from torch.nn import functional
 from transformers import TrainerCallback
 
 from tsconvert.common.errors import TsconvertError
+from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.full import recovery, stage
 from tsconvert.convert.full.activations import Meter
 from tsconvert.convert.full.config import FullRecovery
 from tsconvert.convert.full.data import full_rows
 from tsconvert.convert.full.loss import TopK, distillation, hidden_distance
 from tsconvert.convert.full.staged_penalty import StagedPenalty
-from tsconvert.convert.local.layer_recovery import LocalRecovery
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.whole_model import sparse_model
 from tsconvert.text.training_rows import IGNORED

@@ -9,15 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tsconvert.common.errors import TsconvertError
+from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.local import sweep
-from tsconvert.convert.local.layer_recovery import LocalRecovery
+from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.masked.local import JointConfig, JointPredictors, JointReport, relufy_with_predictors
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
-from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import Training
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 

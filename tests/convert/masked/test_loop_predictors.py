@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from tsconvert.common.errors import TsconvertError
+from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.full.activations import Meter
 from tsconvert.convert.full.config import FullRecovery
-from tsconvert.convert.local.layer_recovery import LocalRecovery
+from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.masked.full import relufy_fully_with_predictors
 from tsconvert.convert.masked.local import JointConfig
 from tsconvert.convert.masked.loop_predictors import LayerPredictors, LoopPredictors, _Mask
-from tsconvert.convert.relufy import RelufyConfig
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.whole_model import sparse_model
+from tsconvert.predictors.config import Training
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.predictor import Predictor
-from tsconvert.predictors.training import Training
 
 
 def test_the_masks_slopes():

@@ -11,7 +11,8 @@ import xmlschema
 
 from tsconvert import cli
 from tsconvert.common.errors import CheckFailedError
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.check.check import CheckConfig, CheckReport, check
 from tsconvert.evaluate.check.stages import _follow
 from tsconvert.evaluate.records.records import read_record

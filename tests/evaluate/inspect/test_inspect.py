@@ -8,14 +8,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.inspect.inspect import inspect
 from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.predictors.config import PredictorConfig
-from tsconvert.predictors.profile.profile import ProfileConfig, profile
+from tsconvert.predictors.config import PredictorConfig, Training
+from tsconvert.predictors.profile.config import ProfileConfig
+from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix

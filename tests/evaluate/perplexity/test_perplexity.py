@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from tsconvert import embedded
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
 from tsconvert.evaluate.scoring.windows import Windowing, cut
 from tsconvert.quant.export import ExportConfig, export_unverified

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.plan.bytes import (
     cache_bytes,
     experts_read,

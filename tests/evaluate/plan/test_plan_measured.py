@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from tsconvert.convert.local.layer_recovery import LocalRecovery
+from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.evaluate.plan.bytes import file_bytes
 from tsconvert.evaluate.plan.machine import Machine
 from tsconvert.evaluate.plan.speed import RUNNER, speed
 from tsconvert.evaluate.plan.stages import Settings, stages
 from tsconvert.model.spec import ModelSpec, spec_of
+from tsconvert.predictors.config import Training
 from tsconvert.predictors.cost import Rates
-from tsconvert.predictors.training import Training
 
 RUNS = json.loads(Path(__file__).with_name("measured_runs.json").read_text())
 SHAPES = {entry["name"]: entry for entry in RUNS["stages"]["shapes"]}

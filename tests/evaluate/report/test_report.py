@@ -12,9 +12,11 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.common.files import write_json
-from tsconvert.convert.relufy import RelufyConfig, relufy
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.report.report import ReportConfig, WrittenReport, report
-from tsconvert.predictors.profile.profile import ProfileConfig, profile
+from tsconvert.predictors.profile.config import ProfileConfig
+from tsconvert.predictors.profile.profile import profile
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from tsconvert.evaluate.verify.verify import VerifyConfig, VerifyReport, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
-from tsconvert.predictors.profile.profile import ProfileConfig, profile
+from tsconvert.predictors.profile.config import ProfileConfig
+from tsconvert.predictors.profile.profile import profile
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.targets import checkpoint_rows

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
+from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.file import load_profile
-from tsconvert.predictors.profile.profile import ProfileConfig, profile
+from tsconvert.predictors.profile.profile import profile
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.writer import write_gguf
 from tsconvert.quant.targets.gpu_split import GROUP, solve_split, split_file

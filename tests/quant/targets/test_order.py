@@ -10,12 +10,12 @@ import pytest
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.tensor_names import Place
-from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
+from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.file import load_profile
-from tsconvert.predictors.profile.profile import ProfileConfig, profile
+from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import Training
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load

@@ -1,0 +1,40 @@
+"""What `relufy --recover local` is asked to do."""
+
+from dataclasses import dataclass, replace
+
+from ...common.errors import TsconvertError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRecovery:
+    """How each layer is trained."""
+
+    steps: int = 200
+    batch_tokens: int = 2048
+    learning_rate: float | None = None
+    """AdamW's peak rate; a cosine takes it to zero. None: 6e-3 up to width 576, where it was measured, and falling
+    as 1/width from there (muP, arXiv 2203.03466)."""
+    train_attention: bool = True
+    """Train the attention's output projection as well."""
+    target_sparsity: float | None = None
+    """Share of neurons to be silent, 0 to 1; a penalty on the activations steers there. None: no penalty."""
+    autocast: bool | None = None
+    """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
+
+    def __post_init__(self) -> None:
+        if self.target_sparsity is not None and not 0 < self.target_sparsity < 1:
+            raise TsconvertError(f"--target-sparsity {self.target_sparsity:g}: it must lie between 0 and 1")
+        if self.steps < 1 or self.batch_tokens < 1:
+            raise TsconvertError(
+                f"--steps {self.steps} and --batch-tokens {self.batch_tokens}: both must be at least 1"
+            )
+
+    def on(self, device: str) -> "LocalRecovery":
+        """The same with the precision chosen for ``device``."""
+        from ...common.precision import multiplies_bfloat16
+
+        return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
+
+    def peak(self, width: int) -> float:
+        """The peak learning rate for a model of ``width``."""
+        return 6e-3 * min(1.0, 576 / width) if self.learning_rate is None else self.learning_rate
