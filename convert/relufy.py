@@ -19,7 +19,7 @@ from ..model.dtypes import from_float32, to_float32
 from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.provenance import PROVENANCE
 from ..model.sparse_checkpoint import sparse_config, write_companions
-from ..model.tensor_names import Place, hf_name
+from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..model.writer import CheckpointWriter, PlannedTensor, plan_like
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
@@ -168,7 +168,7 @@ def _convert(
 
     rows_NS = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
     sequences = Sequences(rows_NS, JUDGE_SHARE)
-    outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
+    outside = [place for place in source.places if place.layer is None or place.role in PREDICTOR]
     _copy(source, writer, config, outside)
     found = RecoverySweep(source, teacher, sequences, config, writer, folder, journal, along).run()
     return vars(found)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError
+from ..model.tensor_names import MATRICES
 from ..quant.types import ggml
 from .density import Density
 from .dialects import ModelFile, open_model
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 MODES = ("auto", "predicted", "exact", "dense")
 _DEFAULT_CONTEXT = 4096
 CACHE_TYPES = ("F16", "Q8_0", "F32")
-_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "router", "ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2")
 Floats = npt.NDArray[np.float32]
 
 
@@ -316,7 +316,9 @@ def _weights(source: ModelFile, context: int, type_names: set[str], as_llama_cpp
     for (role, layer), tensor in source.tensors.items():
         if role.endswith("norm"):
             continue
-        slot = {"token_embd": tables.TOKEN_EMBD, "output": tables.OUTPUT}[role] if layer is None else _ROLES.index(role)
+        slot = (
+            {"token_embd": tables.TOKEN_EMBD, "output": tables.OUTPUT}[role] if layer is None else MATRICES.index(role)
+        )
         table[-1 if layer is None else layer, slot] = _entry(tensor)
     if spec.tied:
         table[-1, tables.OUTPUT] = table[-1, tables.TOKEN_EMBD]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ...model.checkpoint import Checkpoint
 from ...model.dtypes import to_float32
 from ...model.spec import ModelSpec
-from ...model.tensor_names import ATTENTION, Place, ffn_places, gguf_name, shape_of
+from ...model.tensor_names import ATTENTION, FFN, Place, ffn_places, gguf_name, shape_of
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ def expected_tensors(spec: ModelSpec, dialect: str) -> Iterator[Expected]:
     for layer in range(spec.layers):
         for role in (*ATTENTION, "ffn_norm", *(("router",) if spec.experts else ())):
             yield _whole(spec, role, layer)
-        for role in ("ffn_gate", "ffn_up", "ffn_down"):
+        for role in FFN:
             yield _ffn(spec, role, layer, transposed=role == "ffn_down" and dialect != "llama.cpp")
     yield _whole(spec, "output_norm")
     if not spec.tied:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.safetensors_files import TensorInfo
-from ...model.tensor_names import Place, shape_of
+from ...model.tensor_names import FFN, Place, shape_of
 from ...quant.gguf.file import GgufFile
 from ...quant.types import ggml
 from ...runner.model import load
@@ -149,7 +149,7 @@ class DecodedCheckpoint(Checkpoint):
         if expected.role in ("attn_q", "attn_k"):
             heads = spec.heads if expected.role == "attn_q" else spec.kv_heads
             return stored_RC[np.argsort(rope_order(heads, spec.head_dim))]
-        if expected.role not in ("ffn_gate", "ffn_up", "ffn_down"):
+        if expected.role not in FFN:
             return stored_RC
         if expected.role == "ffn_down" and not expected.transposed:
             return stored_RC if order_F is None else stored_RC[:, np.argsort(order_F)]

@@ -17,7 +17,7 @@ from ...quant.gguf.file import GgufFile
 from ...quant.targets import separate_predictors
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
-from ...quant.vocabulary.reader import load_checked_tokenizer
+from ...quant.vocabulary.reader import corrected_tokenizer
 from .keys import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
 from .layout import Orders, expected_tensors
 from .logits import LogitsResult, compare_logits
@@ -198,7 +198,7 @@ def _keys_and_texts(
     checkpoint: Checkpoint,
     predictors: PredictorSource | None,
 ) -> None:
-    hf = load_checked_tokenizer(checkpoint.folder)
+    hf = corrected_tokenizer(checkpoint.folder)
     for compared in (
         compare_keys(file, checkpoint, predictors, config.overridden),
         compare_tokens(file, hf, config.overridden),

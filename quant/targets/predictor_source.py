@@ -14,7 +14,7 @@ import numpy as np
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
-from ...model.tensor_names import Place
+from ...model.tensor_names import PREDICTOR, Place
 from ...predictors.folder import PredictorSet, load_predictors
 from ...predictors.predictor import Predictor
 from .checkpoint_rows import checked
@@ -72,7 +72,7 @@ class PredictorSource:
 
     def _read(self, layer: int, expert: int) -> Predictor:
         if self._set is None:
-            fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
+            fc1, fc2 = (self._place(part, layer, expert) for part in PREDICTOR)
             return Predictor(fc1_RD=checked(self.checkpoint, fc1), fc2_FR=checked(self.checkpoint, fc2))
         predictor = self._set.ffns[layer][expert]
         if predictor is None:
@@ -93,7 +93,7 @@ class PredictorSource:
 
     def _rank(self, layer: int, expert: int) -> int:
         if self._set is None:
-            fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
+            fc1, fc2 = (self._place(part, layer, expert) for part in PREDICTOR)
             if fc1 not in self.checkpoint or fc2 not in self.checkpoint:
                 return 0
             fc1_shape, fc2_shape = self.checkpoint.info(fc1).shape, self.checkpoint.info(fc2).shape

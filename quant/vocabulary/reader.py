@@ -32,7 +32,7 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
         raise TsconvertError(
             f"{folder}: no tokenizer (tokenizer.model or tokenizer.json); copy the tokenizer's files into the folder"
         )
-    hf = load_tokenizer(folder)
+    hf = auto_tokenizer(folder)
     try:
         content = content or _made(hf, folder)
         vocabulary = _read(content, hf, folder, pre)
@@ -78,8 +78,8 @@ def _check_ids(content: dict[str, Any], folder: Path) -> None:
             )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a checkpoint folder, without running code from the folder.
+def auto_tokenizer(folder: Path) -> Any:
+    """The tokenizer that transformers' AutoTokenizer makes of a checkpoint folder; no code of the folder's is run.
 
     Raises:
         TsconvertError: transformers cannot load it.
@@ -104,9 +104,9 @@ def load_tokenizer(folder: Path) -> Any:
         logging.set_verbosity(verbosity)
 
 
-def load_checked_tokenizer(folder: Path) -> Any:
-    """`load_tokenizer`, made to split as SentencePiece does where the folder has tokenizer.model alone."""
-    hf = load_tokenizer(folder)
+def corrected_tokenizer(folder: Path) -> Any:
+    """`auto_tokenizer`, made to split as SentencePiece does where the folder has tokenizer.model alone."""
+    hf = auto_tokenizer(folder)
     if not (folder / "tokenizer.json").is_file():
         sentencepiece.correct(hf, folder / "tokenizer.model")
     return hf

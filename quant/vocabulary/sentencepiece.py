@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ def correct(hf: Any, model_file: Path) -> None:
     backend = hf.backend_tokenizer
     vocab = {piece: index for index, (piece, _, _) in enumerate(source.pieces)}
     unknown = next((piece for piece, _, kind in source.pieces if kind == UNKNOWN), None)
-    backend.model = models.BPE(
-        vocab=vocab, merges=merges_of(source.pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True
-    )
+    normal = {piece: index for index, (piece, _, kind) in enumerate(source.pieces) if kind == NORMAL}
+    merges = merges_of(normal, [score for _, score, _ in source.pieces])
+    backend.model = models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefix = [normalizers.Prepend("▁")] if source.add_dummy_prefix else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
@@ -87,16 +87,20 @@ def _around(hf: Any, vocab: dict[str, int], config: dict[str, Any]) -> Any:
     return processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=special)
 
 
-def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists."""
-    ids = {piece: index for index, (piece, _, kind) in enumerate(pieces) if kind == NORMAL}
+def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
+
+    Args:
+        ids: piece -> its id.
+        scores: of each id.
+    """
     ranked = []
-    for piece in ids:
+    for piece, index in ids.items():
         for cut in range(1, len(piece)):
-            left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
-            if left is not None and right is not None:
-                ranked.append((-pieces[ids[piece]][1], left, right))
-    return [(pieces[left][0], pieces[right][0]) for _, left, right in sorted(ranked)]
+            left, right = piece[:cut], piece[cut:]
+            if left in ids and right in ids:
+                ranked.append((-scores[index], ids[left], ids[right], (left, right)))
+    return [pair for *_, pair in sorted(ranked)]
 
 
 def read_json(path: Path) -> dict[str, Any]:
