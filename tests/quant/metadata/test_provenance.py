@@ -1,11 +1,10 @@
-"""What a file says of where it comes from, its model card, predictors elsewhere, and Mistral's own configuration."""
+"""What a file says of where it comes from, and its model card."""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
@@ -13,11 +12,8 @@ from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify.verify import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.powerinfer_folder import save_powerinfer_predictors
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
-from tsconvert.runner.model import load
 
 Make = Callable[..., Path]
 
@@ -89,73 +85,3 @@ def test_mistral_7b_v01_goes_through_with_its_context_capped(make_checkpoint: Ma
         " everything, which is the same only up to there"
     )
     verify(VerifyConfig(model=model, file=tmp_path / "m.gguf")).require()
-
-
-@pytest.mark.parametrize("target", ["sparse", "powerinfer"])
-def test_powerinfers_own_predictor_folder(target: str, drelu: Path, make_predictors: Make, tmp_path: Path):
-    ours = make_predictors(drelu)
-    theirs = tmp_path / "theirs"
-    save_powerinfer_predictors(load_predictors(ours), open_checkpoint(drelu), theirs)
-    assert (theirs / "model_0.pt").is_file()
-    files = []
-    for name, folder in {"ours": ours, "theirs": theirs}.items():
-        out = tmp_path / f"{name}.gguf"
-        export_unverified(ExportConfig(model=drelu, out=out, target=target, predictors=folder))
-        files.append(GgufFile(out))
-    for layer in range(2):
-        for part in ("fc1", "fc2"):
-            one, other = (file.tensors[f"blk.{layer}.{part}.weight"].to_float32() for file in files)
-            assert np.array_equal(one, other)
-    verify(VerifyConfig(model=drelu, file=tmp_path / "theirs.gguf", predictors=theirs)).require()
-
-
-def test_predictors_in_a_file_of_their_own(drelu: Path, make_predictors: Make, tmp_path: Path):
-    predictors, prompt = make_predictors(drelu, threshold=-0.5), [1, 300, 500, 7]
-    one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
-    export_unverified(ExportConfig(model=drelu, out=one, predictors=predictors))
-    report = export_unverified(ExportConfig(model=drelu, out=two, predictors=predictors, separate_predictors=True))
-    apart = tmp_path / "two.gguf.predictors.gguf"
-    assert report.files == [str(two), str(apart)]
-    inside = {name for name in GgufFile(one).tensors if ".fc" in name}
-    assert set(GgufFile(two).tensors) == set(GgufFile(one).tensors) - inside
-    assert set(GgufFile(apart).tensors) == inside
-    assert GgufFile(two).metadata["turbosparse.predictor.file"] == apart.name
-    logits = []
-    for path in (one, two):
-        with load(path, mode="predicted", threads=1) as model:
-            logits.append(model.logits(prompt))
-    assert np.array_equal(logits[0], logits[1])
-    verify(VerifyConfig(model=drelu, file=two, predictors=predictors)).require()
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(two, other)
-    with pytest.raises(TsconvertError) as caught:
-        load(other / "two.gguf", mode="predicted")
-    assert str(caught.value) == (f"{other / 'two.gguf'}: the file's predictors are in {apart.name}; put that beside it")
-
-
-def test_predictors_of_another_model_beside_a_file(
-    drelu: Path, make_sparse: Make, make_predictors: Make, tmp_path: Path
-):
-    predictors = make_predictors(drelu)
-    out = tmp_path / "m.gguf"
-    export_unverified(ExportConfig(model=drelu, out=out, predictors=predictors, separate_predictors=True))
-    other = make_sparse(seed=8)
-    shutil.rmtree(predictors)
-    again = ExportConfig(
-        model=other, out=tmp_path / "o.gguf", predictors=make_predictors(other), separate_predictors=True
-    )
-    export_unverified(again)
-    shutil.copy(tmp_path / "o.gguf.predictors.gguf", tmp_path / "m.gguf.predictors.gguf")
-    with pytest.raises(TsconvertError) as caught:
-        load(out)
-    assert str(caught.value) == f"{out}.predictors.gguf: holds no predictors of {out}; export both again"
-
-
-def test_separate_predictors_without_any(drelu: Path, tmp_path: Path):
-    with pytest.raises(TsconvertError) as caught:
-        export_unverified(ExportConfig(model=drelu, out=tmp_path / "m.gguf", separate_predictors=True))
-    assert str(caught.value) == (
-        "--separate-predictors: there are no predictors that could go into a file of their own; give --predictors and"
-        " --target sparse"
-    )

@@ -1,4 +1,4 @@
-"""Checkpoints as TurboSparse's authors released them: predictors inside, on the residual before the norm."""
+"""Predictors of others: PowerInfer's folders, and TurboSparse's checkpoints as their authors released them."""
 
 import json
 import shutil
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from tsconvert.evaluate.verify.verify import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.tensor_names import Place
+from tsconvert.predictors.folder import load_predictors
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 
@@ -74,3 +77,26 @@ def test_turbosparse_mixtral(make_sparse: Make, tmp_path: Path):
     assert export_unverified(ExportConfig(model=model, out=out)).predictors == 8
     verify(VerifyConfig(model=model, file=out)).require()
     assert GgufFile(out).tensors["blk.1.fc2_exps.weight"].shape == (4, 128, RANK)
+
+
+@pytest.mark.parametrize("target", ["sparse", "powerinfer"])
+def test_powerinfers_own_predictor_folder(target: str, drelu: Path, make_predictors: Make, tmp_path: Path):
+    ours = make_predictors(drelu)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "config.json").write_text(json.dumps({"sparse_threshold": 0.0}))
+    checkpoint = open_checkpoint(drelu)
+    for layer, (predictor,) in enumerate(load_predictors(ours).ffns):
+        before_norm = predictor.folded(checkpoint.array(Place("ffn_norm", layer)))
+        state = {"fc1.weight": before_norm.fc1_RD, "fc2.weight": before_norm.fc2_FR}
+        torch.save({name: torch.from_numpy(matrix) for name, matrix in state.items()}, theirs / f"model_{layer}.pt")
+    files = []
+    for name, folder in {"ours": ours, "theirs": theirs}.items():
+        out = tmp_path / f"{name}.gguf"
+        export_unverified(ExportConfig(model=drelu, out=out, target=target, predictors=folder))
+        files.append(GgufFile(out))
+    for layer in range(2):
+        for part in ("fc1", "fc2"):
+            one, other = (file.tensors[f"blk.{layer}.{part}.weight"].to_float32() for file in files)
+            assert np.array_equal(one, other)
+    verify(VerifyConfig(model=drelu, file=tmp_path / "theirs.gguf", predictors=theirs)).require()

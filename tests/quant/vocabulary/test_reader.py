@@ -170,7 +170,7 @@ def test_byte_level_bpe(bpe: Folder):
     assert "t h" in vocabulary.merges
     assert vocabulary.special == {"bos": 1, "eos": 0}
     assert (vocabulary.add_bos, vocabulary.add_eos, vocabulary.add_space_prefix) == (False, False, False)
-    keys = vocabulary.metadata(chat=True, huggingface=True)
+    keys = vocabulary.metadata(huggingface=True)
     assert keys["tokenizer.chat_template"].value == "{{ messages }}"
     assert keys["tokenizer.huggingface.json"].value == (folder / "tokenizer.json").read_text(encoding="utf-8")
     assert "tokenizer.ggml.scores" not in keys
@@ -183,7 +183,7 @@ def test_bos_is_what_the_tokenizer_adds(bpe: Folder):
 def test_named_chat_templates(bpe: Folder):
     vocabulary = read_vocabulary(bpe(), 310, pre="smollm")
     vocabulary.chat_templates = {"default": "A", "tool_use": "B"}
-    keys = {k: v.value for k, v in vocabulary.metadata(chat=True, huggingface=False).items() if "chat" in k}
+    keys = {k: v.value for k, v in vocabulary.metadata(huggingface=False).items() if "chat" in k}
     assert keys == {
         "tokenizer.chat_template": "A", "tokenizer.chat_template.tool_use": "B",
         "tokenizer.chat_templates": ("tool_use",),

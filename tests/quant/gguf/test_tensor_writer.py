@@ -1,4 +1,4 @@
-"""The writer's threads: every type ggml's bytes, whatever the pieces; nothing written where a value is not sound."""
+"""The writer's threads: pieces land where they belong; nothing is written where a value is not sound."""
 
 import shutil
 from dataclasses import replace
@@ -10,104 +10,18 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.model.tensor_names import shape_of
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.gguf.parallel_file import ParallelFile
 from tsconvert.quant.gguf.tensor_plan import MatrixRows, TensorPlan, largest_magnitude
 from tsconvert.quant.gguf.tensor_writer import check_tensors, write_tensors
-from tsconvert.quant.types import ggml, q8_0_q4_0
-from tsconvert.quant.types.encoding import encode
-
-TYPES = ggml.weight_types()
-
-
-def adversarial() -> np.ndarray:
-    """Rows of 256: zeros, denormals, huge, one outlier, ties, signs, and random ones."""
-    rng = np.random.default_rng(0)
-    normal = rng.standard_normal((24, 256)).astype(np.float32) * 0.02
-    rows = [
-        np.zeros(256), np.full(256, -0.0), np.full(256, 1e-45), np.full(256, -3e-39), rng.standard_normal(256) * 1e-40,
-        rng.standard_normal(256) * 1e30, np.full(256, 0.5), np.tile([1.0, -1.0], 128), np.tile([-1.0, 1.0], 128),
-        np.where(np.arange(256) == 77, 1e4, normal[0]), np.where(np.arange(256) % 32 == 31, -8.0, 8.0),
-        np.arange(256) / 254, np.arange(-128, 128) / 127 * 8.5, rng.integers(-3, 4, 256) / 2, np.full(256, 65504.0),
-        np.where(np.arange(256) < 32, 0, normal[1]), np.float32(2) ** -rng.integers(0, 126, 256),
-    ]  # fmt: skip
-    return np.concatenate([np.array(rows, np.float64).astype(np.float32), normal])
-
-
-def reference(rows_RC: np.ndarray, type_name: str, importance_C: np.ndarray | None) -> np.ndarray:
-    """ggml_quantize_chunk itself, nothing of ours between."""
-    out = np.empty((len(rows_RC), ggml.row_bytes(type_name, rows_RC.shape[1])), np.uint8)
-    weights = None if importance_C is None else importance_C.ctypes.data
-    rows_RC = np.ascontiguousarray(rows_RC)
-    ggml._BASE.ggml_quantize_chunk(
-        ggml.TYPES[type_name].id, rows_RC.ctypes.data, out.ctypes.data, 0, *rows_RC.shape, weights
-    )
-    return out
+from tsconvert.quant.types import ggml
 
 
 def source_of(raw_RC: np.ndarray, dtype: str) -> MatrixRows:
     return MatrixRows(
         rows=raw_RC.shape[0], columns=raw_RC.shape[1], dtype=dtype, read=lambda a, b: raw_RC[a:b], check=lambda: 0.0
     )
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", TYPES)
-def test_every_type_is_ggmls_on_adversarial_rows(name: str, weighted: bool):
-    rows_RC = adversarial()
-    if name == "F16":
-        rows_RC = rows_RC[np.abs(rows_RC).max(axis=1) < 65520]
-    if name.startswith(("IQ", "TQ")):  # ggml aborts on scales that overflow
-        rows_RC = rows_RC[np.abs(rows_RC).max(axis=1) < 1e20]
-    importance_C = np.random.default_rng(1).random(256).astype(np.float32) + 0.1 if weighted else None
-    if ggml.needs_importance(name) and not weighted:
-        pytest.skip(f"{name} needs importances")
-    bits_RC = (rows_RC.view(np.uint32) >> 16).astype(np.uint16)
-    half_RC = (bits_RC.astype(np.uint32) << 16).view(np.float32)
-    for raw_RC, dtype, floats_RC in ((rows_RC, "F32", rows_RC), (bits_RC, "BF16", half_RC)):
-        expected = reference(floats_RC, name, importance_C)
-        found = encode(raw_RC, dtype, name, importance_C)
-        assert np.array_equal(found, expected)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("IQ") else name for name in TYPES]
-)
-def test_every_type_is_ggmls_on_the_embedded_model(name: str):
-    """All matrices of tiny-mistral, wholly; those whose rows the type does not fit are reshaped."""
-    checkpoint = open_checkpoint("tiny-mistral")
-    for place in checkpoint.places:
-        if len(shape_of(checkpoint.spec, place)) < 2:
-            continue
-        raw_RC = checkpoint.raw(place).view(np.uint16).reshape(-1, 256)
-        floats_RC = (raw_RC.astype(np.uint32) << 16).view(np.float32)
-        importance_C = np.square(floats_RC).mean(axis=0) + 1e-6 if ggml.needs_importance(name) else None
-        found = encode(raw_RC, "BF16", name, importance_C)
-        assert np.array_equal(found, reference(floats_RC, name, importance_C)), place
-
-
-def test_q8_0_and_q4_0_in_vectors_leave_to_ggml_what_c_leaves_open():
-    tiny = np.zeros((1, 64), np.float32)
-    tiny[0, 3] = 1e-40
-    assert q8_0_q4_0.quantize(tiny, "Q4_0") is None
-    ordinary = np.random.default_rng(2).standard_normal((1024, 4096)).astype(np.float32)
-    for name in q8_0_q4_0.BLOCK_BYTES:
-        assert np.array_equal(q8_0_q4_0.quantize(ordinary, name), reference(ordinary, name, None))
-
-
-def test_half_scales_are_those_of_ieee():
-    bits = np.random.default_rng(3).integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
-    edges = (
-        (np.arange(85, 150, dtype=np.uint32)[:, None] << 23)
-        | np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFFFF], np.uint32)
-    ).ravel()
-    bits = np.concatenate([edges, bits[np.isfinite(bits.view(np.float32))][:5000]])
-    with np.errstate(over="ignore"):  # scalars wrap around silently in compiled code only
-        expected = bits.view(np.float32).astype(np.float16).view(np.uint16)
-        found = [int(q8_0_q4_0.half_bits(np.uint32(value))) for value in bits]
-    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -125,7 +39,7 @@ def test_pieces_of_stacked_matrices_land_where_they_belong(tmp_path: Path, threa
     with (tmp_path / "f").open("wb") as stream, ParallelFile(stream, size) as file:
         write_tensors(file, [(tensors[0], 100), (tensors[1], 100 + tensors[0].size_bytes)], done.append, threads)
     content = (tmp_path / "f").read_bytes()[100:]
-    expected = [reference(rows, "Q4_K", weights[i]).tobytes() for i, rows in enumerate(experts)]
+    expected = [ggml.quantize_chunk(rows, "Q4_K", weights[i]).tobytes() for i, rows in enumerate(experts)]
     assert content == b"".join(expected) + np.ones((2, 64), np.float32).tobytes()
     assert sorted(done) == ["a", "b"]
 
@@ -221,3 +135,13 @@ def test_decoded_errors_are_within_the_types_bound(tmp_path: Path, name: str):
     block = ggml.TYPES[name].weights
     error = np.abs(decoded - source).reshape(-1, block).max(axis=1)
     assert (error <= BOUNDS[name] * 1.05 * np.abs(source).reshape(-1, block).max(axis=1)).all()
+
+
+@pytest.mark.parametrize("type_name", ["F16", "Q8_0", "Q4_K", "IQ2_XS"])
+def test_values_beyond_the_scales_of_a_type_are_refused(type_name: str):
+    values = np.ones((1, 256), np.float32)
+    values[0, 3] = 7e4
+    plan = TensorPlan(name="x.weight", shape=(1, 256), type_name=type_name, source=lambda: [values])
+    with pytest.raises(TsconvertError, match=r"^x\.weight: values reach 70000.* --tensor-type x\.weight=F32$"):
+        check_tensors([plan])
+    check_tensors([TensorPlan(name="x.weight", shape=(1, 256), type_name="F32", source=lambda: [values])])
