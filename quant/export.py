@@ -82,7 +82,7 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written."""
+    """The file that was written."""
 
     out: Path
     """The file, or the first of its shards."""

@@ -33,7 +33,7 @@ _VALUES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """What to make of which file."""
+    """The options of `quantize`."""
 
     source: Path
     """A GGUF file, or the first shard of several."""
@@ -58,7 +58,7 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What was written."""
+    """The file that was written."""
 
     out: Path
     """The file, or the first of its shards."""
@@ -171,7 +171,7 @@ def _choose(file: GgufFile, types: TypeChoice, config: QuantizeConfig) -> dict[s
     chosen = {name: tensor.type_name for name, tensor in file.tensors.items()}
     for name in sorted(file.tensors, key=_in_layers):
         tensor = file.tensors[name]
-        if not mixes.takes_type(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name in _WHOLE:
+        if not mixes.is_quantized(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name in _WHOLE:
             continue
         chosen[name] = types.matrix(name, tensor.shape[-1])
         quantized = tensor.type_name not in mixes.FLOATS

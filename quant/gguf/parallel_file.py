@@ -19,7 +19,7 @@ from ...common.files import naming, put, reserve
 
 Bytes = npt.NDArray[np.uint8]
 PAGE = 4096
-LARGE_BYTES = 1 << 30  # smaller files stay in the cache, for whoever reads them next
+LARGE_BYTES = 1 << 30  # smaller files stay in the cache, where the next reader finds them
 _WORTH_BYTES = 1 << 16
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 

@@ -22,7 +22,7 @@ class MatrixRows:
     rows: int
     columns: int
     dtype: str
-    """What `read` gives: F32, F16, BF16 (as uint16), or the bytes of another type, which are copied."""
+    """The type of what `read` gives: F32, F16, BF16 (as uint16), or the bytes of another type, which are copied."""
     read: Callable[[int, int], npt.NDArray[Any]]
     """read(start, stop) gives rows [stop - start, columns], contiguous."""
     check: Callable[[], float]

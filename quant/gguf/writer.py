@@ -46,7 +46,7 @@ def file_size(metadata: Metadata, tensors: Sequence[TensorPlan]) -> int:
 
 
 def tensor_bytes(tensor: TensorPlan) -> int:
-    """What one more tensor adds to a file at most: entry, data, padding."""
+    """The most bytes that one more tensor adds to a file: entry, data, padding."""
     entry = len(encode_string(tensor.name)) + 4 + 8 * len(tensor.shape) + 4 + 8
     return _padded(entry) + _padded(tensor.size_bytes)
 
@@ -65,7 +65,7 @@ def write_gguf(
     Args:
         stream: an empty file on a disk; its position is not moved.
         metadata: in the order of the file.
-        tensors: likewise; `check_tensors` has found their values sound.
+        tensors: in the order of the file; `check_tensors` has found their values sound.
         magic: the first four bytes.
         step: called with a tensor's name when it is written.
         threads: None takes the cores that the process may use.

@@ -38,7 +38,7 @@ class ImatrixConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImatrixReport:
-    """What was written."""
+    """The importance matrix that was written."""
 
     out: Path
     entries: int

@@ -27,7 +27,7 @@ class BaseModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What is known of a model beside its weights; empty where nothing is."""
+    """Where a model comes from and what was done to it; empty where nothing is known."""
 
     license: str = ""
     license_name: str = ""
@@ -38,7 +38,7 @@ class ModelInfo:
     languages: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     recovery: dict[str, Any] = field(default_factory=dict)
-    """What relufy did: activation, tokens, perplexities, density."""
+    """The conversion by relufy: activation, tokens, perplexities, density."""
     predictors: dict[str, Any] = field(default_factory=dict)
     """How the predictors were trained and what they keep."""
     fingerprint: str = ""
@@ -64,7 +64,7 @@ class ModelInfo:
 
 
 def read_info(checkpoint: Checkpoint, predictor_report: dict[str, Any]) -> ModelInfo:
-    """What the checkpoint's folder, its base's folder and the report of the predictors' training say.
+    """Read the checkpoint's folder, its base model's folder and the report of the predictors' training.
 
     Raises:
         TsconvertError: tsconvert.json or README.md is damaged.
@@ -120,7 +120,7 @@ def _predictors(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _card(folder: Path | None) -> dict[str, Any]:
-    """What README.md's front matter says, by gguf-py's field names; empty values left out."""
+    """README.md's front matter by gguf-py's field names; empty values are left out."""
     if folder is None or not (folder / "README.md").is_file():
         return {}
     from gguf.metadata import Metadata

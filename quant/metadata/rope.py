@@ -67,7 +67,7 @@ def attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
 
 
 def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
-    """What each rotary frequency is divided by in Llama 3's scaling, [head_dim / 2]; None for any other.
+    """The divisor of each rotary frequency in Llama 3's scaling, [head_dim / 2]; None for any other scaling.
 
     Follows transformers' _compute_llama3_parameters: long wavelengths are divided by the factor, short ones kept, those
     between blended.

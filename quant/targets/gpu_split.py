@@ -1,4 +1,4 @@
-"""Which neurons PowerInfer keeps on the GPU: an integer programme, and the file that tells it.
+"""The choice of the neurons that PowerInfer keeps on the GPU: an integer programme, and the file that it is given.
 
 PowerInfer's own solver (powerinfer-py/powerinfer/solver.py) is followed in what it asks for: neurons in groups of 256,
 the most frequent first; the sum of their activation counts as large as the capacity allows; a layer takes part with at
@@ -33,12 +33,12 @@ Counts = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSplit:
-    """Which neurons of each layer go to the GPU."""
+    """The neurons of each layer that go to the GPU."""
 
     chosen: list[npt.NDArray[np.int64]]
     """By layer: their rows in the file, ascending."""
     required_bytes: int
-    """That they take on the GPU."""
+    """The memory that they take on the GPU."""
     share: float
     """How much of all activations they make, 0 to 1."""
 
@@ -131,7 +131,7 @@ def plan_split(
     all of those fit.
 
     Args:
-        tensors: of the PowerInfer file.
+        tensors: those of the PowerInfer file.
         counts: by layer, how often each neuron fired, in the file's order.
         vram_bytes: what the whole model may take on the GPU.
         kv_width: numbers of one token's keys in one layer.

@@ -78,7 +78,7 @@ def find_counts(checkpoint: Checkpoint, profile: Path | None, predictors: Predic
 
 
 def in_order(rows: Ordered, orders: Orders, layer: int, expert: int) -> Ordered:
-    """What has one row a neuron, in the file's order."""
+    """``rows``, one a neuron, in the file's order."""
     order_F = orders.get((layer, expert))
     return rows if order_F is None else cast("Ordered", rows[order_F])
 

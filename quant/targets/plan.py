@@ -1,4 +1,4 @@
-"""What the three targets share: what a file is made of, the plan of it, and the tensors that all of them have.
+"""The part that all three targets share: a file's sources, its plan, and the tensors that every file has.
 
 Shape suffixes: D model width, F neurons.
 """
@@ -26,7 +26,7 @@ TARGETS = ("llama.cpp", "powerinfer", "sparse")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a target makes a file of."""
+    """The sources and choices from which a target plans a file."""
 
     out: Path
     """The file."""
@@ -38,7 +38,7 @@ class Job:
     """The model's, for `general.name`."""
     info: ModelInfo = field(default_factory=ModelInfo)
     orders: Orders = field(default_factory=dict)
-    """In which order each FFN's neurons are stored; empty: as in the checkpoint."""
+    """The order in which each FFN's neurons are stored; empty: the checkpoint's."""
     counts: Counts = field(default_factory=dict)
     """How often each FFN's neurons fire, in the checkpoint's order, if that is known."""
     vram_bytes: int | None = None
@@ -63,7 +63,7 @@ class Plan:
     metadata: dict[str, Value]
     tensors: list[TensorPlan]
     notes: list[str] = field(default_factory=list)
-    """What the user should know: what was capped, replaced, or will behave differently."""
+    """For the user: what was capped, replaced, or will behave differently."""
     magic: bytes = GGUF_MAGIC
     companions: list[GgufPlan] = field(default_factory=list)
     """Files that belong beside it."""
@@ -77,7 +77,7 @@ class TensorTable:
         self.tensors: list[TensorPlan] = []
 
     def embedding(self) -> None:
-        """What stands before the layers: the divisors of Llama 3's rope scaling, if the model has it, and embedding."""
+        """The embedding, and before it the divisors of Llama 3's rope scaling if the model has it."""
         divisors = rope.frequency_divisors(self.job.spec)
         if divisors is not None:
             self.add(rope.FREQS, divisors.shape, "F32", lambda: [divisors[None, :]])
@@ -99,7 +99,7 @@ class TensorTable:
         self.ffn(layer, "ffn_down", transpose=transpose_down)
 
     def head(self) -> None:
-        """What stands behind the layers: a norm, and the output matrix unless it is the embedding."""
+        """The last norm, and the output matrix unless it is the embedding."""
         self.float32(Place("output_norm"))
         if not self.job.spec.tied:
             self.matrix(Place("output"))

@@ -36,11 +36,11 @@ class PredictorSource:
         self.ranks: list[list[int]] = self._find_ranks()
         """Per layer and expert; 0 where an FFN has no predictor."""
         self.thresholds: list[list[float]] = self._find_thresholds()
-        """Likewise, on the normed input; NaN where there is none."""
+        """Per layer and expert, for the normed input; NaN where an FFN has no predictor."""
 
     @property
     def report(self) -> dict[str, Any]:
-        """What their training said of them; empty for those inside a checkpoint."""
+        """The report of their training; empty for those inside a checkpoint."""
         return self._set.report if self._set is not None else {}
 
     def normed(self, layer: int, expert: int) -> Predictor:

@@ -33,9 +33,9 @@ def encode(
     """Encode rows of finite weights on the calling thread.
 
     Args:
-        raw_RC: float32, float16, or uint16 that are bfloat16; contiguous. Of any other type in bytes, for a copy.
+        raw_RC: float32, float16, or uint16 that are bfloat16; contiguous. Bytes of any other type are copied.
         dtype: F32, F16, BF16, or the type of the bytes.
-        type_name: of the result.
+        type_name: the type of the result.
         importance_C: the weight of each column's error; None counts all alike.
         out_RB: contiguous memory for the result, which is returned then.
 

@@ -222,7 +222,7 @@ def row_functions(type_name: str) -> RowFunctions:
 
 
 def _numpy_functions(block: BlockType) -> RowFunctions:
-    """Those of a processor that ggml-cpu does not run on."""
+    """The functions on a processor that ggml-cpu does not run on."""
     traits = _BASE.ggml_get_type_traits(block.id).contents
     if not traits.to_float:  # F32, and what holds no weights
         copy = numpy_row_functions.copy_floats() if block.name == "F32" else 0

@@ -38,7 +38,7 @@ class Vocabulary:
     huggingface_json: str = ""
     notes: list[str] = field(default_factory=list)
     engine_notes: list[str] = field(default_factory=list)
-    """What engines with llama.cpp's tokenizer do otherwise than transformers."""
+    """Where engines with llama.cpp's tokenizer differ from transformers."""
 
     def metadata(self, *, huggingface: bool) -> dict[str, Value]:
         """The keys of a GGUF file; ``huggingface``: the whole tokenizer.json is one of them."""
@@ -62,7 +62,7 @@ class Vocabulary:
         return out | self._chat_keys()
 
     def check_powerinfer(self) -> list[str]:
-        """Notes on what PowerInfer's tokenizer does otherwise.
+        """Notes on where PowerInfer's tokenizer differs.
 
         Raises:
             TsconvertError: PowerInfer cannot load this vocabulary.

@@ -73,7 +73,7 @@ def _writeable(rows_RC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 @functools.cache
 def _tries(type_name: str, weighted: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The factors of the fits, computed in float32 as C does: of the weights, and (Q3_K) of the scales."""
+    """The factors that the fits of the weights, and of Q3_K's scales, try; computed in float32 as C does."""
     if type_name in _AFFINE_TRIES:
         first, step, count = _AFFINE_TRIES[type_name][weighted]
         steps_K = np.float32(first) + np.float32(step) * np.arange(count, dtype=np.float32)
@@ -92,7 +92,7 @@ def _stamp() -> int:
 
 @functools.cache
 def _compiled_encoders() -> tuple[Any, Any]:
-    """Of the types with a minimum, and of those without."""
+    """The encoders of the types with a minimum (Q2_K, Q4_K, Q5_K) and of those without."""
     stamp = _stamp()
 
     @cached
