@@ -105,9 +105,9 @@ def _complain(message: str) -> None:
 def _leave(code: Any) -> None:
     """One of several processes ends without taking the interpreter down."""
     if "torch.distributed" in sys.modules and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from .common.processes import leave
+        from .common.processes import exit_process
 
-        leave(code if isinstance(code, int) else 0)
+        exit_process(code if isinstance(code, int) else 0)
 
 
 def emit(result: Any, as_json: bool) -> None:

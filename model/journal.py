@@ -10,15 +10,15 @@ from ..common.files import naming
 
 JOURNAL = "journal.jsonl"
 KEPT = ".kept"
-"""What else a run leaves in its partial folder to be resumed from ends so."""
+"""The ending of other files in the partial folder that a run resumes from."""
 
 
 class Journal:
-    """Finished layers and what was found of each; on the disk before the next layer begins.
+    """Finished layers and the result of each; on the disk before the next layer begins.
 
     Args:
         path: the file, in the partial output folder.
-        head: what the run was asked for and from which model; a resumed run must bring the same.
+        head: the settings and the model of the run; a resumed run must have the same.
 
     Raises:
         TsconvertError: the journal there was begun with another head.
@@ -36,11 +36,11 @@ class Journal:
             self._append(head)
 
     def entry(self, layer: int) -> dict[str, Any] | None:
-        """What `add` was given for ``layer``, if it is finished."""
+        """The result of ``layer`` that `add` was given; None if the layer is not finished."""
         return self._entries.get(layer)
 
     def add(self, layer: int, found: dict[str, Any]) -> None:
-        """``layer`` is finished: its weights are on the disk."""
+        """Record that ``layer`` is finished and its weights are on the disk."""
         self._append({"layer": layer, **found})
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Journal:
             os.fsync(stream.fileno())
 
     def _whole_lines(self) -> list[Any]:
-        """The lines, without a last one that a kill or a full disk cut off; the file is cut as well."""
+        """The complete lines; a last one that was cut off by a kill or a full disk is removed from the file."""
         text = self.path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:

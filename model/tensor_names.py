@@ -37,7 +37,7 @@ MATRICES = (*ATTENTION[1:], "router", *FFN, *PREDICTOR)
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where in a model a tensor stands."""
+    """The place of a tensor in a model."""
 
     role: str
     layer: int | None = None

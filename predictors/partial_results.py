@@ -27,7 +27,7 @@ class Kept:
         self.folder = folder
 
     def __contains__(self, layer: int) -> bool:
-        return bool(processes.from_first(self._path(layer).is_file()))
+        return bool(processes.broadcast(self._path(layer).is_file()))
 
     def save(self, layer: int, ffns: Sequence[Sequence[Trial]]) -> None:
         """Keep the trials of ``layer``; on the disk when this returns."""
@@ -48,11 +48,11 @@ class Kept:
 
     def load(self, layer: int, chosen: Sequence[int | None]) -> list[Predictor | None]:
         """For each FFN of ``layer`` the predictor of the trial chosen; None for none."""
-        return processes.from_first([] if processes.rank() else self.read(layer, chosen))
+        return processes.broadcast([] if processes.rank() else self.read(layer, chosen))
 
     def reports(self, layer: int) -> list[list[FFNReport]]:
         """Of all trials of ``layer``, by FFN."""
-        return processes.from_first([] if processes.rank() else self._reports(layer))
+        return processes.broadcast([] if processes.rank() else self._reports(layer))
 
     def read(self, layer: int, chosen: Sequence[int | None]) -> list[Predictor | None]:
         """What `load` gives, in process 0 alone."""

@@ -70,7 +70,7 @@ def _output(config: PredictorConfig) -> Iterator[Path]:
     """The partial folder, which process 0 makes; a temporary one where nothing is to be written."""
     if config.out is None:
         with tempfile.TemporaryDirectory(prefix="tsconvert-predictors-") as folder:
-            yield Path(processes.from_first(folder))
+            yield Path(processes.broadcast(folder))
     elif processes.rank():
         yield config.out.with_name(config.out.name + PARTIAL)
     else:

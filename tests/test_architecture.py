@@ -28,8 +28,8 @@ FAULTS = {
         "def planted() -> None:\n    from .packing import packed_rows",
         "No cycles are allowed in tsconvert.text.",
     ),
-    "evaluate/plan/plan.py": (
-        "from ..verify import verify",
+    "evaluate/plan/__init__.py": (
+        "from .. import verify",
         "tsconvert.evaluate.plan is not allowed to import tsconvert.evaluate.verify",
     ),
     "runner/sampling.py": (

@@ -18,7 +18,7 @@ from .tokenizer import load_tokenizer
 def calibration_rows(
     checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """The rows [N, S] that a stage looks at: `packed_rows` with the checkpoint's tokenizer.
+    """The rows [N, S] that a stage works on: `packed_rows` with the checkpoint's tokenizer.
 
     Args:
         sources: empty takes the embedded text, and says so.
@@ -40,7 +40,7 @@ def calibration_rows(
 
 
 def _talks(checkpoint: Checkpoint) -> bool:
-    """Whether it has a chat template, as tokenizers of models for conversations do."""
+    """Whether the model is for conversations: its tokenizer has a chat template."""
     if (checkpoint.folder / "chat_template.jinja").exists():
         return True
     config = checkpoint.folder / "tokenizer_config.json"
@@ -50,7 +50,7 @@ def _talks(checkpoint: Checkpoint) -> bool:
 def documents(
     checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """As `calibration_rows`, with where texts begin.
+    """The rows of `calibration_rows` [N, S], and whether a text begins at each token [N, S].
 
     Raises:
         TsconvertError: as there, or the tokenizer has tokens that the model does not know.

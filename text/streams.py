@@ -1,4 +1,4 @@
-"""Rows made while they are trained on, for corpora that memory does not hold: a seeded order, resumable by counting."""
+"""Rows that are made while training, for corpora larger than memory: a seeded order, resumable by counting rows."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,13 @@ Row = tuple[np.ndarray, np.ndarray]
 class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
     """Endless rows of a mixture: each source's texts packed one after the other, the sources in turn by weight.
 
-    Every source begins anew, in another order, when it is through. Where one process stopped another goes on by passing
-    over as many rows, which the trainer does.
+    When a source ends it starts again in another order. To resume, the trainer skips the rows that were trained on.
 
     Args:
         tokenizer: a transformers tokenizer.
-        sources: mixture files are taken apart.
+        sources: mixture files are expanded.
         context: tokens a row.
-        skip: so many rows first.
+        skip: the number of rows to leave out at the start.
     """
 
     def __init__(self, tokenizer: Any, sources: Sequence[Source], context: int, seed: int, skip: int = 0) -> None:
@@ -42,7 +41,7 @@ class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
                 yield as_inputs(row_S, begins_S)
 
     def rows(self) -> Iterator[Row]:
-        """Tokens [S] and where texts begin, without an end."""
+        """Endless rows: tokens [S], and whether a text begins at each."""
         streams = [self._packed(source, number) for number, source in enumerate(self.sources)]
         total = sum(source.weight for source in self.sources)
         credit = [0.0] * len(streams)

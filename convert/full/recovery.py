@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.files import atomic_folder, check_disk, empty, refuse_existing, write_json
-from ...common.locks import claimed
+from ...common.locks import locked
 from ...common.progress import note
 from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.provenance import PROVENANCE
@@ -94,7 +94,7 @@ def _folders(config: RelufyConfig) -> Iterator[tuple[Path, Path]]:
     local, full = (config.out.with_name(config.out.name + suffix) for suffix in (".local", ".full"))
     with ExitStack() as mine:
         if not processes.rank():
-            mine.enter_context(claimed(full, config.out, folder=True))
+            mine.enter_context(locked(full, config.out, folder=True))
             refuse_existing(config.out)  # its writer may have finished meanwhile
             if not config.resume:
                 shutil.rmtree(local, ignore_errors=True)

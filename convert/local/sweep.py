@@ -104,7 +104,7 @@ class RecoverySweep:
     def _layer(self, index: int) -> tuple[LayerResult, tuple[float, float]]:
         """One layer of the student; one that an earlier run finished is read back."""
         layer = self.student.layer(index)
-        entry = processes.from_first(self.journal.entry(index) if self.journal else None)
+        entry = processes.broadcast(self.journal.entry(index) if self.journal else None)
         if entry is not None:
             self._restore(layer)
             if self.along is not None:
@@ -172,7 +172,7 @@ class RecoverySweep:
                     stream.seek(info.start)
                     raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)
                 tensor.copy_(torch.from_numpy(to_float32(raw, info.dtype).reshape(info.shape).copy()))
-            processes.from_first_(tensor)
+            processes.broadcast_(tensor)
 
 
 @torch.no_grad()

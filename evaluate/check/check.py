@@ -11,7 +11,7 @@ from typing import Any
 
 from ...common.errors import CheckFailedError, TsconvertError
 from ...common.files import atomic_file
-from ...common.locks import claimed
+from ...common.locks import locked
 from ...common.progress import note
 from ...common.units import size_text
 from ..records.records import read_record
@@ -99,7 +99,7 @@ def check(config: CheckConfig) -> CheckReport:
     spec = read_spec(config.spec, out=config.out, variables=config.variables, options=config.options)
     drifts = {limit.figure for limit in spec.limits if limit.drift is not None}
     baseline = read_baseline(config.baseline or spec.baseline, updating=config.update_baseline, needed=bool(drifts))
-    with claimed(spec.out, spec.out, folder=True) if spec.stages else nullcontext():
+    with locked(spec.out, spec.out, folder=True) if spec.stages else nullcontext():
         return _checked(config, spec, baseline, drifts)
 
 

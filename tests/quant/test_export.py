@@ -144,11 +144,11 @@ def test_predictors_are_the_folders_on_the_normed_input(drelu: Path, make_predic
         assert np.array_equal(fc2.to_float32(), ffns[layer][0].fc2_FR)
 
 
-def test_experts_predictors_are_stacked_and_padded(drelu_moe: Path, make_predictors: Make, tmp_path: Path):
+def test_experts_predictors_are_stacked_and_padded(sparse_moe: Path, make_predictors: Make, tmp_path: Path):
     ranks = [[8, 0, 16, 4], [0, 0, 0, 0]]
-    folder = make_predictors(drelu_moe, ranks, threshold=-0.25)
+    folder = make_predictors(sparse_moe, ranks, threshold=-0.25)
     out = tmp_path / "model.gguf"
-    report = export_unverified(ExportConfig(model=drelu_moe, out=out, predictors=folder))
+    report = export_unverified(ExportConfig(model=sparse_moe, out=out, predictors=folder))
     file, ffns = GgufFile(out), load_predictors(folder).ffns
     fc1_ERD = file.tensors["blk.0.fc1_exps.weight"].to_float32()
     fc2_EFR = file.tensors["blk.0.fc2_exps.weight"].to_float32()
@@ -312,7 +312,7 @@ def test_ggml_knows_the_types_by_gguf_pys_ids():
 
 
 def test_every_key_and_tensor_stands_in_the_specification(
-    make_sparse: Make, drelu: Path, drelu_moe: Path, make_predictors: Make, tmp_path: Path
+    make_sparse: Make, drelu: Path, sparse_moe: Path, make_predictors: Make, tmp_path: Path
 ):
     page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -323,7 +323,7 @@ def test_every_key_and_tensor_stands_in_the_specification(
         export(tmp_path / "scaled", scaled),
     ]
     shutil.rmtree(tmp_path / "predictors")
-    files.append(export(tmp_path / "moe", drelu_moe, predictors=make_predictors(drelu_moe)))
+    files.append(export(tmp_path / "moe", sparse_moe, predictors=make_predictors(sparse_moe)))
     for file in map(GgufFile, files):
         for key in file.metadata:
             assert not key.startswith("turbosparse.") or f"`{key.removeprefix('turbosparse.')}`" in page, key

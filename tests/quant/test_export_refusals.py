@@ -50,9 +50,9 @@ def test_predictors_for_llama_cpp(tmp_path: Path, dense: Path, make_predictors: 
     )
 
 
-def test_experts_for_powerinfer(tmp_path: Path, drelu_moe: Path, make_predictors: Make):
-    assert sentence(tmp_path, drelu_moe, target="powerinfer", predictors=make_predictors(drelu_moe)) == (
-        f"{drelu_moe}: PowerInfer has no experts in sparse mode; export with --target sparse"
+def test_experts_for_powerinfer(tmp_path: Path, sparse_moe: Path, make_predictors: Make):
+    assert sentence(tmp_path, sparse_moe, target="powerinfer", predictors=make_predictors(sparse_moe)) == (
+        f"{sparse_moe}: PowerInfer has no experts in sparse mode; export with --target sparse"
     )
 
 
@@ -151,10 +151,10 @@ def test_predictors_of_another_model(tmp_path: Path, drelu: Path, make_predictor
     )
 
 
-def test_predictors_of_another_shape(tmp_path: Path, drelu: Path, drelu_moe: Path, make_predictors: Make):
+def test_predictors_of_another_shape(tmp_path: Path, drelu: Path, sparse_moe: Path, make_predictors: Make):
     from tsconvert.model.checkpoint import open_checkpoint
 
-    folder = make_predictors(drelu_moe, fingerprint=open_checkpoint(drelu).fingerprint)
+    folder = make_predictors(sparse_moe, fingerprint=open_checkpoint(drelu).fingerprint)
     assert sentence(tmp_path, drelu, predictors=folder) == (
         f"{folder}: the layers and experts are not this model's; train them again"
     )

@@ -80,11 +80,11 @@ def test_the_order_changes_no_logit(mode: str, drelu: Path, counted: Path, make_
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4)
 
 
-def test_experts_have_orders_of_their_own(drelu_moe: Path, tmp_path: Path):
+def test_experts_have_orders_of_their_own(sparse_moe: Path, tmp_path: Path):
     seen = tmp_path / "profile.safetensors"
-    profile(ProfileConfig(model=str(drelu_moe), out=seen, tokens=512, context=64))
-    export_unverified(ExportConfig(model=drelu_moe, out=tmp_path / "m.gguf", type_name="F32", profile=seen))
-    file, found, checkpoint = GgufFile(tmp_path / "m.gguf"), load_profile(seen), open_checkpoint(drelu_moe)
+    profile(ProfileConfig(model=str(sparse_moe), out=seen, tokens=512, context=64))
+    export_unverified(ExportConfig(model=sparse_moe, out=tmp_path / "m.gguf", type_name="F32", profile=seen))
+    file, found, checkpoint = GgufFile(tmp_path / "m.gguf"), load_profile(seen), open_checkpoint(sparse_moe)
     assert file.tensors["blk.1.ffn_order"].shape == (4, 128)
     up_EFD = file.tensors["blk.1.ffn_up_exps.weight"].to_float32()
     for expert in range(4):
