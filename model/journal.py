@@ -1,7 +1,9 @@
 """The journal of a sweep: one line for each finished layer, so that a killed run can go on where it was."""
 
+import ast
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ class Journal:
 
     Args:
         path: the file, in the partial output folder.
-        head: the settings and the model of the run; a resumed run must have the same.
+        head: what the run was asked for and from which model; a resumed run must bring the same.
+        earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}; a run
+            begun with these defaults is resumed.
 
     Raises:
         TsconvertError: the journal there was begun with another head.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+    def __init__(self, path: Path, head: dict[str, Any], earlier: Mapping[str, object] | None = None) -> None:
         self.path = path
         lines = self._whole_lines() if path.is_file() else []
-        if lines and lines[0] != head:
+        if lines and _settings(lines[0], earlier or {}) != _settings(head, {}):
             raise TsconvertError(
                 f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
             )
@@ -62,3 +66,21 @@ class Journal:
             return lines
         except (ValueError, TypeError, KeyError, RecursionError):
             raise TsconvertError(f"{self.path}: is damaged; remove {self.path.parent} and start again") from None
+
+
+def _settings(value: Any, earlier: Mapping[str, object], name: str = "") -> dict[str, object]:
+    """A journal's head as one level of dotted names, without settings that are at their ``earlier`` default.
+
+    Settings of parts are kept as text, "{'steps': 200, ...}", which is taken apart.
+    """
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return {name: value}
+    if not isinstance(value, dict):
+        return {} if name in earlier and value == earlier[name] else {name: value}
+    found: dict[str, object] = {}
+    for key, each in value.items():
+        found |= _settings(each, earlier, key if name in ("", "asked") else f"{name}.{key}")
+    return found

@@ -9,7 +9,7 @@ from .cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from .energy import FFN
 from .predictor import Predictor
 from .report import FFNReport
-from .scores import Scores
+from .torch_predictor import TorchPredictor
 
 # Shape suffixes: T tokens, F neurons, D model width.
 _BINS = 1 << 15
@@ -34,7 +34,7 @@ def thresholds(ffn: FFN, predictor: Predictor, target_energies: Sequence[float])
 
     Two passes over the calibration tokens: the range of the logits, then the energy in each of 32,768 bins of it.
     """
-    scores = Scores(predictor, ffn.device)
+    scores = TorchPredictor(predictor, ffn.device)
     low, high = float("inf"), float("-inf")
     for x_TD in ffn.calibration_blocks():
         z_TF = scores(x_TD)
@@ -56,7 +56,7 @@ def thresholds(ffn: FFN, predictor: Predictor, target_energies: Sequence[float])
 @torch.no_grad()
 def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
     """What ``predictor`` does on the calibration tokens."""
-    scores = Scores(predictor, ffn.device)
+    scores = TorchPredictor(predictor, ffn.device)
     sums = dict.fromkeys(
         ("pairs", "fired", "gate", "predicted", "gated", "hit", "all", "kept", "kept0", "predicted0"), 0.0
     )

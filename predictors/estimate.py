@@ -8,10 +8,10 @@ from ..model.checkpoint import open_checkpoint
 from ..model.layers import Layer
 from ..model.sweep import Stream, sweep
 from .config import PredictorConfig
+from .layer_candidates import MIN_TOKENS, layer_ffns, train_one
 from .profile.profile import refuse_dense
 from .report import FFNReport
 from .train import training_sequences
-from .trials import MIN_TOKENS, layer_ffns, train_one
 
 _TOKENS = 8192
 _STEPS = 150

@@ -12,13 +12,13 @@ from ..model.checkpoint import Checkpoint
 from ..model.layers import Layer
 from ..model.sweep import Stream
 from .predictor import Predictor
-from .scores import Scores
+from .torch_predictor import TorchPredictor
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, V vocabulary.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class ModeComparison:
     """Predicted against exact mode, on the same tokens."""
 
     perplexity_exact: float
@@ -50,7 +50,7 @@ def predicted_stream(
 
 
 @torch.no_grad()
-def compare(exact: Stream, ours: slice, predicted: Stream, theirs: slice) -> Effect:
+def compare(exact: Stream, ours: slice, predicted: Stream, theirs: slice) -> ModeComparison:
     """The effect of prediction, from both streams after the last layer; of the same sequences in each."""
     sums = [0.0, 0.0, 0.0, 0.0, 0.0]
     both = exact.logits(ours), predicted.logits(theirs)
@@ -64,7 +64,7 @@ def compare(exact: Stream, ours: slice, predicted: Stream, theirs: slice) -> Eff
         sums[4] += len(next_S)
     *means, count = processes.sums(*sums)
     exact_nats, predicted_nats, divergence, same = (value / count for value in means)
-    return Effect(
+    return ModeComparison(
         perplexity_exact=math.exp(exact_nats), perplexity_predicted=math.exp(predicted_nats),
         kl_divergence=divergence, same_top=same,
     )  # fmt: skip
@@ -77,7 +77,7 @@ def feed_forward_predicted(stream: Stream, layer: Layer, predictors: Sequence[Pr
     Args:
         predictors: one an expert; None computes that FFN exactly.
     """
-    scores = [None if predictor is None else Scores(predictor, stream.device) for predictor in predictors]
+    scores = [None if predictor is None else TorchPredictor(predictor, stream.device) for predictor in predictors]
 
     def mask(expert: int, x_TD: torch.Tensor) -> torch.Tensor:
         predictor, score = predictors[expert], scores[expert]

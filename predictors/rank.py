@@ -1,11 +1,11 @@
-"""How wide each predictor is: the widths that are tried, and how a budget of weights is spent on them."""
+"""The rank of each predictor: the ranks that are tried, and how a budget of weights is spent on them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..common.errors import TsconvertError
 from ..model.spec import ModelSpec
-from .partial_results import Trial
+from .candidate_store import Candidate
 from .report import FFNReport
 
 STEP = 32
@@ -13,26 +13,26 @@ STEP = 32
 _SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is neither given nor searched for
 
 
-def candidates(width: int, cap: int | None) -> Iterator[int]:
-    """Ranks to try, in rising order: 32, 64, 96, 128, then in steps of half a doubling, up to the width or the cap."""
+def ranks_to_try(width: int, highest: int | None) -> Iterator[int]:
+    """Ranks in rising order: 32, 64, 96, 128, then in steps of half a doubling, up to the width or ``highest``."""
     rank = STEP
-    while rank <= width and (cap is None or rank <= cap):
+    while rank <= width and (highest is None or rank <= highest):
         yield rank
         rank += STEP * max(1, 1 << max(0, (rank // (2 * STEP)).bit_length() - 1))
 
 
-def tried(ranks: Iterator[int], attempt: Callable[[int], Trial], max_density: float | None) -> list[Trial]:
-    """Trials in rising order of rank; they end when one is no better than the one before it.
+def try_ranks(ranks: Iterator[int], attempt: Callable[[int], Candidate], max_density: float | None) -> list[Candidate]:
+    """Candidates in rising order of rank, up to the first that is no better than the one before it.
 
-    Every trial keeps the energy asked for, because its threshold is calibrated so; what differs is how many neurons it
-    must predict for that.
+    Every candidate keeps the energy asked for, because its threshold is calibrated so; what differs is how many
+    neurons it must predict for that.
     """
-    trials: list[Trial] = []
+    found: list[Candidate] = []
     for rank in ranks:
-        trials.append(attempt(rank))
-        if len(trials) > 1 and not _better(trials[-1][1], trials[-2][1], max_density):
+        found.append(attempt(rank))
+        if len(found) > 1 and not _better(found[-1][1], found[-2][1], max_density):
             break
-    return trials
+    return found
 
 
 def _better(one: FFNReport, other: FFNReport, max_density: float | None) -> bool:
@@ -42,7 +42,7 @@ def _better(one: FFNReport, other: FFNReport, max_density: float | None) -> bool
     return one.bytes_predicted < other.bytes_predicted
 
 
-def cap(spec: ModelSpec, budget: float | None) -> int | None:
+def highest_rank(spec: ModelSpec, budget: float | None) -> int | None:
     """The highest rank worth trying: twice what every FFN could have, so that some may have more than others.
 
     Args:
@@ -86,42 +86,42 @@ class Choice:
     """One way to treat an FFN."""
 
     weights: float
-    """That it adds to the model."""
+    """Weights that it adds to the model."""
     bytes: float
-    """That a token reads."""
-    trial: int | None
+    """Bytes that a token reads."""
+    candidate: int | None
     """None: exact mode."""
 
 
 def choices(
-    trials: Sequence[FFNReport], weights: Sequence[int], max_density: float | None, *, exact: bool
+    candidates: Sequence[FFNReport], weights: Sequence[int], max_density: float | None, *, exact: bool
 ) -> list[Choice]:
     """What can be done with an FFN.
 
     Args:
-        trials: with predictors of so many ``weights`` each.
-        max_density: where some trials are within it the others are none; else the nearest one alone is.
-        exact: leaving the FFN to exact mode is one.
+        candidates: with predictors of so many ``weights`` each.
+        max_density: where some candidates are within it only those are choices; else only the nearest one is.
+        exact: leaving the FFN to exact mode is a choice.
     """
-    found = [i for i, report in enumerate(trials) if report.used]
+    found = [i for i, report in enumerate(candidates) if report.used]
     if max_density is not None and found:
-        within = [i for i in found if trials[i].predicted_density <= max_density]
-        found = within or [min(found, key=lambda i: trials[i].predicted_density)]
-    ways = [Choice(weights[i], trials[i].bytes_predicted * trials[i].tokens, i) for i in found]
+        within = [i for i in found if candidates[i].predicted_density <= max_density]
+        found = within or [min(found, key=lambda i: candidates[i].predicted_density)]
+    ways = [Choice(weights[i], candidates[i].bytes_predicted * candidates[i].tokens, i) for i in found]
     if exact or not ways:
-        ways.append(Choice(0, max((report.bytes_exact * report.tokens for report in trials), default=0.0), None))
+        ways.append(Choice(0, max((report.bytes_exact * report.tokens for report in candidates), default=0.0), None))
     return ways
 
 
 def spend(ffns: Sequence[Sequence[Choice]], budget: float | None) -> list[int | None]:
-    """The trial chosen for each FFN (None: exact mode) that reads the fewest bytes within ``budget`` weights.
+    """The candidate chosen for each FFN (None: exact mode) that reads the fewest bytes within ``budget`` weights.
 
     Greedy along the lower convex hull of each FFN's choices, where the next weights save most first: the optimum up to
     the last step's remainder (the multiple-choice knapsack's linear relaxation, Sinha and Zoltners 1979).
     """
     hulls = [_hull(ways) for ways in ffns]
     if budget is None:
-        return [hull[-1].trial for hull in hulls]
+        return [hull[-1].candidate for hull in hulls]
     at = [0] * len(hulls)
     left = budget - sum(hull[0].weights for hull in hulls)
     steps = sorted(
@@ -131,7 +131,7 @@ def spend(ffns: Sequence[Sequence[Choice]], budget: float | None) -> list[int | 
         more = hulls[ffn][i + 1].weights - hulls[ffn][i].weights
         if at[ffn] == i and more <= left:
             at[ffn], left = i + 1, left - more
-    return [hull[i].trial for hull, i in zip(hulls, at, strict=True)]
+    return [hull[i].candidate for hull, i in zip(hulls, at, strict=True)]
 
 
 def _hull(ways: Sequence[Choice]) -> list[Choice]:

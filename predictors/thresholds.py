@@ -12,7 +12,7 @@ from .calibration import judge, left_to_exact
 from .calibration import thresholds as energy_thresholds
 from .cost import Bits
 from .energy import ffns_of
-from .predicted_mode import Effect, compare, feed_forward_predicted
+from .predicted_mode import ModeComparison, compare, feed_forward_predicted
 from .predictor import Predictor
 from .report import FFNReport
 
@@ -33,7 +33,7 @@ class Calibrated:
 
     thresholds: Thresholds
     reports: tuple[FFNReport, ...]
-    effect: Effect
+    effect: ModeComparison
 
     @property
     def density(self) -> float:

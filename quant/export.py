@@ -9,6 +9,7 @@ from typing import Any
 from ..common.errors import TsconvertError
 from ..common.files import atomic_file, refuse_existing
 from ..model.checkpoint import Checkpoint, open_checkpoint
+from .config import ExportConfig
 from .gguf.parallel_file import LARGE_BYTES
 from .gguf.shards import bytes_by_type, sharded, type_lines, write_files
 from .gguf.writer import GGUF_MAGIC
@@ -17,7 +18,7 @@ from .metadata.model_card import card_path, model_card
 from .metadata.overrides import with_overrides
 from .metadata.provenance import ModelInfo, read_info
 from .targets import llama_cpp, neuron_order, powerinfer, separate_predictors, sparse
-from .targets.plan import TARGETS, Job, Plan
+from .targets.plan import Job, Plan
 from .targets.predictor_source import PredictorSource, find_predictors
 from .types import mixes
 from .types.encoding import prepare
@@ -29,55 +30,6 @@ _PLANS: dict[str, Callable[[Job], Plan]] = {
     "powerinfer": powerinfer.plan,
     "sparse": sparse.plan,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """What to export, and how."""
-
-    model: str | Path
-    """A checkpoint folder, an embedded model's name, or a hub id."""
-    out: Path
-    """The GGUF file to write."""
-    type_name: str = "F16"
-    """Of the weight matrices: a mix as llama-quantize knows them (F16, Q8_0, Q4_K_M, IQ3_XS, ...); norms and routers
-    are always F32. PowerInfer's files have one type for all matrices."""
-    pure: bool = False
-    """One type for all matrices, whatever the mix's rules say."""
-    imatrix: Path | None = None
-    """An importance matrix: which columns' errors cost most."""
-    target: str | None = None
-    """`llama.cpp`, `powerinfer` or `sparse`; None: sparse for a sparse model, llama.cpp for any other."""
-    predictors: Path | None = None
-    """A predictor folder; None takes the predictors inside the checkpoint, if there are any."""
-    predictor_type: str = "F16"
-    """Of the predictors' matrices."""
-    separate_predictors: bool = False
-    """Put them into a file of their own, for engines that refuse tensors which they do not know."""
-    profile: Path | None = None
-    """How often neurons fire; None takes what the predictors' training counted, if they are given."""
-    order: bool = True
-    """Put neurons that fire often first, where a profile or predictors say which do."""
-    vram_bytes: int | None = None
-    """Of the GPU that PowerInfer is to use: the neurons that go there are chosen and written beside the file."""
-    tensor_types: tuple[tuple[str, str], ...] = ()
-    """(pattern, type) for matrices whose GGUF name the pattern fits, the first match wins."""
-    metadata: tuple[tuple[str, str], ...] = ()
-    """(key, value) to add or replace; a new key is a string, or of another type as `u32:5`, `f32:0.5`, `bool:true`."""
-    pre: str | None = None
-    """The pre-tokenizer's name, for a byte-level BPE that is not recognized."""
-    name: str | None = None
-    """For `general.name`; None takes the folder's."""
-    split_max_bytes: int | None = None
-    """Write several files, none larger than this unless one tensor is; llama.cpp's names and keys."""
-    threads: int | None = None
-    """None takes the cores that the process may use."""
-    dry_run: bool = False
-    """Plan and check everything but the weights' values, write nothing."""
-
-    def __post_init__(self) -> None:
-        if self.target is not None and self.target not in TARGETS:
-            raise TsconvertError(f"target is {self.target!r}: it must be one of {', '.join(TARGETS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +126,8 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predictor
         raise TsconvertError(f"--vram splits a model for PowerInfer, and the target is {target}; leave it out")
     inside = checkpoint.has_predictors and target != "llama.cpp"
     predictors = find_predictors(checkpoint, config.predictors) if config.predictors or inside else None
+    if config.predictor_type is not None and predictors is None:
+        raise TsconvertError("--predictor-type: the file has no predictors; leave it out, or give --predictors")
     vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre, eos=spec.eos)
     matrix = load_imatrix(config.imatrix, checkpoint.fingerprint) if config.imatrix is not None else None
     mix_model = mixes.Model(
@@ -181,7 +135,7 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predictor
         importance=matrix is not None,
     )  # fmt: skip
     types = TypeChoice(
-        config.type_name, config.predictor_type, config.tensor_types, mix_model,
+        config.type_name, config.predictor_type or "F16", config.tensor_types, mix_model,
         pure=config.pure or target == "powerinfer",
     )  # fmt: skip
     counts = neuron_order.find_counts(checkpoint, config.profile, predictors)
@@ -214,15 +168,3 @@ def _split_predictors(plan: Plan, out: Path) -> Plan:
         )
     metadata, tensors, beside = separate_predictors.split_off(plan.metadata, plan.tensors, plan.architecture, out)
     return replace(plan, metadata=metadata, tensors=tensors, companions=[*plan.companions, beside])
-
-
-def parse_pair(option: str, pair: str, *, last: bool = False) -> tuple[str, str]:
-    """`KEY=VALUE` as the command line gives it, parted at the first `=`, or at the ``last``: patterns may hold some.
-
-    Raises:
-        TsconvertError: there is no `=`, or nothing before it; names the option.
-    """
-    key, equals, value = pair.rpartition("=") if last else pair.partition("=")
-    if not key or not equals:
-        raise TsconvertError(f"{option} {pair!r}: write it like KEY=VALUE")
-    return key, value

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
 from ..model.integrity import not_finite
+from .config import QuantizeConfig
 from .gguf.file import GGUF, GgufFile, GgufTensor
 from .gguf.shards import bytes_by_type, sharded, type_lines, write_files
 from .gguf.tensor_plan import MatrixRows, Rows, TensorPlan, largest_magnitude
@@ -29,31 +30,6 @@ _DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment
 _PREDICTOR = re.compile(r"\.fc[12](_exps)?\.weight$")
 _WHOLE = ("I8", "I16", "I32", "I64", "F64")  # copied as they are
 _VALUES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """The options of `quantize`."""
-
-    source: Path
-    """A GGUF file, or the first shard of several."""
-    out: Path
-    type_name: str
-    """A mix as llama-quantize knows them: Q4_K_M, Q8_0, ..."""
-    imatrix: Path | None = None
-    """An importance matrix: which columns' errors cost most."""
-    tensor_types: tuple[tuple[str, str], ...] = ()
-    """(pattern, type) for matrices whose name the pattern fits, the first match wins."""
-    pure: bool = False
-    """One type for all matrices, whatever the mix's rules say."""
-    allow_requantize: bool = False
-    """Take tensors that are quantized already; their errors add up."""
-    split_max_bytes: int | None = None
-    """Write several files, none larger than this unless one tensor is."""
-    threads: int | None = None
-    """None takes the cores that the process may use."""
-    dry_run: bool = False
-    """Say what would be written, write nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

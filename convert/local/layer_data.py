@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from ...model.layers import Layer
+from ...model.layers import Layer
 
 # Shape suffixes: T tokens, D model width, C attention context.
 _BLOCK_TOKENS = 2048
@@ -40,14 +38,14 @@ class LayerData:
         """The tokens that judge."""
         return slice(self.train_tokens, len(self.x_TD))
 
-    def residual(self, layer: "Layer", part: slice) -> torch.Tensor:
+    def residual(self, layer: Layer, part: slice) -> torch.Tensor:
         """The student's residual stream [T, D] between the layer's halves."""
         context_TC = self.context_TC[part].to(layer.device)
         residual_TD: torch.Tensor = self.x_TD[part].to(layer.device) + layer.module.self_attn.o_proj(context_TC)
         return residual_TD
 
     @torch.no_grad()
-    def ffn_inputs(self, layer: "Layer", tokens: slice) -> Iterator[torch.Tensor]:
+    def ffn_inputs(self, layer: Layer, tokens: slice) -> Iterator[torch.Tensor]:
         """The FFN's normed inputs for some tokens, block by block."""
         for part in blocks(tokens):
             yield layer.norm(self.residual(layer, part))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from ...model.spec import ModelSpec
 from ...predictors.cost import Rates
-from .bytes import FileBytes, Read, TokenBytes, cache_bytes, token_bytes
 from .machine import Machine
+from .model_bytes import FileBytes, Read, TokenBytes, cache_bytes, token_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from ...model.sweep import IN_MEMORY_BYTES, batch_tokens
 from ...predictors.config import PredictorConfig, Training
 from ...predictors.train_cost import predictors_cost
 from ...quant.types import mixes
-from .bytes import FileBytes
 from .machine import Machine
+from .model_bytes import FileBytes
 
 _EXPORT_BYTES = 300_000_000
 _START_S = 5.0  # torch, transformers, the tokenizer, and the text through it

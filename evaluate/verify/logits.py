@@ -19,8 +19,8 @@ from ...model.tensor_names import FFN, Place, shape_of
 from ...quant.gguf.file import GgufFile
 from ...quant.types import ggml
 from ...runner.model import load
-from .bounds import FLOAT_TYPES
-from .layout import Expected, Floats, Orders, expected_tensors, rope_order
+from .expected_tensors import Expected, Floats, Orders, expected_tensors, rope_order
+from .type_bounds import FLOAT_TYPES
 
 PROMPTS = (
     "The history of the sea is told by those who came back, and what they tell is seldom what they saw on the way.",

@@ -14,8 +14,8 @@ from ...model.tensor_names import PREDICTOR, Place, ffn_places, gguf_name
 from ...quant.gguf.file import GgufFile, GgufTensor
 from ...quant.targets.predictor_source import PredictorSource
 from ...quant.types import ggml
-from .bounds import FLOAT_TYPES, Comparison, compare_rows
-from .layout import Expected, Floats, Orders, SourceRows
+from .expected_tensors import Expected, Floats, Orders, SourceRows
+from .type_bounds import FLOAT_TYPES, Comparison, compare_rows
 
 _PIECE_VALUES = 1 << 22
 Rows = Callable[[int, int], Floats]

@@ -21,8 +21,6 @@ from .checkpoint_rows import plain, rope_permuted, transposed
 from .neuron_order import Counts, Orders, order_tensors
 from .predictor_source import PredictorSource
 
-TARGETS = ("llama.cpp", "powerinfer", "sparse")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

@@ -14,7 +14,7 @@ from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.convert.report import RelufyReport
 from tsconvert.embedded import text
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import activate
 from tsconvert.model.spec import read_spec

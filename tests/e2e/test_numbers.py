@@ -18,7 +18,7 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors

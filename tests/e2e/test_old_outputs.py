@@ -19,7 +19,7 @@ import pytest
 HERE = Path(__file__).with_name("old_outputs")
 EXPECTED = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
 RUNS: dict[str, dict[str, Any]] = EXPECTED["interrupted"]
-TEXT = "--tokens 1K --ctx 128 -t 1"
+TEXT = "--tokens 1K --ctx 128"
 OF_THE_SPARSE_MODEL = ["sparse.gguf", "powerinfer.gguf"]
 
 
@@ -83,7 +83,7 @@ def test_files_give_the_same_answers(call, words: str):
 def test_files_and_the_checkpoint_are_equally_good(call, file: str):
     whole = call(f"eval sparse {TEXT}")
     dense, exact, predicted = (
-        call(f"eval {file} {TEXT} --sparsity {mode}") for mode in ("dense", "exact", "predicted")
+        call(f"eval {file} {TEXT} -t 1 --sparsity {mode}") for mode in ("dense", "exact", "predicted")
     )
     assert dense["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-3)
     assert exact["perplexity"] == pytest.approx(dense["perplexity"], rel=1e-5)
@@ -92,7 +92,7 @@ def test_files_and_the_checkpoint_are_equally_good(call, file: str):
 
 
 def test_kept_predictions_are_those_of_the_model(call):
-    found = call(f"eval dense {TEXT} --against logits.safetensors")
+    found = call("eval dense --against logits.safetensors")
     assert found["top1_agreement"] == 1
     assert abs(found["kl_mean"]) < 1e-5
 

@@ -118,7 +118,7 @@ THIS_MACHINE = {
     "run-mixtral-exact": f"run ../export-sparse-mixtral/m.gguf --sparsity exact --temp 0 {_RUN}",
     "run-mixtral-predicted": f"run ../export-sparse-mixtral/m.gguf --sparsity predicted --temp 0 {_RUN}",
     "run-mixtral-predicted-seeded": f"run ../export-sparse-mixtral/m.gguf --sparsity predicted --seed 1 {_RUN}",
-    "eval-checkpoint": "eval ../relufy-full/sparse --tokens 1K --ctx 128 -t 1",
+    "eval-checkpoint": "eval ../relufy-full/sparse --tokens 1K --ctx 128",
     "eval-predicted": "eval ../export-sparse/m.gguf --tokens 1K --ctx 128 -t 1 --against tiny-mistral",
     "inspect-predictors": "inspect ../predictors-mixtral/predictors",
     "inspect-profile": "inspect ../profile/p.safetensors",

@@ -359,7 +359,11 @@ SIGNS = {"experts.0.signs": np.ones((1, 24, 2), np.uint8), "experts.0.width": np
     [
         (FC, {"thresholds": [[np.nan]]}, f"{NO_PREDICTORS} (a threshold is NaN or infinite); train them again"),
         (FC, {"report": 3}, f"{NO_PREDICTORS} (config.json lacks what training writes there); train them again"),
-        (SIGNS, {}, "FILE/layer-00000.safetensors: expert 0: its sign bits do not fit the width; train them again"),
+        (
+            SIGNS, {},
+            "FILE/layer-00000.safetensors: expert 0: it holds sign bits, which only tsconvert before 2026-11-28 used;"
+            " train them again",
+        ),
         (
             {name: array.astype(np.int32) for name, array in FC.items()}, {},
             "FILE/layer-00000.safetensors: expert 0: fc1 and fc2 are empty or hold no floats; train them again",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tsconvert.evaluate.verify.text import LEADING, NASTY
+from tsconvert.evaluate.verify.tokenizer import LEADING, NASTY
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.vocabulary.reader import corrected_tokenizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tsconvert import embedded
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, EvalReport, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, EvalReport, evaluate
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.text.sources import Source
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.export import ExportConfig, export_unverified, parse_pair
+from tsconvert.quant.export import ExportConfig, export_unverified
 
 Make = Callable[..., Path]
 
@@ -242,9 +242,6 @@ def test_metadata_that_follows_from_the_model(tmp_path: Path, dense: Path):
     assert sentence(tmp_path, dense, metadata=(("tokenizer.ggml.bos_token_id", "-1"),)) == (
         "--metadata tokenizer.ggml.bos_token_id: '-1' is no u32; give one"
     )
-    with pytest.raises(TsconvertError) as caught:
-        parse_pair("--metadata", "nothing")
-    assert str(caught.value) == "--metadata 'nothing': write it like KEY=VALUE"
 
 
 def test_the_command_prints_one_sentence_and_exits_2(tmp_path: Path, dense: Path):

@@ -20,12 +20,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SHARED = runpy.run_path(str(HERE.parent / "conftest.py"))
-LOCAL = "--tokens 2K --context 128 --steps 4 --batch-tokens 256 --precision f32 --target-sparsity 0.8 --rank 8"
+LOCAL = "--tokens 2K --context 128 --steps 4 --batch-tokens 256 --precision f32 --target-sparsity 0.8"
 FULL = f"{LOCAL} --recover full --full-tokens 1K --full-batch-tokens 256 --micro-tokens 256 --evaluations 4"
 PREDICTORS = "--tokens 2K --context 128 --steps 10 --batch-tokens 256 --precision f32"
 
 FINISHED = [
-    f"relufy dense --out sparse --predictors predictors {LOCAL}",
+    f"relufy dense --out sparse --predictors predictors --rank 8 {LOCAL}",
     "export-gguf sparse --predictors predictors --out sparse.gguf -t 1",
     "export-gguf sparse --predictors predictors --out powerinfer.gguf --target powerinfer -t 1",
     "profile sparse --out profile.safetensors --tokens 1K --context 128",
@@ -40,12 +40,12 @@ ANSWERS = [
 ]
 INTERRUPTED = {
     "local": (f"relufy dense --out local {LOCAL}", "journal"),
-    "joint": (f"relufy dense --out joint --predictors joint-predictors {LOCAL}", "journal"),
+    "joint": (f"relufy dense --out joint --predictors joint-predictors --rank 8 {LOCAL}", "journal"),
     "late": (f"predictors sparse --out late --rank 8 {PREDICTORS}", "kept"),
     "searched": (f"predictors sparse --out searched --budget 0.06 {PREDICTORS}", "kept"),
     "early": (f"relufy dense --out early {FULL}", "journal"),
     "full": (f"relufy dense --out full {FULL}", "checkpoint"),
-    "both": (f"relufy dense --out both --predictors both-predictors {FULL}", "checkpoint"),
+    "both": (f"relufy dense --out both --predictors both-predictors --rank 8 {FULL}", "checkpoint"),
 }
 """Name -> command, and behind which function it was killed: `journal`, layer 0 was journalled; `kept`, its predictors
 were kept; `checkpoint`, the trainer wrote its first one."""

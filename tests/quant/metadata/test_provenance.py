@@ -10,7 +10,7 @@ import pytest
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile

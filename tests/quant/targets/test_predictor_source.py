@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.folder import load_predictors

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
