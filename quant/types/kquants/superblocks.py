@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..jit import compiled, inlined
 from .rounding import from_half, to_half
-from .vectors import LANES, load, square_root, store, store_bytes, wide, wide_int
+from .vectors import LANES, array_fields, load, square_root, store, store_bytes, wide, wide_int
 
 BLOCK = 256  # weights of a super-block, QK_K in ggml
 MAX_SUBS = 16
@@ -103,8 +102,8 @@ def transpose(
         kind = ir.VectorType(context.get_data_type(source.dtype), _SQUARE)
         places = []
         for k in (0, 3):
-            array = cgutils.create_struct_proxy(signature.args[k])(context, builder, value=args[k])
-            numbers = cgutils.create_struct_proxy(signature.args[k + 1])(context, builder, value=args[k + 1]).data
+            array = array_fields(context, builder, signature.args[k], args[k])
+            numbers = array_fields(context, builder, signature.args[k + 1], args[k + 1]).data
             width = builder.extract_value(array.shape, 1)
             for i in range(_SQUARE):
                 row = builder.load(builder.gep(numbers, [ir.Constant(_I64, i)]))

@@ -148,9 +148,14 @@ def select(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:  # noqa: ARG001
     return yes(mask, yes, no), codegen
 
 
+def array_fields(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    """The fields (`data`, `shape`) of an array in code that is written, as Numba's page on extending it reads them."""
+    return cgutils.create_struct_proxy(array_type)(context, builder, value=array)
+
+
 def _lanes_at(context: Any, builder: Any, array_type: Any, values: Any, kind: Any) -> Any:
     array, index = values[0], values[1]
-    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
+    data = array_fields(context, builder, array_type, array).data
     offset = builder.mul(index, ir.Constant(index.type, LANES))
     return builder.bitcast(builder.gep(data, [offset]), kind.as_pointer())
 
