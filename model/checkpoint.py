@@ -5,7 +5,6 @@ for.
 """
 
 import mmap
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,13 @@ import blake3
 import numpy as np
 import numpy.typing as npt
 
-from ..common.errors import TsconvertError, label
+from ..common.progress import note
 from .dtypes import to_float32
-from .families import FAMILIES
+from .find_tensors import find_tensors
 from .integrity import INFINITE_BITS, TensorScans, not_finite
 from .locate import find_model
-from .safetensors_files import TensorInfo, read_header, shard_files
-from .spec import ModelSpec, read_config, spec_of
-from .tensor_names import Place, hf_name, model_places, shape_of
-
-_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
-"""Buffers that old versions of transformers saved."""
+from .safetensors_files import TensorInfo
+from .tensor_names import Place
 
 
 class Checkpoint:
@@ -32,10 +27,14 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config: dict[str, Any] = read_config(folder)
-        self.spec: ModelSpec = spec_of(self.config, folder / "config.json")
+        found = find_tensors(folder)
+        self.config: dict[str, Any] = found.config
+        """config.json, without what its weights contradict."""
+        self.spec = found.spec
         self._maps: dict[Path, mmap.mmap] = {}
-        self._infos = self._find()
+        self._infos = found.infos
+        for line in found.notes:
+            _note(line)
         self.scans = TensorScans({place: info.dtype for place, info in self._infos.items()}, self.raw)
 
     def info(self, place: Place) -> TensorInfo:
@@ -105,38 +104,6 @@ class Checkpoint:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[file]
 
-    def _find(self) -> dict[Place, TensorInfo]:
-        found: dict[Place, TensorInfo] = {}
-        unknown: list[TensorInfo] = []
-        for file in shard_files(self.folder):
-            for info in read_header(file).values():
-                places = _places_of(info, self.spec)
-                if not places and not _IGNORED.fullmatch(info.name):
-                    unknown.append(info)
-                for place in places.keys() & found.keys():
-                    raise TsconvertError(
-                        f"{file}: tensor {label(info.name)} is in {found[place].file.name} already, as"
-                        f" {label(found[place].name)}; download the checkpoint again"
-                    )
-                found.update(places)
-        if self.spec.tied:
-            found.pop(Place("output"), None)
-        for place in model_places(self.spec):
-            if place not in found:
-                raise TsconvertError(
-                    f"{self.folder}: tensor {hf_name(self.spec, place)} is missing; the checkpoint is incomplete,"
-                    " download it again"
-                )
-            _require_shape(found[place], shape_of(self.spec, place))
-        if unknown:
-            info = unknown[0]
-            raise TsconvertError(
-                f"{info.file}: tensor {label(info.name)} has no place in a {self.spec.family} model;"
-                " remove it (an adapter?) or convert the base model"
-            )
-        order = {place: i for i, place in enumerate(model_places(self.spec))}
-        return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), str(item[0]))))
-
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
     """The checkpoint that ``model`` names: a folder, an embedded model (`tiny-mistral`), or a hub id.
@@ -148,44 +115,6 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
 
 
 @cache
-def _pattern(template: str) -> re.Pattern[str]:
-    """A regular expression that matches names of the template, with the groups L and E."""
-    pattern = re.escape(template)
-    for letter in "LE":
-        pattern = pattern.replace(rf"\{{{letter}\}}", rf"(?P<{letter}>\d{{1,9}})")
-    return re.compile(pattern)
-
-
-def _places_of(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
-    """The places whose weights the tensor holds, each with its part; empty if the model has no such tensor."""
-    family = FAMILIES[spec.family]
-    for role, template in (*family.tensors.items(), *family.renamed.items()):
-        if match := _pattern(template).fullmatch(info.name):
-            number = {letter: int(digits) for letter, digits in match.groupdict().items()}
-            place = Place(role, number.get("L"), number.get("E"))
-            inside = (place.layer or 0) < spec.layers and (place.expert is None or place.expert < spec.experts)
-            return {place: info} if inside else {}
-    for template, roles in family.stacked.items():
-        if (match := _pattern(template).fullmatch(info.name)) and int(match["L"]) < spec.layers:
-            return _stacked_places(info, spec, int(match["L"]), roles)
-    return {}
-
-
-def _stacked_places(info: TensorInfo, spec: ModelSpec, layer: int, roles: tuple[str, ...]) -> dict[Place, TensorInfo]:
-    """The places within a tensor that holds all experts of a layer."""
-    shape = shape_of(spec, Place(roles[0], layer, 0))
-    _require_shape(info, (spec.experts, shape[0] * len(roles), shape[1]))
-    size = info.size_bytes // (spec.experts * len(roles))
-    slots = [Place(role, layer, expert) for expert in range(spec.experts) for role in roles]
-    return {
-        place: TensorInfo(info.name, info.file, info.dtype, shape, info.start + i * size, size)
-        for i, place in enumerate(slots)
-    }
-
-
-def _require_shape(info: TensorInfo, shape: tuple[int, ...]) -> None:
-    if info.shape != shape:
-        raise TsconvertError(
-            f"{info.file}: tensor {info.name} has shape {list(info.shape)} where config.json makes it"
-            f" {list(shape)}; config and weights belong to different models, download both again"
-        )
+def _note(line: str) -> None:
+    """Print a note on a checkpoint once, however often a command opens it."""
+    note(line)

@@ -168,6 +168,7 @@ class Stack:
         )
         self._parameters = _parameter_paths(family)
         fields = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "auto_map")}
+        fields["head_dim"] = checkpoint.spec.head_dim  # YaRN's parameters are computed from it
         try:
             self.config = config_class.from_dict(fields)
             self.config.hidden_act = "silu"  # what sparsify replaces, or the dense model's own

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .. import embedded
 from ..common.errors import TsconvertError
+from .safetensors_files import SINGLE, weight_map
 
 
 def find_model(model: str | Path) -> Path:
@@ -21,16 +22,25 @@ def find_model(model: str | Path) -> Path:
         raise TsconvertError(
             f"{model}: no such folder; give a checkpoint folder, a hub id (name/model) or one of {known}"
         )
-    import huggingface_hub
-
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                str(model), allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
-            )
-        )
+        return _download(str(model))
+    except TsconvertError:
+        raise
     except Exception as error:
         raise TsconvertError(
             f"{model}: no such folder, and the hub gave no such model ({type(error).__name__}); look at the name and"
             " the network, and log in (hf auth login) where a model is gated"
         ) from error
+
+
+def _download(repository: str) -> Path:
+    """The folder of a repository's files that are read: of the weights model.safetensors, or what the index names."""
+    from huggingface_hub import snapshot_download
+
+    small = ["*.json", "*.model", "*.jinja", SINGLE]
+    folder = Path(snapshot_download(repository, allow_patterns=small, ignore_patterns=["*/*"]))
+    if not (folder / SINGLE).is_file():
+        shards = sorted(set(weight_map(folder).values()))
+        if shards:
+            snapshot_download(repository, revision=folder.name, allow_patterns=shards)
+    return folder

@@ -11,7 +11,9 @@ from typing import Any
 
 from ..common.errors import TsconvertError, label, shown
 from .dtypes import DTYPE_BYTES
+from .found_files import no_weights
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MOST_DIMENSIONS = 8
 _HEADER_LIMIT_BYTES = 100_000_000  # as in the safetensors library
@@ -30,29 +32,43 @@ class TensorInfo:
     size_bytes: int
 
 
+class UnreadableTypeError(TsconvertError):
+    """A tensor is of a number type that tsconvert does not read."""
+
+
 def shard_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, each known to exist."""
-    index = folder / INDEX
-    single = folder / "model.safetensors"
-    if not index.is_file():
-        if single.is_file():
-            return [single]
-        raise TsconvertError(
-            f"{folder}: no model.safetensors and no {INDEX}; convert .bin weights to safetensors first"
-        )
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise TsconvertError(f"{index}: not an index with a weight_map; download it again") from None
+    """The safetensors files of a checkpoint folder, each known to exist.
+
+    model.safetensors goes before an index, as in transformers: it is the newer where both are there.
+    """
+    single = folder / SINGLE
+    if single.is_file():
+        return [single]
+    if not (folder / INDEX).is_file():
+        raise no_weights(folder, INDEX)
+    shards = sorted(set(weight_map(folder).values()))
     for shard in shards:
-        name = shard if isinstance(shard, str) else ""
-        if not 0 < len(name.encode("utf-8", "replace")) < 256 or Path(name).name != name:
-            raise TsconvertError(
-                f"{index}: {shown(shard)} is no file name within the folder; do not trust this checkpoint"
-            )
         if not (folder / shard).is_file():
             raise TsconvertError(f"{folder / shard}: shard is missing (named in {INDEX}); download it again")
     return [folder / shard for shard in shards]
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """The index of a checkpoint folder: name of a tensor -> file, each within the folder; empty without an index."""
+    index = folder / INDEX
+    if not index.is_file():
+        return {}
+    try:
+        files: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise TsconvertError(f"{index}: not an index with a weight_map; download it again") from None
+    for file in files.values():
+        name = file if isinstance(file, str) else ""
+        if not 0 < len(name.encode("utf-8", "replace")) < 256 or Path(name).name != name:
+            raise TsconvertError(
+                f"{index}: {shown(file)} is no file name within the folder; do not trust this checkpoint"
+            )
+    return files
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -101,7 +117,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _tensor_info(file: Path, name: str, entry: dict[str, Any], base: int) -> TensorInfo:
     dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in DTYPE_BYTES:
-        raise TsconvertError(
+        raise UnreadableTypeError(
             f"{file}: tensor {label(name)} is {str(dtype)[:60]}; save it as one of {', '.join(DTYPE_BYTES)}"
         )
     if len(shape) > _MOST_DIMENSIONS or any(type(n) is not int for n in (*shape, start, end)):

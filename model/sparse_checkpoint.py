@@ -8,6 +8,7 @@ from typing import Any
 from ..common.files import write_json
 from .checkpoint import Checkpoint
 from .families import FAMILIES
+from .spec import ModelSpec
 
 _MODELING = "modeling_turbosparse"
 _COMPANIONS = (
@@ -31,10 +32,27 @@ def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = N
         "ffn_activation": activation,
         "hidden_act": "relu",
     }
+    _write_rope(config, checkpoint.spec)
     if dtype:
         config.pop("torch_dtype", None)
         config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
     return config
+
+
+def _write_rope(config: dict[str, Any], spec: ModelSpec) -> None:
+    """Put a scaling of the hub's form into `rope_parameters`, with all that transformers 5 wants to find there.
+
+    AutoTokenizer reads config.json without the folder's code, and fails on `rope_scaling` in it.
+    """
+    if not config.get("rope_scaling") and "original_max_position_embeddings" not in config:
+        return
+    for key in ("rope_scaling", "rope_theta", "original_max_position_embeddings"):
+        config.pop(key, None)
+    scaling: dict[str, Any] = {"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta}
+    scaling.pop("type", None)
+    if scaling["rope_type"] == "yarn":
+        scaling.setdefault("original_max_position_embeddings", spec.context)
+    config |= {"rope_parameters": scaling, "head_dim": spec.head_dim}
 
 
 def write_companions(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> None:

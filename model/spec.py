@@ -1,4 +1,7 @@
-"""The shape and the arithmetic of a model, read from a Hugging Face config.json and checked."""
+"""The shape and the arithmetic of a model, read from a Hugging Face config.json and checked.
+
+A key that is left out means what transformers' config class of that `model_type` makes of it (families/).
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +11,16 @@ from typing import Any
 
 from ..common.errors import TsconvertError, shown
 from ..common.files import read_json_object
+from .config_values import real, whole
 from .families import DENSE_TYPES, SPARSE_TYPES
 from .families.family import Family
+from .found_files import no_config
+from .rope import read_rope
 
 ACTIVATIONS = ("swiglu", "drelu", "reglu")
 
 
 _MOST = 2**31 - 1  # what compiled code counts with
-_LARGEST = 1e30  # any real number of a config
 _MOST_FFNS = 1 << 17  # in all layers; the largest models have some 16,000
 _LATER = ("thresholds",)  # fields of ModelSpec that fingerprints made before them did not cover
 
@@ -125,7 +130,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json of a checkpoint folder."""
     path = folder / "config.json"
     if not path.is_file():
-        raise TsconvertError(f"{folder}: no config.json; give a Hugging Face checkpoint folder or a hub id")
+        raise no_config(folder)
     return read_json_object(path)
 
 
@@ -142,33 +147,37 @@ def read_spec(folder: Path) -> ModelSpec:
 def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
     """The spec that a config.json's content describes. ``where`` is named in errors."""
     family = _family(config, where)
-    activation = _activation(config, where)
-    _refuse(config, where)
+    activation = _activation(config, family, where)
+    _refuse(config, family, where)
+    config = {**family.defaults, **config}
 
-    def whole(field: str, default: int | None = None) -> int:
-        return _whole(config, where, field, int(family.defaults.get(field, 0)) or default)
+    def size(field: str, null: int | None = None) -> int:
+        if config[field] is None and field in family.nullable and null is not None:
+            return null
+        return whole(config, where, field)
 
-    width, heads = whole("hidden_size"), whole("num_attention_heads")
-    rope_theta, rope_scaling = _rope(config, where, family.defaults["rope_theta"])
-    windowed = family.sliding_window and config.get("sliding_window")
+    width, heads = size("hidden_size"), size("num_attention_heads")
+    context = size("max_position_embeddings")
+    rope_theta, rope_scaling = read_rope(config, where, family.defaults["rope_theta"], context)
+    windowed = family.sliding_window and config["sliding_window"] is not None
     fields: dict[str, Any] = {
         "family": family.name,
         "activation": activation,
-        "layers": whole("num_hidden_layers"),
+        "layers": size("num_hidden_layers"),
         "width": width,
-        "neurons": whole("intermediate_size"),
+        "neurons": size("intermediate_size"),
         "heads": heads,
-        "kv_heads": whole("num_key_value_heads", heads),
-        "head_dim": whole("head_dim", width // heads),
-        "vocab": whole("vocab_size"),
-        "context": whole("max_position_embeddings"),
-        "norm_eps": _number(config, where, "rms_norm_eps", family.defaults["rms_norm_eps"]),
+        "kv_heads": size("num_key_value_heads", null=heads),
+        "head_dim": size("head_dim", null=width // heads),
+        "vocab": size("vocab_size"),
+        "context": context,
+        "norm_eps": real(config, where, "rms_norm_eps"),
         "rope_theta": rope_theta,
         "rope_scaling": rope_scaling,
-        "sliding_window": whole("sliding_window") if windowed else None,
-        "tied": bool(config.get("tie_word_embeddings", False)),
-        "experts": whole("num_local_experts") if family.experts else 0,
-        "experts_per_token": whole("num_experts_per_tok") if family.experts else 0,
+        "sliding_window": size("sliding_window") if windowed else None,
+        "tied": _truth(config, where, "tie_word_embeddings"),
+        "experts": size("num_local_experts") if family.experts else 0,
+        "experts_per_token": size("num_experts_per_tok") if family.experts else 0,
         "thresholds": _thresholds(config, where),
         "bos": _token(config.get("bos_token_id")),
         "eos": _tokens(config.get("eos_token_id")),
@@ -190,10 +199,10 @@ def _family(config: Mapping[str, Any], where: Path) -> Family:
     return known[kind]
 
 
-def _activation(config: Mapping[str, Any], where: Path) -> str:
+def _activation(config: Mapping[str, Any], family: Family, where: Path) -> str:
     if config["model_type"] in SPARSE_TYPES:
         return str(config.get("ffn_activation", "drelu"))
-    act = config.get("hidden_act", "silu")
+    act = config.get("hidden_act", family.defaults["hidden_act"])
     if act == "relu" and _released_sparse(config):
         return "drelu"
     if act not in ("silu", "swish"):
@@ -210,42 +219,52 @@ def _released_sparse(config: Mapping[str, Any]) -> bool:
     return any(name in str(each).lower() for each in classes for name in ("turbosparse", "bamboo"))
 
 
-def _refuse(config: Mapping[str, Any], where: Path) -> None:
+def _refuse(config: Mapping[str, Any], family: Family, where: Path) -> None:
     for field in ("attention_bias", "mlp_bias"):
-        if config.get(field):
+        if field in config and _truth(config, where, field):
             raise TsconvertError(f"{where}: {field} is true; tsconvert covers models without biases, choose one")
+    if config.get("quantization_config"):
+        raise TsconvertError(
+            f"{where}: the weights are quantized ({quantization_method(config)}); convert the unquantized checkpoint"
+        )
+    for field, harmless in family.fixed.items():
+        if field in config and config[field] not in harmless:
+            raise TsconvertError(
+                f"{where}: {field} is {shown(config[field])}; it changes what the model computes and tsconvert does not"
+                f" cover it, choose a model where it is {harmless[0]!r}"
+            )
+    _refuse_layer_types(config, family, where)
+    experts = config.get("num_experts")  # transformers' other name of the key
+    if family.experts and "num_experts" in config and experts != config.get("num_local_experts"):
+        raise TsconvertError(
+            f"{where}: num_experts is {shown(experts)} and num_local_experts"
+            f" {shown(config.get('num_local_experts'))}; give num_local_experts alone"
+        )
+
+
+def _refuse_layer_types(config: Mapping[str, Any], family: Family, where: Path) -> None:
+    """transformers' classes of these families treat all layers alike, whatever ``layer_types`` says."""
+    types = config.get("layer_types")
+    window = family.sliding_window and config.get("sliding_window", family.defaults["sliding_window"])
+    alike = "sliding_attention" if window else "full_attention"
+    if types and not (isinstance(types, list) and all(each == alike for each in types)):
+        raise TsconvertError(
+            f"{where}: layer_types is {shown(types)}; in a {family.name} model all layers are {alike}, choose one of"
+            " those"
+        )
+
+
+def quantization_method(config: Mapping[str, Any]) -> str:
+    """The method that a config's `quantization_config` names."""
     quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, Mapping) else "unknown"
-        raise TsconvertError(
-            f"{where}: the weights are quantized ({str(method)[:60]}); convert the unquantized checkpoint"
-        )
+    return str(quantized.get("quant_method", "unknown"))[:60] if isinstance(quantized, Mapping) else "unknown"
 
 
-_ROPE_POSITIVE = (
-    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
-)  # fmt: skip
-_ROPE_NUMBERS = ("attention_factor", "mscale", "mscale_all_dim")
-
-
-def _rope(config: Mapping[str, Any], where: Path, theta_default: float) -> tuple[float, Mapping[str, Any] | None]:
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise TsconvertError(f"{where}: rope_parameters is no object; download the file again")
-    theta = _number({"rope_theta": config.get("rope_theta"), **parameters}, where, "rope_theta", theta_default)
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind not in ("linear", "llama3", "yarn"):
-        raise TsconvertError(
-            f"{where}: rope_type is {shown(kind)}; tsconvert covers default, linear, llama3 and yarn,"
-            " choose such a model"
-        )
-    for field in (*_ROPE_POSITIVE, *_ROPE_NUMBERS):
-        value = _number(parameters, where, field, 1.0)
-        if value < 0 or (value == 0 and field in _ROPE_POSITIVE):
-            raise TsconvertError(f"{where}: {field} is {value:g}; it must be above 0")
-    return theta, {**parameters, "rope_type": kind}
+def _truth(config: Mapping[str, Any], where: Path, field: str) -> bool:
+    value = config[field]
+    if not isinstance(value, bool):
+        raise TsconvertError(f"{where}: {field} is {shown(value)}; it must be true or false")
+    return value
 
 
 def _thresholds(config: Mapping[str, Any], where: Path) -> tuple[float, ...]:
@@ -254,22 +273,6 @@ def _thresholds(config: Mapping[str, Any], where: Path) -> tuple[float, ...]:
     if not known or any(abs(value) > _MOST for value in values):
         raise TsconvertError(f"{where}: ffn_thresholds is {shown(values)}; it must be a list of numbers, one a layer")
     return tuple(float(value) for value in values)
-
-
-def _number(config: Mapping[str, Any], where: Path, field: str, default: float) -> float:
-    value = config.get(field)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
-        raise TsconvertError(f"{where}: {field} is {shown(value)}; it must be a number")
-    return float(value)
-
-
-def _whole(config: Mapping[str, Any], where: Path, field: str, default: int | None = None) -> int:
-    value = config.get(field)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TsconvertError(f"{where}: {field} is {shown(value)}; it must be a whole number of at least 1")
-    return value
 
 
 def _token(value: Any) -> int | None:

@@ -27,8 +27,10 @@ def sparse_model(checkpoint: Checkpoint) -> Any:
 
 def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """The dense model of ``checkpoint``, frozen."""
-    model_class = FAMILIES[checkpoint.spec.family].transformers_class("ForCausalLM")
-    model = model_class.from_pretrained(checkpoint.folder, dtype=dtype, use_safetensors=True)
+    family = FAMILIES[checkpoint.spec.family]
+    config_class, model_class = map(family.transformers_class, ("Config", "ForCausalLM"))
+    config = config_class.from_dict({key: value for key, value in checkpoint.config.items() if key != "auto_map"})
+    model = model_class.from_pretrained(checkpoint.folder, config=config, dtype=dtype, use_safetensors=True)
     return model.eval().requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError, reason
+from ..model.found_files import no_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -19,7 +20,7 @@ def load_tokenizer(folder: Path) -> Any:
     elif (folder / "tokenizer.model").is_file():
         kind = LlamaTokenizer
     else:
-        raise TsconvertError(f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there")
+        raise no_tokenizer(folder)
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:

@@ -23,15 +23,23 @@ class Family:
     stacked: Mapping[str, tuple[str, ...]]
     """Name of a tensor that holds all experts of a layer -> the roles in it, one below the other in each expert.
     transformers holds experts so in memory, and some checkpoints do."""
-    defaults: Mapping[str, float]
-    """Key of config.json -> its value where the key is left out."""
-    sliding_window: bool
-    """The config's `sliding_window` limits attention."""
+    defaults: Mapping[str, Any]
+    """Key of config.json -> its value where the key is left out: transformers' config class's, for every key that is
+    read. `sliding_window` is among them where it limits attention."""
+    nullable: tuple[str, ...]
+    """Keys of ``defaults`` that may be null: no window, as many KV heads as heads, the width over the heads."""
+    fixed: Mapping[str, tuple[Any, ...]]
+    """Key of config.json that changes arithmetic and is not covered -> its values that change nothing."""
 
     @property
     def experts(self) -> bool:
         """The FFN is a mixture of experts."""
         return "router" in self.tensors
+
+    @property
+    def sliding_window(self) -> bool:
+        """The config's `sliding_window` limits attention."""
+        return "sliding_window" in self.defaults
 
     @property
     def sparse_type(self) -> str:

@@ -4,6 +4,12 @@ from .family import Family
 
 LAYER = "model.layers.{L}."
 
+_DEFAULTS = {
+    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "vocab_size": 32000,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+
 LLAMA = Family(
     name="llama",
     class_prefix="Llama",
@@ -25,6 +31,7 @@ LLAMA = Family(
     },
     renamed={},
     stacked={},
-    defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
-    sliding_window=False,
+    defaults=_DEFAULTS,
+    nullable=("num_key_value_heads", "head_dim"),
+    fixed={"partial_rotary_factor": (None, 1), "is_causal": (True,), "per_layer_config": (None, {})},
 )

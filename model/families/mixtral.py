@@ -26,5 +26,12 @@ MIXTRAL = replace(
         LAYER + "mlp.experts.gate_up_proj": ("ffn_gate", "ffn_up"),
         LAYER + "mlp.experts.down_proj": ("ffn_down",),
     },
-    defaults={**MISTRAL.defaults, "num_local_experts": 8, "num_experts_per_tok": 2},
+    defaults={
+        **MISTRAL.defaults,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
 )

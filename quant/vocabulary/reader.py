@@ -10,6 +10,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
+from ...model.found_files import no_tokenizer
 from . import bpe, sentencepiece
 from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
 
@@ -31,9 +32,7 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     content = read_json_object(path) if path.is_file() else {}
     model_file = folder / "tokenizer.model"
     if not content and not model_file.is_file():
-        raise TsconvertError(
-            f"{folder}: no tokenizer (tokenizer.model or tokenizer.json); copy the tokenizer's files into the folder"
-        )
+        raise no_tokenizer(folder)
     hf = auto_tokenizer(folder)
     try:
         content = content or _made(hf, folder)
@@ -92,7 +91,12 @@ def auto_tokenizer(folder: Path) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of every model type that is not its own
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except AttributeError:  # what it raises on a config of ours with `rope_scaling`, as older versions wrote it
+            tokenizer = None
         tokenizer = tokenizer if isinstance(tokenizer, kind) else kind.from_pretrained(folder, local_files_only=True)
         tokenizer.model_max_length = 10**30  # whatever the file says: nothing is cut, and nothing warned of
         return tokenizer

@@ -121,9 +121,9 @@ def test_a_wrong_shape_is_named(copy: Path):
 
 def test_a_tensor_without_a_place_is_named(copy: Path):
     tensors = load_file(copy / "model.safetensors")
-    save_file(tensors | {"model.layers.0.mlp.lora_A": torch.zeros(2)}, copy / "model.safetensors")
+    save_file(tensors | {"model.layers.0.mlp.adapter": torch.zeros(2)}, copy / "model.safetensors")
     assert sentence(copy).endswith(
-        "tensor model.layers.0.mlp.lora_A has no place in a mistral model;"
+        "tensor model.layers.0.mlp.adapter has no place in a mistral model;"
         " remove it (an adapter?) or convert the base model"
     )
 

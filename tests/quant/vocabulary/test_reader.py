@@ -237,7 +237,7 @@ def test_what_cannot_be_read(spm: Folder, tmp_path: Path):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert sentence(empty) == (
-        f"{empty}: no tokenizer (tokenizer.model or tokenizer.json); copy the tokenizer's files into the folder"
+        f"{empty}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there"
     )
 
 

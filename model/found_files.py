@@ -1,0 +1,73 @@
+"""What lies in a folder that is no checkpoint as tsconvert reads them, and what to do about it."""
+
+import json
+from pathlib import Path
+
+from ..common.errors import TsconvertError, shown
+
+_TO_SAFETENSORS = (
+    "save it as safetensors first: transformers' AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
+)
+
+
+def no_config(folder: Path) -> TsconvertError:
+    """The refusal of a folder without config.json."""
+    found = _other_format(folder)
+    if found is None:
+        inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        found = f"folders with one are in it ({', '.join(inner[:3])}), give one of those" if inner else None
+    return TsconvertError(f"{folder}: no config.json; {found or 'give a Hugging Face checkpoint folder or a hub id'}")
+
+
+def no_weights(folder: Path, index: str) -> TsconvertError:
+    """The refusal of a folder with neither model.safetensors nor its ``index``."""
+    found = _other_format(folder)
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if found is None and shards:
+        found = f"{shards[0]} is there, and the index says what is in it: copy {index} there as well"
+    return TsconvertError(
+        f"{folder}: no model.safetensors and no {index}; {found or 'the weights are missing, download them too'}"
+    )
+
+
+def no_tokenizer(folder: Path) -> TsconvertError:
+    """The refusal of a folder without a tokenizer that tsconvert reads."""
+    if (folder / "tekken.json").is_file():
+        found = "tekken.json is Mistral's own form, copy a tokenizer.json of the same model there"
+    else:
+        found = "copy the model's own there"
+    return TsconvertError(f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); {found}")
+
+
+def _other_format(folder: Path) -> str | None:
+    """The weights that are there in another form, and what to do."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() or (folder / "adapter_model.safetensors").is_file():
+        base = _base_of(adapter)
+        return (
+            f"a LoRA adapter{f' of {base}' if base else ''} is there, not a model: merge it into its base model"
+            " (peft's merge_and_unload), save that and give its folder"
+        )
+    names = {path.name for path in folder.iterdir()}
+    consolidated = sorted(name for name in names if name.startswith("consolidated"))
+    if consolidated:
+        return (
+            f"{consolidated[0]} is in its maker's own form, which names tensors otherwise: take the Hugging Face form"
+            " (model.safetensors or model-00001-of-*.safetensors) of the same model"
+        )
+    for ending, todo in ((".bin", _TO_SAFETENSORS), (".pth", _TO_SAFETENSORS), (".pt", _TO_SAFETENSORS)):
+        pickles = sorted(name for name in names if name.endswith(ending) and name != "training_args.bin")
+        if pickles:
+            return f"{pickles[0]} is there, a pickle, which could run code and is not read: {todo}"
+    files = sorted(name for name in names if name.endswith(".gguf"))
+    if files:
+        return f"{files[0]} is a GGUF file: convert the Hugging Face checkpoint that it was made of"
+    return None
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return shown(base).strip("'") if isinstance(base, str) else ""
