@@ -113,7 +113,7 @@ def test_a_budget_goes_where_it_saves_most(seed: int):
         ffns.append([*ways, Choice(0, exact, None)])
     budget = 32.0 * generator.integers(1, 12)
     taken = spend(ffns, budget)
-    ways = [next(way for way in ffn if way.trial == trial) for ffn, trial in zip(ffns, taken, strict=True)]
+    ways = [next(way for way in ffn if way.candidate == candidate) for ffn, candidate in zip(ffns, taken, strict=True)]
     assert sum(way.weights for way in ways) <= budget
     # the greedy choice may leave over what is less than one step, whose saving bounds what it misses
     largest = max((max(way.bytes for way in ffn) - min(way.bytes for way in ffn)) for ffn in ffns)
