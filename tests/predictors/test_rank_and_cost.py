@@ -98,7 +98,7 @@ def test_the_search_widens_until_the_density_is_met():
     assert trials[way.candidate].rank == 96
 
 
-def best_by_trial(ffns: list[list[Choice]], budget: float) -> float:
+def best_by_candidate(ffns: list[list[Choice]], budget: float) -> float:
     reads = [sum(way.bytes for way in ways) for ways in product(*ffns) if sum(way.weights for way in ways) <= budget]
     return min(reads)
 
@@ -117,8 +117,8 @@ def test_a_budget_goes_where_it_saves_most(seed: int):
     assert sum(way.weights for way in ways) <= budget
     # the greedy choice may leave over what is less than one step, whose saving bounds what it misses
     largest = max((max(way.bytes for way in ffn) - min(way.bytes for way in ffn)) for ffn in ffns)
-    assert sum(way.bytes for way in ways) <= best_by_trial(ffns, budget) + largest
-    assert spend(ffns, None) == [min(ffn, key=lambda way: (way.bytes, way.weights)).trial for ffn in ffns]
+    assert sum(way.bytes for way in ways) <= best_by_candidate(ffns, budget) + largest
+    assert spend(ffns, None) == [min(ffn, key=lambda way: (way.bytes, way.weights)).candidate for ffn in ffns]
 
 
 def test_a_budget_is_spent_on_the_layer_that_saves_more():
