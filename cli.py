@@ -67,7 +67,7 @@ COMMANDS = {
         "Write one HTML page about a folder of outputs: what was made of what, figures and plots.",
     ),
     "demo": (
-        "evaluate.commands:demo",
+        "evaluate.demo.commands:demo",
         "Run the whole chain on a small model: convert, recover, predict, export, generate.",
     ),
 }

@@ -35,9 +35,13 @@ class Asked:
         return kind(**fields | more)
 
     def emit(self, result: Any) -> None:
-        """Print what the command found: with --json ``result.to_json()`` and the command line, else ``str(result)``."""
+        """Print what the command found: with --json ``result.to_json()`` and the command line, else ``str(result)``.
+
+        Who calls the command in this process finds ``result`` as its context's object.
+        """
         from .progress import speaks
 
+        self.context.obj = result
         if speaks():
             command = {"command": command_line.typed()}
             as_json = self["json"]

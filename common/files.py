@@ -64,6 +64,21 @@ def write_json(path: Path, content: Any) -> None:
         stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        TsconvertError: the file holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise TsconvertError(f"{path}: not a JSON object; download it again")
+    return content
+
+
 def refuse_existing(out: Path) -> None:
     """Refuse to overwrite an output: it may have cost days."""
     if out.exists():

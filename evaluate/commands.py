@@ -1,4 +1,4 @@
-"""The commands that join what stands below: `export-gguf` (write and verify), `eval` (text or tasks), and `demo`."""
+"""The commands that join what stands below: `export-gguf` (write and verify) and `eval` (text or tasks)."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from ..common.commands import Asked, command, heading
 from ..common.options import (
     COUNT,
     OUT_FILE,
-    OUT_FOLDER,
     THREADS,
     Pair,
     Rule,
@@ -20,7 +19,6 @@ from ..common.options import (
 )
 from ..quant.config import TARGETS, ExportConfig
 from ..text.options import CORPORA, text_options
-from .config import DemoConfig
 from .perplexity.config import EvalConfig
 from .scoring.windowing import METHODS
 from .tasks.config import TaskConfig
@@ -160,18 +158,3 @@ def evaluate(asked: Asked) -> None:
     from .perplexity.evaluate import evaluate as run_evaluate
 
     asked.emit(run_evaluate(asked.config(EvalConfig)))
-
-
-@command(
-    "demo",
-    heading(
-        "Demo",
-        setting(DemoConfig, "model", "An embedded model, a checkpoint folder, or `smollm2`."),
-        setting(DemoConfig, "out", "Folder of all outputs; must not exist.", kind=OUT_FOLDER),
-    ),
-)
-def demo(asked: Asked) -> None:
-    """Run the whole chain on a small model: convert, recover, predict, export, generate."""
-    from .demo import demo as run_demo
-
-    asked.emit(run_demo(asked.config(DemoConfig)))

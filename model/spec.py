@@ -1,6 +1,5 @@
 """The shape and the arithmetic of a model, read from a Hugging Face config.json and checked."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError, shown
+from ..common.files import read_json_object
 from .families import DENSE_TYPES, SPARSE_TYPES
 from .families.family import Family
 
@@ -126,13 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise TsconvertError(f"{folder}: no config.json; give a Hugging Face checkpoint folder or a hub id")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
-    if not isinstance(config, dict):
-        raise TsconvertError(f"{path}: not a JSON object; download it again")
-    return config
+    return read_json_object(path)
 
 
 def read_spec(folder: Path) -> ModelSpec:

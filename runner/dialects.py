@@ -16,7 +16,7 @@ from ..common.errors import TsconvertError, shown
 from ..model.spec import ModelSpec
 from ..model.tensor_names import FFN, MATRICES, PREDICTOR, Place, gguf_name
 from ..quant.gguf.file import POWERINFER, GgufFile, GgufTensor
-from ..quant.targets import predictor_file
+from ..quant.targets import separate_predictors
 from ..quant.types import ggml
 from .rope import Rope
 
@@ -79,7 +79,7 @@ def open_model(path: str | Path) -> ModelFile:
 
 
 def _sparse(file: GgufFile) -> ModelFile:
-    apart = predictor_file.beside(file)
+    apart = separate_predictors.find_separate(file)
     keys = _Keys(file)
     version = keys.whole("format_version")
     if version != FORMAT_VERSION:

@@ -154,6 +154,12 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("eval", "--threads"): [
         ("eval m --against d", "--threads 2", "to a GGUF file only, where PyTorch does not choose them; leave it out")
     ],
+    ("plan", "--measure"): [
+        (
+            "plan m --bandwidth 9 --gflops 9 --disk 9G --disk-speed 9", "--measure",
+            "to what is not given only; leave it out",
+        )
+    ],
 }  # fmt: skip
 # These have an effect whatever else is asked for, or are refused once the model is read (the tests of their folders).
 ALWAYS = {
@@ -172,7 +178,7 @@ ALWAYS = {
     "check": "--out --set --resume --junit --baseline --update-baseline",
     "inspect": "--tensors",
     "plan": "--type --density --predicted --rank --tokens --batch --ctx --bandwidth --cores --memory --gflops --disk"
-    " --disk-speed --measure",
+    " --disk-speed",
     "report": "--out",
     "demo": "--model --out",
 }
@@ -233,6 +239,26 @@ def test_options_of_single_layers_are_noted_where_a_sparse_model_has_none_to_tra
     assert said(capsys, line).startswith(
         f"--steps, --attention: without effect, for {sparse} is sparse and its layers are not trained one by one\n"
     )
+
+
+def test_options_that_a_model_or_file_leaves_without_effect_are_refused_once_it_is_read(capsys, dense, tmp_path: Path):
+    file, spec, counts = tmp_path / "f.gguf", tmp_path / "s.toml", tmp_path / "p.safetensors"
+    spec.write_text('format = 1\n[outputs]\nfile = "f.gguf"\n[limits]\nfile.size_bytes.max = "10M"\n')
+    cli.main(f"export-gguf {dense} --out {file} --no-verify".split())
+    cli.main(f"relufy {dense} --out {tmp_path / 'sparse'} --recover none --no-align".split())
+    cli.main(f"profile {tmp_path / 'sparse'} --out {counts} --tokens 1K --context 128".split())
+    capsys.readouterr()
+    sentences = {
+        f"verify {dense} {file} --predictors p": f"--predictors: {file} is a file for llama.cpp, which has none",
+        f"run {file} -p a --stats --audit": f"--audit: {file} runs in dense mode and misses nothing",
+        f"export-gguf {dense} --out o --predictor-type Q8_0": "--predictor-type: the file has no predictors",
+        f"inspect {counts} --tensors": f"--tensors: {counts} (profile) is not listed by tensor",
+        f"check {spec} --resume": f"--resume: {spec} has no stages that could be kept",
+        f"check {spec} --update-baseline": f"--update-baseline: no limit of {spec} has a drift",
+        f"check {spec} --baseline b.json": f"--baseline: no limit of {spec} has a drift",
+    }
+    for line, sentence in sentences.items():
+        assert said(capsys, line).startswith(f"error: {sentence}; leave it out")
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -27,7 +27,7 @@ class StageResult:
     """None: it was not run."""
     elapsed_s: float = 0.0
     cpu_s: float = 0.0
-    """Of all its threads."""
+    """CPU time of all its threads."""
     peak_bytes: int = 0
     """Largest resident memory, mapped file pages included."""
     error: str = ""

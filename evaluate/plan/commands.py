@@ -1,8 +1,13 @@
 """The command `plan`."""
 
 from ...common.commands import Asked, command, heading
-from ...common.options import COUNT, RANK, THREADS, argument, setting
+from ...common.options import COUNT, RANK, THREADS, Rule, argument, setting
 from .config import Described, PlanConfig
+
+_UNKNOWN = Rule(
+    lambda given: None in [given[name] for name in ("bandwidth", "gflops", "disk", "disk_speed")],
+    "to what is not given only",
+)
 
 
 @command(
@@ -32,7 +37,7 @@ from .config import Described, PlanConfig
         setting(Described, "gflops", "GFLOP/s of float32 matrix products on all cores; default: 80 a core."),
         setting(Described, "disk_free_bytes", "Free disk, such as 200G.", "--disk", kind=COUNT),
         setting(Described, "disk_speed_gb", "Speed of the disk, in GB/s; default: 1.", "--disk-speed"),
-        setting(Described, "measure", "Measure here what is not given."),
+        setting(Described, "measure", "Measure here what is not given.", rules=[_UNKNOWN]),
     ),
 )  # fmt: skip
 def plan(asked: Asked) -> None:

@@ -40,7 +40,7 @@ class PlanConfig:
     predicted: float | None = None
     """Share that predictors name; None is 1.2 times the density."""
     rank: int | None = None
-    """Of the predictors; None gives them 4 % of the model's weights."""
+    """Rank of the predictors; None gives them 4 % of the model's weights."""
     batch: int = 1
     """Sequences generated at once."""
     context: int = 512

@@ -35,7 +35,7 @@ class PlanReport:
     batch: int
     machine: Machine
     files: dict[str, FileBytes]
-    """Of each type, predictors included."""
+    """Type -> the file's bytes, predictors included."""
     stages: list[Stage]
     speeds: list[Speed]
 

@@ -38,13 +38,13 @@ class FileBytes:
     """Bytes of a GGUF file, by what reads them."""
 
     embedding: int
-    """Of which a token reads one row, unless it is the output head as well."""
+    """A token reads one row of these, unless it is the output head as well."""
     output: int
     """The head; 0 where it is the embedding."""
     attention: int
     """With norms and routers."""
     gate: int
-    """Of all layers and experts."""
+    """Bytes of all layers and experts."""
     up: int
     down: int
     predictors: int
@@ -62,7 +62,7 @@ class FileBytes:
 
     @property
     def total(self) -> int:
-        """Of all weights; metadata comes on top, a few MB."""
+        """Bytes of all weights; metadata comes on top, a few MB."""
         ffn = self.gate + self.up + self.down
         return self.embedding + self.output + self.attention + ffn + self.predictors
 

@@ -34,9 +34,9 @@ class Stage:
     memory_bytes: int
     """Anonymous memory at its highest; pages of mapped files come on top and can be dropped."""
     disk_bytes: int
-    """Of what it writes."""
+    """Bytes that it writes."""
     scratch_bytes: int
-    """Of temporary files beside that."""
+    """Bytes of temporary files beside that."""
     time_s: float
     problem: str = ""
     """Why it would not fit."""
@@ -50,12 +50,12 @@ class Settings:
     """Calibration tokens of each stage."""
     context: int = 512
     rank: int = 0
-    """Of the predictors."""
+    """Rank of the predictors."""
     source_bytes: int = 0
-    """Of the checkpoint."""
+    """Bytes of the checkpoint."""
     recovery: LocalRecovery = field(default_factory=LocalRecovery)
     training: Training = field(default_factory=Training)
-    """Of predictors."""
+    """How predictors are trained."""
 
 
 def stages(

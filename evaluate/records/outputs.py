@@ -14,6 +14,7 @@ from ...predictors.profile import file as profile_file
 from ...quant.gguf.file import GgufFile, is_gguf
 from ...quant.imatrix.file import is_imatrix
 from .reference_logits import FORMAT as LOGITS_FORMAT
+from .reference_logits import read_about, read_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +71,15 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     return record | {"size_bytes": found.size_bytes}
 
 
-def _about(path: Path) -> str:
+def _format_of(path: Path) -> str:
     """The format that a safetensors file of tsconvert's says it has."""
-    from safetensors import safe_open
-
-    if path.suffix != ".safetensors":
-        return ""
     try:
-        with safe_open(path, "np") as file:
-            return str(json.loads((file.metadata() or {}).get("tsconvert", "{}")).get("format", ""))
-    except Exception:
+        return str(read_metadata(path).get("format", "")) if path.suffix == ".safetensors" else ""
+    except TsconvertError:
         return profile_file.FORMAT  # whose reader says what is wrong with the file
 
 
 def _logits(path: Path) -> dict[str, Any]:
-    from .reference_logits import read_about
-
     return read_about(path) | {"size_bytes": size_of(path)}
 
 
@@ -127,7 +121,7 @@ _KINDS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], dict[str, Any]
     ("checkpoint", lambda path: path.is_dir() and "model_type" in _config(path), _checkpoint),
     ("imatrix", _is_imatrix, _gguf),
     ("gguf", is_gguf, _gguf),
-    ("profile", lambda path: _about(path) == profile_file.FORMAT, _profile),
-    ("logits", lambda path: _about(path) == LOGITS_FORMAT, _logits),
+    ("profile", lambda path: _format_of(path) == profile_file.FORMAT, _profile),
+    ("logits", lambda path: _format_of(path) == LOGITS_FORMAT, _logits),
     ("json", lambda path: path.suffix == ".json", _json),
 )

@@ -18,7 +18,7 @@ class Windowing:
     stride: int | None = None
     """Tokens from one window's start to the next one's; None as the method does it."""
     tokens: int = 16_384
-    """Of all corpora together, at most; the windows are spread evenly over the text."""
+    """At most this many tokens of all corpora together; the windows are spread evenly over the text."""
     chunks: int | None = None
     """Instead of ``tokens``: the first so many windows of each corpus, as llama-perplexity --chunks."""
 

@@ -22,7 +22,7 @@ class TaskReport:
     model: str
     mode: str
     tasks: dict[str, dict[str, float]]
-    """Of each task lm-eval's metrics, such as `acc` and `acc_stderr`."""
+    """Task -> lm-eval's metrics, such as `acc` and `acc_stderr`."""
     questions: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:

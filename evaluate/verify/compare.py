@@ -1,7 +1,7 @@
 """`tsconvert verify`: a GGUF file against the checkpoint that it was made from.
 
 Every tensor is read back, moved into the source's layout and compared: exactly for float types, within the type's bound
-for others (verify_bounds.py); then the metadata, the tokenizer on nasty texts, and the runner's logits.
+for others (type_bounds.py); then the metadata, the tokenizer on nasty texts, and the runner's logits.
 """
 
 import time
@@ -13,7 +13,7 @@ from ...common.errors import CheckFailedError, TsconvertError
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...quant.gguf.file import GgufFile
-from ...quant.targets import predictor_file
+from ...quant.targets import separate_predictors
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
 from ...quant.vocabulary.reader import corrected_tokenizer
@@ -147,7 +147,7 @@ def _tensors(
     predictors: PredictorSource | None,
 ) -> None:
     known = {*_OWN_TENSORS, *(f"blk.{layer}.ffn_order" for layer in range(checkpoint.spec.layers))}
-    beside = predictor_file.beside(file) or file
+    beside = separate_predictors.find_separate(file) or file
     importances = config.importances or any(key.startswith(_IMPORTANCE) for key in file.metadata)
 
     def results() -> Iterator[TensorResult]:
@@ -169,7 +169,7 @@ def _tensors(
             step(result.name)
     names = dict.fromkeys([*file.tensors, *beside.tensors])
     rest = [name for name in names if name not in known]
-    bare = [name for name in rest if predictor_file.is_predictor(name)]
+    bare = [name for name in rest if separate_predictors.is_predictor(name)]
     if bare and predictors is None:
         report.notes.append(f"{len(bare)} predictor tensors were not compared: give the folder with --predictors")
     for name in sorted(set(rest) - set(bare if predictors is None else ())):

@@ -1,7 +1,7 @@
 """Where each tensor of a GGUF file comes from: the source's rows in the order in which the file must have them.
 
-Written apart from the exporter (quant/gguf/sources.py, quant/targets/neuron_order.py) and from the specification
-alone, so that a mistake there is found here. Shape suffixes: D model width, F neurons, R rows, C columns, S head size.
+Written apart from the exporter (quant/targets/checkpoint_rows.py, neuron_order.py) and from the specification alone, so
+that a mistake there is found here. Shape suffixes: D model width, F neurons, R rows, C columns, S head size.
 """
 
 from collections.abc import Iterator, Mapping

@@ -8,7 +8,7 @@ from typing import Any
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
 from ...quant.gguf.file import POWERINFER, GgufFile
-from ...quant.targets import predictor_file
+from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
 
 ARCHITECTURES = {
@@ -70,7 +70,7 @@ def compare_keys(
     if dialect == "sparse" and predictors is not None:
         wanted["turbosparse.predictor.threshold"] = [value for row in predictors.thresholds for value in row]
         wanted["turbosparse.predictor.rank"] = [value for row in predictors.ranks for value in row]
-    beside = predictor_file.beside(file)
+    beside = separate_predictors.find_separate(file)
     for key, value in wanted.items():
         if key in overridden:
             continue

@@ -38,7 +38,7 @@ class Grid:
     """Where in a block the quants lie, and what levels they stand for."""
 
     quants: slice
-    """Of the block's bytes (ggml-common.h)."""
+    """Which of the block's bytes hold the quants (ggml-common.h)."""
     lowest: int
     """The byte that sets all quants to one end of the grid."""
     highest: int

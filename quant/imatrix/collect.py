@@ -21,7 +21,7 @@ from .statistics import Collector
 
 @dataclass(frozen=True, kw_only=True)
 class ImatrixReport:
-    """What was written."""
+    """The importance matrix that was written."""
 
     out: Path
     entries: int

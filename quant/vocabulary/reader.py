@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
+from ...common.files import read_json_object
 from . import bpe, sentencepiece
 from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
 
@@ -19,14 +20,15 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     """The vocabulary of the checkpoint in ``folder``.
 
     Args:
-        rows: of the embedding; the vocabulary is padded with unused tokens, or cut, to as many.
+        rows: the rows of the embedding; the vocabulary is padded with unused tokens, or cut, to as many.
         pre: the pre-tokenizer's name, for a byte-level BPE that is not recognized.
         eos: ids from config.json, for a tokenizer that names none.
 
     Raises:
         TsconvertError: no tokenizer, a kind that GGUF has no name for, or an unknown pre-tokenizer.
     """
-    content = sentencepiece.read_json(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    content = read_json_object(path) if path.is_file() else {}
     model_file = folder / "tokenizer.model"
     if not content and not model_file.is_file():
         raise TsconvertError(
@@ -44,7 +46,6 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
         raise TsconvertError(
             f"{folder}: the tokenizer's files contradict each other ({reason(error)}); download them again"
         ) from None
-    path = folder / "tokenizer.json"
     vocabulary.huggingface_json = path.read_text(encoding="utf-8") if path.is_file() else json.dumps(content)
     return vocabulary
 

@@ -1,6 +1,5 @@
 """SentencePiece vocabularies: pieces and scores from tokenizer.model, or derived from a tokenizer.json of that kind."""
 
-import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError
+from ...common.files import read_json_object
 from .vocabulary import ADDED_SCORE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, looks_special
 
 LONGEST_TOKEN = 2048
@@ -19,7 +19,7 @@ Piece = tuple[str, float, int]
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceModel:
-    """What tokenizer.model holds."""
+    """The content of tokenizer.model."""
 
     pieces: list[Piece]
     """(text, score, type)."""
@@ -73,7 +73,8 @@ def correct(hf: Any, model_file: Path) -> None:
     backend.pre_tokenizer = None
     defined = [piece for piece, _, kind in source.pieces if kind == USER_DEFINED]
     backend.add_tokens([AddedToken(piece, normalized=False) for piece in defined])
-    backend.post_processor = _around(hf, vocab, read_json(model_file.with_name("tokenizer_config.json")))
+    config = model_file.with_name("tokenizer_config.json")
+    backend.post_processor = _around(hf, vocab, read_json_object(config) if config.is_file() else {})
 
 
 def _around(hf: Any, vocab: dict[str, int], config: dict[str, Any]) -> Any:
@@ -91,8 +92,8 @@ def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str
     """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
 
     Args:
-        ids: piece -> its id.
-        scores: of each id.
+        ids: the id of each piece.
+        scores: the score of each id.
     """
     ranked = []
     for piece, index in ids.items():
@@ -101,23 +102,6 @@ def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str
             if left in ids and right in ids:
                 ranked.append((-scores[index], ids[left], ids[right], (left, right)))
     return [pair for *_, pair in sorted(ranked)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if there is no such file.
-
-    Raises:
-        TsconvertError: the file is there and holds no JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise TsconvertError(f"{path}: not a JSON object; download it again")
-    return content
 
 
 def read_model(path: Path) -> SentencePieceModel:

@@ -36,6 +36,7 @@ from tsconvert.predictors.training.rank import (
 )
 from tsconvert.predictors.training.trainer import PredictorTrainer, _gradient
 from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 from tsconvert.text.sources import Source
 
 QUICK = Training(steps=30, batch_tokens=256)
@@ -253,9 +254,9 @@ def test_what_is_stored_is_what_ggml_makes_of_it(type_name: str):
     weight[0] = 0
     weight[1, 32:] = -3e-4
     stored = as_stored(weight, type_name)
-    theirs = ggml.dequantize(ggml.quantize(weight.numpy(), type_name), type_name, weight.shape)
+    theirs = ggml.dequantize(quantize(weight.numpy(), type_name), type_name, weight.shape)
     assert np.abs(stored.numpy() - theirs).max() <= 1e-6
-    again = ggml.dequantize(ggml.quantize(stored.numpy(), type_name), type_name, weight.shape)
+    again = ggml.dequantize(quantize(stored.numpy(), type_name), type_name, weight.shape)
     assert np.array_equal(again, stored.numpy())
 
 

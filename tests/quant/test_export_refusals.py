@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 
 Make = Callable[..., Path]
 
@@ -21,7 +21,7 @@ Make = Callable[..., Path]
 def sentence(tmp_path: Path, model: Path, **options) -> str:
     out = tmp_path / "out" / "model.gguf"
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=model, out=out, **options))
+        export_unverified(ExportConfig(model=model, out=out, **options))
     assert not out.parent.exists() or not list(out.parent.iterdir())
     return str(caught.value)
 
@@ -215,7 +215,7 @@ def test_an_output_that_exists(tmp_path: Path, dense: Path):
     out = tmp_path / "model.gguf"
     out.write_bytes(b"mine")
     with pytest.raises(TsconvertError) as caught:
-        export_gguf(ExportConfig(model=dense, out=out))
+        export_unverified(ExportConfig(model=dense, out=out))
     assert str(caught.value) == f"{out}: exists already; choose another --out or remove it first"
     assert out.read_bytes() == b"mine"
 

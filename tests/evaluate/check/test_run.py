@@ -16,7 +16,7 @@ from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.check.run import CheckConfig, CheckReport, check
 from tsconvert.evaluate.check.stages import _follow
 from tsconvert.evaluate.records.outputs import read_record
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 
 SCHEMA = Path(__file__).with_name("junit.xsd")
 OUTPUTS = 'format = 1\nout = "."\n[outputs]\nsparse = "sparse"\nfile = "sparse.gguf"\n[limits]\n'
@@ -27,7 +27,7 @@ def finished(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sparse checkpoint and its GGUF file."""
     folder = tmp_path_factory.mktemp("finished")
     relufy(RelufyConfig(model=str(dense), out=folder / "sparse", tokens=2048, context=128, recover="none"))
-    export_gguf(ExportConfig(model=folder / "sparse", out=folder / "sparse.gguf"))
+    export_unverified(ExportConfig(model=folder / "sparse", out=folder / "sparse.gguf"))
     return folder
 
 

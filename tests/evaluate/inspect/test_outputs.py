@@ -17,7 +17,7 @@ from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import train_predictors
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 
@@ -135,7 +135,7 @@ def test_an_importance_matrix(sparse: Path, tmp_path: Path):
 
 def test_a_gguf_file(sparse: Path, tmp_path: Path):
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=sparse, out=file, type_name="Q8_0"))
+    export_unverified(ExportConfig(model=sparse, out=file, type_name="Q8_0"))
     found = inspect(str(file), tensors=True)
     assert found.kind == "GGUF file, turbosparse"
     assert found.whole
@@ -147,7 +147,7 @@ def test_a_gguf_file(sparse: Path, tmp_path: Path):
 
 def test_a_gguf_file_that_lacks_a_tensor(dense: Path, tmp_path: Path):
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=dense, out=file, type_name="F32"))
+    export_unverified(ExportConfig(model=dense, out=file, type_name="F32"))
     file.write_bytes(file.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
     assert "blk.1.ffn_xx.weight" in GgufFile(file).tensors
     found = inspect(str(file))
@@ -157,7 +157,7 @@ def test_a_gguf_file_that_lacks_a_tensor(dense: Path, tmp_path: Path):
 
 def test_an_architecture_of_others(dense: Path, tmp_path: Path):
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=dense, out=file, type_name="F32"))
+    export_unverified(ExportConfig(model=dense, out=file, type_name="F32"))
     file.write_bytes(file.read_bytes().replace(b"llama", b"xlama"))
     found = inspect(str(file))
     assert found.whole

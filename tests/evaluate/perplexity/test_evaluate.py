@@ -12,7 +12,7 @@ from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.evaluate.scoring.windows import Windowing, cut
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.text.sources import Source
 from tsconvert.text.tokenizer import load_tokenizer
 
@@ -87,7 +87,7 @@ def test_a_model_does_not_diverge_from_itself(dense: Path):
 
 def test_a_gguf_file_does_not_diverge_from_itself(dense: Path, tmp_path: Path):
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=dense, out=file, type_name="Q8_0"))
+    export_unverified(ExportConfig(model=dense, out=file, type_name="Q8_0"))
     report = evaluate(EvalConfig(model=str(file), context=64, chunks=2, against=str(file), threads=1))
     assert abs(report.kl_mean) < 1e-6
     assert report.kl_max < 1e-6
@@ -96,7 +96,7 @@ def test_a_gguf_file_does_not_diverge_from_itself(dense: Path, tmp_path: Path):
 
 def test_windows_are_no_longer_than_the_model_s_context(dense: Path, tmp_path: Path):
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=dense, out=file, type_name="Q8_0"))
+    export_unverified(ExportConfig(model=dense, out=file, type_name="Q8_0"))
     for model in (str(dense), str(file)):
         report = evaluate(EvalConfig(model=model, context=512, chunks=1, threads=1))
         assert (report.context, report.tokens, report.counted) == (256, 256, 127)
@@ -104,7 +104,7 @@ def test_windows_are_no_longer_than_the_model_s_context(dense: Path, tmp_path: P
 
 def test_a_gguf_file_has_the_checkpoint_s_perplexity(dense: Path, tmp_path: Path):
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=dense, out=file, type_name="F32"))
+    export_unverified(ExportConfig(model=dense, out=file, type_name="F32"))
     report = evaluate(EvalConfig(model=str(file), context=64, chunks=4, against=str(dense), threads=1))
     assert report.perplexity_ratio == pytest.approx(1, abs=1e-5)
     assert report.kl_max < 1e-6

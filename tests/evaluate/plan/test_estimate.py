@@ -22,7 +22,7 @@ from tsconvert.evaluate.plan.model_bytes import (
 from tsconvert.evaluate.plan.speed import RUNNER, speed
 from tsconvert.model.spec import ModelSpec, read_spec
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
 from tsconvert.runner.traffic import weight_bytes
@@ -52,7 +52,7 @@ def config(tmp_path: Path) -> Callable[[dict], str]:
 @pytest.mark.parametrize("type_name", ["F16", "Q8_0", "Q4_0", "Q4_K_M", "Q3_K_S"])
 def test_files_have_the_planned_bytes(family: str, type_name: str, make_checkpoint: Make, tmp_path: Path):
     folder = make_checkpoint(family, hidden_size=256, intermediate_size=512, num_attention_heads=4)
-    export_gguf(ExportConfig(model=folder, out=tmp_path / "m.gguf", type_name=type_name))
+    export_unverified(ExportConfig(model=folder, out=tmp_path / "m.gguf", type_name=type_name))
     tensors = GgufFile(tmp_path / "m.gguf").tensors.values()
     found = file_bytes(read_spec(folder), type_name)
     assert found.total == sum(tensor.raw.nbytes for tensor in tensors)
@@ -81,7 +81,7 @@ def test_what_a_token_reads_is_what_the_predictors_cost_model_says():
 @pytest.mark.parametrize("family", ["mistral", "mixtral"])
 def test_what_a_token_reads_is_what_the_runner_counts(family: str, make_checkpoint: Make, tmp_path: Path):
     relufy(RelufyConfig(model=str(make_checkpoint(family)), out=tmp_path / "s", recover="none", align=False))
-    export_gguf(ExportConfig(model=tmp_path / "s", out=tmp_path / "m.gguf", type_name="Q8_0"))
+    export_unverified(ExportConfig(model=tmp_path / "s", out=tmp_path / "m.gguf", type_name="Q8_0"))
     with load(tmp_path / "m.gguf", mode="exact", threads=1) as model:
         for token in range(300, 310):
             model.feed([token])
@@ -128,7 +128,7 @@ def test_speed_is_what_the_formula_says():
 
 def test_what_is_beyond_memory_comes_from_the_disk():
     spec = spec_of_7b()
-    small = machine_of(replace(DESKTOP, memory_bytes=8 * 10**9, disk_bytes_per_s=2e9))
+    small = machine_of(replace(DESKTOP, memory_bytes=8 * 10**9, disk_speed_gb=2))
     size, rates = file_bytes(spec, "F16"), typical_rates(0.1)
     found = speed(spec, size, small, type_name="F16", mode="dense", rates=rates)
     there = speed(spec, size, machine_of(DESKTOP), type_name="F16", mode="dense", rates=rates)

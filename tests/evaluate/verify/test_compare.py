@@ -18,10 +18,11 @@ from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
-from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf import sources
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.quant.targets import checkpoint_rows
 from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 
 Make = Callable[..., Path]
 TARGETS = ("llama.cpp", "sparse", "powerinfer")
@@ -57,7 +58,7 @@ def exported(model: dict[str, Path], target: str, tmp_path: Path, type_name: str
         "predictors": model["folder"] / "predictors", "profile": model["folder"] / "profile.safetensors"
     }  # fmt: skip
     out = tmp_path / "model.gguf"
-    export_gguf(ExportConfig(model=model[target], out=out, target=target, type_name=type_name, **beside))
+    export_unverified(ExportConfig(model=model[target], out=out, target=target, type_name=type_name, **beside))
     return out
 
 
@@ -80,7 +81,7 @@ def tamper(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) ->
     """Replace a tensor's decoded values [rows, columns] by what ``change`` makes of them."""
     tensor = GgufFile(path).tensors[name]
     values = tensor.to_float32().reshape(-1, tensor.shape[-1])
-    raw = ggml.quantize(np.ascontiguousarray(change(values)), tensor.type_name)
+    raw = quantize(np.ascontiguousarray(change(values)), tensor.type_name)
     with path.open("r+b") as stream:
         stream.seek(tensor.offset)
         stream.write(raw.tobytes())
@@ -107,7 +108,7 @@ def test_a_right_file_passes(model: dict[str, Path], target: str, type_name: str
 @pytest.mark.parametrize("type_name", [name for name in ggml.weight_types() if not name.startswith(("IQ", "MX"))])
 def test_every_type_is_within_its_bound(type_name: str, make_checkpoint: Make, tmp_path: Path):
     folder = make_checkpoint("mistral", hidden_size=256, intermediate_size=256, num_hidden_layers=1, vocab_size=4096)
-    export_gguf(ExportConfig(model=folder, out=tmp_path / "m.gguf", type_name=type_name, pure=True))
+    export_unverified(ExportConfig(model=folder, out=tmp_path / "m.gguf", type_name=type_name, pure=True))
     report = verify(VerifyConfig(model=folder, file=tmp_path / "m.gguf"))
     report.require()
     assert report.logits.difference < (1e-3 if type_name in ("F32", "F16", "BF16") else 0.1)
@@ -202,7 +203,7 @@ def test_neurons_out_of_order(model: dict, tmp_path: Path):
 
 def test_shards_are_one_file(model: dict, tmp_path: Path):
     config = ExportConfig(model=model["llama.cpp"], out=tmp_path / "m.gguf", split_max_bytes=300_000)
-    first = export_gguf(config).out
+    first = export_unverified(config).out
     assert first.name.startswith("m-00001-of-")
     report = verify(VerifyConfig(model=model["llama.cpp"], file=first))
     report.require()
@@ -260,7 +261,7 @@ def test_another_model(model: dict, tmp_path: Path):
 
 def test_experts(moe: Path, tmp_path: Path):
     out = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=moe, out=out, target="sparse", type_name="Q8_0"))
+    export_unverified(ExportConfig(model=moe, out=out, target="sparse", type_name="Q8_0"))
     verify(VerifyConfig(model=moe, file=out)).require()
     name = "blk.1.ffn_up_exps.weight"
     tamper(out, name, lambda rows: np.where(np.arange(len(rows))[:, None] == 2 * 128 + 3, -rows, rows))
@@ -305,7 +306,7 @@ def test_export_verifies_and_keeps_a_file_that_failed(capsys, model: dict, tmp_p
     out = tmp_path / "good.gguf"
     cli.main(["export-gguf", str(model["llama.cpp"]), "--out", str(out), "--json"], prog_name="tsconvert")
     assert json.loads(capsys.readouterr().out)["verification"]["passed"] is True
-    monkeypatch.setattr(sources, "permute_rope", lambda rows, heads: rows)
+    monkeypatch.setattr(checkpoint_rows, "permute_rope", lambda rows, heads: rows)
     out = tmp_path / "bad.gguf"
     code, stdout, stderr = call(capsys, "export-gguf", model["llama.cpp"], "--out", out)
     assert code == 1

@@ -5,6 +5,7 @@ import pytest
 from numba import njit
 
 from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 from tsconvert.runner.kernels import rows, tiles
 from tsconvert.runner.kernels.native import call_add, call_products
 from tsconvert.runner.kernels.products import SCRATCH_BYTES
@@ -33,7 +34,7 @@ def widths(type_name):
 
 
 def sample(type_name, columns):
-    raw = ggml.quantize(RNG.standard_normal((ROWS, columns)).astype(np.float32), type_name)
+    raw = quantize(RNG.standard_normal((ROWS, columns)).astype(np.float32), type_name)
     inputs = (RNG.standard_normal((TOKENS, columns)) * RNG.uniform(0.1, 9, (TOKENS, 1))).astype(np.float32)
     inputs[2] = 0
     return raw, ggml.dequantize(raw, type_name, (ROWS, columns)).astype(np.float64), inputs
