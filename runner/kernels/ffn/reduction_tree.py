@@ -7,67 +7,61 @@ threads one sum each is left; what is left everywhere is added up in the same tr
 
 from typing import Any
 
-from .access import at, number
-from .compiling import compiled
-from .elementwise import share_of
-from .parts import add_floats, clear
-from .tables import LEAVES, PARTIAL, WHOLE, WIDTH
+from ..compiling import compiled, inlined
+from ..parameters import LEAVES, Parameters, row_at
+from ..residual import add_floats, clear
+from ..work_shares import share_of
 
 _UNIT = 8
 
 
-@compiled
-def first_leaf(thread: int, threads: int) -> Any:
+@inlined
+def first_leaf(params: Any, thread: int) -> Any:
     """The first leaf of a thread; that of the next thread ends its leaves."""
-    return LEAVES * thread // threads
+    return LEAVES * thread // params.threads
 
 
-@compiled
+@inlined
 def leaf_start(count: int, leaf: int) -> Any:
     """Where, of ``count`` numbers that are summed, a leaf begins; that of the next leaf ends it."""
     return share_of(count, leaf, LEAVES, _UNIT)
 
 
-@compiled
-def slot(m: int, thread: int, which: int) -> Any:
+@inlined
+def slot(params: Any, thread: int, which: int) -> Any:
     """The address of one of a thread's sums."""
-    return at(m, PARTIAL, thread) + 4 * number(m, WIDTH) * which
+    return row_at(params.partial, thread) + 4 * params.width * which
 
 
 @compiled
-def join_sums(m: int, thread: int, first: int, leaf: int, held: int) -> Any:
-    """Add up the last of ``held`` sums as far as nodes are complete; returns how many are left.
-
-    Args:
-        first: the thread's first leaf.
-        leaf: the one whose sum is the last.
-    """
-    size, end, width = 1, leaf + 1, number(m, WIDTH)
+def join_sums(params: Parameters, thread: int, leaf: int, held: int) -> int:
+    """Add up the last of ``held`` sums, that of ``leaf``, as far as nodes are complete; returns how many are left."""
+    first, size, end = first_leaf(params, thread), 1, leaf + 1
     while end % (2 * size) == 0 and end - 2 * size >= first:
         held -= 1
-        add_floats(slot(m, thread, held), slot(m, thread, held - 1), width)
+        add_floats(params, slot(params, thread, held), slot(params, thread, held - 1), params.width)
         size *= 2
     return held
 
 
 @compiled
-def add_whole(m: int, thread: int, threads: int, into: int) -> None:
+def add_whole(params: Parameters, thread: int, into: int) -> None:
     """into += the sum of all threads' sums. Every thread does it for itself."""
-    width, held = number(m, WIDTH), 0
-    for other in range(threads):
-        start, end = first_leaf(other, threads), first_leaf(other + 1, threads)
+    width, held, whole = params.width, 0, row_at(params.whole, thread)
+    for other in range(params.threads):
+        start, end = first_leaf(params, other), first_leaf(params, other + 1)
         which = 0
         while start < end:
             size = 1
             while start % (2 * size) == 0 and start + 2 * size <= end:
                 size *= 2
-            target = at(m, WHOLE, thread) + 4 * width * held
-            clear(target, width)
-            add_floats(slot(m, other, which), target, width)
+            target = whole + 4 * width * held
+            clear(params, target, width)
+            add_floats(params, slot(params, other, which), target, width)
             held, which, start = held + 1, which + 1, start + size
             while start % (2 * size) == 0:
                 held -= 1
-                last = at(m, WHOLE, thread) + 4 * width * held
-                add_floats(last, last - 4 * width, width)
+                last = whole + 4 * width * held
+                add_floats(params, last, last - 4 * width, width)
                 size *= 2
-    add_floats(at(m, WHOLE, thread), into, width)
+    add_floats(params, whole, into, width)
