@@ -16,7 +16,7 @@ from .rounded_inputs import round_input
 from .row_kernels import call_add, call_products
 from .simd.float_vectors import exp_shifted
 from .weight_types import FLOATS
-from .work_shares import run_of
+from .work_shares import run_start
 
 
 @compiled
@@ -59,8 +59,8 @@ def place_rows(params: Parameters, x: int, first: int, end: int, slot: int) -> N
 @compiled
 def place_in_cache(params: Parameters, thread: int, layer: Layer) -> None:
     """Turn this thread's rows of queries and keys, and put its rows of keys and values into the cache."""
-    first_q, end_q = run_of(params, params.heads * params.head_dim, thread)
-    first, end = run_of(params, params.kv_heads * params.head_dim, thread)
+    first_q, end_q = run_start(params, params.heads * params.head_dim, thread), run_start(params, params.heads * params.head_dim, thread + 1)
+    first, end = run_start(params, params.kv_heads * params.head_dim, thread), run_start(params, params.kv_heads * params.head_dim, thread + 1)
     for t in range(params.tokens):
         p = params.position + t
         cos, sin = row_at(params.cos, p), row_at(params.sin, p)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .compiling import compiled, inlined
+from .compiling import compiled
 from .memory import atomic_add, atomic_load, call_yield, load_i64, pause, store_i64
 from .parameters import Parameters
 
@@ -52,7 +52,7 @@ def meet(params: Parameters, thread: int) -> None:
             call_yield(load_i64(sync, YIELD))
 
 
-@inlined
-def aborted(params: Any) -> Any:
-    """Whether a thread has died or asked all to stop."""
-    return atomic_load(params.sync + 8 * ABORT) != 0
+@compiled
+def aborted(params: Parameters) -> int:
+    """Other than 0 when a thread has died or asked all to stop."""
+    return atomic_load(params.sync + 8 * ABORT)

@@ -5,7 +5,7 @@ from .compiling import compiled
 from .parameters import Buffer, Parameters, Tensor, row_at
 from .row_kernels import call_add, call_products
 from .weight_types import FLOATS, prepare_inputs
-from .work_shares import run_of, tokens_of
+from .work_shares import run_start, token_start
 
 
 @compiled
@@ -22,7 +22,7 @@ def ready(params: Parameters, thread: int, tensor: Tensor, x: int, target: Buffe
     kind, columns = tensor.type, tensor.columns
     if kind.kind == FLOATS:
         return form
-    first, end = tokens_of(params, thread)
+    first, end = token_start(params, thread), token_start(params, thread + 1)
     if params.tokens == 1:
         return prepare_inputs(params, kind, x, columns, 1, row_at(target, thread), 0, form)
     if form != 0:
@@ -59,7 +59,7 @@ def multiply_run(
     tokens: int, out: int,
 ) -> None:  # fmt: skip
     """All products of a tensor's rows that the thread takes care of, to one row of ``out`` a token."""
-    first, end = run_of(params, tensor.rows, thread)
+    first, end = run_start(params, tensor.rows, thread), run_start(params, tensor.rows, thread + 1)
     multiply(
         params, thread, tensor, expert, 0, first, end - first, x, target, row, chosen, tokens, out, 1, tensor.rows
     )

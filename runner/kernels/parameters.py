@@ -72,16 +72,17 @@ BUFFERS = {
 }
 # The functions that others call: the order of their table.
 _FUNCTION_NAMES = """
-meet
+meet aborted
+share_start run_start token_start
 clear add_floats mean_square rms_norm normalise add_to_residual read_row embed
 round_input
 prepare_inputs
 ready multiply multiply_run add_listed
 rotate place_rows place_in_cache softmax attend_heads attend attention
-choose_experts route choose_tokens
-shift activate activate_run
-list_predicted list_open keep_open keep_firing count_missed predictor_hidden find_neurons
-join_sums add_whole
+choose_experts route choose_tokens share_for
+shift_gates shift_ups activate activate_run
+has_predictor list_predicted list_open keep_open keep_firing count_missed predictor_hidden find_neurons
+first_leaf leaf_start sum_at join_sums add_whole
 take_share end_leaves token_activations sum_leaves ffn_of_token
 chosen_above chosen_open predictor_logits predicted_gates open_ups drop_missed activate_tokens block_activations
 list_firing decode_part add_panel sum_down_rows ffn_of_block

@@ -6,7 +6,7 @@ from .barrier import meet
 from .compiling import compiled, compiled_sum
 from .memory import call_row, load_f32, load_i64, store_f32
 from .parameters import BlockType, Parameters, row_at
-from .work_shares import tokens_of
+from .work_shares import token_start
 
 
 @compiled
@@ -43,7 +43,7 @@ def rms_norm(params: Parameters, x: int, weight: int, out: int) -> None:
 @compiled
 def normalise(params: Parameters, thread: int, weight: int) -> None:
     """normed = rms_norm(x)."""
-    first, end = tokens_of(params, thread)
+    first, end = token_start(params, thread), token_start(params, thread + 1)
     for r in range(first, end):
         rms_norm(params, row_at(params.x, r), weight, row_at(params.normed, r))
     if params.tokens > 1:
@@ -53,7 +53,7 @@ def normalise(params: Parameters, thread: int, weight: int) -> None:
 @compiled
 def add_to_residual(params: Parameters, thread: int) -> None:
     """x += added, which all threads have written."""
-    first, end = tokens_of(params, thread)
+    first, end = token_start(params, thread), token_start(params, thread + 1)
     for r in range(first, end):
         source = row_at(params.added, 0 if params.tokens == 1 else r)
         add_floats(params, source, row_at(params.x, r), params.width)
@@ -73,7 +73,7 @@ def read_row(params: Parameters, kind: BlockType, row: int, into: int) -> None:
 def embed(params: Parameters, thread: int) -> None:
     """x = rows of the embedding."""
     tensor = params.token_embd
-    first, end = tokens_of(params, thread)
+    first, end = token_start(params, thread), token_start(params, thread + 1)
     for r in range(first, end):
         token = load_i64(params.token_ids, 0 if params.tokens == 1 else r)
         read_row(params, tensor.type, tensor.address + token * tensor.row_bytes, row_at(params.x, r))

@@ -21,7 +21,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 
-from .compiling import SUM, compile_c, inlined, signature_of
+from .compiling import SUM, compile_c, signature_of
 from .memory import (
     call_row,
     call_vec_dot,
@@ -37,7 +37,7 @@ from .parameters import SCRATCH_BYTES, TYPE, BlockType, Parameters, numba_type
 from .simd import block_tiles, float_vectors
 from .simd.block_sums import add_rows
 from .simd.block_tiles import tile
-from .simd.emit import I64, Emit, emitted
+from .simd.emit import FLOAT, I32, I64, Emit, emitted
 from .simd.float_vectors import blend, float_tile
 
 _ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in the scratch addresses and results stand
@@ -85,31 +85,40 @@ def _kernel_call(name: str, count: int) -> Any:
 call_products, call_add = _kernel_call("products", 14), _kernel_call("add", 10)
 
 
-@inlined
-def _number(listed: int, i: int) -> Any:
-    """Row or token ``i`` of a list, or without one ``i`` itself."""
-    return load_i32(listed, i) if listed else i
+@emitted(types.int64, types.int64, types.int64)
+def _number(e: Emit, listed: Any, i: Any) -> Any:
+    """Row or token ``i`` of an int32 list, or without one ``i`` itself."""
+    number = e.variable(i)
+    with e.b.if_then(e.b.icmp_unsigned("!=", listed, ir.Constant(I64, 0))):
+        e.b.store(e.b.sext(e.b.load(e.at(I32, listed, i)), I64), number)
+    return e.b.load(number)
 
 
-@inlined
-def _ask(address: int, size: int) -> None:
-    for offset in range(0, size, 64):
-        prefetch(address + offset)
+@emitted(types.void, types.int64, types.int64)
+def _ask(e: Emit, address: Any, size: Any) -> None:
+    """Ask for the cache lines of so many bytes."""
+    lines = e.b.udiv(e.b.add(size, ir.Constant(I64, 63)), ir.Constant(I64, 64))
+    with e.loop(lines) as line:
+        e.prefetch(e.b.add(address, e.b.mul(line, ir.Constant(I64, 64))))
 
 
-@inlined
-def _fill(places: int, base: int, stride: int, listed: int, first: int, last: int, slots: int) -> None:
+@emitted(types.void, *[types.int64] * 7)
+def _fill(e: Emit, places: Any, base: Any, stride: Any, listed: Any, first: Any, last: Any, slots: Any) -> None:
     """Addresses of rows or inputs ``first`` to ``last``; the last fills the slots that are left."""
-    for s in range(slots):
-        store_i64(places, s, base + _number(listed, min(first + s, last)) * stride)
+    with e.loop(slots) as slot:
+        i = e.b.add(first, slot)
+        i = e.b.select(e.b.icmp_signed("<", i, last), i, last)
+        e.b.store(e.b.add(base, e.b.mul(_number(e, listed, i), stride)), e.at(I64, places, slot))
 
 
-@inlined
-def _float(kind: int, row: int, i: int) -> Any:
-    """Number ``i`` of a row of a float type (an index of float_vectors.KINDS)."""
-    if kind == 0:
-        return load_f32(row, i)
-    return load_f16(row, i) if kind == 1 else load_bf16(row, i)
+@emitted(types.float32, *[types.int64] * 3)
+def _float(e: Emit, kind: Any, row: Any, i: Any) -> Any:
+    """Number ``i`` of a row of a float type (an index of float_vectors.KINDS, a constant)."""
+    number = e.variable(ir.Constant(FLOAT, 0.0))
+    for index, load in enumerate((load_f32, load_f16, load_bf16)):
+        with e.b.if_then(e.b.icmp_unsigned("==", kind, ir.Constant(I64, index))):
+            e.b.store(load(e, row, i), number)
+    return e.b.load(number)
 
 
 @njit(fastmath=SUM)

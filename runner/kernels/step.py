@@ -12,7 +12,7 @@ from .matrix_products import multiply, ready
 from .memory import store_i32
 from .parameters import Parameters, layer_at, row_at
 from .residual import embed, normalise
-from .work_shares import run_of
+from .work_shares import run_start
 
 
 @compiled
@@ -29,7 +29,7 @@ def head(params: Parameters, thread: int) -> None:
     ready(params, thread, tensor, x, params.prepared, 0)
     for i in range(outputs):
         store_i32(chosen, i, skipped + i)
-    first, end = run_of(params, tensor.rows, thread)
+    first, end = run_start(params, tensor.rows, thread), run_start(params, tensor.rows, thread + 1)
     out = params.logits_out - 4 * skipped * tensor.rows
     multiply(
         params, thread, tensor, 0, 0, first, end - first, x, params.prepared, row, chosen, outputs, out, 1, tensor.rows

@@ -1,33 +1,29 @@
 """Which rows a thread takes care of: one run each, in whole units."""
 
-from typing import Any
-
-from .compiling import inlined
+from .compiling import compiled
+from .parameters import Parameters
 
 UNIT = 32
 
 
-@inlined
-def share_of(rows: int, thread: int, threads: int, unit: int) -> Any:
+@compiled
+def share_start(params: Parameters, rows: int, thread: int, threads: int, unit: int) -> int:  # noqa: ARG001
     """The first row of a thread's run; that of the next thread ends it."""
     units = (rows + unit - 1) // unit
     return min(rows, unit * (units * thread // threads))
 
 
-@inlined
-def run_of(params: Any, rows: int, thread: int) -> Any:
-    """The first and the end of the matrix rows that a thread takes care of."""
-    return share_of(rows, thread, params.threads, UNIT), share_of(rows, thread + 1, params.threads, UNIT)
+@compiled
+def run_start(params: Parameters, rows: int, thread: int) -> int:
+    """The first of the matrix rows that a thread takes care of."""
+    return share_start(params, rows, thread, params.threads, UNIT)
 
 
-@inlined
-def tokens_of(params: Any, thread: int) -> Any:
-    """The first and the end of the buffers' rows that a thread takes care of.
+@compiled
+def token_start(params: Parameters, thread: int) -> int:
+    """The first of the buffers' rows that a thread takes care of.
 
     One token is normalised and prepared by every thread for itself, so that nobody waits; of a block each thread takes
     some tokens, and all meet.
     """
-    if params.tokens == 1:
-        return thread, thread + 1
-    first, end = share_of(params.tokens, thread, params.threads, 1), share_of(params.tokens, thread + 1, params.threads, 1)
-    return first, end
+    return thread if params.tokens == 1 else share_start(params, params.tokens, thread, params.threads, 1)

@@ -22,26 +22,20 @@ def activation_of(activation: int, gate: float, up: float) -> Any:
 
 
 @compiled
-def shift(params: Parameters, values: int, listed: int, first: int, count: int, least: float) -> None:  # noqa: ARG001
-    """Zero in place of what is not above ``least``: of ``count`` numbers from ``first`` on, or of those listed."""
-    for i in range(count):
+def shift_gates(params: Parameters, layer: Layer, gate: int, listed: int, first: int, count: int) -> None:  # noqa: ARG001
+    """Close the gates that the layer's shift closes: of ``count`` numbers from ``first`` on, or of those listed."""
+    least = layer.shift
+    for i in range(count if least > 0 else 0):
         j = load_i32(listed, i) if listed else first + i
-        if load_f32(values, j) <= least:
-            store_f32(values, j, np.float32(0))
+        if load_f32(gate, j) <= least:
+            store_f32(gate, j, np.float32(0))
 
 
-@inlined
-def shift_gates(params: Any, layer: Layer, gate: int, listed: int, first: int, count: int) -> None:
-    """Close the gates that the layer's shift closes."""
-    if layer.shift > 0:
-        shift(params, gate, listed, first, count, layer.shift)
-
-
-@inlined
-def shift_ups(params: Any, layer: Layer, up: int, listed: int, first: int, count: int) -> None:
+@compiled
+def shift_ups(params: Parameters, layer: Layer, up: int, listed: int, first: int, count: int) -> None:
     """The same of ups, which only dReLU cuts off."""
-    if layer.shift > 0 and params.activation == DRELU:
-        shift(params, up, listed, first, count, layer.shift)
+    if params.activation == DRELU:
+        shift_gates(params, layer, up, listed, first, count)
 
 
 @compiled

@@ -1,28 +1,21 @@
 """Which neurons of a token's FFN may fire: those that its predictor names, or else those whose gate is open."""
 
-from typing import Any
-
 import numpy as np
 
-from ..compiling import compiled, inlined
+from ..compiling import compiled
 from ..matrix_products import multiply_run, ready
 from ..memory import load_f32, load_i32, load_i64, store_f32, store_i32
 from ..parameters import LINE, PREDICTED, Layer, Parameters, counts_at, row_at
-from ..work_shares import run_of
+from ..work_shares import run_start
 from .activations import activation_of, shift_gates, shift_ups
 
 
-@inlined
-def counts_of(params: Any, thread: int, layer: Any) -> Any:
-    """A thread's counters of a layer, a record COUNTS."""
-    return counts_at(row_at(params.counts, thread), layer.index)
-
-
-@inlined
-def has_predictor(params: Any, layer: Any, expert: int) -> Any:
-    """Whether an FFN's neurons are found by its predictor."""
-    there = params.mode == PREDICTED and layer.fc1.address != 0
-    return there and not np.isnan(load_f32(layer.thresholds, expert))
+@compiled
+def has_predictor(params: Parameters, layer: Layer, expert: int) -> int:
+    """Whether (1 or 0) an FFN's neurons are found by its predictor."""
+    if params.mode != PREDICTED or layer.fc1.address == 0:
+        return 0
+    return 0 if np.isnan(load_f32(layer.thresholds, expert)) else 1
 
 
 @compiled
@@ -85,7 +78,7 @@ def predictor_hidden(params: Parameters, thread: int, layer: Layer) -> int:
     tensor, normed, prepared = layer.fc1, params.normed_predictors, params.prepared
     x = row_at(params.normed, thread) if normed else row_at(params.x, thread)
     form = ready(params, thread, tensor, x, prepared, 0)
-    first, end = run_of(params, tensor.rows, thread)
+    first, end = run_start(params, tensor.rows, thread), run_start(params, tensor.rows, thread + 1)
     for k in range(params.experts_per_token):
         out, expert = row_at(params.hidden, k), load_i64(row_at(params.choice, thread), k)
         multiply_run(params, thread, tensor, expert, x, prepared, thread, 0, 1, out)
@@ -97,8 +90,8 @@ def predictor_hidden(params: Parameters, thread: int, layer: Layer) -> int:
 @compiled
 def find_neurons(params: Parameters, thread: int, layer: Layer, form: int) -> int:
     """List, of this thread's run of neurons, those whose predictor logit, or else whose gate, is large enough."""
-    first, end = run_of(params, params.neurons, thread)
-    x, prepared, counts = row_at(params.normed, thread), params.prepared, counts_of(params, thread, layer)
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
+    x, prepared, counts = row_at(params.normed, thread), params.prepared, counts_at(row_at(params.counts, thread), layer.index)
     for k in range(params.experts_per_token):
         expert = load_i64(row_at(params.choice, thread), k)
         listed, gate = row_at(params.listed, thread) + 4 * k * params.neurons, row_at(params.gate, k)

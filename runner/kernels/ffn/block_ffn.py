@@ -19,14 +19,15 @@ from ..parameters import (
     BlockType,
     Layer,
     Parameters,
+    counts_at,
     row_at,
 )
 from ..residual import add_to_residual, clear
 from ..row_kernels import call_add
 from ..simd.float_vectors import blend
-from ..work_shares import UNIT, run_of, share_of
+from ..work_shares import UNIT, run_start, share_start
 from .activations import activation_of, shift_gates, shift_ups
-from .active_neurons import counts_of, has_predictor
+from .active_neurons import has_predictor
 from .routing import choose_tokens, share_for
 
 _ONE = 100  # where a weight of 1 stands in a thread's scratch, in floats
@@ -63,13 +64,13 @@ def predictor_logits(params: Parameters, thread: int, layer: Layer, expert: int,
         meet(params, thread)
     form = ready(params, thread, tensor, x, params.prepared, form if normed else 0)
     multiply_run(params, thread, tensor, expert, x, params.prepared, 0, chosen, some, hidden)
-    first, end = run_of(params, rank, thread)
+    first, end = run_start(params, rank, thread), run_start(params, rank, thread + 1)
     for t in range(params.tokens):
         for r in range(first, end):
             store_f32(hidden, t * rank + r, max(load_f32(hidden, t * rank + r), np.float32(0)))
     meet(params, thread)
     tensor, out = layer.fc2, params.logits.address
-    first, end = run_of(params, params.neurons, thread)
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
     ready(params, thread, tensor, hidden, params.prepared_hidden, 0)
     multiply(
         params, thread, tensor, expert, 0, first, end - first, hidden, params.prepared_hidden, 0, chosen, some, out,
@@ -81,7 +82,7 @@ def predictor_logits(params: Parameters, thread: int, layer: Layer, expert: int,
 @compiled
 def predicted_gates(params: Parameters, thread: int, layer: Layer, expert: int, some: int) -> None:
     """Gates of the tokens for which a neuron is predicted, zero for the others."""
-    first, end = run_of(params, params.neurons, thread)
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
     listed, threshold = row_at(params.firing_tokens, thread), load_f32(layer.thresholds, expert)
     x, gate, logits, all_found = params.normed.address, params.gate.address, params.logits.address, 0
     for j in range(first, end):
@@ -93,7 +94,7 @@ def predicted_gates(params: Parameters, thread: int, layer: Layer, expert: int, 
                 params, thread, layer.ffn_gate, expert, 0, j, 1, x, params.prepared, 0, listed, found, gate, BLOCK, 1
             )
             shift_gates(params, layer, gate, 0, BLOCK * j, BLOCK)
-    counts = counts_of(params, thread, layer)
+    counts = counts_at(row_at(params.counts, thread), layer.index)
     counts.predicted += all_found
     counts.gate += all_found
 
@@ -101,7 +102,7 @@ def predicted_gates(params: Parameters, thread: int, layer: Layer, expert: int, 
 @compiled
 def open_ups(params: Parameters, thread: int, layer: Layer, expert: int, some: int) -> None:
     """Ups of the tokens whose gate is open."""
-    first, end = run_of(params, params.neurons, thread)
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
     listed, x, up, all_found = row_at(params.firing_tokens, thread), params.normed.address, params.up.address, 0
     for j in range(first, end):
         found = chosen_open(params, thread, some, params.gate.address + 4 * BLOCK * j)
@@ -109,7 +110,8 @@ def open_ups(params: Parameters, thread: int, layer: Layer, expert: int, some: i
         if found:
             multiply(params, thread, layer.ffn_up, expert, 0, j, 1, x, params.prepared, 0, listed, found, up, BLOCK, 1)
             shift_ups(params, layer, up, 0, BLOCK * j, BLOCK)
-    counts_of(params, thread, layer).up += all_found
+    counts = counts_at(row_at(params.counts, thread), layer.index)
+    counts.up += all_found
 
 
 @compiled
@@ -152,8 +154,8 @@ def activate_tokens(params: Parameters, thread: int, expert: int, some: int, neu
 @compiled
 def block_activations(params: Parameters, thread: int, layer: Layer, expert: int, some: int, form: int) -> int:
     """Activations of this thread's neurons for the chosen tokens into `gate`, zero where they do not fire."""
-    first, end = run_of(params, params.neurons, thread)
-    size, counts = end - first, counts_of(params, thread, layer)
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
+    size, counts = end - first, counts_at(row_at(params.counts, thread), layer.index)
     x, prepared, chosen = params.normed.address, params.prepared, row_at(params.chosen_tokens, thread)
     gate, up, logits = params.gate.address, params.up.address, params.logits.address
     known, whole = has_predictor(params, layer, expert), params.mode == DENSE or params.audit != 0
@@ -264,7 +266,7 @@ def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
     """x += FFN(normed) of a block of tokens; under audit all neurons are looked at."""
     width, form = params.width, 0
     unit = PANEL_COLUMNS if width % PANEL_COLUMNS == 0 else UNIT
-    first, end = share_of(width, thread, params.threads, unit), share_of(width, thread + 1, params.threads, unit)
+    first, end = share_start(params, width, thread, params.threads, unit), share_start(params, width, thread + 1, params.threads, unit)
     for t in range(params.tokens):
         clear(params, row_at(params.added, t) + 4 * first, end - first)
     for expert in range(max(1, params.experts)):

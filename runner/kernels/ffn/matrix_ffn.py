@@ -4,11 +4,10 @@ from ..barrier import meet
 from ..compiling import compiled
 from ..matrix_products import multiply, multiply_run, ready
 from ..memory import load_i32, load_i64, store_i32
-from ..parameters import Layer, Parameters, row_at
+from ..parameters import Layer, Parameters, counts_at, row_at
 from ..residual import add_floats, add_to_residual, clear
-from ..work_shares import run_of
+from ..work_shares import run_start
 from .activations import activate_run
-from .active_neurons import counts_of
 from .routing import choose_tokens, share_for
 
 
@@ -17,7 +16,7 @@ def down_product(params: Parameters, thread: int, layer: Layer, expert: int, som
     """added += down . activations of ``some`` tokens; this thread's rows. The first expert's begin at 0 (``fresh``)."""
     width, row, chosen = params.width, thread if params.tokens == 1 else 0, row_at(params.chosen_tokens, thread)
     several, gate, hidden = params.experts > 0, params.gate.address, params.prepared_hidden
-    first, end = run_of(params, width, thread)
+    first, end = run_start(params, width, thread), run_start(params, width, thread + 1)
     ready(params, thread, layer.ffn_down, gate, hidden, 0)
     into = params.other.address if several else params.added.address
     multiply_run(params, thread, layer.ffn_down, expert, gate, hidden, row, chosen, some, into)
@@ -39,8 +38,8 @@ def expert_by_matrix(
     """Add what one FFN makes of its tokens to ``added``: this thread's neurons, then its rows of the down matrix."""
     neurons, row, chosen = params.neurons, thread if params.tokens == 1 else 0, row_at(params.chosen_tokens, thread)
     x, gate, up, prepared = row_at(params.normed, row), params.gate.address, params.up.address, params.prepared
-    first, end = run_of(params, neurons, thread)
-    size, counts = end - first, counts_of(params, thread, layer)
+    first, end = run_start(params, neurons, thread), run_start(params, neurons, thread + 1)
+    size, counts = end - first, counts_at(row_at(params.counts, thread), layer.index)
     tensor = layer.ffn_gate
     form = ready(params, thread, tensor, x, prepared, form)
     multiply(params, thread, tensor, expert, 0, first, size, x, prepared, row, chosen, some, gate, 1, neurons)

@@ -5,30 +5,28 @@ neighbouring leaves. It sums each by itself and adds two sums as soon as it has 
 threads one sum each is left; what is left everywhere is added up in the same tree. Slow twin: tests/runner.
 """
 
-from typing import Any
-
-from ..compiling import compiled, inlined
+from ..compiling import compiled
 from ..parameters import LEAVES, Parameters, row_at
 from ..residual import add_floats, clear
-from ..work_shares import share_of
+from ..work_shares import share_start
 
 _UNIT = 8
 
 
-@inlined
-def first_leaf(params: Any, thread: int) -> Any:
+@compiled
+def first_leaf(params: Parameters, thread: int) -> int:
     """The first leaf of a thread; that of the next thread ends its leaves."""
     return LEAVES * thread // params.threads
 
 
-@inlined
-def leaf_start(count: int, leaf: int) -> Any:
+@compiled
+def leaf_start(params: Parameters, count: int, leaf: int) -> int:
     """Where, of ``count`` numbers that are summed, a leaf begins; that of the next leaf ends it."""
-    return share_of(count, leaf, LEAVES, _UNIT)
+    return share_start(params, count, leaf, LEAVES, _UNIT)
 
 
-@inlined
-def slot(params: Any, thread: int, which: int) -> Any:
+@compiled
+def sum_at(params: Parameters, thread: int, which: int) -> int:
     """The address of one of a thread's sums."""
     return row_at(params.partial, thread) + 4 * params.width * which
 
@@ -39,7 +37,7 @@ def join_sums(params: Parameters, thread: int, leaf: int, held: int) -> int:
     first, size, end = first_leaf(params, thread), 1, leaf + 1
     while end % (2 * size) == 0 and end - 2 * size >= first:
         held -= 1
-        add_floats(params, slot(params, thread, held), slot(params, thread, held - 1), params.width)
+        add_floats(params, sum_at(params, thread, held), sum_at(params, thread, held - 1), params.width)
         size *= 2
     return held
 
@@ -57,7 +55,7 @@ def add_whole(params: Parameters, thread: int, into: int) -> None:
                 size *= 2
             target = whole + 4 * width * held
             clear(params, target, width)
-            add_floats(params, slot(params, other, which), target, width)
+            add_floats(params, sum_at(params, other, which), target, width)
             held, which, start = held + 1, which + 1, start + size
             while start % (2 * size) == 0:
                 held -= 1

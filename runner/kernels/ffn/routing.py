@@ -1,15 +1,13 @@
 """Which experts a token has, with what weights, and which tokens an expert."""
 
-from typing import Any
-
 import numpy as np
 
 from ..barrier import meet
-from ..compiling import compiled, inlined
+from ..compiling import compiled
 from ..matrix_products import multiply, ready
 from ..memory import load_f32, load_i64, store_f32, store_i32, store_i64
 from ..parameters import Layer, Parameters, row_at
-from ..work_shares import tokens_of
+from ..work_shares import token_start
 
 
 @compiled
@@ -46,7 +44,7 @@ def route(params: Parameters, thread: int, layer: Layer) -> None:
     tensor = layer.router
     if tensor.address == 0:  # the buffers began with choice 0, share 1
         return
-    first, end = tokens_of(params, thread)
+    first, end = token_start(params, thread), token_start(params, thread + 1)
     logits, prepared = row_at(params.router_logits, thread), params.prepared
     ready(params, thread, tensor, row_at(params.normed, thread if params.tokens == 1 else 0), prepared, 0)
     for r in range(first, end):
@@ -69,11 +67,10 @@ def choose_tokens(params: Parameters, thread: int, expert: int) -> int:
     return count
 
 
-@inlined
-def share_for(params: Any, row: int, expert: int) -> Any:
+@compiled
+def share_for(params: Parameters, row: int, expert: int) -> float:
     """The weight of an expert for a token, by its row of the buffers."""
-    choice, share, found = row_at(params.choice, row), row_at(params.share, row), np.float32(0)
-    for k in range(params.experts_per_token - 1, -1, -1):
-        if load_i64(choice, k) == expert:
-            found = load_f32(share, k)
-    return found
+    for k in range(params.experts_per_token):
+        if load_i64(row_at(params.choice, row), k) == expert:
+            return load_f32(row_at(params.share, row), k)
+    return np.float32(0)

@@ -8,11 +8,11 @@ from ..barrier import meet
 from ..compiling import compiled
 from ..matrix_products import add_listed, multiply, ready
 from ..memory import load_f32, load_i32, load_i64, store_i32
-from ..parameters import DENSE, LEAVES, LINE, PREDICTED, Layer, Parameters, row_at
+from ..parameters import DENSE, LEAVES, LINE, PREDICTED, Layer, Parameters, counts_at, row_at
 from ..residual import clear
 from .activations import activate, shift_gates, shift_ups
-from .active_neurons import counts_of, find_neurons, has_predictor, keep_firing, keep_open, predictor_hidden
-from .reduction_tree import add_whole, first_leaf, join_sums, leaf_start, slot
+from .active_neurons import find_neurons, has_predictor, keep_firing, keep_open, predictor_hidden
+from .reduction_tree import add_whole, first_leaf, join_sums, leaf_start, sum_at
 
 _NO_NEURON = 2**31 - 1
 
@@ -28,7 +28,7 @@ def take_share(params: Parameters, thread: int, k: int) -> int:
     for other in range(params.threads):
         total += load_i32(row_at(params.found, other), k * LINE)
     leaf, end_leaf = first_leaf(params, thread), first_leaf(params, thread + 1)
-    low, high = leaf_start(total, leaf), leaf_start(total, end_leaf)
+    low, high = leaf_start(params, total, leaf), leaf_start(params, total, end_leaf)
     before, taken = 0, 0
     for other in range(params.threads):
         length = load_i32(row_at(params.found, other), k * LINE)
@@ -37,7 +37,7 @@ def take_share(params: Parameters, thread: int, k: int) -> int:
             taken += 1
         before += length
     for i in range(end_leaf - leaf):
-        end = leaf_start(total, leaf + i + 1) - low
+        end = leaf_start(params, total, leaf + i + 1) - low
         store_i32(ends, i, load_i32(mine, end) if end < taken else _NO_NEURON)
     return taken
 
@@ -58,10 +58,10 @@ def token_activations(params: Parameters, thread: int, layer: Layer, k: int, for
     """Activations of this thread's neurons of chosen expert ``k`` into `gate`; which of them count into `mine`."""
     neurons, x, expert = params.neurons, row_at(params.normed, thread), load_i64(row_at(params.choice, thread), k)
     gate, up, dense = row_at(params.gate, k), row_at(params.up, k), params.mode == DENSE
-    prepared, counts = params.prepared, counts_of(params, thread, layer)
+    prepared, counts = params.prepared, counts_at(row_at(params.counts, thread), layer.index)
     leaf, end_leaf = first_leaf(params, thread), first_leaf(params, thread + 1)
-    listed, first, ends = 0, leaf_start(neurons, leaf), row_at(params.ends, thread) + 4 * k * LEAVES
-    some = leaf_start(neurons, end_leaf) - first
+    listed, first, ends = 0, leaf_start(params, neurons, leaf), row_at(params.ends, thread) + 4 * k * LEAVES
+    some = leaf_start(params, neurons, end_leaf) - first
     if not dense:
         listed, first, some = row_at(params.mine, thread) + 4 * k * neurons, 0, take_share(params, thread, k)
     if dense or has_predictor(params, layer, expert):
@@ -80,7 +80,7 @@ def token_activations(params: Parameters, thread: int, layer: Layer, k: int, for
     counts.fired += activate(params, listed, first, some, gate, up, load_f32(row_at(params.share, thread), k))
     if dense:
         for i in range(end_leaf - leaf):
-            store_i32(ends, i, leaf_start(neurons, leaf + i + 1))
+            store_i32(ends, i, leaf_start(params, neurons, leaf + i + 1))
     else:
         some = keep_firing(params, listed, some, gate)
         end_leaves(params, thread, k, some)
@@ -93,9 +93,9 @@ def sum_leaves(params: Parameters, thread: int, layer: Layer) -> None:
     """What this thread's neurons contribute, leaf by leaf; all chosen experts' in one tree."""
     first, end, neurons, held = first_leaf(params, thread), first_leaf(params, thread + 1), params.neurons, 0
     dense = params.mode == DENSE
-    start = leaf_start(neurons, first) if dense else 0
+    start = leaf_start(params, neurons, first) if dense else 0
     for leaf in range(first, end):
-        into = slot(params, thread, held)
+        into = sum_at(params, thread, held)
         clear(params, into, params.width)
         for k in range(params.experts_per_token):
             ends = row_at(params.ends, thread) + 4 * k * LEAVES
