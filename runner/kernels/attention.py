@@ -3,6 +3,8 @@
 The cache is a ring: position p is in slot p modulo the number of slots, those of window and block, or of the context.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -59,8 +61,14 @@ def place_rows(params: Parameters, x: int, first: int, end: int, slot: int) -> N
 @compiled
 def place_in_cache(params: Parameters, thread: int, layer: Layer) -> None:
     """Turn this thread's rows of queries and keys, and put its rows of keys and values into the cache."""
-    first_q, end_q = run_start(params, params.heads * params.head_dim, thread), run_start(params, params.heads * params.head_dim, thread + 1)
-    first, end = run_start(params, params.kv_heads * params.head_dim, thread), run_start(params, params.kv_heads * params.head_dim, thread + 1)
+    first_q, end_q = (
+        run_start(params, params.heads * params.head_dim, thread),
+        run_start(params, params.heads * params.head_dim, thread + 1),
+    )
+    first, end = (
+        run_start(params, params.kv_heads * params.head_dim, thread),
+        run_start(params, params.kv_heads * params.head_dim, thread + 1),
+    )
     for t in range(params.tokens):
         p = params.position + t
         cos, sin = row_at(params.cos, p), row_at(params.sin, p)
@@ -72,7 +80,7 @@ def place_in_cache(params: Parameters, thread: int, layer: Layer) -> None:
 
 
 @njit(fastmath={"nnan", "nsz", "reassoc"})
-def _largest(at: int, count: int) -> float:
+def _largest(at: int, count: int) -> Any:
     top = load_f32(at, 0)
     for i in range(1, count):
         top = max(top, load_f32(at, i))
@@ -80,7 +88,7 @@ def _largest(at: int, count: int) -> float:
 
 
 @compiled
-def softmax(params: Parameters, at: int, count: int, scale: float) -> float:  # noqa: ARG001
+def softmax(params: Parameters, at: int, count: int, scale: float) -> np.float32:  # noqa: ARG001
     """Replace ``count`` floats x at an address by exp(scale (x - largest)); returns their sum.
 
     There is room for 16 more: they are overwritten.
@@ -117,7 +125,9 @@ def attend_heads(
     for part in range(2 if run < total else 1):
         begin, count, done = (slot, run, 0) if part == 0 else (0, total - run, run)
         target = scores + 4 * (done - begin)
-        call_products(params, kind, keys, size, 0, begin, count, head_dim, x, stride, 0, heads, target, 1, room, scratch)
+        call_products(
+            params, kind, keys, size, 0, begin, count, head_dim, x, stride, 0, heads, target, 1, room, scratch
+        )
     for h in range(heads):
         mine, target = scores + 4 * room * h, out + 4 * head_dim * h
         share = np.float32(1) / softmax(params, mine, total, np.float32(1.0 / np.sqrt(head_dim)))

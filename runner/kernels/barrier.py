@@ -4,8 +4,6 @@ The counter only rises, so nothing is reset between meetings. A thread that wait
 machine the one that is waited for may need it. A thread that dies sets the abort word, and nobody waits any more.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 

@@ -16,20 +16,19 @@ from llvmlite import ir
 from numba import cfunc
 from numba.extending import register_jitable
 
-from .parameters import FUNCTIONS, PARAMETERS, numba_type
+from .parameters import FUNCTIONS, PARAMETERS, numba_type, offset_of
 from .simd.emit import I64, Emit, register
 
 SUM = {"reassoc", "contract", "nsz"}
-_C = {int: ctypes.c_int64, float: ctypes.c_float, None: None}
-_FUNCTIONS_AT = PARAMETERS.fields["functions"][1]
+_C: dict[Any, Any] = {int: ctypes.c_int64, float: ctypes.c_float, np.float32: ctypes.c_float, None: None}
 _known: dict[str, "Compiled"] = {}
 
 
 class Compiled:
     """A C function, made of a Python function at its first use.
 
-    Arguments and result are as annotated: int (64 bits), float (32 bits), nothing, or a record (parameters.py). Compiled
-    code calls it through the table of its first argument, and so does Python: it is the same machine code.
+    Arguments and result are as annotated: int (64 bits), float (32 bits), nothing, or a record (parameters.py).
+    Compiled code calls it through the table of its first argument; Python calls the same machine code.
     """
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
@@ -61,8 +60,8 @@ class Compiled:
 
     def _call(self, context: Any, e: Emit, *args: Any) -> Any:
         kind = ir.FunctionType(context.get_value_type(self.signature.return_type), [value.type for value in args])
-        table = e.load(I64, e.b.ptrtoint(args[0], I64), _FUNCTIONS_AT)
-        function = e.load(I64, table, FUNCTIONS.fields[self.__name__][1])
+        table = e.load(I64, e.b.ptrtoint(args[0], I64), offset_of(PARAMETERS, "functions"))
+        function = e.load(I64, table, offset_of(FUNCTIONS, self.__name__))
         return e.b.call(e.b.inttoptr(function, kind.as_pointer()), args)
 
 
@@ -103,6 +102,6 @@ def inlined(function: Callable[..., Any]) -> Any:
 def function_table() -> Any:
     """The addresses of all functions: what `parameters.functions` points to."""
     table = np.zeros((), FUNCTIONS)
-    for name in FUNCTIONS.names:
+    for name in FUNCTIONS.names or ():
         table[name] = _known[name].address
     return table

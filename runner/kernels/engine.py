@@ -20,7 +20,6 @@ from .parameters import (
     ROLES,
     SCRATCH_BYTES,
     TENSOR,
-    buffer_of,
     new_buffers,
     new_parameters,
 )
@@ -103,7 +102,7 @@ class Engine:
     @property
     def counts(self) -> Array:
         """Records COUNTS [N, L], of all steps; they may be set to zero."""
-        return self._keep["counts"]
+        return np.asarray(self._keep["counts"])
 
     def step(self, tokens_T: npt.NDArray[np.int64], position: int, mode: str, audit: bool, logits_OV: Array) -> None:
         """At most BLOCK tokens from a position on; writes the logits of the last ones, as many as there are rows."""
@@ -143,7 +142,11 @@ class Engine:
     def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Any]:
         spec, threads, slots = weights.spec, self._team.threads, slots_of(weights.spec, context)
         names = {tensor.type_name for (role, _), tensor in weights.tensors.items() if not role.endswith("norm")}
-        chosen, heads, group = max(1, spec.experts_per_token), spec.heads * spec.head_dim, -(-spec.heads // spec.kv_heads)
+        chosen, heads, group = (
+            max(1, spec.experts_per_token),
+            spec.heads * spec.head_dim,
+            -(-spec.heads // spec.kv_heads),
+        )
         widest = max(spec.width, heads)
         made: dict[str, Any] = new_buffers({
             "L": spec.layers, "D": spec.width, "F": spec.neurons, "E": max(1, spec.experts), "K": chosen,

@@ -60,9 +60,7 @@ def multiply_run(
 ) -> None:  # fmt: skip
     """All products of a tensor's rows that the thread takes care of, to one row of ``out`` a token."""
     first, end = run_start(params, tensor.rows, thread), run_start(params, tensor.rows, thread + 1)
-    multiply(
-        params, thread, tensor, expert, 0, first, end - first, x, target, row, chosen, tokens, out, 1, tensor.rows
-    )
+    multiply(params, thread, tensor, expert, 0, first, end - first, x, target, row, chosen, tokens, out, 1, tensor.rows)
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""What compiled code needs and Numba does not have: memory by address, calls by address, atomics, the pause instruction.
+"""What compiled code needs and Numba does not have: memory and calls by address, atomics, the pause instruction.
 
 Addresses are int64 that arrive at run time, so that compiled code can be cached: nothing here bakes one in.
 """

@@ -71,25 +71,18 @@ BUFFERS = {
     "scratch": ("uint8", "N", "scratch_bytes"),
 }
 # The functions that others call: the order of their table.
-_FUNCTION_NAMES = """
-meet aborted
-share_start run_start token_start
-clear add_floats mean_square rms_norm normalise add_to_residual read_row embed
-round_input
-prepare_inputs
-ready multiply multiply_run add_listed
-rotate place_rows place_in_cache softmax attend_heads attend attention
-choose_experts route choose_tokens share_for
-shift_gates shift_ups activate activate_run
-has_predictor list_predicted list_open keep_open keep_firing count_missed predictor_hidden find_neurons
-first_leaf leaf_start sum_at join_sums add_whole
-take_share end_leaves token_activations sum_leaves ffn_of_token
-chosen_above chosen_open predictor_logits predicted_gates open_ups drop_missed activate_tokens block_activations
-list_firing decode_part add_panel sum_down_rows ffn_of_block
-down_product expert_by_matrix ffn_by_matrix
-ffn
-head
-""".split()
+_FUNCTION_NAMES = (
+    "meet", "aborted", "share_start", "run_start", "token_start", "clear", "add_floats", "mean_square", "rms_norm",
+    "normalise", "add_to_residual", "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply",
+    "multiply_run", "add_listed", "rotate", "place_rows", "place_in_cache", "softmax", "attend_heads", "attend",
+    "attention", "choose_experts", "route", "choose_tokens", "share_for", "shift_gates", "shift_ups", "activate",
+    "activate_run", "has_predictor", "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed",
+    "predictor_hidden", "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "add_whole",
+    "take_share", "end_leaves", "token_activations", "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open",
+    "predictor_logits", "predicted_gates", "open_ups", "drop_missed", "activate_tokens", "block_activations",
+    "list_firing", "decode_part", "add_panel", "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix",
+    "ffn_by_matrix", "ffn", "head",
+)  # fmt: skip
 
 
 def _source_hash() -> str:
@@ -102,6 +95,12 @@ def _source_hash() -> str:
 
 def _record(**fields: Any) -> np.dtype[np.void]:
     return np.dtype(list(fields.items()), align=True)
+
+
+def offset_of(record: np.dtype[np.void], name: str) -> int:
+    """Where in a record a field begins, in bytes."""
+    assert record.fields
+    return record.fields[name][1]
 
 
 _I = np.int64
@@ -122,11 +121,13 @@ LAYER = _record(
 )
 COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)
 """Rows read of each matrix, neurons that were not zero, that were predicted, and that fired without being predicted."""
-_NUMBERS = """
-layers width neurons heads kv_heads head_dim rotated window slots activation transposed normed_predictors
-experts experts_per_token threads
-token_ids tokens position mode audit logits_out outputs
-""".split()  # the last line is set anew for each step
+# the last line is set anew for each step
+_NUMBERS = (
+    "layers", "width", "neurons", "heads", "kv_heads", "head_dim", "rotated", "window", "slots", "activation",
+    "transposed", "normed_predictors", "experts", "experts_per_token", "threads",
+    "token_ids", "tokens", "position",
+    "mode", "audit", "logits_out", "outputs",
+)  # fmt: skip
 PARAMETERS = _record(
     functions=_I,  # a record FUNCTIONS
     sync=_I,  # barrier.py
@@ -141,7 +142,7 @@ PARAMETERS = _record(
     cos=BUFFER,  # [P, rotated / 2]
     sin=BUFFER,
     counts=BUFFER,  # [N, L] records COUNTS
-    **{name: BUFFER for name in BUFFERS},
+    **dict.fromkeys(BUFFERS, BUFFER),
     **{f"sources_{_source_hash()}": _I},  # the caches' key (compiling.py)
 )
 Buffer = Annotated[Any, from_dtype(BUFFER)]
@@ -153,7 +154,7 @@ BlockType = Annotated[Any, from_dtype(TYPE)]
 
 def numba_type(hint: Any) -> Any:
     """What an annotation is for Numba: a whole number, a float32, nothing, or one of the records."""
-    numbers = {int: types.int64, float: types.float32, None: types.void}
+    numbers = {int: types.int64, float: types.float32, np.float32: types.float32, None: types.void}
     return numbers[hint] if hint in numbers else hint.__metadata__[0]
 
 
@@ -161,7 +162,7 @@ def numba_type(hint: Any) -> Any:
 def row_at(e: Emit, buffer: Any, row: Any) -> Any:
     """The address of a row of a buffer."""
     fields = e.b.ptrtoint(buffer, I64)
-    return e.b.add(e.load(I64, fields), e.b.mul(row, e.load(I64, fields, BUFFER.fields["row_bytes"][1])))
+    return e.b.add(e.load(I64, fields), e.b.mul(row, e.load(I64, fields, offset_of(BUFFER, "row_bytes"))))
 
 
 def _element_of(record: np.dtype[np.void]) -> Any:

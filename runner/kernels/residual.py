@@ -24,7 +24,7 @@ def add_floats(params: Parameters, source: int, into: int, count: int) -> None: 
 
 
 @compiled_sum
-def mean_square(params: Parameters, x: int) -> float:
+def mean_square(params: Parameters, x: int) -> np.float32:
     """The mean of the squares of a row of floats."""
     total = np.float32(0)
     for i in range(params.width):

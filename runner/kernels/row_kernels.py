@@ -29,11 +29,10 @@ from .memory import (
     load_f16,
     load_f32,
     load_i32,
-    prefetch,
     store_f32,
     store_i64,
 )
-from .parameters import SCRATCH_BYTES, TYPE, BlockType, Parameters, numba_type
+from .parameters import SCRATCH_BYTES, TYPE, BlockType, Parameters, numba_type, offset_of
 from .simd import block_tiles, float_vectors
 from .simd.block_sums import add_rows
 from .simd.block_tiles import tile
@@ -71,7 +70,7 @@ _keep: list[Any] = []  # compiled code lives as long as the object that Numba ma
 
 
 def _kernel_call(name: str, count: int) -> Any:
-    offset = TYPE.fields[name][1]
+    offset = offset_of(TYPE, name)
 
     @emitted(types.void, numba_type(Parameters), numba_type(BlockType), *[types.int64] * count)
     def call(e: Emit, params: Any, kind: Any, *numbers: Any) -> None:
@@ -260,7 +259,8 @@ def _float_add(number: int) -> Any:
 
 def _ggml_products(number: int) -> Any:  # noqa: ARG001
     def products(
-        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, columns: int,
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int,  # noqa: ARG001
+        columns: int,
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
     ) -> None:  # fmt: skip
         outs, end = scratch + _OUT, first + count
@@ -278,7 +278,8 @@ def _ggml_products(number: int) -> Any:  # noqa: ARG001
 
 def _ggml_add(number: int) -> Any:  # noqa: ARG001
     def add(
-        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, last: int,
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int,  # noqa: ARG001
+        last: int,
         weights: int, columns: int, into: int, scratch: int,
     ) -> None:  # fmt: skip
         decoded = scratch + SCRATCH_BYTES

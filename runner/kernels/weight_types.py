@@ -1,7 +1,8 @@
 """What compiled code knows of each GGUF type, and how an input is made ready for it.
 
 F32, F16 and BF16 rows meet the float32 input, which keeps the accuracy of the file. The types of block_groups.py meet
-an input of bytes with a scale per 32 (rounded_inputs.py); all others go through ggml's vec_dot, which says what it wants.
+an input of bytes with a scale per 32 (rounded_inputs.py); all others go through ggml's vec_dot, which says what it
+wants.
 """
 
 from collections.abc import Iterable

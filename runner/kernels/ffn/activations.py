@@ -39,9 +39,7 @@ def shift_ups(params: Parameters, layer: Layer, up: int, listed: int, first: int
 
 
 @compiled
-def activate(
-    params: Parameters, listed: int, first: int, count: int, gate: int, up: int, share: float
-) -> int:
+def activate(params: Parameters, listed: int, first: int, count: int, gate: int, up: int, share: float) -> int:
     """Turn gates into activations times ``share``; returns how many are not zero.
 
     Of ``count`` neurons from ``first`` on, or of the int32 list at ``listed``.

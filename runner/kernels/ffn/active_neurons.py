@@ -61,9 +61,7 @@ def keep_firing(params: Parameters, listed: int, count: int, activations: int) -
 
 
 @compiled
-def count_missed(
-    params: Parameters, first: int, end: int, gate: int, up: int, logits: int, threshold: float
-) -> int:
+def count_missed(params: Parameters, first: int, end: int, gate: int, up: int, logits: int, threshold: float) -> int:
     """Neurons that fire although their logit is below the threshold."""
     missed = 0
     for j in range(first, end):
@@ -91,7 +89,11 @@ def predictor_hidden(params: Parameters, thread: int, layer: Layer) -> int:
 def find_neurons(params: Parameters, thread: int, layer: Layer, form: int) -> int:
     """List, of this thread's run of neurons, those whose predictor logit, or else whose gate, is large enough."""
     first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
-    x, prepared, counts = row_at(params.normed, thread), params.prepared, counts_at(row_at(params.counts, thread), layer.index)
+    x, prepared, counts = (
+        row_at(params.normed, thread),
+        params.prepared,
+        counts_at(row_at(params.counts, thread), layer.index),
+    )
     for k in range(params.experts_per_token):
         expert = load_i64(row_at(params.choice, thread), k)
         listed, gate = row_at(params.listed, thread) + 4 * k * params.neurons, row_at(params.gate, k)

@@ -235,9 +235,7 @@ def add_panel(params: Parameters, panel: int, listed: int, shares: int, length: 
 
 
 @compiled
-def sum_down_rows(
-    params: Parameters, thread: int, layer: Layer, expert: int, some: int, first: int, end: int
-) -> None:
+def sum_down_rows(params: Parameters, thread: int, layer: Layer, expert: int, some: int, first: int, end: int) -> None:
     """added += activations x down rows, for the columns from ``first`` to ``end``."""
     tensor, size = layer.ffn_down, layer.ffn_down.row_bytes
     base, panel, scratch = (
@@ -266,7 +264,10 @@ def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
     """x += FFN(normed) of a block of tokens; under audit all neurons are looked at."""
     width, form = params.width, 0
     unit = PANEL_COLUMNS if width % PANEL_COLUMNS == 0 else UNIT
-    first, end = share_start(params, width, thread, params.threads, unit), share_start(params, width, thread + 1, params.threads, unit)
+    first, end = (
+        share_start(params, width, thread, params.threads, unit),
+        share_start(params, width, thread + 1, params.threads, unit),
+    )
     for t in range(params.tokens):
         clear(params, row_at(params.added, t) + 4 * first, end - first)
     for expert in range(max(1, params.experts)):

@@ -68,7 +68,7 @@ def choose_tokens(params: Parameters, thread: int, expert: int) -> int:
 
 
 @compiled
-def share_for(params: Parameters, row: int, expert: int) -> float:
+def share_for(params: Parameters, row: int, expert: int) -> np.float32:
     """The weight of an expert for a token, by its row of the buffers."""
     for k in range(params.experts_per_token):
         if load_i64(row_at(params.choice, row), k) == expert:

@@ -11,8 +11,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .block_groups import FORMATS, GROUP, RUN, RUNS, Group, Neighbours
-from .emit import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
 from .block_tiles import KINDS, blocks_at
+from .emit import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
 
 _SIXTEEN = ir.VectorType(I8, 16)
 
