@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,13 @@ from ..common.errors import TsconvertError
 from ..quant.types import ggml
 from .density import Density
 from .dialects import ModelFile, open_model
+from .generate import Generation, generate
 from .kernels.engine import Engine, Weights, slots_of
 from .kernels.parameters import BLOCK
 from .kernels.threads import default_threads
 from .rope import angles
 from .sampling import Sampling
 from .tokenizer import GgufTokenizer
-
-if TYPE_CHECKING:
-    from .generate import Generation
 
 # Shape suffixes: T tokens, V vocabulary.
 MODES = ("auto", "predicted", "exact", "dense")
@@ -82,10 +80,8 @@ class Model:
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
         stops: Sequence[str] = (),
-    ) -> "Generation":
+    ) -> Generation:
         """`generate.generate` with this model."""
-        from .generate import generate
-
         return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos, stops=stops)
 
     @property

@@ -60,6 +60,9 @@ def slots_of(spec: ModelSpec, context: int) -> int:
 class Engine:
     """Runs steps.
 
+    Attributes:
+        buffers: arrays by name (parameters.py), and the counters.
+
     Raises:
         MemoryError: there is no room for the buffers.
     """
@@ -72,14 +75,14 @@ class Engine:
         self._kinds: dict[str, Array] = {}
         self._as_llama_cpp = as_llama_cpp
         try:
-            self._keep = self._buffers(weights, context, cache_type)
+            self.buffers = self._buffers(weights, context, cache_type)
         except MemoryError:
             self._team.close()
             raise
         layers = np.array([self._layer(weights, index) for index in range(spec.layers)], LAYER)
         functions, output_norm = function_table(), weights.tensors["output_norm", None]
         embedding = self._tensor(weights.tensors["token_embd", None])
-        self._keep |= {"layers": layers, "functions": functions, "weights": weights}
+        self._kept = layers, functions, weights  # the record holds their addresses only
         self._parameters = new_parameters(
             functions=functions.ctypes.data, sync=self._team.sync.ctypes.data, eps=float(spec.norm_eps),
             layers=spec.layers, width=spec.width, neurons=spec.neurons, heads=spec.heads, kv_heads=spec.kv_heads,
@@ -91,7 +94,7 @@ class Engine:
             output=embedding if spec.tied else self._tensor(weights.tensors["output", None]),
             output_norm=output_norm.ctypes.data, cache_type=self._kind(cache_type),
             cache_row=ggml.row_bytes(cache_type, spec.head_dim), cos=weights.cos, sin=weights.sin,
-            **{name: self._keep[name] for name in ("counts", *BUFFERS)},
+            **{name: self.buffers[name] for name in ("counts", *BUFFERS)},
         )  # fmt: skip
 
     @property
@@ -102,7 +105,7 @@ class Engine:
     @property
     def counts(self) -> Array:
         """Records COUNTS [N, L], of all steps; they may be set to zero."""
-        return np.asarray(self._keep["counts"])
+        return self.buffers["counts"]
 
     def step(self, tokens_T: npt.NDArray[np.int64], position: int, mode: str, audit: bool, logits_OV: Array) -> None:
         """At most BLOCK tokens from a position on; writes the logits of the last ones, as many as there are rows."""
@@ -139,7 +142,7 @@ class Engine:
                 layer[role] = self._tensor(tensors[role, index])
         return layer
 
-    def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Any]:
+    def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Array]:
         spec, threads, slots = weights.spec, self._team.threads, slots_of(weights.spec, context)
         names = {tensor.type_name for (role, _), tensor in weights.tensors.items() if not role.endswith("norm")}
         chosen, heads, group = (
@@ -148,7 +151,7 @@ class Engine:
             -(-spec.heads // spec.kv_heads),
         )
         widest = max(spec.width, heads)
-        made: dict[str, Any] = new_buffers({
+        made = new_buffers({
             "L": spec.layers, "D": spec.width, "F": spec.neurons, "E": max(1, spec.experts), "K": chosen,
             "R": max(1, weights.rank), "N": threads, "X": max(BLOCK, threads), "lines": max(BLOCK, chosen),
             "heads": heads, "kv": spec.kv_heads * spec.head_dim, "group": group, "scores": slots + 32,

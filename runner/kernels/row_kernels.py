@@ -61,7 +61,13 @@ def kernels(type_name: str) -> Kernels:
         makers, number = (_block_products, _block_add), block_tiles.KINDS.index(type_name)
     else:
         makers, number = (_ggml_products, _ggml_add), 0
-    made = [compile_c(function, signature_of(function)) for function in (make(number) for make in makers)]
+    made = []
+    for function in (make(number) for make in makers):
+        # Numba names machine code by function and by a counter that begins anew in each process: of two types' kernels,
+        # compiled in two processes and cached, the names would be the same, and LLVM would have two of a name
+        if makers[0] is not _ggml_products:
+            function.__qualname__ = f"{function.__name__}_{type_name}"
+        made.append(compile_c(function, signature_of(function)))
     _keep.extend(made)
     return Kernels(*(function.address for function in made))
 
