@@ -7,7 +7,7 @@ The stages as functions, each imported when it is first used:
 
     tsconvert.relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse")))
     tsconvert.train_predictors(...)     # tsconvert.predictors.config.PredictorConfig
-    tsconvert.export_gguf(...)          # tsconvert.quant.export.ExportConfig
+    tsconvert.export_gguf(...)          # tsconvert.quant.config.ExportConfig
     with tsconvert.load("sparse.gguf") as model:
         print("".join(piece.text for piece in model.generate("The people")))
 """
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .convert.relufy import relufy as relufy
     from .evaluate.export import export_gguf as export_gguf
-    from .evaluate.verify.verify import verify as verify
+    from .evaluate.verify.compare import verify as verify
     from .predictors.profile.profile import profile as profile
     from .predictors.train import train_predictors as train_predictors
     from .runner.model import load as load
@@ -30,7 +30,7 @@ _FUNCTIONS = {
     "profile": "predictors.profile.profile",
     "train_predictors": "predictors.train",
     "export_gguf": "evaluate.export",
-    "verify": "evaluate.verify.verify",
+    "verify": "evaluate.verify.compare",
     "load": "runner.model",
 }
 __all__ = ["__version__", "export_gguf", "load", "profile", "relufy", "train_predictors", "verify"]

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.full.config import FullRecovery
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.full import FullRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.embedded import text
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.text.sources import Source
 
 

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from memory import watched
 from shapes import write_checkpoint
 
-from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.evaluate.plan.machine import Described, Machine, machine_of, measure_products
+from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.evaluate.plan.config import Described
+from tsconvert.evaluate.plan.machine import Machine, machine_of, measure_products
 from tsconvert.evaluate.plan.stages import Settings, Stage, stages
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.config import Training
@@ -77,7 +78,7 @@ def main() -> None:
     shape = SHAPES[arguments.shape]
     dense = write_checkpoint(scratch / "dense", layers=1, **shape)
     sparse = write_checkpoint(scratch / "sparse", layers=1, activation="drelu", **shape)
-    said = Described(cores=1, bandwidth=1e10, memory_bytes=10**11, flops=measure_products(time.process_time))
+    said = Described(cores=1, bandwidth_gb=10, memory_bytes=10**11, gflops=measure_products(time.process_time) / 1e9)
     machine = machine_of(said)
     print(machine)
     expected, rows = planned(dense, sparse, machine), []

@@ -21,14 +21,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import write_checkpoint
 
-from tsconvert.evaluate.plan.bytes import file_bytes
 from tsconvert.evaluate.plan.machine import Machine
+from tsconvert.evaluate.plan.model_bytes import file_bytes
 from tsconvert.evaluate.plan.speed import speed
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.cost import Rates
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.kernels import bandwidth
 from tsconvert.runner.model import Model, load
 
@@ -97,7 +97,7 @@ def main() -> None:
         file = scratch / f"{type_name}.gguf"
         if not file.exists():
             config = ExportConfig(model=scratch / "m", out=file, type_name=type_name, predictors=scratch / "p")
-            export_gguf(config)
+            export_unverified(config)
         bytes_per_s = bandwidth_of_a_core()
         machine = Machine(bandwidth=bytes_per_s, cores=1, memory_bytes=10**12, flops=1.0, disk_bytes_per_s=1e9)
         with load(file, threads=1) as model:

@@ -20,11 +20,11 @@ from tsconvert.embedded import text
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.layers import Layer
 from tsconvert.model.sweep import Stream, sweep
-from tsconvert.predictors.calibration import judge, thresholds
+from tsconvert.predictors.calibration.ffn import judge, thresholds
+from tsconvert.predictors.calibration.predicted_mode import compare, predicted_stream
 from tsconvert.predictors.cost import Bits
 from tsconvert.predictors.energy import FFN, ffns_of
 from tsconvert.predictors.folder import PredictorSet, load_predictors
-from tsconvert.predictors.predicted_mode import compare, predicted_stream
 from tsconvert.predictors.predictor import AnyPredictor
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source

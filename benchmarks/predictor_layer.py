@@ -19,7 +19,7 @@ from torch import nn
 from tsconvert.model.layers import Layer
 from tsconvert.predictors.config import Training
 from tsconvert.predictors.energy import FFN
-from tsconvert.predictors.training import LowRank
+from tsconvert.predictors.training.trainer import PredictorTrainer
 
 
 class Timed(FFN):
@@ -53,7 +53,7 @@ def main() -> None:
     x_TD = torch.randn(arguments.tokens, arguments.width)
     ffn = Timed(layer(arguments.width, arguments.neurons), 0, x_TD, torch.arange(len(x_TD)), len(x_TD) * 7 // 8)
     generator = torch.Generator().manual_seed(0)
-    predictor = LowRank(ffn, arguments.rank, 0.98, Training().on("cpu"), generator)
+    predictor = PredictorTrainer(ffn, arguments.rank, 0.98, Training().on("cpu"), generator)
     start_s = time.monotonic()
     predictor.train(generator)
     elapsed_s = time.monotonic() - start_s

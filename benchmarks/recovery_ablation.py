@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.text.sources import parse_source
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tsconvert.quant.gguf.writer import ALIGNMENT, Value, array, f32, header, text, u32
-from tsconvert.quant.gguf.writer import TensorPlan as Plan
+from tsconvert.quant.gguf.tensor_plan import TensorPlan as Plan
+from tsconvert.quant.gguf.values import Value, array, f32, text, u32
+from tsconvert.quant.gguf.writer import ALIGNMENT, header
 from tsconvert.quant.types import ggml
 
 KINDS, RUN = 8, 32
@@ -42,7 +43,7 @@ def write(path: Path, target: str, shape: Shape, seed: int = 0) -> Path:
     """Write a file for ``target`` (`sparse`, `llama.cpp` or `powerinfer`)."""
     tensors = list(_tensors(target, shape))
     magic = b"PWRI" if target == "powerinfer" else b"GGUF"
-    plans = [Plan(name=f"{name}.weight", shape=dims, type_name=kind, chunks=list) for name, dims, kind in tensors]
+    plans = [Plan(name=f"{name}.weight", shape=dims, type_name=kind, source=list) for name, dims, kind in tensors]
     with path.open("wb") as stream:
         stream.write(header(_metadata(target, shape), plans, magic))
         source = _Source(shape, seed)

@@ -1,1 +1,1 @@
-"""What every part stands on: errors, progress, files, locks, processes, options."""
+"""Helpers that every part uses: errors, progress, files, locks, processes, options."""

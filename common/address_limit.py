@@ -1,7 +1,7 @@
-"""A limit on addresses (ulimit -v) too low for the libraries: said at the start.
+"""Refuse to start under an address-space limit (ulimit -v) that is too low for the libraries.
 
-Where it is reached native code ends the process without a word: thread-local data, stacks and compilers have no way to
-report it. Memory that is merely short ends in a MemoryError, which system_errors.py puts into words.
+When native code reaches the limit, the process ends without a message: thread-local data, stacks and compilers cannot
+report it. Memory that merely runs out raises MemoryError, which system_errors.py explains.
 """
 
 import os
@@ -16,13 +16,13 @@ _THREAD_BYTES = 80 << 20  # a stack and an arena of malloc's
 
 
 def require_addresses(*, torch: bool) -> None:
-    """Stop where the limit leaves too little room.
+    """Check the limit on this process's address space.
 
     Args:
         torch: the command needs PyTorch.
 
     Raises:
-        TsconvertError: names the limit, what it leaves and what is needed.
+        TsconvertError: the limit leaves less than is needed.
     """
     if sys.platform == "win32":
         return
@@ -42,7 +42,7 @@ def require_addresses(*, torch: bool) -> None:
 
 
 def _used_bytes() -> int:
-    """Addresses that the process has; 0 where the system does not say."""
+    """The process's address space; 0 where the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

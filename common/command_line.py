@@ -7,7 +7,7 @@ _typed: list[str] = []
 
 
 def remember(arguments: Sequence[str]) -> None:
-    """The command line says what it was given; a program that calls the functions says nothing."""
+    """Called by the command line; a program that uses tsconvert's functions does not call it."""
     _typed[:] = ["tsconvert", *arguments]
 
 

@@ -1,4 +1,4 @@
-"""The errors that reach a user: one sentence that says what is wrong, where, and what to do now."""
+"""Errors for users: one sentence that says what is wrong, where, and what to do now."""
 
 
 class TsconvertError(Exception):
@@ -14,7 +14,7 @@ class CheckFailedError(TsconvertError):
 
 
 def shown(value: object, most: int = 60) -> str:
-    """What a file says, for a message: quoted, and cut where it is long.
+    """A value from a file, for a message: quoted, and shortened where it is long.
 
     Example:
         >>> shown("abc"), shown("a" * 100, 10)
@@ -25,18 +25,18 @@ def shown(value: object, most: int = 60) -> str:
 
 
 def label(name: str, most: int = 120) -> str:
-    """A name from a file, for a message: as it is, or quoted and cut where it is none that a model has."""
+    """A name from a file, for a message: quoted and shortened if it is unprintable or long."""
     return name if name.isprintable() and len(name) <= most else shown(name, most)
 
 
 def reason(error: BaseException) -> str:
-    """What a library says of a file, for a message: its first line, of a length that a line may have."""
+    """A library's error, for a message: its first line, shortened."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return printable(first if len(first) <= 200 else first[:197] + "...")
 
 
 def printable(text: str) -> str:
-    """``text`` as a terminal may have it: names in files can hold escape sequences and halves of characters."""
+    """``text`` without escape sequences and halves of characters, which names in files can hold."""
     return "\n".join(line if line.isprintable() else _spelled(line) for line in text.split("\n"))
 
 

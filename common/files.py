@@ -1,8 +1,4 @@
-"""Writing: one file or one checkpoint folder at a time, never half of one under its final name.
-
-A checkpoint's header is known before its weights are, so shards are laid out first and tensors written where they
-belong, in any order and from any layer; that is what lets a sweep resume.
-"""
+"""Writing files and folders so that a crash never leaves half of one under its final name."""
 
 import errno
 import json
@@ -14,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from .errors import TsconvertError
-from .locks import claimed
+from .locks import locked
 
 PARTIAL = ".partial"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -23,13 +19,13 @@ _PIECE_BYTES = 1 << 24
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that gets its name only when it is whole: `NAME.partial`, fsync, rename. After an error it is gone.
+    """A binary file that gets its name when it is whole: `NAME.partial`, fsync, rename. After an error it is removed.
 
     Raises:
         TsconvertError: another process is writing it.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with claimed(partial, path):
+    with locked(partial, path):
         with naming(path), partial.open("wb") as stream:
             yield stream
             stream.flush()
@@ -40,20 +36,20 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def reserved_name(out: Path) -> Iterator[None]:
-    """Within, no other process may begin to write the file ``out``: for work that ends in one.
+    """Keep other processes from writing the file ``out`` while this one works on its content.
 
     Raises:
         TsconvertError: ``out`` exists, or another process is writing it.
     """
     refuse_existing(out)
-    with claimed(out.with_name(out.name + PARTIAL), out):
+    with locked(out.with_name(out.name + PARTIAL), out):
         refuse_existing(out)  # its writer may have finished meanwhile
         yield
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Full disks and limits named ``path``: the system's errors on writing name no file."""
+    """Name ``path`` in errors about full disks and file size limits, in which the system names no file."""
     try:
         yield
     except OSError as error:
@@ -68,8 +64,23 @@ def write_json(path: Path, content: Any) -> None:
         stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        TsconvertError: the file holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise TsconvertError(f"{path}: not a JSON object; download it again")
+    return content
+
+
 def refuse_existing(out: Path) -> None:
-    """Outputs are never overwritten: what is there may have cost days."""
+    """Refuse to overwrite an output: it may have cost days."""
     if out.exists():
         raise TsconvertError(f"{out}: exists already; choose another --out or remove it first")
 
@@ -106,11 +117,11 @@ def reserve(stream: IO[bytes], size_bytes: int) -> None:
 
 @contextmanager
 def atomic_folder(out: Path, *, resume: bool = False, drop: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder that gets its name only when all in it is written.
+    """A folder that gets its name only when everything in it is written.
 
     Args:
         resume: keep what an earlier run left in the partial folder.
-        drop: patterns of what is only there to resume from; removed in this order at the very end.
+        drop: patterns of files that are only there to resume from; removed in this order at the very end.
 
     Yields:
         `OUT.partial`, emptied unless ``resume``. It stays after an error, for `--resume`.
@@ -120,7 +131,7 @@ def atomic_folder(out: Path, *, resume: bool = False, drop: Sequence[str] = ()) 
     """
     refuse_existing(out)
     partial = out.with_name(out.name + PARTIAL)
-    with claimed(partial, out, folder=True):
+    with locked(partial, out, folder=True):
         refuse_existing(out)  # its writer may have finished meanwhile
         if not resume:
             empty(partial)
@@ -137,7 +148,7 @@ def atomic_folder(out: Path, *, resume: bool = False, drop: Sequence[str] = ()) 
 
 
 def empty(folder: Path) -> None:
-    """Remove all that is in ``folder``; the folder itself, and a lock on it, stay."""
+    """Remove the contents of ``folder``; the folder itself, and a lock on it, stay."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""One run at a time writes an output: a lock on the partial file or folder itself, so that none is left behind.
+"""Only one run at a time may write an output: the lock is on the partial file or folder itself, so none is left behind.
 
 flock(2) belongs to the open file, and the kernel drops it when the process ends, however it ends.
 """
@@ -18,19 +18,19 @@ if sys.platform != "win32":  # which has no flock: runs are not told apart there
 
 _Key = tuple[int, int]
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
-_held: dict[_Key, list[int]] = {}  # inode -> its descriptor, and how often this process has claimed it
+_held: dict[_Key, list[int]] = {}  # inode -> its descriptor, and how often this process has locked it
 _guard = threading.Lock()
 
 
 @contextmanager
-def claimed(path: Path, out: Path, *, folder: bool = False) -> Iterator[None]:
-    """Within, no other process may claim ``path``; it is made if it is not there.
+def locked(path: Path, out: Path, *, folder: bool = False) -> Iterator[None]:
+    """Hold the lock on ``path``, which is made if it is not there.
 
-    Claims of one process nest. What is still there under its name in the end is removed: a file, or a folder that is
-    empty, and empty folders that were made for it; what a rename has given another name stays.
+    The locks of one process nest. At the end the file or empty folder is removed, and empty folders that were made for
+    it; what was renamed meanwhile stays.
 
     Args:
-        path: what is written on the way to ``out``, usually `OUT.partial`.
+        path: where ``out`` is written first, usually `OUT.partial`.
         out: the output, for the error.
         folder: ``path`` is a folder.
 
@@ -38,11 +38,11 @@ def claimed(path: Path, out: Path, *, folder: bool = False) -> Iterator[None]:
         TsconvertError: another process writes ``out``.
 
     Example:
-        >>> with claimed(Path("out.partial"), Path("out"), folder=True):
+        >>> with locked(Path("out.partial"), Path("out"), folder=True):
         ...     Path("out.partial").rename("out")
     """
     made = [parent for parent in path.parents if not parent.exists()]
-    key = _claim(path, out, folder)
+    key = _acquire(path, out, folder)
     try:
         yield
     finally:
@@ -52,7 +52,7 @@ def claimed(path: Path, out: Path, *, folder: bool = False) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _claim(path: Path, out: Path, folder: bool) -> _Key:
+def _acquire(path: Path, out: Path, folder: bool) -> _Key:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         if folder:
@@ -62,7 +62,7 @@ def _claim(path: Path, out: Path, folder: bool) -> _Key:
         except FileNotFoundError:
             if not folder:
                 raise
-            continue  # its owner has just given it its name
+            continue  # its owner has just renamed it
         key = _key(os.fstat(descriptor))
         with _guard:
             if key in _held:
@@ -70,7 +70,7 @@ def _claim(path: Path, out: Path, folder: bool) -> _Key:
                 _held[key][1] += 1
                 return key
             _lock(descriptor, out)
-            if _leads_to(path, key):  # else its owner gave it another name before the lock was ours
+            if _is_still(path, key):  # else its owner renamed it before the lock was ours
                 _held[key] = [descriptor, 1]
                 return key
             os.close(descriptor)
@@ -82,7 +82,7 @@ def _release(key: _Key, path: Path, folder: bool) -> None:
         held[1] -= 1
         if held[1]:
             return
-        if _leads_to(path, key):
+        if _is_still(path, key):
             with suppress(OSError):
                 path.rmdir() if folder else path.unlink()
         del _held[key]
@@ -105,7 +105,7 @@ def _lock(descriptor: int, out: Path) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who has the lock, in words; Linux says it in /proc/locks, by device and inode."""
+    """The process that has the lock, in words; Linux lists it in /proc/locks, by device and inode."""
     found = os.fstat(descriptor)
     place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     with suppress(OSError):
@@ -116,7 +116,7 @@ def _holder(descriptor: int) -> str:
     return "another process"
 
 
-def _leads_to(path: Path, key: _Key) -> bool:
+def _is_still(path: Path, key: _Key) -> bool:
     try:
         return _key(path.stat()) == key
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where matrix products in bfloat16 are fast, and how fast products are."""
+"""Whether matrix products are fast in bfloat16 on a device, and how fast they are."""
 
 import time
 
@@ -8,7 +8,7 @@ _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """The device has instructions for bfloat16 products; without them torch emulates, slower than float32."""
+    """Whether the device has bfloat16 instructions; without them torch emulates, slower than float32."""
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -16,7 +16,7 @@ def multiplies_bfloat16(device: str) -> bool:
 
 
 def product_rate(device: str, *, bfloat16: bool) -> float:
-    """Floating-point operations a second of a matrix product here, by trying one for a fifth of a second."""
+    """Floating-point operations a second of a matrix product, measured for a fifth of a second."""
     kind = torch.bfloat16 if bfloat16 else torch.float32
     size = 1024
     left, right = (torch.ones(size, size, dtype=kind, device=device) for _ in range(2))

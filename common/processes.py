@@ -1,7 +1,7 @@
-"""Data-parallel sweeps: each process has a share of the sequences and all of them the same weights.
+"""Data parallelism under torchrun: all processes have the same weights, and each has a share of the sequences.
 
-Started by torchrun; alone, every function here does nothing. Only sums cross between processes (gradients, counts,
-energies), so that all take the same decisions; process 0 writes.
+Only sums (of gradients, counts, energies) cross between processes, so that all take the same decisions; process 0
+writes. A process on its own is the first and only one here.
 """
 
 import atexit
@@ -24,13 +24,13 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(dist.get_world_size()) if _together() else 1
 
 
 @contextmanager
 def processes(device: str) -> Iterator[str]:
-    """Join the processes that torchrun started, by its environment; without it, alone.
+    """Join the processes that torchrun started, if it started this one.
 
     Args:
         device: `cpu` (gloo) or `cuda` (nccl; each process takes the device of its LOCAL_RANK).
@@ -53,12 +53,12 @@ def processes(device: str) -> Iterator[str]:
         dist.destroy_process_group()
 
 
-def leave(code: int) -> NoReturn:
-    """End this process without taking the interpreter down, which is what one of several processes should do.
+def exit_process(code: int) -> NoReturn:
+    """End one of several processes without tearing the interpreter down.
 
     torch's caches of sharded tensors keep the group past ``destroy_process_group``, and gloo's threads with it. A
-    thread that lets go of a tensor while the interpreter is taken down aborts the process, although its work is done
-    (https://github.com/pytorch/pytorch/issues/190489). What was registered to run at exit runs.
+    thread that frees a tensor during interpreter shutdown aborts the process, although its work is done
+    (https://github.com/pytorch/pytorch/issues/190489). Functions registered with atexit still run.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -74,7 +74,7 @@ def barrier() -> None:
 
 
 def share(count: int) -> slice:
-    """The part of ``count`` items in a row that is this process's; the parts differ by one at most."""
+    """This process's slice of ``count`` items; the slices differ by one item at most."""
     return slice(count * rank() // world(), count * (rank() + 1) // world())
 
 
@@ -110,30 +110,30 @@ def before(count: int) -> int:
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The one-dimensional tensors of all processes, one after the other, float64."""
+    """Concatenate the one-dimensional tensors of all processes, as float64."""
     offset, whole = before(len(tensor)), int(sums(len(tensor))[0])
     everything = torch.zeros(whole, dtype=torch.float64, device=_device())
     everything[offset : offset + len(tensor)] = tensor
     return sum_(everything).cpu()
 
 
-def from_first(item: Item) -> Item:
-    """Process 0's ``item``, for all."""
+def broadcast(item: Item) -> Item:
+    """Broadcast process 0's ``item``."""
     box = [item]
     if _together():
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def from_first_(tensor: torch.Tensor) -> None:
-    """Fill ``tensor`` with process 0's."""
+def broadcast_(tensor: torch.Tensor) -> None:
+    """Broadcast process 0's ``tensor``, in place."""
     if _together():
         dist.broadcast(tensor, src=0)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within, this process works without the others: what only one of them does must not wait for them."""
+    """Let this process work alone: what only one process does must not wait for the others."""
     global _alone
     before, _alone = _alone, True
     try:

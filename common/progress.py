@@ -13,12 +13,12 @@ _WITHIN_EVERY_S = 30.0
 
 
 def speaks() -> bool:
-    """Of several processes (torchrun) the first one speaks."""
+    """Whether this process prints messages: of several (torchrun) only the first does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def note(message: str) -> None:
-    """One line for the person who watches; stdout stays free for results."""
+    """Print a line on stderr; stdout stays free for results."""
     if speaks():
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
@@ -27,7 +27,7 @@ _open: list["_Lines | _Bar"] = []
 
 
 def at(what: str) -> None:
-    """Say where the work is within a step of the innermost `progress`: one step of a big model takes minutes."""
+    """Report progress within a step of the innermost `progress`: one step of a big model takes minutes."""
     if _open:
         _open[-1].at(what)
 
@@ -37,7 +37,7 @@ def progress(title: str, total: int) -> Iterator[Step]:
     """Count ``total`` steps of work called ``title``.
 
     Yields:
-        A function to call after each step, with a few words on what it did (may be empty).
+        A function to call after each step, with a few words on its result (may be empty).
 
     Example:
         >>> with progress("layers", 2) as step:

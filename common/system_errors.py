@@ -1,7 +1,7 @@
-"""What the system refuses (disk, memory, permissions), as one sentence: what happened, to which file, what to do.
+"""Errors of the operating system (disk, memory, permissions) as one sentence: what happened, to which file, what to do.
 
-Libraries pass it on in forms of their own; a full disk is told by Python's OSError, by safetensors' `os error 28`, by
-torch's "file write failed". Here all of them are recognized.
+Libraries report them in forms of their own: a full disk is Python's OSError, safetensors' `os error 28`, torch's "file
+write failed". All of them are recognized here.
 """
 
 import errno
@@ -42,10 +42,10 @@ _TORCH_FILE = re.compile(r"PytorchStreamWriter failed|file write failed|unexpect
 
 
 def in_words(error: BaseException, options: Collection[str] = ()) -> str | None:
-    """One sentence on what the system refused; None if it is none of these errors but a mistake of the program.
+    """One sentence on an error of the system; None if the error is not the system's but a mistake of the program.
 
     Args:
-        options: the command's, of which those are named that make it need less memory.
+        options: the command's options; those that reduce memory are named.
 
     Example:
         >>> in_words(OSError(28, "No space left on device", "out.gguf"))
@@ -65,12 +65,12 @@ def in_words(error: BaseException, options: Collection[str] = ()) -> str | None:
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether an error came of a full disk, or of a limit on what may be written."""
+    """Whether an error comes from a full disk, or from a limit on file sizes."""
     return any(_number(each) in _ROOM for each in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it came of, which may say more."""
+    """The error and its causes, which may say more."""
     seen: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in seen:
@@ -87,7 +87,7 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _number(error: BaseException) -> int | None:
-    """The system's number for an error; None if it is none of the system's."""
+    """The errno of an error; None if it is not the system's."""
     if isinstance(error, OSError):
         return error.errno
     if isinstance(error, RuntimeError) and _TORCH_FILE.search(str(error)):
@@ -104,7 +104,7 @@ def _to_do(number: int | None, error: BaseException) -> str:
 
 
 def leave_stdout() -> None:
-    """Throw away what could not be printed: Python would try again at exit, and complain."""
+    """Discard output that could not be printed: Python would try again at exit, and complain."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

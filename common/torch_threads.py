@@ -1,4 +1,4 @@
-"""How PyTorch's threads wait for each other: on a machine that does other work, too."""
+"""How long PyTorch's threads spin when they wait for each other."""
 
 import os
 from collections.abc import MutableMapping
@@ -7,7 +7,7 @@ _SPINS = "10000"  # some tens of microseconds; libgomp's own choice is 30 times 
 
 
 def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let the threads of OpenMP sleep soon when they wait, unless the user said how; before torch is imported.
+    """Make OpenMP's waiting threads sleep soon, unless the user set how they wait. Call it before torch is imported.
 
     At the end of each parallel loop libgomp's threads spin for a millisecond. Where another program has one of the
     cores, the thread that all wait for does not run meanwhile: beside two others on two cores a run took four times as

@@ -19,6 +19,14 @@ def parse_count(text: str) -> int:
     return round(float(match[1]) * _FACTORS[match[2]])
 
 
+def count_text(count: int) -> str:
+    """A count as `parse_count` reads it, in the largest of K, M and G that divides it: `64K`."""
+    for unit in ("G", "M", "K"):
+        if count and count % _FACTORS[unit] == 0:
+            return f"{count // _FACTORS[unit]}{unit}"
+    return str(count)
+
+
 def size_text(size_bytes: float) -> str:
     """A size for people: `14.5 GB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):

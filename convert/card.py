@@ -50,9 +50,9 @@ def _lines(config: RelufyConfig, report: RelufyReport, model: Checkpoint) -> Ite
 
 def _curves(full: FullResult) -> Iterator[str]:
     yield "\n## Curves\n\n| step | perplexity | under the predictors' mask | silent |\n|---|---|---|---|"
-    for look in full.evaluations:
-        masked = "" if look.predicted_perplexity is None else f"{look.predicted_perplexity:.2f}"
-        yield f"| {look.step} | {look.perplexity:.2f} | {masked} | {1 - look.density:.1%} |"
+    for evaluation in full.evaluations:
+        masked = "" if evaluation.predicted_perplexity is None else f"{evaluation.predicted_perplexity:.2f}"
+        yield f"| {evaluation.step} | {evaluation.perplexity:.2f} | {masked} | {1 - evaluation.density:.1%} |"
     yield f"\nThe model is that of step {full.best_step}. Training loss:\n\n| step | loss |\n|---|---|"
     for step, loss in full.losses[:: -(-len(full.losses) // _CURVE_LINES) or 1]:
         yield f"| {step} | {loss:.4f} |"

@@ -1,98 +1,179 @@
-"""`tsconvert relufy`: a SwiGLU checkpoint becomes a dReLU one, aligned and recovered, written layer by layer."""
+"""`tsconvert relufy`: a SwiGLU checkpoint becomes a dReLU one, aligned and recovered, written layer by layer.
 
-import json
+`relufy` decides here what runs: layers are only copied, or aligned, or recovered one by one, alone or with predictors;
+then, for full recovery, the model is trained as a whole. Down from here, a file a step:
+
+    relufy.py > local/sweep.py > local/layer_recovery.py > masked/layer_predictors.py
+    relufy.py > full/recovery.py > full/stage.py > full/trainer.py > full/activations.py > masked/model_predictors.py
+"""
+
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common import processes
-from ..common.command_line import typed
 from ..common.errors import TsconvertError
-from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing, write_json
+from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.dtypes import from_float32, to_float32
 from ..model.journal import JOURNAL, KEPT, Journal
-from ..model.provenance import PROVENANCE
 from ..model.sparse_checkpoint import sparse_config, write_companions
-from ..model.tensor_names import Place, hf_name
+from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..model.writer import CheckpointWriter, PlannedTensor, plan_like
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
-from .along import Along
 from .config import RelufyConfig
-from .report import LayerResult, RelufyReport, ThresholdShift
+from .record import begin_journal, read_report, write_provenance
+from .report import RelufyReport, ThresholdShift
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from .masked.layer_predictors import JointPredictors
+
+__all__ = ["RelufyConfig", "relufy"]
 
 
-def relufy(config: RelufyConfig, along: Along | None = None) -> RelufyReport:
+def relufy(config: RelufyConfig) -> RelufyReport:
     """Convert ``config.model`` and write the sparse checkpoint to ``config.out``.
 
     Started by torchrun, the processes share the text, and the first one writes.
 
-    Args:
-        along: trained along with each layer (`predictors.joint`).
-
     Raises:
-        TsconvertError: bad input; what was already written stays in `OUT.partial` for `--resume`.
+        TsconvertError: bad input, a loss that is no number, or a full disk; what was already written stays in
+            `OUT.partial`, or `OUT.local` and `OUT.full`, for ``resume``.
 
     Example:
         >>> relufy(RelufyConfig(model="tiny-mistral", out=Path("sparse"), recover="none"))
     """
-    if config.predictors is not None:
-        from .masked.full import relufy_fully_with_predictors
-        from .masked.local import relufy_with_predictors
-
-        run = relufy_fully_with_predictors if config.recover == "full" else relufy_with_predictors
-        return run(config, config.predictors)
-    if config.recover == "full" and not config.dry_run:
-        from .full.recovery import relufy_fully
-
-        return relufy_fully(config)
-    start_s = time.monotonic()
     with processes.processes(config.device) as device:
         config = replace(config, device=device, training=config.training.on(device))
         refuse_existing(config.out)
-        if any(each.path == "self" for each in config.data):
-            config = with_own_text(config)
-        source = open_checkpoint(config.model)
-        teacher = _teacher(source, config)
-        plan = plan_like([source.info(place) for place in source.places], config.dtype)
-        # experts are written one tensor each, whatever layout they came in
-        names = [hf_name(source.spec, place) for place in source.places]
-        plan = [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
-        size_bytes = sum(tensor.size_bytes for tensor in plan)
-        report = RelufyReport(
-            out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes
-        )
+        if config.predictors is not None:
+            _check_predictors(config)
         if config.dry_run:
-            from .cost import relufy_cost
-
-            return replace(report, cost=relufy_cost(source.spec, source.size_bytes, size_bytes, config))
-        check_disk(config.out, size_bytes)
-        with _output(config, plan, source) as (folder, writer, journal):
-            found = _convert(source, teacher, folder, writer, journal, config, along)
-            elapsed_s = time.monotonic() - start_s
-            report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **found)
-            if writer is not None:
-                write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
-                writer.flush()
-            if config.shift is not None:
-                report = replace(report, shift=_shift(config, folder))
-            if along is not None:
-                along.finish(folder)
-            if writer is not None:
-                write_json(folder / PROVENANCE, provenance(config, report))
-    return report
+            return _estimated(config)
+        return _recover_fully(config) if config.recover == "full" else _recover_layers(config)
 
 
-def with_own_text(config: RelufyConfig) -> RelufyConfig:
+def _check_predictors(config: RelufyConfig) -> None:
+    """Raise if predictors cannot be trained in this run."""
+    assert config.predictors is not None
+    if not config.resume:
+        refuse_existing(config.predictors.out)
+    if config.recover == "none":
+        raise TsconvertError(
+            "--predictors with --recover none: they are trained along with local or full recovery; choose one of"
+            " these, or train them afterwards with `tsconvert predictors`"
+        )
+    if config.recover == "full" and not config.dry_run:
+        start = config.predictors.start
+        if open_checkpoint(config.model).spec.sparse:
+            if start is None:
+                raise TsconvertError(f"{config.model}: is sparse already; give its predictors with --from-predictors")
+        elif start is not None:
+            raise TsconvertError(
+                f"{config.model}: is dense, and its predictors are made along the way; leave --from-predictors out"
+            )
+
+
+def _estimated(config: RelufyConfig) -> RelufyReport:
+    """What the run would take."""
+    from .cost import relufy_cost
+
+    source, _, plan = _planned(config)
+    size_bytes = sum(tensor.size_bytes for tensor in plan)
+    return RelufyReport(
+        out=config.out, source_fingerprint="", parameters=source.spec.parameters, size_bytes=size_bytes,
+        cost=relufy_cost(source.spec, source.size_bytes, size_bytes, config),
+    )  # fmt: skip
+
+
+def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[PlannedTensor]]:
+    """The model, its teacher, and the tensors to write."""
+    source = open_checkpoint(config.model)
+    teacher = _teacher(source, config)
+    plan = plan_like([source.info(place) for place in source.places], config.dtype)
+    # experts are written one tensor each, whatever layout they came in
+    names = [hf_name(source.spec, place) for place in source.places]
+    return source, teacher, [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
+
+
+def _recover_fully(config: RelufyConfig) -> RelufyReport:
+    """Recover layer by layer, then train the whole model."""
+    from .full.recovery import stage_folders, train_whole
+
+    start_s = time.monotonic()
+    with stage_folders(config) as folders:
+        config = _with_own_text(config)
+        report, start, predictors = _first_stage(config, folders.local, folders.predictors)
+        return train_whole(config, report, start, predictors, folders.full, start_s)
+
+
+def _first_stage(
+    config: RelufyConfig, folder: Path, predictors: Path | None
+) -> tuple[RelufyReport, Checkpoint, Path | None]:
+    """What local recovery, done now or by an earlier run, reports; the model and the predictors that it made.
+
+    A model that is sparse already is taken as it is.
+    """
+    source, joint = open_checkpoint(config.model), config.predictors
+    if source.spec.sparse:
+        if config.teacher is None:
+            raise TsconvertError(
+                f"{config.model}: is {source.spec.activation} already; --teacher DENSE says which model to learn from"
+            )
+        report = RelufyReport(
+            out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
+            size_bytes=source.size_bytes,
+        )  # fmt: skip
+        return report, source, None if joint is None else joint.start
+    if folder.exists():
+        report = read_report(folder)
+    else:
+        joint = None if joint is None or predictors is None else replace(joint, out=predictors)
+        report = _recover_layers(replace(config, recover="local", out=folder, shift=None, predictors=joint))
+    return replace(report, predictors=None), open_checkpoint(str(folder)), predictors
+
+
+def _recover_layers(config: RelufyConfig) -> RelufyReport:
+    """Copy, align or recover the layers one by one."""
+    start_s = time.monotonic()
+    config = _with_own_text(config)
+    source, teacher, plan = _planned(config)
+    report = RelufyReport(
+        out=config.out, source_fingerprint="", parameters=source.spec.parameters,
+        size_bytes=sum(tensor.size_bytes for tensor in plan),
+    )  # fmt: skip
+    check_disk(config.out, report.size_bytes)
+    joint, found = None, None
+    if config.predictors is not None:
+        from .masked.layer_predictors import JointPredictors
+
+        joint = JointPredictors(source.spec, config.predictors, config)
+    with _output(config, plan, source) as (folder, writer, journal):
+        swept = _convert(source, teacher, folder, writer, journal, config, joint)
+        elapsed_s = time.monotonic() - start_s
+        report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **swept)
+        if writer is not None:
+            write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
+            writer.flush()
+        if config.shift is not None:
+            report = replace(report, shift=_shift(config, folder))
+        if joint is not None:
+            found = joint.write(folder)
+        if writer is not None:
+            write_provenance(folder, config, report)
+    return replace(report, predictors=found)
+
+
+def _with_own_text(config: RelufyConfig) -> RelufyConfig:
     """``config`` with each source called `self` replaced by a file of the teacher's text; made once, beside OUT."""
+    if all(source.path != "self" for source in config.data):
+        return config
     from ..text import own_text  # torch and transformers take seconds to load
 
     data = own_text.with_own_text(
@@ -104,12 +185,13 @@ def with_own_text(config: RelufyConfig) -> RelufyConfig:
 
 
 def _shift(config: RelufyConfig, folder: Path) -> ThresholdShift:
-    """The last step, on the sequences that were kept from training."""
+    """Set thresholds as the last step, on the sequences that were kept from training."""
     from .local.sweep import JUDGE_SHARE
     from .threshold import shift
 
-    made = Checkpoint(folder)
-    rows_NS = calibration_rows(made, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
+    rows_NS = calibration_rows(
+        Checkpoint(folder), config.data, tokens=config.tokens, context=config.context, seed=config.seed
+    )
     sequences = Sequences(rows_NS, JUDGE_SHARE)
     return shift(folder, sequences.rows_NS[sequences.held], config.shift or 0.0, config.device)
 
@@ -137,26 +219,11 @@ def _swept(config: RelufyConfig) -> bool:
     return config.recover != "none" or config.align
 
 
-def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:
-    """The journal in ``folder`` of a run with these settings.
-
-    Raises:
-        TsconvertError: one with others was begun there.
-    """
-    asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out", "predictors")}
-    return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint})
-
-
 def _convert(
-    source: Checkpoint,
-    teacher: Checkpoint,
-    folder: Path,
-    writer: CheckpointWriter | None,
-    journal: Journal | None,
-    config: RelufyConfig,
-    along: Along | None,
-) -> dict[str, Any]:
-    """Write every tensor; what a sweep found, if there was one."""
+    source: Checkpoint, teacher: Checkpoint, folder: Path, writer: CheckpointWriter | None, journal: Journal | None,
+    config: RelufyConfig, joint: "JointPredictors | None",
+) -> dict[str, Any]:  # fmt: skip
+    """Write every tensor; returns what the sweep found, if there was one, as fields of RelufyReport."""
     if not _swept(config):
         with ThreadPoolExecutor(1) as pool:  # the fingerprint reads what the copy reads
             fingerprint = pool.submit(lambda: source.fingerprint)
@@ -168,14 +235,13 @@ def _convert(
 
     rows_NS = calibration_rows(source, config.data, tokens=config.tokens, context=config.context, seed=config.seed)
     sequences = Sequences(rows_NS, JUDGE_SHARE)
-    outside = [place for place in source.places if place.layer is None or place.role in ("fc1", "fc2")]
+    outside = [place for place in source.places if place.layer is None or place.role in PREDICTOR]
     _copy(source, writer, config, outside)
-    found = RecoverySweep(source, teacher, sequences, config, writer, folder, journal, along).run()
-    return vars(found)
+    return vars(RecoverySweep(source, teacher, sequences, config, writer, folder, journal, joint).run())
 
 
 def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyConfig, places: list[Place]) -> None:
-    """Tensors that do not change: byte for byte, unless another dtype is asked for."""
+    """Write tensors that do not change: byte for byte, unless another dtype is asked for."""
     if writer is None:
         return
     with progress("tensors", len(places)) as step:
@@ -195,20 +261,16 @@ def _teacher(source: Checkpoint, config: RelufyConfig) -> Checkpoint:
     Raises:
         TsconvertError: the source is sparse already, or the teacher is no dense model of the same shape.
     """
+    ours = source.spec
     if config.teacher is None:
-        if source.spec.sparse:
+        if ours.sparse:
             raise TsconvertError(
-                f"{config.model}: is {source.spec.activation} already, nothing is left to do;"
+                f"{config.model}: is {ours.activation} already, nothing is left to do;"
                 " --teacher DENSE recovers it further"
             )
         return source
     teacher = open_checkpoint(config.teacher)
-    _match(source, teacher, config)
-    return teacher
-
-
-def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> None:
-    ours, theirs = source.spec, teacher.spec
+    theirs = teacher.spec
     if theirs.sparse:
         raise TsconvertError(f"{config.teacher}: is {theirs.activation}; give the dense SwiGLU model that it came from")
     if (ours.layers, ours.width, ours.vocab) != (theirs.layers, theirs.width, theirs.vocab):
@@ -216,30 +278,4 @@ def _match(source: Checkpoint, teacher: Checkpoint, config: RelufyConfig) -> Non
             f"{config.teacher}: {theirs.layers} layers of width {theirs.width}, where {config.model} has"
             f" {ours.layers} of {ours.width}; give a teacher of the same shape"
         )
-
-
-def read_report(folder: Path) -> RelufyReport:
-    """What `provenance` kept of a run without a second stage, in ``folder``.
-
-    Raises:
-        TsconvertError: its file is missing or damaged.
-    """
-    try:
-        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["report"]
-        energies, layers = found["energy_kept"], tuple(LayerResult(**fields) for fields in found["layers"])
-        report = RelufyReport(**found | {"out": folder, "layers": layers, "shift": None, "full": None})
-    except (OSError, ValueError, KeyError, TypeError):
-        raise TsconvertError(f"{folder / PROVENANCE}: missing or damaged; start again without --resume") from None
-    return replace(report, energy_kept=(energies[0], energies[1]) if energies else None)
-
-
-def provenance(config: RelufyConfig, report: RelufyReport) -> dict[str, Any]:
-    """What is kept beside the weights: the settings and the report."""
-    settings = asdict(config) | {"out": str(config.out)}
-    return {
-        "format": "tsconvert relufy",
-        "format_version": FORMAT_VERSION,
-        "command": typed(),
-        "settings": settings,
-        "report": report.to_json(),
-    }
+    return teacher

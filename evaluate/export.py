@@ -6,10 +6,11 @@ from typing import Any
 
 from ..common.command_line import typed
 from ..common.files import atomic_file, write_json
-from ..quant.export import ExportConfig, ExportReport
-from ..quant.export import export_gguf as write_gguf_file
-from ..quant.gguf.model_card import card_path
-from .verify.verify import VerifyConfig, VerifyReport, verify
+from ..quant.config import ExportConfig
+from ..quant.export import ExportReport, export_unverified
+from ..quant.metadata.model_card import card_path
+from .verify.compare import VerifyReport, verify
+from .verify.config import VerifyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,12 @@ def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
         What was written and how it compares with its source; ``require()`` raises if it does not.
 
     Raises:
-        TsconvertError: as `quant.export.export_gguf` does; no file is left then.
+        TsconvertError: as `quant.export.export_unverified` does; no file is left then.
 
     Example:
         >>> export_gguf(ExportConfig(model="tiny-mistral", out=Path("tiny.gguf"), type_name="Q8_0")).require()
     """
-    report = write_gguf_file(config)
+    report = export_unverified(config)
     exported = VerifiedExport(export=report, verification=None)
     if config.dry_run:
         return exported

@@ -19,10 +19,8 @@ from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.model.dtypes import from_float32
 from tsconvert.model.sparse_checkpoint import copy_tokenizer
 from tsconvert.model.spec import spec_of
-from tsconvert.model.tensor_names import Place, hf_name
+from tsconvert.model.tensor_names import FFN, Place, hf_name
 from tsconvert.model.writer import CheckpointWriter, PlannedTensor
-
-_FFN = ("ffn_gate", "ffn_up", "ffn_down")
 
 
 def upcycle(model: str, out: Path, experts: int = 4, experts_per_token: int = 2, seed: int = 0) -> None:
@@ -62,7 +60,7 @@ def mixtral_config(dense: Checkpoint, experts: int, experts_per_token: int) -> d
 
 def places(place: Place, experts: int) -> list[Place]:
     """Where a tensor of the dense model goes."""
-    if place.role not in _FFN:
+    if place.role not in FFN:
         return [place]
     return [Place(place.role, place.layer, expert) for expert in range(experts)]
 

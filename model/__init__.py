@@ -1,1 +1,1 @@
-"""What a model is and where it lies: spec, tensor names, checkpoints, layers, the sweep."""
+"""Models and their checkpoints: families, spec, tensor names, reading, writing, layers, the sweep."""

@@ -39,7 +39,7 @@ class Checkpoint:
         self.scans = TensorScans({place: info.dtype for place, info in self._infos.items()}, self.raw)
 
     def info(self, place: Place) -> TensorInfo:
-        """What is known of the tensor at ``place`` without reading it."""
+        """The name, file, type, shape and position of the tensor at ``place``."""
         return self._infos[place]
 
     def __contains__(self, place: Place) -> bool:
@@ -56,7 +56,7 @@ class Checkpoint:
         return np.frombuffer(self._mapped(info.file), np.uint8, info.size_bytes, info.start)
 
     def prefetch(self, layer: int) -> None:
-        """Let the kernel read the tensors of ``layer`` ahead, in the background: pages of the file, no other memory."""
+        """Let the kernel read the tensors of ``layer`` into the page cache in the background."""
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
         for place, info in self._infos.items():
@@ -71,17 +71,17 @@ class Checkpoint:
 
     @property
     def size_bytes(self) -> int:
-        """Of all tensors."""
+        """The size of all tensors."""
         return sum(info.size_bytes for info in self._infos.values())
 
     @property
     def has_predictors(self) -> bool:
-        """Predictors lie inside the checkpoint, as in TurboSparse's releases."""
+        """Whether predictors lie inside the checkpoint, as in TurboSparse's releases."""
         return Place("fc1", 0, 0 if self.spec.experts else None) in self._infos
 
     @property
     def fingerprint(self) -> str:
-        """BLAKE3 over spec and every tensor's bytes: what predictors, profiles and files say they were made from."""
+        """BLAKE3 over spec and every tensor's bytes; what is made from a model names it."""
         self.scans.start()
         whole = blake3.blake3(self.spec.identity.encode())
         for place, info in self._infos.items():
@@ -149,7 +149,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """What matches a tensor name's template, with the groups L and E."""
+    """A regular expression that matches names of the template, with the groups L and E."""
     pattern = re.escape(template)
     for letter in "LE":
         pattern = pattern.replace(rf"\{{{letter}\}}", rf"(?P<{letter}>\d{{1,9}})")
@@ -157,7 +157,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _places_of(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
-    """The places that the tensor has the weights of, and where each one's are; empty if the model has none such."""
+    """The places whose weights the tensor holds, each with its part; empty if the model has no such tensor."""
     family = FAMILIES[spec.family]
     for role, template in (*family.tensors.items(), *family.renamed.items()):
         if match := _pattern(template).fullmatch(info.name):

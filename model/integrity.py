@@ -26,7 +26,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class TensorScan:
-    """What a scan found in a tensor."""
+    """The result of scanning a tensor."""
 
     digest: bytes
     """BLAKE3 of its bytes."""

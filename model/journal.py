@@ -1,7 +1,9 @@
 """The journal of a sweep: one line for each finished layer, so that a killed run can go on where it was."""
 
+import ast
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,26 @@ from ..common.files import naming
 
 JOURNAL = "journal.jsonl"
 KEPT = ".kept"
-"""What else a run leaves in its partial folder to be resumed from ends so."""
+"""The ending of other files in the partial folder that a run resumes from."""
 
 
 class Journal:
-    """Finished layers and what was found of each; on the disk before the next layer begins.
+    """Finished layers and the result of each; on the disk before the next layer begins.
 
     Args:
         path: the file, in the partial output folder.
         head: what the run was asked for and from which model; a resumed run must bring the same.
+        earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}; a run
+            begun with these defaults is resumed.
 
     Raises:
         TsconvertError: the journal there was begun with another head.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+    def __init__(self, path: Path, head: dict[str, Any], earlier: Mapping[str, object] | None = None) -> None:
         self.path = path
         lines = self._whole_lines() if path.is_file() else []
-        if lines and lines[0] != head:
+        if lines and _settings(lines[0], earlier or {}) != _settings(head, {}):
             raise TsconvertError(
                 f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
             )
@@ -36,11 +40,11 @@ class Journal:
             self._append(head)
 
     def entry(self, layer: int) -> dict[str, Any] | None:
-        """What `add` was given for ``layer``, if it is finished."""
+        """The result of ``layer`` that `add` was given; None if the layer is not finished."""
         return self._entries.get(layer)
 
     def add(self, layer: int, found: dict[str, Any]) -> None:
-        """``layer`` is finished: its weights are on the disk."""
+        """Record that ``layer`` is finished and its weights are on the disk."""
         self._append({"layer": layer, **found})
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -50,7 +54,7 @@ class Journal:
             os.fsync(stream.fileno())
 
     def _whole_lines(self) -> list[Any]:
-        """The lines, without a last one that a kill or a full disk cut off; the file is cut as well."""
+        """The complete lines; a last one that was cut off by a kill or a full disk is removed from the file."""
         text = self.path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
@@ -62,3 +66,21 @@ class Journal:
             return lines
         except (ValueError, TypeError, KeyError, RecursionError):
             raise TsconvertError(f"{self.path}: is damaged; remove {self.path.parent} and start again") from None
+
+
+def _settings(value: Any, earlier: Mapping[str, object], name: str = "") -> dict[str, object]:
+    """A journal's head as one level of dotted names, without settings that are at their ``earlier`` default.
+
+    Settings of parts are kept as text, "{'steps': 200, ...}", which is taken apart.
+    """
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return {name: value}
+    if not isinstance(value, dict):
+        return {} if name in earlier and value == earlier[name] else {name: value}
+    found: dict[str, object] = {}
+    for key, each in value.items():
+        found |= _settings(each, earlier, key if name in ("", "asked") else f"{name}.{key}")
+    return found

@@ -42,19 +42,19 @@ class Layer:
 
     @property
     def threshold(self) -> float:
-        """What relu gives up to it counts as zero."""
+        """Outputs of relu up to this count as zero."""
         mlp = self.module.mlp
         return float(getattr(mlp.experts if self.experts else mlp, "threshold", 0.0))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = self.module.input_layernorm.weight.device
         return device
 
     @torch.no_grad()
     def attend(self, x_NSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The residual stream after attention [N, S, D], and what the output projection was given [N, S, C]."""
+        """The residual stream after attention [N, S, D], and the input of the output projection [N, S, C]."""
         kept: list[torch.Tensor] = []
         attention = self.module.self_attn
         hook = attention.o_proj.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
@@ -75,7 +75,7 @@ class Layer:
         return normed_TD
 
     def ffn(self, x_TD: torch.Tensor) -> torch.Tensor:
-        """What the FFN (the experts, weighted) makes of its normed input [T, D]."""
+        """The output [T, D] of the FFN (of its experts, weighted) for its normed input [T, D]."""
         out_TD: torch.Tensor = self.module.mlp(x_TD[None])[0]
         return out_TD
 
@@ -91,7 +91,7 @@ class Layer:
         return routes
 
     def router_logits(self, x_TD: torch.Tensor) -> torch.Tensor:
-        """How the router ranks the experts for each normed input, [T, E]."""
+        """The router's logits [T, E] for the normed inputs [T, D]."""
         logits_TE: torch.Tensor = nn.functional.linear(x_TD, self.module.mlp.gate.weight)
         return logits_TE
 
@@ -121,10 +121,10 @@ class Layer:
     def ffn_parts(
         self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """What makes up `ffn`, FFN by FFN: the tokens that it sees, its h [T, F], its share of the output [T, D].
+        """The parts of `ffn`, FFN by FFN: the tokens that it sees, its h [T, F], its share of the output [T, D].
 
         Args:
-            mask: gives for an expert and its inputs which neurons the output is made of, [T, F]; h is not masked.
+            mask: of an expert and its inputs, the neurons [T, F] that make up the output; h is not masked.
         """
         for expert, (route, weights) in enumerate(zip(self.route(x_TD), self._ffns(), strict=True)):
             (token, weight_T1), (gate_FD, up_FD, down_DF) = route, weights
@@ -149,8 +149,8 @@ class Stack:
     Args:
         checkpoint: where the weights come from.
         device: where they go.
-        activation: the FFN's; another than the checkpoint's gives its weights another arithmetic (dReLU).
-        matrices: their dtype; bfloat16 gives under autocast what float32 does, in half the memory.
+        activation: the FFN's, where it differs from the checkpoint's.
+        matrices: dtype of the matrices; under autocast bfloat16 gives the same results as float32 in half the memory.
     """
 
     def __init__(

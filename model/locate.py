@@ -1,4 +1,4 @@
-"""Where a model lies that a user names: a folder, an embedded model, or a repository of the hub."""
+"""Find the model that a user names: a folder, an embedded model, or a repository of the hub."""
 
 import re
 from pathlib import Path

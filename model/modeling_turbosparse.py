@@ -4,8 +4,6 @@ TurboSparse (arXiv 2406.05955). This file is saved with every converted checkpoi
 ``AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`` needs transformers and nothing else.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from transformers import (
@@ -19,8 +17,6 @@ from transformers import (
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 # Shape suffixes: T tokens, D model width, F neurons, E experts, K experts per token.
-Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor | None], torch.Tensor]
-"""Set by who trains: from h, the inputs, down's weight, the expert and its tokens it makes the h that is used."""
 
 
 class TurboSparseLlamaConfig(LlamaConfig):
@@ -62,8 +58,6 @@ def activate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, thresh
 class SparseFFN(nn.Module):
     """down(activate(gate(x), up(x))), without biases."""
 
-    watch: Watch | None = None
-
     def __init__(self, width: int, neurons: int, activation: str, threshold: float = 0.0) -> None:
         super().__init__()
         self.activation, self.threshold = activation, threshold
@@ -74,16 +68,12 @@ class SparseFFN(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
         h = activate(self.gate_proj(x), self.up_proj(x), self.activation, self.threshold)
-        if self.watch is not None:
-            h = self.watch(h, x, self.down_proj.weight, 0, None)
         out: torch.Tensor = self.down_proj(h)
         return out
 
 
 class SparseExperts(nn.Module):
     """Mixtral's experts with the sparse activation; parameters as transformers' MixtralExperts holds them."""
-
-    watch: Watch | None = None
 
     def __init__(self, experts: int, width: int, neurons: int, activation: str, threshold: float = 0.0) -> None:
         super().__init__()
@@ -98,14 +88,19 @@ class SparseExperts(nn.Module):
         gate_up, down = self.gate_up_proj.unbind(0), self.down_proj.unbind(0)
         for expert in choice_TK.unique().tolist():
             token, slot = torch.where(choice_TK == expert)
-            gate_TF, up_TF = nn.functional.linear(x_TD[token], gate_up[expert]).chunk(2, dim=-1)
-            h_TF = activate(gate_TF, up_TF, self.activation, self.threshold)
-            if self.watch is not None:
-                h_TF = self.watch(h_TF, x_TD[token], down[expert], expert, token)
+            h_TF = self.activations(x_TD[token], gate_up[expert], down[expert], expert, token)
             y_TD = nn.functional.linear(h_TF, down[expert])
             y_TD = y_TD * weight_TK[token, slot, None]
             out_TD = out_TD.index_add(0, token, y_TD.to(out_TD.dtype))
         return out_TD
+
+    def activations(
+        self, x_TD: torch.Tensor, gate_up_FD: torch.Tensor, down_DF: torch.Tensor, expert: int, token: torch.Tensor
+    ) -> torch.Tensor:
+        """h [T, F] of one expert for its inputs; the other arguments are for subclasses in training."""
+        del down_DF, expert, token
+        gate_TF, up_TF = nn.functional.linear(x_TD, gate_up_FD).chunk(2, dim=-1)
+        return activate(gate_TF, up_TF, self.activation, self.threshold)
 
 
 def sparsify(layer: nn.Module, config: LlamaConfig | MistralConfig | MixtralConfig) -> None:

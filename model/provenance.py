@@ -1,4 +1,4 @@
-"""What relufy keeps of itself beside the weights that it wrote, as others read it."""
+"""The record of its settings and results that relufy saves beside the weights."""
 
 import json
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Provenance:
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """What relufy says of the checkpoint in ``folder``; None if it is not relufy's.
+    """The record in the checkpoint ``folder``; None if relufy did not make the checkpoint.
 
     Raises:
-        TsconvertError: its file is damaged.
+        TsconvertError: the file is damaged.
     """
     path = folder / PROVENANCE
     if not path.is_file():
@@ -36,5 +36,5 @@ def read_provenance(folder: Path) -> Provenance | None:
 
 
 def not_relufys(path: Path) -> TsconvertError:
-    """The refusal of a file that says something else."""
+    """The error about a damaged record."""
     return TsconvertError(f"{path}: not what relufy writes; remove it")

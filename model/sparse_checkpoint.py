@@ -1,4 +1,4 @@
-"""What a sparse checkpoint has beside its weights: configuration, modelling code, tokenizer."""
+"""The files of a sparse checkpoint beside its weights: configuration, modelling code, tokenizer."""
 
 import copy
 import shutil
@@ -10,7 +10,6 @@ from .checkpoint import Checkpoint
 from .families import FAMILIES
 
 _MODELING = "modeling_turbosparse"
-# What makes a checkpoint usable beside its weights: tokenizer, chat template, generation defaults.
 _COMPANIONS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tekken.json",
@@ -39,14 +38,14 @@ def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = N
 
 
 def write_companions(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> None:
-    """Everything of the sparse checkpoint but its weights: config, modelling code, tokenizer."""
+    """Write the files of the sparse checkpoint other than its weights."""
     write_json(folder / "config.json", config)
     shutil.copyfile(Path(__file__).with_name(f"{_MODELING}.py"), folder / f"{_MODELING}.py")
     copy_tokenizer(checkpoint, folder)
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Tokenizer, chat template and generation defaults, as far as there are any."""
+    """Copy tokenizer, chat template and generation defaults, as far as there are any."""
     for name in _COMPANIONS:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)

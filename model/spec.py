@@ -1,6 +1,5 @@
-"""What a model is: its shape and its arithmetic, read from a Hugging Face config.json and checked first."""
+"""The shape and the arithmetic of a model, read from a Hugging Face config.json and checked."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError, shown
+from ..common.files import read_json_object
 from .families import DENSE_TYPES, SPARSE_TYPES
 from .families.family import Family
 
@@ -52,7 +52,7 @@ class ModelSpec:
     """E, 0 for a dense FFN."""
     experts_per_token: int = 0
     thresholds: tuple[float, ...] = ()
-    """Of each layer, up to which what relu gives counts as zero (FATReLU, arXiv 2402.13516); empty is 0 for all."""
+    """Of each layer: outputs of relu up to this count as zero (FATReLU, arXiv 2402.13516); empty is 0 for all."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
@@ -88,13 +88,13 @@ class ModelSpec:
 
     @property
     def identity(self) -> str:
-        """What a fingerprint covers. Fields that came later count only where they are set: older ones stay valid."""
+        """The text that a fingerprint covers; later fields only where they are set: older fingerprints stay valid."""
         kept = [field for field in fields(self) if field.name not in _LATER or getattr(self, field.name)]
         return f"ModelSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in kept)})"
 
     @property
     def sparse(self) -> bool:
-        """The FFN's activations are exactly zero for most neurons."""
+        """Whether the FFN's activations are exactly zero for most neurons."""
         return self.activation != "swiglu"
 
     @property
@@ -126,13 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise TsconvertError(f"{folder}: no config.json; give a Hugging Face checkpoint folder or a hub id")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
-    if not isinstance(config, dict):
-        raise TsconvertError(f"{path}: not a JSON object; download it again")
-    return config
+    return read_json_object(path)
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -210,7 +204,7 @@ def _activation(config: Mapping[str, Any], where: Path) -> str:
 
 
 def _released_sparse(config: Mapping[str, Any]) -> bool:
-    """The classes are those of TurboSparse's releases, which compute dReLU, under a base model's `model_type`."""
+    """Whether the classes are those of TurboSparse's releases: dReLU under a base model's `model_type`."""
     auto, named = config.get("auto_map"), config.get("architectures")
     classes = [*(named if isinstance(named, list) else ()), *(auto.values() if isinstance(auto, Mapping) else ())]
     return any(name in str(each).lower() for each in classes for name in ("turbosparse", "bamboo"))

@@ -1,6 +1,6 @@
 """The layer sweep: all calibration tokens through the model, one decoder layer at a time.
 
-Memory is one layer's weights plus the hidden states, whatever the model's size. Who wants to see activations is a
+Memory is one layer's weights plus the hidden states, whatever the model's size. Code that needs activations is a
 visitor; local recovery drives two streams of its own. Under torchrun each process sweeps its own sequences.
 """
 
@@ -26,21 +26,21 @@ IN_MEMORY_BYTES = 2**31
 
 
 def batch_tokens(spec: ModelSpec) -> int:
-    """Tokens that go through a layer together: fewer where its FFN is wide."""
+    """The number of tokens that go through a layer together: fewer where its FFN is wide."""
     return min(BATCH_TOKENS, _BATCH_ELEMENTS // spec.neurons)
 
 
 class Stream:
-    """The hidden states of all calibration tokens, on their way through one model.
+    """The hidden states of all calibration tokens on their way through a model.
 
     Args:
         checkpoint: the model.
-        rows_NS: token ids, of this process.
+        rows_NS: token ids of this process.
         device: where layers compute; the hidden states stay in memory, or in a mapped temporary file above 2 GiB.
-        activation: the FFN's, where it is to differ from the checkpoint's.
-        scratch: folder for that temporary file.
+        activation: the FFN's, where it differs from the checkpoint's.
+        scratch: the folder of that temporary file.
         autocast: matrix products in bfloat16, as recovery's training does them; the hidden states stay float32.
-        frozen: no layer is going to be trained or written; under autocast its matrices take half the memory.
+        frozen: no layer will be trained or written; under autocast its matrices then take half the memory.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Stream:
         return layer
 
     def precision(self) -> torch.autocast:
-        """Of matrix products."""
+        """The autocast context of matrix products."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Stream:
 
     @torch.no_grad()
     def contexts(self, layer: Layer) -> torch.Tensor:
-        """What the attention's output projection will be given, [N, S, C]; the hidden states stay where they are."""
+        """The inputs [N, S, C] of the attention's output projection; the hidden states do not change."""
         spec = self.checkpoint.spec
         context_NSC = token_buffer((*self.rows_NS.shape, spec.heads * spec.head_dim), self.scratch)
         for part in self.batches():
@@ -138,7 +138,7 @@ class Stream:
 
 
 class Visitor(Protocol):
-    """What looks at a model's activations during a sweep."""
+    """Code that looks at a model's activations during a sweep."""
 
     def visit(self, layer: Layer, stream: Stream) -> str:
         """Called with the stream between the two halves of ``layer``: `stream.inputs(layer)` gives the FFN's inputs.
@@ -150,14 +150,14 @@ class Visitor(Protocol):
 
 @runtime_checkable
 class EarlyVisitor(Visitor, Protocol):
-    """A visitor that wants to see what the attention is given, too."""
+    """A visitor that also sees the inputs of attention."""
 
     def before(self, layer: Layer, stream: Stream) -> None:
-        """Called before the attention half of ``layer``: the hidden states are the layer's input, hooks can be put."""
+        """Called before the attention half of ``layer``; the hidden states are its input, and hooks may be added."""
 
 
 def sweep(checkpoint: Checkpoint, rows_NS: torch.Tensor, visitors: Sequence[Visitor], device: str = "cpu") -> Stream:
-    """Push ``rows_NS`` through every layer of ``checkpoint`` and let each visitor look at each layer."""
+    """Push ``rows_NS`` through every layer of ``checkpoint``, and call each visitor at each layer."""
     stream = Stream(checkpoint, rows_NS, device)
     with progress("layers", checkpoint.spec.layers) as step:
         for index in range(checkpoint.spec.layers):
@@ -174,7 +174,7 @@ def sweep(checkpoint: Checkpoint, rows_NS: torch.Tensor, visitors: Sequence[Visi
 
 
 def token_buffer(shape: tuple[int, ...], scratch: Path | None) -> torch.Tensor:
-    """Room for a float32 vector a token: in memory, or in a mapped temporary file in ``scratch`` above 2 GiB."""
+    """An uninitialized float32 tensor: in memory, or above 2 GiB in a mapped temporary file in ``scratch``."""
     size_bytes = int(np.prod(shape, dtype=np.int64)) * 4
     if size_bytes <= IN_MEMORY_BYTES:
         return torch.empty(shape)

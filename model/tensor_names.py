@@ -32,12 +32,12 @@ ATTENTION = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
 PREDICTOR = ("fc1", "fc2")
 MATRICES = (*ATTENTION[1:], "router", *FFN, *PREDICTOR)
-"""The matrices of a layer."""
+"""The matrices of a layer, in the order that the runner's table of weights has."""
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where in a model a tensor stands."""
+    """The place of a tensor in a model."""
 
     role: str
     layer: int | None = None

@@ -1,4 +1,4 @@
-"""Whole models for full recovery: loaded from checkpoints, and their weights written back as one."""
+"""Whole models for full recovery: loaded from checkpoints, and written back as checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from .writer import CheckpointWriter, plan_like
 
 
 def sparse_model(checkpoint: Checkpoint) -> Any:
-    """The sparse model of ``checkpoint`` in float32, to be trained."""
+    """The sparse model of ``checkpoint`` in float32, for training."""
     prefix = FAMILIES[checkpoint.spec.family].sparse_prefix
     config_class, model_class = (getattr(modeling_turbosparse, prefix + end) for end in ("Config", "ForCausalLM"))
     fields = sparse_config(checkpoint, checkpoint.spec.activation)
@@ -26,7 +26,7 @@ def sparse_model(checkpoint: Checkpoint) -> Any:
 
 
 def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """The dense model of ``checkpoint``, not to be trained."""
+    """The dense model of ``checkpoint``, frozen."""
     model_class = FAMILIES[checkpoint.spec.family].transformers_class("ForCausalLM")
     model = model_class.from_pretrained(checkpoint.folder, dtype=dtype, use_safetensors=True)
     return model.eval().requires_grad_(False)
@@ -35,11 +35,11 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 def write_model(
     state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int
 ) -> None:
-    """A checkpoint of the weights in ``state``, laid out and configured as ``like``.
+    """Write the weights in ``state`` as a checkpoint with the layout and configuration of ``like``.
 
     Args:
-        state: of transformers' model; what is no weight of a checkpoint (predictors) is left out.
-        dtype: `F32`, `F16` or `BF16`; None keeps each tensor's.
+        state: the state dict of transformers' model; tensors that are not in ``like`` (predictors) are left out.
+        dtype: `F32`, `F16` or `BF16`; None keeps the dtype of each tensor.
     """
     infos = [like.info(place) for place in like.places]
     plan = plan_like(infos, dtype)

@@ -1,7 +1,7 @@
 """Writing a checkpoint: safetensors shards that are laid out first and filled in any order.
 
-A checkpoint's header is known before its weights are, so tensors are written where they belong, from any layer; that is
-what lets a sweep resume.
+A checkpoint's header is known before its weights, so each tensor can be written at its place in any order, and a sweep
+can resume.
 """
 
 import errno
@@ -33,7 +33,7 @@ class PlannedTensor:
 
     @property
     def size_bytes(self) -> int:
-        """Of its data."""
+        """The size of its data."""
         return int(np.prod(self.shape, dtype=np.int64)) * DTYPE_BYTES[self.dtype]
 
 
@@ -64,14 +64,14 @@ class CheckpointWriter:
             write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def write(self, name: str, raw: npt.NDArray[np.uint8]) -> None:
-        """Put the tensor's bytes in their place."""
+        """Write the bytes of a tensor."""
         slot = self._slots[name]
         if raw.nbytes != slot.size_bytes:
             raise ValueError(f"{name}: {raw.nbytes} bytes for a slot of {slot.size_bytes}")
         put(self._open[slot.file], slot.start, raw.reshape(-1).data)
 
     def copy(self, name: str, source: TensorInfo) -> None:
-        """Put a tensor of another checkpoint, of the same dtype, in its place: by the kernel, where it can."""
+        """Copy a tensor of another checkpoint, of the same dtype; the kernel copies where it can."""
         slot = self._slots[name]
         if source.size_bytes != slot.size_bytes:
             raise ValueError(f"{name}: {source.size_bytes} bytes for a slot of {slot.size_bytes}")
@@ -87,7 +87,7 @@ class CheckpointWriter:
                 done += len(piece)
 
     def flush(self) -> None:
-        """All that was written so far is on the disk when this returns."""
+        """Sync everything written so far to the disk."""
         for stream in self._open.values():
             os.fsync(stream.fileno())
 
@@ -95,7 +95,7 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Flush and close the shards, also after an error: a resumed run goes on with them."""
+        """Flush and close the shards, also after an error: a resumed run continues with them."""
         try:
             self.flush()
         finally:
@@ -122,7 +122,7 @@ class CheckpointWriter:
 
 
 def _copy_range(original: BinaryIO, stream: BinaryIO, source: TensorInfo, slot: TensorInfo) -> int:
-    """Copy within the kernel (copy_file_range); how many bytes it took, fewer than asked where it cannot."""
+    """Copy within the kernel (copy_file_range); returns the number of bytes, fewer than asked where it cannot."""
     done = 0
     try:
         while done < slot.size_bytes:

@@ -59,8 +59,8 @@ class PredictorConfig:
     target_energy: float = 0.98
     """Share of the activation energy (energy.py) to be predicted, 0 to 1."""
     max_loss: float | None = None
-    """Share of exact mode's perplexity that predicted mode may lose: thresholds are set so (thresholds.py), tighter
-    than ``target_energy`` where that is needed. None: each FFN keeps its energy, whatever that costs."""
+    """Share of exact mode's perplexity that predicted mode may lose: thresholds are set so, tighter than
+    ``target_energy`` where that is needed. None: each FFN keeps its energy, whatever that costs."""
     max_density: float | None = None
     """Share of the neurons that may be predicted, 0 to 1; an FFN that needs more is named."""
     budget: float | None = None

@@ -1,4 +1,4 @@
-"""What a predictor of one FFN learns from: inputs, and labels made batch by batch from the layer's weights."""
+"""What a predictor of one FFN learns from: its inputs, and how much energy leaving each neuron out would lose."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,17 +15,44 @@ _BLOCK_ELEMENTS = 2**24
 _MEASURED_TOKENS = 8192
 
 
+def energy_shares(out_TF: torch.Tensor, mean_energy: float | None = None) -> tuple[torch.Tensor, float]:
+    """What leaving each neuron out costs, 0 where it is silent.
+
+    With a neuron's energy e = (h |down|)^2 this is the mean of two measures: e over its token's sum of energies, and e
+    over the mean token's sum. Real models have a few tokens (the first of a text) with a thousand times the energy of
+    the others, to which all later tokens attend: by the second measure alone nothing else counts, by the first alone
+    they are lost.
+
+    Args:
+        out_TF: h |down|, the size of each neuron's output.
+        mean_energy: the mean over tokens of the sum of energies; None takes that of these tokens.
+
+    Returns:
+        The energies [T, F], and the mean over these tokens of the sum of energies.
+    """
+    energy_TF = out_TF.square()
+    token_T1 = energy_TF.sum(-1, keepdim=True)
+    here = max(float(token_T1.mean()), 1e-30) if len(out_TF) else 1e-30
+    token_T1 = token_T1.clamp_min(torch.finfo(energy_TF.dtype).tiny)
+    return energy_TF * (0.5 / token_T1 + 0.5 / (here if mean_energy is None else mean_energy)), here
+
+
+def loss_weights(energy_TF: torch.Tensor, mean: float, fires_TF: torch.Tensor, floor: float) -> torch.Tensor:
+    """The weights w [T, F] of the predictors' loss (price.py): energies in units of their mean, and firing itself.
+
+    Args:
+        mean: of the energies, over tokens and neurons.
+        floor: the weight of a neuron that fires with next to no energy.
+    """
+    return energy_TF / max(mean, 1e-30) + floor * fires_TF
+
+
 @dataclass(frozen=True)
 class Labels:
-    """For a batch of tokens what every neuron of the FFN does."""
+    """What every neuron of an FFN does for a batch of tokens."""
 
     energy_TF: torch.Tensor
-    """What leaving the neuron out costs, 0 where it is silent: of (h_j |down_j|)^2 =: e the mean of two measures,
-
-    e over its token's own sum, and e over the mean token's sum. Real models have a few tokens (the first of a text)
-    whose energies are a thousand times the others' and which all later tokens attend to: by the second measure alone
-    nothing else counts, by the first alone they are lost.
-    """
+    """As `energy_shares`."""
     gate_TF: torch.Tensor
     """The gate is positive."""
     fires_TF: torch.Tensor
@@ -33,14 +60,14 @@ class Labels:
 
 
 class FFN:
-    """One FFN (expert) and the tokens that reach it, of this process.
+    """One FFN (expert) and the tokens of this process that reach it.
 
     Args:
         layer: with its weights.
         expert: which of its FFNs; 0 for a dense one.
         x_TD: the layer's normed inputs, all tokens; not copied.
         token: which of them the FFN sees, in the order of the text.
-        train_tokens: tokens of ``x_TD`` that are trained on; those after them calibrate.
+        train_tokens: the first so many tokens of ``x_TD`` are trained on; those after them calibrate.
     """
 
     def __init__(self, layer: Layer, expert: int, x_TD: torch.Tensor, token: torch.Tensor, train_tokens: int) -> None:
@@ -68,11 +95,11 @@ class FFN:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take note that the layer's weights have changed."""
+        """Take in that the layer's weights have changed."""
         self.down_F = self.down_DF.norm(dim=0)
 
     def own(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Of some of the training tokens of all processes (0 to ``train_tokens``) those that are this one's."""
+        """Those of some training tokens of all processes (0 to ``train_tokens``) that are this process's."""
         chosen = chosen - self.first_train
         return self.train[chosen[(chosen >= 0) & (chosen < len(self.train))]]
 
@@ -81,11 +108,10 @@ class FFN:
         """What the neurons do for ``x_TD``."""
         gate_TF, up_TF = nn.functional.linear(x_TD, self.gate_FD), nn.functional.linear(x_TD, self.up_FD)
         h_TF = activate(gate_TF, up_TF, self.layer.activation, self.layer.threshold)
-        energy_TF = (h_TF * self.down_F).square_()
-        own_T1 = energy_TF.sum(-1, keepdim=True).clamp_min(torch.finfo(energy_TF.dtype).tiny)
         if self._mean_energy is None:
             self._mean_energy = self._measure_energy()
-        return Labels(energy_TF * (0.5 / own_T1 + 0.5 / self._mean_energy), gate_TF > self.layer.threshold, h_TF != 0)
+        energy_TF, _ = energy_shares(h_TF * self.down_F, self._mean_energy)
+        return Labels(energy_TF, gate_TF > self.layer.threshold, h_TF != 0)
 
     def _measure_energy(self) -> float:
         """The mean over (some) training tokens of the sum over neurons of (h_j |down_j|)^2."""
@@ -110,6 +136,6 @@ class FFN:
 
 @torch.no_grad()
 def ffns_of(layer: Layer, x_TD: torch.Tensor, train_tokens: int) -> list[FFN]:
-    """The FFNs of ``layer`` for its normed inputs, of which the first ``train_tokens`` train; all share ``x_TD``."""
+    """The FFNs of ``layer`` for its normed inputs, the first ``train_tokens`` of which train; all share ``x_TD``."""
     routes = layer.route(x_TD.to(layer.device))
     return [FFN(layer, expert, x_TD, token, train_tokens) for expert, (token, _) in enumerate(routes)]

@@ -11,7 +11,7 @@ from .config import PredictorConfig
 from .profile.profile import refuse_dense
 from .report import FFNReport
 from .train import training_sequences
-from .trials import MIN_TOKENS, layer_ffns, train_one
+from .training.layer_candidates import MIN_TOKENS, layer_ffns, train_one
 
 _TOKENS = 8192
 _STEPS = 150

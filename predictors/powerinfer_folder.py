@@ -15,7 +15,7 @@ import numpy as np
 from ..common.errors import TsconvertError
 from ..model.checkpoint import Checkpoint
 from ..model.layers import read_tensor
-from ..model.tensor_names import Place
+from ..model.tensor_names import PREDICTOR, Place
 from .folder import PredictorSet
 from .predictor import Array, Predictor
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[Array, Array]:
     _check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        fc1_RD, fc2_FR = (_matrix(state[f"{part}.weight"]) for part in ("fc1", "fc2"))
+        fc1_RD, fc2_FR = (_matrix(state[f"{part}.weight"]) for part in PREDICTOR)
     except Exception:  # torn bytes make the unpickler fail in any way
         raise TsconvertError(f"{path}: not a state dict of fc1.weight and fc2.weight; get the file again") from None
     if (

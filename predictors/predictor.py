@@ -68,7 +68,7 @@ class Predictor:
             ValueError: tensors are missing, or do not fit each other.
         """
         if "signs" in found:
-            raise ValueError("it holds sign bits, which only tsconvert before 2026-11-28 used")
+            raise ValueError("it holds sign bits, which no version since 0.1 uses")
         fc1_RD, fc2_FR, fired_F = (found.get(name) for name in ("fc1.weight", "fc2.weight", "fired"))
         if fc1_RD is None or fc2_FR is None or fc1_RD.ndim != 2 or fc2_FR.shape[1:] != fc1_RD.shape[:1]:
             raise ValueError("fc1 and fc2 are missing or do not fit each other")

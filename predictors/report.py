@@ -1,10 +1,12 @@
 """What training predictors came to."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common.cost import Cost
+from ..text.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class FFNReport:
     precision: float = 0.0
     """Share of the predicted neurons that fire."""
     energy: float = 0.0
-    """Share of the energy sum_j (h_j |down_j|)^2 that predicted neurons carry, weighted as `Labels.energy_TF` says."""
+    """Share of the energy sum_j (h_j |down_j|)^2 that predicted neurons carry, weighted as energy.py says."""
     energy_at_zero: float = 0.0
     """The same at threshold 0, which is all that PowerInfer's form can have."""
     predicted_density_at_zero: float = 0.0
@@ -92,6 +94,11 @@ class PredictorReport:
         means = ("rank", "density", "predicted_density", "recall", "precision", "energy", "energy_at_zero")
         found = asdict(self) | {"out": None if self.out is None else str(self.out)}
         return found | {"size_share": self.size_share, "mean": {name: self.mean(name) for name in means}}
+
+    def for_folder(self, data: Sequence[Source], seed: int) -> dict[str, Any]:
+        """What the predictor folder keeps of the report: nothing that differs between equal runs."""
+        found = self.to_json() | {"data": [source.path for source in data], "seed": seed}
+        return {name: value for name, value in found.items() if name != "out"}
 
     def __str__(self) -> str:
         if self.cost is not None:

@@ -15,20 +15,21 @@ from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sweep import sweep
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
+from .calibration.model import calibrate_model
+from .calibration.predicted_mode import compare, predicted_stream
 from .config import PredictorConfig
 from .folder import write_predictors
-from .partial_results import Kept
-from .predicted_mode import compare, predicted_stream
 from .predictor import Predictor
 from .profile.profile import refuse_dense
-from .rank import check_budget, choices, spend
 from .report import FFNReport, PredictorReport
-from .thresholds import calibrate_model
-from .trials import Trials
+from .training.candidate_store import CandidateStore
+from .training.layer_candidates import CandidateTrainer
+from .training.rank import check_budget, choices, spend
 
 _CALIBRATION_SHARE = 8  # one sequence in so many is kept from training and calibrates
+_EARLIER_SETTINGS = {"method": "low-rank"}  # options that are gone, and their defaults: for journals begun with them
 Choices = Sequence[int | None]
-"""For each FFN of a layer the trial that was chosen; None leaves it to exact mode."""
+"""For each FFN of a layer the candidate that was chosen; None leaves it to exact mode."""
 
 
 def train_predictors(config: PredictorConfig) -> PredictorReport:
@@ -60,7 +61,7 @@ def train_predictors(config: PredictorConfig) -> PredictorReport:
 
             return replace(report, cost=predictors_cost(checkpoint.spec, config))
         with _output(config) as folder:
-            report = _train(checkpoint, config, Kept(folder), report)
+            report = _train(checkpoint, config, CandidateStore(folder), report)
             report = replace(report, elapsed_s=time.monotonic() - start_s)
     return report
 
@@ -70,7 +71,7 @@ def _output(config: PredictorConfig) -> Iterator[Path]:
     """The partial folder, which process 0 makes; a temporary one where nothing is to be written."""
     if config.out is None:
         with tempfile.TemporaryDirectory(prefix="tsconvert-predictors-") as folder:
-            yield Path(processes.from_first(folder))
+            yield Path(processes.broadcast(folder))
     elif processes.rank():
         yield config.out.with_name(config.out.name + PARTIAL)
     else:
@@ -78,19 +79,23 @@ def _output(config: PredictorConfig) -> Iterator[Path]:
             yield partial
 
 
-def _train(checkpoint: Checkpoint, config: PredictorConfig, kept: Kept, report: PredictorReport) -> PredictorReport:
+def _train(
+    checkpoint: Checkpoint, config: PredictorConfig, store: CandidateStore, report: PredictorReport
+) -> PredictorReport:
     """Sweep, choose, see the effect, and write what belongs into the folder."""
     if not processes.rank():
         asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out")}
-        Journal(kept.folder / JOURNAL, {"asked": asked, "model": checkpoint.fingerprint})
+        Journal(store.folder / JOURNAL, {"asked": asked, "model": checkpoint.fingerprint}, _EARLIER_SETTINGS)
     sequences = training_sequences(checkpoint, config)
-    stream = sweep(checkpoint, sequences.rows_NS, [Trials(checkpoint, sequences, config, kept)], config.device)
-    chosen = _choose(kept, checkpoint, config)
+    stream = sweep(
+        checkpoint, sequences.rows_NS, [CandidateTrainer(checkpoint, sequences, config, store)], config.device
+    )
+    chosen = _choose(store, checkpoint, config)
 
     def layers(index: int) -> list[Predictor | None]:
-        return kept.load(index, chosen[index])
+        return store.load(index, chosen[index])
 
-    ffns = [ffn for layer in range(len(chosen)) for ffn in _reports(kept.reports(layer), chosen[layer], config)]
+    ffns = [ffn for layer in range(len(chosen)) for ffn in _reports(store.reports(layer), chosen[layer], config)]
     calibrated = None
     if config.max_loss is None:
         held_NS = sequences.rows_NS[sequences.held]
@@ -114,10 +119,10 @@ def _train(checkpoint: Checkpoint, config: PredictorConfig, kept: Kept, report: 
         found = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
         for varying in ("elapsed_s", "out", "cost"):  # the same run gives the same bytes
             found.pop(varying)
-        read = (kept.read(layer, chosen[layer]) for layer in range(len(chosen)))
+        read = (store.read(layer, chosen[layer]) for layer in range(len(chosen)))
         if calibrated is not None:
             read = (calibrated.apply(layer, row) for layer, row in enumerate(read))
-        write_predictors(read, checkpoint.fingerprint, found, kept.folder)
+        write_predictors(read, checkpoint.fingerprint, found, store.folder)
     return report
 
 
@@ -127,11 +132,11 @@ def training_sequences(checkpoint: Checkpoint, config: PredictorConfig) -> Seque
     return Sequences(rows, _CALIBRATION_SHARE)
 
 
-def _choose(kept: Kept, checkpoint: Checkpoint, config: PredictorConfig) -> list[Choices]:
+def _choose(store: CandidateStore, checkpoint: Checkpoint, config: PredictorConfig) -> list[Choices]:
     """By layer: what reads the fewest bytes, within the budget."""
     spec, ways = checkpoint.spec, []
     for layer in range(spec.layers):
-        for reports in kept.reports(layer):
+        for reports in store.reports(layer):
             weights = [report.rank * (spec.width + spec.neurons) for report in reports]
             ways.append(choices(reports, weights, config.max_density, exact=not config.needs_everywhere))
     budget = None if config.budget is None else config.budget * spec.parameters
@@ -150,10 +155,10 @@ def _reports(ffns: Sequence[Sequence[FFNReport]], chosen: Choices, config: Predi
             needs = f"{report.predicted_density:.3f}"
             note(f"{where}: the energy asked for takes density {needs}, over --max-density {limit:g}")
         if i is None and report.used:
-            pays = any(trial.pays for trial in reports)
+            pays = any(each.pays for each in reports)
             reason = "over the budget" if pays else "does not pay"
             why = "is over the --budget" if pays else "would not pay"
             note(f"{where}: a predictor {why}; it is left to exact mode")
-            report = replace(min(reports, key=lambda trial: trial.bytes_predicted), used=False, reason=reason)
+            report = replace(min(reports, key=lambda each: each.bytes_predicted), used=False, reason=reason)
         found.append(report)
     return found

@@ -5,11 +5,11 @@ from ..common.precision import product_rate
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 from .config import PredictorConfig
-from .rank import candidates, cap
+from .training.rank import highest_rank, ranks_to_try
 
 _TRAINED_BYTES = 20  # of each predictor weight: itself, as stored, gradient, AdamW's two moments
 _LABELS_BYTES = 26  # per token and neuron of a step: gate, up, h, energies, weights, logits
-_TRIALS = 3  # widths that a search usually tries
+_TRIED = 3  # ranks that a search usually tries
 
 
 def predictors_cost(spec: ModelSpec, config: PredictorConfig, rate: float | None = None) -> Cost:
@@ -18,7 +18,7 @@ def predictors_cost(spec: ModelSpec, config: PredictorConfig, rate: float | None
     Args:
         rate: floating-point operations a second of the machine that is planned for; None measures this one's.
     """
-    ranks = [config.rank] if config.rank else list(candidates(spec.width, cap(spec, config.budget)))[:_TRIALS]
+    ranks = [config.rank] if config.rank else list(ranks_to_try(spec.width, highest_rank(spec, config.budget)))[:_TRIED]
     each, ffns = spec.width + spec.neurons, spec.layers * spec.ffns
     attention, ffn = spec.layer_weights
     active = ffn // spec.ffns * spec.active_ffns

@@ -1,1 +1,1 @@
-"""Block types over ggml, GGUF files, and the targets that they are written for."""
+"""GGUF files from checkpoints (export.py) and from other GGUF files (quantize.py)."""

@@ -15,12 +15,13 @@ import numpy.typing as npt
 from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
 from ..model.integrity import not_finite
+from .config import QuantizeConfig
 from .gguf.file import GGUF, GgufFile, GgufTensor
-from .gguf.shards import bytes_by_type, sharded, write_files
-from .gguf.sources import Rows, Sliced, Stacked, magnitude
-from .gguf.writer import TensorPlan, Value, Verbatim, u32
-from .imatrix.file import ImportanceMatrix, is_imatrix, load_imatrix, with_importance
-from .targets.plan import QUANTIZATION_VERSION, file_type
+from .gguf.shards import bytes_by_type, sharded, type_lines, write_files
+from .gguf.tensor_plan import MatrixRows, Rows, TensorPlan, largest_magnitude
+from .gguf.values import Value, Verbatim, u32
+from .imatrix.file import is_imatrix, load_imatrix, with_importance
+from .metadata.model_keys import QUANTIZATION_VERSION, file_type
 from .types import ggml, mixes
 from .types.type_choice import TypeChoice
 
@@ -32,33 +33,8 @@ _VALUES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """What to make of which file."""
-
-    source: Path
-    """A GGUF file, or the first shard of several."""
-    out: Path
-    type_name: str
-    """A mix as llama-quantize knows them: Q4_K_M, Q8_0, ..."""
-    imatrix: Path | None = None
-    """An importance matrix: which columns' errors cost most."""
-    tensor_types: tuple[tuple[str, str], ...] = ()
-    """(pattern, type) for matrices whose name the pattern fits, the first match wins."""
-    pure: bool = False
-    """One type for all matrices, whatever the mix's rules say."""
-    allow_requantize: bool = False
-    """Take tensors that are quantized already; their errors add up."""
-    split_max_bytes: int | None = None
-    """Write several files, none larger than this unless one tensor is."""
-    threads: int | None = None
-    """None takes the cores that the process may use."""
-    dry_run: bool = False
-    """Say what would be written, write nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What was written."""
+    """The file that was written."""
 
     out: Path
     """The file, or the first of its shards."""
@@ -82,8 +58,7 @@ class QuantizeReport:
         head = f"{verb} {self.out}: {self.size_bytes / 1e6:,.1f} MB of {self.source_bytes / 1e6:,.1f} MB"
         if len(self.files) > 1:
             head += f" in {len(self.files)} files"
-        counts = {name: list(self.tensors.values()).count(name) for name in self.types}
-        lines = [f"  {name:<7} {counts[name]:>5} tensors {size / 1e6:>12,.1f} MB" for name, size in self.types.items()]
+        lines = type_lines(self.tensors, self.types, width=7)
         return "\n".join([head, *lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -103,7 +78,8 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     start_s = time.monotonic()
     refuse_existing(config.out)
     file = _open(config.source)
-    matrix = _matrix(config, file)
+    made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
+    matrix = load_imatrix(config.imatrix, made_from or None) if config.imatrix is not None else None
     types = TypeChoice(config.type_name, "F32", config.tensor_types, _model(file, matrix is not None), pure=config.pure)
     chosen = _choose(file, types, config)
     tensors = [_plan(file, tensor, chosen[tensor.name]) for tensor in file.tensors.values()]
@@ -146,16 +122,6 @@ def _open(path: Path) -> GgufFile:
     return file
 
 
-def _matrix(config: QuantizeConfig, file: GgufFile) -> ImportanceMatrix | None:
-    if config.imatrix is None:
-        return None
-    matrix = load_imatrix(config.imatrix)
-    made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
-    if made_from and matrix.model_fingerprint not in (None, made_from):
-        raise TsconvertError(f"{config.imatrix}: was made from another model; run `tsconvert imatrix` on this one")
-    return matrix
-
-
 def _model(file: GgufFile, importance: bool) -> mixes.Model:
     def number(key: str, default: int) -> int:
         value = file.metadata.get(f"{file.architecture}.{key}", default)
@@ -181,7 +147,7 @@ def _choose(file: GgufFile, types: TypeChoice, config: QuantizeConfig) -> dict[s
     chosen = {name: tensor.type_name for name, tensor in file.tensors.items()}
     for name in sorted(file.tensors, key=_in_layers):
         tensor = file.tensors[name]
-        if not mixes.takes_type(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name in _WHOLE:
+        if not mixes.is_quantized(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name in _WHOLE:
             continue
         chosen[name] = types.matrix(name, tensor.shape[-1])
         quantized = tensor.type_name not in mixes.FLOATS
@@ -202,15 +168,14 @@ def _plan(file: GgufFile, tensor: GgufTensor, type_name: str) -> TensorPlan:
     experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
     rows = int(np.prod(tensor.shape[:-1], dtype=np.int64)) // experts
     raw = tensor.raw.reshape(experts, rows, -1)
-    parts = [_source(file, tensor, raw[expert], type_name) for expert in range(experts)]
-    chunks = Stacked(parts) if experts > 1 else parts[0]
-    return TensorPlan(name=tensor.name, shape=tensor.shape, type_name=type_name, chunks=chunks)
+    source = [_matrix_rows(file, tensor, raw[expert], type_name) for expert in range(experts)]
+    return TensorPlan(name=tensor.name, shape=tensor.shape, type_name=type_name, source=source)
 
 
 _NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
-def _source(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint8], type_name: str) -> Sliced:
+def _matrix_rows(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint8], type_name: str) -> MatrixRows:
     """One matrix of a GGUF tensor: as it is if it is of float type or stays what it is, otherwise decoded."""
     kind, columns, rows = tensor.type_name, tensor.shape[-1], raw_RB.shape[0]
 
@@ -226,12 +191,13 @@ def _source(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint8], t
         step = max(1, _VALUES // columns)
         ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
         floats = kind in _NUMPY
-        largest = [magnitude(stored(*span) if floats else decoded(*span), kind if floats else "F32") for span in ranges]
+        read, dtype = (stored, kind) if floats else (decoded, "F32")
+        largest = [largest_magnitude(read(*span), dtype) for span in ranges]
         if not np.isfinite(largest).all():
             raise not_finite(file.path, tensor.name, tensor.to_float32())
         return max(largest)
 
     kept = kind in _NUMPY or kind == type_name
-    return Sliced(
+    return MatrixRows(
         rows=rows, columns=columns, dtype=kind if kept else "F32", read=stored if kept else decoded, check=check
     )

@@ -5,41 +5,16 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..common.errors import TsconvertError
 from ..common.progress import progress
+from .config import BenchConfig
 from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load, resolve_mode
 from .traffic import weight_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """What to measure."""
-
-    file: Path
-    prompt: int = 128
-    """Tokens read at once; 0 leaves that test out."""
-    generate: int = 64
-    """Tokens generated one by one; 0 leaves that test out."""
-    repetitions: int = 5
-    threads: int | None = None
-    """None for the cores that the process may use."""
-    modes: tuple[str, ...] = ("auto",)
-    """`dense`, `exact`, `predicted`, `auto`, or `all` for every one that the file allows."""
-    seed: int = 0
-    """Of the prompt's random tokens."""
-
-    def __post_init__(self) -> None:
-        for name in ("prompt", "generate"):
-            if getattr(self, name) < 0:
-                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 0")
-        if self.repetitions < 1:
-            raise TsconvertError(f"repetitions is {self.repetitions}: it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,69 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..common.errors import TsconvertError
 from ..common.progress import note
+from .config import RunConfig
 from .conversation import Conversation
 from .generate import Generation, generate
 from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load
 from .sampling import Sampling
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What to run, and how."""
-
-    file: Path
-    prompt: str | None = None
-    """`-` reads it from stdin. None, with ``chat``: every line of ``lines`` is a turn."""
-    tokens: int = 128
-    """Generated at most, in each turn."""
-    sparsity: str = "auto"
-    """`auto`, `predicted`, `exact` or `dense`."""
-    threads: int | None = None
-    context: int | None = None
-    """Tokens; None for the model's own, 4096 at most."""
-    temp: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last: int = 64
-    """Tokens that the penalty looks back on."""
-    seed: int | None = None
-    chat: bool = False
-    """Put the prompt into the model's chat template."""
-    system: str | None = None
-    """The system's message before the conversation."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the text; they are left out of it."""
-    ignore_eos: bool = False
-    stats: bool = False
-    """Speed, bytes read and density on stderr."""
-    audit: bool = False
-    """In predicted mode, compute the neurons that were not predicted as well, to know the recall; slow."""
-    stream: TextIO | None = None
-    """Where the text goes as it comes; None for nowhere."""
-    lines: TextIO | None = None
-    """Where a conversation's turns come from; None for stdin."""
-
-    def __post_init__(self) -> None:
-        if self.prompt is None and not self.chat:
-            raise TsconvertError("there is no prompt: give -p TEXT, or --chat for a conversation")
-        if self.system is not None and not self.chat:
-            raise TsconvertError("--system is a conversation's: add --chat")
-
-    def sampling(self) -> Sampling:
-        """The part that chooses tokens."""
-        return Sampling(
-            temperature=self.temp, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty, repeat_last=self.repeat_last, seed=self.seed,
-        )  # fmt: skip
 
 
 def run(config: RunConfig) -> Generation | Conversation:
@@ -75,9 +22,11 @@ def run(config: RunConfig) -> Generation | Conversation:
     Raises:
         TsconvertError: the file, the mode or an option is no good, or the prompt is empty or too long.
     """
-    config.sampling()  # refused before the file is read
+    sampling_of(config)  # refused before the file is read
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     with load(config.file, threads=config.threads, mode=config.sparsity, context=config.context) as model:
+        if config.audit and model.mode != "predicted":
+            raise TsconvertError(f"--audit: {config.file} runs in {model.mode} mode and misses nothing; leave it out")
         model.audit = config.audit
         if config.chat:
             conversation = Conversation(model=model, system=config.system)
@@ -88,9 +37,17 @@ def run(config: RunConfig) -> Generation | Conversation:
         return _say(generate(model, _tokens(model, prompt or ""), **_options(config)), config)
 
 
+def sampling_of(config: RunConfig) -> Sampling:
+    """The part of ``config`` that chooses tokens."""
+    return Sampling(
+        temperature=config.temp, top_k=config.top_k, top_p=config.top_p, min_p=config.min_p,
+        repeat_penalty=config.repeat_penalty, repeat_last=config.repeat_last, seed=config.seed,
+    )  # fmt: skip
+
+
 def _options(config: RunConfig) -> dict[str, Any]:
     return {
-        "limit": config.tokens, "sampling": config.sampling(), "stop_at_eos": not config.ignore_eos,
+        "limit": config.tokens, "sampling": sampling_of(config), "stop_at_eos": not config.ignore_eos,
         "stops": config.stop,
     }  # fmt: skip
 

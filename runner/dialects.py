@@ -14,16 +14,14 @@ import numpy.typing as npt
 
 from ..common.errors import TsconvertError, shown
 from ..model.spec import ModelSpec
-from ..model.tensor_names import Place, gguf_name
+from ..model.tensor_names import FFN, MATRICES, PREDICTOR, Place, gguf_name
 from ..quant.gguf.file import POWERINFER, GgufFile, GgufTensor
-from ..quant.targets import predictor_file
+from ..quant.targets import separate_predictors
 from ..quant.types import ggml
 from .rope import Rope
 
 SPARSE, FORMAT_VERSION = "turbosparse", 1
 ROPE_FREQS = "rope_freqs.weight"
-# role in the weight table: dimensions as a function of the spec, rows first; experts come before
-_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "router", "ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ def open_model(path: str | Path) -> ModelFile:
 
 
 def _sparse(file: GgufFile) -> ModelFile:
-    apart = predictor_file.beside(file)
+    apart = separate_predictors.find_separate(file)
     keys = _Keys(file)
     version = keys.whole("format_version")
     if version != FORMAT_VERSION:
@@ -249,7 +247,7 @@ def _tensors(
     wanted: list[tuple[str, int | None]] = [("token_embd", None), ("output_norm", None)]
     wanted += [] if spec.tied else [("output", None)]
     for layer in range(spec.layers):
-        wanted += [(role, layer) for role in ("attn_norm", "ffn_norm", *_MATRICES)]
+        wanted += [(role, layer) for role in ("attn_norm", "ffn_norm", *MATRICES)]
     for role, at in wanted:
         name = _name(role, at, spec, transposed)
         tensor = file.tensors.get(name)
@@ -259,14 +257,14 @@ def _tensors(
             _check_shape(file, tensor, role, spec, transposed)
             _check_type(file, tensor, role)
             found[role, at] = tensor
-        elif role not in ("fc1", "fc2") and (role != "router" or spec.experts):
+        elif role not in PREDICTOR and (role != "router" or spec.experts):
             raise TsconvertError(f"{file.path}: tensor {name} is missing; write the file again")
     _check_predictors(file, found, spec)
     return found
 
 
 def _name(role: str, layer: int | None, spec: ModelSpec, transposed: bool) -> str:
-    stacked = spec.experts and role.startswith(("ffn_gate", "ffn_up", "ffn_down", "fc"))
+    stacked = spec.experts and role in (*FFN, *PREDICTOR)
     suffix = "_t" if transposed and role == "ffn_down" else ""
     return gguf_name(Place(role, layer, 0 if stacked else None), suffix=suffix)
 
@@ -281,7 +279,7 @@ def _check_shape(file: GgufFile, tensor: GgufTensor, role: str, spec: ModelSpec,
         "ffn_down": (F, D) if transposed else (D, F), "fc1": (tensor.shape[-2] if len(tensor.shape) > 1 else 0, D),
         "fc2": (F, tensor.shape[-1]),
     }[role]  # fmt: skip
-    if spec.experts and role in ("ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2"):
+    if spec.experts and role in (*FFN, *PREDICTOR):
         shape = (spec.experts, *shape)
     if tensor.shape != shape:
         raise TsconvertError(

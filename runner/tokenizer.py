@@ -11,10 +11,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ..common.errors import TsconvertError, reason, shown
 from ..quant.gguf.file import GgufFile
+from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
+from ..quant.vocabulary.vocabulary import CONTROL, UNKNOWN, USER_DEFINED
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama.cpp's token types
-_LONGEST_TOKEN = 2048  # characters; the tokens of real vocabularies have a few hundred at most
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -177,7 +177,7 @@ def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str
         raise TsconvertError(f"{file.path}: the file has no tokenizer; export it with the model's own")
     token_types = keys.get("token_type", [])
     try:
-        if max(map(len, tokens)) > _LONGEST_TOKEN or not isinstance(token_types, list):
+        if max(map(len, tokens)) > LONGEST_TOKEN or not isinstance(token_types, list):
             raise ValueError("tokens of more characters than any model has, or no types")
         if kind == "llama":
             tokenizer = _sentencepiece(tokens, keys)
@@ -194,7 +194,7 @@ def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str
         raise TsconvertError(
             f"{file.path}: the tokenizer's keys are damaged ({reason(error)}); write the file again"
         ) from None
-    special = {_CONTROL: True, _UNKNOWN: True, _USER_DEFINED: False}
+    special = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
     for token, token_type in zip(tokens, token_types, strict=False):
         if isinstance(token_type, int) and token_type in special and token:
             added = AddedToken(token, special=special[token_type], normalized=False)
@@ -212,17 +212,10 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
 def _sentencepiece(tokens: list[str], keys: dict[str, Any]) -> Tokenizer:
     """BPE whose merges are every way to make a piece of two others, best score first, as transformers derives them."""
     vocabulary, scores = _vocabulary(tokens), keys["scores"]
-    merges: list[tuple[float, int, int, tuple[str, str]]] = []
-    for token, index in vocabulary.items():
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocabulary and right in vocabulary:
-                merges.append((-scores[index], vocabulary[left], vocabulary[right], (left, right)))
-    merges.sort()
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=[pair for *_, pair in merges],
+            merges=merges_of(vocabulary, scores),
             unk_token=tokens[keys.get("unknown_token_id", 0)],
             fuse_unk=True,
             byte_fallback=True,

@@ -1,10 +1,10 @@
 """How many bytes of weights a token reads, by the runner's own count of rows."""
 
+from ..model.tensor_names import PREDICTOR
 from .density import Density
 from .dialects import ModelFile
 
 _SPARSE_ROLES = {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
-_PREDICTORS = ("fc1", "fc2")
 
 
 def weight_bytes(source: ModelFile, density: Density, mode: str) -> float:
@@ -21,7 +21,7 @@ def weight_bytes(source: ModelFile, density: Density, mode: str) -> float:
             total += tensor.size_bytes if spec.tied else 0
         elif role in _SPARSE_ROLES and layer is not None:
             total += tensor.size_bytes * used * float(getattr(density, _SPARSE_ROLES[role])[layer])
-        elif role in _PREDICTORS:
+        elif role in PREDICTOR:
             total += tensor.size_bytes * used if mode == "predicted" else 0
         else:
             total += tensor.size_bytes

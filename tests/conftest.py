@@ -11,8 +11,8 @@ import pytest
 from tsconvert import embedded
 from tsconvert.text.sources import Source
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core; before anything imports torch
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# one process a core, and the same sums in each run; before anything imports torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Make = Callable[..., Path]
 SENTENCE = "the sea was calm and the old captain looked over dark water where whales had come up before dawn"
@@ -79,6 +79,48 @@ def dense(make_checkpoint: Make) -> Path:
 def moe(make_checkpoint: Make) -> Path:
     """A tiny Mixtral of four experts; not to be changed."""
     return make_checkpoint("mixtral")
+
+
+@pytest.fixture(scope="session")
+def make_sparse(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """make_sparse("mixtral", activation="reglu", num_hidden_layers=8) saves a sparse model, untrained."""
+    from tsconvert.convert.config import RelufyConfig
+    from tsconvert.convert.relufy import relufy
+
+    def make(family: str = "mistral", activation: str = "drelu", seed: int = 0, **fields: object) -> Path:
+        folder = make_checkpoint(family, seed=seed, **fields)
+        vary_norms(folder, seed)
+        out = tmp_path_factory.mktemp("sparse") / "model"
+        relufy(RelufyConfig(model=str(folder), out=out, activation=activation, recover="none", align=False))
+        return out
+
+    return make
+
+
+def vary_norms(folder: Path, seed: int) -> None:
+    """Give the norms weights other than one: multiples of a half, some negative, exact in F16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if tensor.dim() == 1:
+            signs = torch.where(torch.rand(tensor.shape, generator=generator) < 0.1, -0.5, 0.5)
+            tensors[name] = (torch.randint(1, 5, tensor.shape, generator=generator) * signs).to(tensor.dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def sparse(make_sparse: Make) -> Path:
+    """A tiny dReLU model; not to be changed."""
+    return make_sparse()
+
+
+@pytest.fixture(scope="session")
+def sparse_moe(make_sparse: Make) -> Path:
+    """A tiny dReLU model of four experts; not to be changed."""
+    return make_sparse("mixtral")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The command line as scripts see it: names, exit codes, sentences."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,37 @@ import pytest
 
 from tsconvert import cli
 
-COMMANDS = [
-    "relufy", "profile", "predictors", "imatrix", "export-gguf", "quantize", "run", "bench", "eval", "verify", "check",
-    "inspect", "plan", "report", "demo",
-]  # fmt: skip
+# Every command with its options, in the order of the chain; scripts count on these names.
+SURFACE = {
+    "relufy": "--out --dtype --max-shard-size --resume --dry-run --activation --align --no-align --recover --teacher"
+    " --target-sparsity --shift --data --tokens --context --steps --batch-tokens --learning-rate --attention"
+    " --no-attention --min-expert-tokens --full-tokens --full-batch-tokens --micro-tokens --full-learning-rate"
+    " --cross-entropy --divergence --hidden --top-logits --chat --stream --baseline --evaluations --patience"
+    " --checkpointing --train-embeddings --report-to --predictors --from-predictors --masked-share --rank"
+    " --target-energy --stored-as --precision --device --seed",
+    "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
+    "predictors": "--out --estimate --resume --dry-run --data --tokens --context --rank --target-energy --max-loss"
+    " --max-density --budget --everywhere --where-it-pays --from --stored-as --steps --batch-tokens --learning-rate"
+    " --precision --device --seed",
+    "imatrix": "--out --data --tokens --context --device --seed",
+    "export-gguf": "--out --target --split-max-size --verify --no-verify --dry-run --type --pure --tensor-type"
+    " --imatrix --predictors --predictor-type --separate-predictors --profile --order --no-order --vram --name"
+    " --metadata --pre -t --threads",
+    "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --imatrix --allow-requantize -t"
+    " --threads",
+    "run": "-p --prompt --chat --system -n --tokens --stop --ignore-eos --temp --top-k --top-p --min-p"
+    " --repeat-penalty --repeat-last-n --seed --sparsity -c --context -t --threads --stats --audit",
+    "bench": "-p --prompt -n --tokens -r --repetitions --sparsity -t --threads",
+    "eval": "--data --ctx --tokens --chunks --method --stride --against --save-logits --top --tasks --task-folder"
+    " --limit --sparsity -t --threads",
+    "verify": "--predictors --logits --no-logits",
+    "check": "--out --set --resume --junit --baseline --update-baseline",
+    "inspect": "--tensors",
+    "plan": "--type --density --predicted --rank --tokens --batch --ctx --bandwidth --cores --memory --gflops --disk"
+    " --disk-speed --measure",
+    "report": "--out",
+    "demo": "--model --out",
+}
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -30,46 +59,53 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return code, captured.out, captured.err
 
 
-def test_every_command_is_there_in_the_order_of_the_chain(capsys):
+def command_of(name: str) -> click.Command:
+    return cli.main.get_command(click.Context(cli.main), name)
+
+
+def test_every_command_is_there_in_the_order_of_the_chain_with_a_whole_sentence(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    listed = [line.split()[0] for line in out.split("Commands:\n")[1].splitlines() if line.strip()]
-    assert listed == COMMANDS
+    listed = " ".join(out.split("Commands:\n")[1].split())
+    assert listed == " ".join(f"{name} {cli.COMMANDS[name][1]}" for name in SURFACE)
+    assert all(sentence.endswith(".") for _, sentence in cli.COMMANDS.values())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_json_and_debug(capsys, command: str):
-    code, out, _ = call(capsys, command, "--help")
-    assert code == 0
-    assert out.startswith(f"Usage: tsconvert {command} ")
-    assert "--json" in out
-    assert "--debug" in out
+@pytest.mark.parametrize("command", SURFACE)
+def test_the_list_says_what_the_command_itself_says_first(command: str):
+    assert command_of(command).help.splitlines()[0] == cli.COMMANDS[command][1]
+    assert command_of(command).name == command
 
 
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("relufy", ["--out", "--activation", "--recover", "--data", "--tokens", "--target-sparsity", "--teacher",
-                    "--align", "--dtype", "--max-shard-size", "--device", "--seed", "--resume", "--dry-run"]),
-        ("profile", ["--data", "--tokens", "--out", "--powerinfer-dir"]),
-        ("predictors", ["--data", "--tokens", "--out", "--rank", "--target-energy", "--max-density", "--method"]),
-        ("export-gguf", ["--out", "--type", "--target", "--predictors", "--tensor-type", "--metadata", "--pre",
-                         "--dry-run", "--profile", "--no-order", "--no-verify"]),
-        ("verify", ["--predictors", "--no-logits"]),
-        ("run", ["-p", "-n", "--sparsity", "-t", "-c", "--temp", "--top-k", "--top-p", "--min-p", "--repeat-penalty",
-                 "--seed", "--chat", "--stats"]),
-        ("bench", ["-p", "-n", "-r", "-t", "--sparsity"]),
-        ("eval", ["--data", "--ctx", "--tokens", "--chunks", "--method", "--stride", "--sparsity", "--against",
-                  "--save-logits", "--tasks"]),
-        ("plan", ["--type", "--density", "--rank", "--batch", "--bandwidth", "--cores", "--memory", "--measure"]),
-        ("check", ["--out", "--set", "--resume", "--junit", "--baseline", "--update-baseline"]),
-        ("inspect", ["--tensors"]),
-        ("demo", ["--out", "--model"]),
-    ],
-)  # fmt: skip
-def test_the_options_that_scripts_count_on(command: str, options: list[str]):
-    known = {name for option in cli.main.commands[command].params for name in (*option.opts, *option.secondary_opts)}
-    assert set(options) <= known
+@pytest.mark.parametrize("command", SURFACE)
+def test_the_options_that_scripts_count_on(command: str):
+    options = [param for param in command_of(command).params if isinstance(param, click.Option)]
+    names = [name for option in options for name in (*option.opts, *option.secondary_opts)]
+    assert sorted(names) == sorted([*SURFACE[command].split(), "--json", "--debug"])
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_help_stands_under_headings_and_imports_nothing_heavy(command: str):
+    code = f"""
+import sys
+from tsconvert.cli import main
+try:
+    main([{command!r}, "--help"], prog_name="tsconvert")
+except SystemExit as stop:
+    assert not stop.code
+heavy = {{"torch", "transformers", "numpy", "numba", "gguf", "rich", "safetensors"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"Usage: tsconvert {command} ")
+    assert max(map(len, lines)) <= 80
+    headings = [line for line in lines if re.fullmatch(r"[A-Z][^.]*:", line)]
+    assert headings[-1] == "General:"
+    assert "Other options:" not in headings
+    assert len(headings) >= 2
 
 
 def test_full_recovery(capsys, dense: Path, tmp_path: Path):
@@ -157,6 +193,13 @@ def test_usage_errors_exit_2(capsys):
     code, _, err = call(capsys, "relufy", "x", "--out", "y", "--tokens", "many")
     assert code == 2
     assert "'many' is no number; write it like 4096, 64K, 1.5M or 5G" in err
+
+
+def test_a_name_that_is_nearly_right_is_told(capsys):
+    assert "No such command 'relufi'. Did you mean relufy?" in call(capsys, "relufi")[2]
+    code, _, err = call(capsys, "inspect", "x", "--tensor")
+    assert code == 2
+    assert "--tensors" in err
 
 
 def test_an_interrupt_exits_130(capsys, monkeypatch):

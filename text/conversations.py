@@ -1,4 +1,4 @@
-"""Conversations to train on: chat-formatted .jsonl through the tokenizer's template, with a loss on answers only."""
+"""Conversations as training rows: chat-formatted .jsonl through the chat template, with a loss on answers only."""
 
 import json
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def _encoded(tokenizer: Any, messages: list[Message], file: str | Path, number: 
 
 
 def answered(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[bool]]:
-    """A conversation's tokens, and which of them are the assistant's answers (their end mark with them)."""
+    """A conversation's tokens, and whether each belongs to an answer of the assistant (end mark included)."""
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     spans: list[tuple[int, int]] = []
     for i, message in enumerate(messages):
@@ -104,7 +104,7 @@ def _conversations(file: Path) -> Iterator[list[Message]]:
 
 
 def _pack(talks: list[tuple[list[int], list[bool]]], context: int) -> Packed:
-    """One conversation after the other, cut into rows; what is left over at the end goes."""
+    """Concatenate the conversations and cut them into rows; an incomplete last row is dropped."""
     ids = [token for talk, _ in talks for token in talk]
     answers = [flag for _, flags in talks for flag in flags]
     begins = [place == 0 for talk, _ in talks for place in range(len(talk))]

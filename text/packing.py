@@ -1,7 +1,8 @@
 """Rows of tokens: texts drawn from sources by weight, one after the other, cut to the context."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from ..model.checkpoint import Checkpoint
 from .sources import Source, mixture, texts
 from .tokenizer import load_tokenizer
 
+Row = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+"""Tokens [S], and whether a text begins at each."""
+
 
 def calibration_rows(
     checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """The rows [N, S] that a stage looks at: `packed_rows` with the checkpoint's tokenizer.
+    """The rows [N, S] that a stage works on: `packed_rows` with the checkpoint's tokenizer.
 
     Args:
         sources: empty takes the embedded text, and says so.
@@ -40,7 +44,7 @@ def calibration_rows(
 
 
 def _talks(checkpoint: Checkpoint) -> bool:
-    """Whether it has a chat template, as tokenizers of models for conversations do."""
+    """Whether the model is for conversations: its tokenizer has a chat template."""
     if (checkpoint.folder / "chat_template.jinja").exists():
         return True
     config = checkpoint.folder / "tokenizer_config.json"
@@ -50,7 +54,7 @@ def _talks(checkpoint: Checkpoint) -> bool:
 def documents(
     checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """As `calibration_rows`, with where texts begin.
+    """The rows of `calibration_rows` [N, S], and whether a text begins at each token [N, S].
 
     Raises:
         TsconvertError: as there, or the tokenizer has tokens that the model does not know.
@@ -102,19 +106,31 @@ def packed_rows(
 def _source_rows(
     tokenizer: Any, source: Source, tokens: int, context: int, rng: random.Random
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    stream: list[int] = []
-    begins: list[int] = []
-    need = -(-tokens // context) * context
-    for text in texts(source, rng):
-        begins.append(len(stream))
-        stream += tokenizer(text).input_ids
-        if len(stream) >= need:
-            break
-    if len(stream) < context:
-        raise TsconvertError(
-            f"--data {source.path}: {len(stream)} tokens, which is not one row of {context}; give more text"
-        )
-    usable = min(len(stream), need) // context * context
-    starts = np.zeros(len(stream) + 1, np.bool_)
-    starts[begins] = True
-    return np.asarray(stream[:usable], np.int64).reshape(-1, context), starts[:usable].reshape(-1, context)
+    count = 0
+
+    def encoded() -> Iterator[list[int]]:
+        nonlocal count
+        for text in texts(source, rng):
+            ids = tokenizer(text).input_ids
+            count += len(ids)
+            yield ids
+
+    rows = list(islice(pack(encoded(), context), -(-tokens // context)))
+    if not rows:
+        raise TsconvertError(f"--data {source.path}: {count} tokens, which is not one row of {context}; give more text")
+    rows_NS, begins_NS = (np.stack(parts) for parts in zip(*rows, strict=True))
+    return rows_NS, begins_NS
+
+
+def pack(encoded: Iterable[list[int]], context: int) -> Iterator[Row]:
+    """Concatenate tokenized texts and cut them into rows; an incomplete last row is dropped."""
+    ids: list[int] = []
+    begins: list[bool] = []
+    for text in encoded:
+        ids += text
+        begins += [place == 0 for place in range(len(text))]
+        whole = len(ids) // context * context
+        for start in range(0, whole, context):
+            part = slice(start, start + context)
+            yield np.asarray(ids[part], np.int64), np.asarray(begins[part], np.bool_)
+        del ids[:whole], begins[:whole]

@@ -1,4 +1,4 @@
-"""Calibration sequences: what trains, what is kept from training, and this process's share of both."""
+"""Calibration sequences, split into those that train and those held back, and shared among processes."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ class Sequences:
 
     Args:
         rows_NS: token ids, the same in all processes.
-        held_share: one sequence in so many, the last ones, is held back; one at least.
+        held_share: one of this many sequences is held back, the last ones; at least one.
 
     Raises:
         TsconvertError: there are fewer sequences than processes.
@@ -29,11 +29,11 @@ class Sequences:
             )
         own, context = processes.share(len(train_NS)), rows_NS.shape[1]
         self.tokens = rows_NS.size
-        """Of all processes."""
+        """The tokens of all processes."""
         self.all_train_tokens = train_NS.size
         self.first_token = own.start * context
         """Where this process's training tokens begin among those of all processes."""
         self.train_tokens = (own.stop - own.start) * context
         self.rows_NS = torch.from_numpy(np.concatenate([train_NS[own], held_NS[processes.share(held)]]))
         self.held = slice(own.stop - own.start, None)
-        """Of ``rows_NS``."""
+        """The rows of ``rows_NS`` that are held back."""

@@ -1,4 +1,4 @@
-"""Text for calibration and recovery: files, folders and data sets, as packed rows of tokens in a seeded order."""
+"""Sources of text: files, folders, data sets and mixtures of them, as pieces of text in a seeded order."""
 
 import json
 import random
@@ -28,11 +28,11 @@ class Source:
     weight: float = 1.0
     """Its share of the tokens, relative to the other sources'."""
     subset: str | None = None
-    """Of a data set: the configuration's name."""
+    """The configuration of a data set."""
     split: str = "train"
-    """Of a data set."""
+    """The split of a data set."""
     field: str = "text"
-    """Of a data set's records: where the text is."""
+    """The field of a data set's records that holds the text."""
 
 
 def parse_source(argument: str) -> Source:
@@ -102,7 +102,7 @@ def texts(source: Source, rng: random.Random | None = None) -> Iterator[str]:
 
 
 def _pieces(file: Path, *, whole: bool) -> list[tuple[Path, int, int]]:
-    """Byte ranges of a file that are texts of their own."""
+    """The byte ranges of a file's pieces of text."""
     size = file.stat().st_size
     if file.suffix == ".parquet":
         return [(file, row, row + 1) for row in range(_parquet(file).num_row_groups)]
@@ -146,7 +146,7 @@ def _read(file: Path, start: int, end: int) -> bytes:
 
 
 def _word_end(file: Path, position: int) -> int:
-    """Where the text may be cut, at ``position`` or soon after: behind a space or line end, else before a character."""
+    """The next offset from ``position`` where text may be cut: after a space or line end, else before a character."""
     if position == 0:
         return 0
     near = _read(file, position - 1, position + _LONG_WORD_BYTES)

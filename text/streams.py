@@ -1,4 +1,4 @@
-"""Rows made while they are trained on, for corpora that memory does not hold: a seeded order, resumable by counting."""
+"""Rows that are made while training, for corpora larger than memory: a seeded order, resumable by counting rows."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,26 +10,25 @@ from torch.utils.data import IterableDataset
 
 from ..common.errors import TsconvertError
 from ..model.checkpoint import Checkpoint
+from .packing import Row, pack
 from .sources import Source, mixture, texts
 from .tokenizer import load_tokenizer
 from .training_rows import Packed, as_inputs
 
 # Shape suffixes: N sequences, S tokens a sequence.
 _HELD_ROWS = 64
-Row = tuple[np.ndarray, np.ndarray]
 
 
 class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
     """Endless rows of a mixture: each source's texts packed one after the other, the sources in turn by weight.
 
-    Every source begins anew, in another order, when it is through. Where one process stopped another goes on by passing
-    over as many rows, which the trainer does.
+    When a source ends it starts again in another order. To resume, the trainer skips the rows that were trained on.
 
     Args:
         tokenizer: a transformers tokenizer.
-        sources: mixture files are taken apart.
+        sources: mixture files are expanded.
         context: tokens a row.
-        skip: so many rows first.
+        skip: the number of rows to leave out at the start.
     """
 
     def __init__(self, tokenizer: Any, sources: Sequence[Source], context: int, seed: int, skip: int = 0) -> None:
@@ -42,8 +41,8 @@ class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
                 yield as_inputs(row_S, begins_S)
 
     def rows(self) -> Iterator[Row]:
-        """Tokens [S] and where texts begin, without an end."""
-        streams = [self._packed(source, number) for number, source in enumerate(self.sources)]
+        """Endless rows: tokens [S], and whether a text begins at each."""
+        streams = [pack(self._encoded(source, n), self.context) for n, source in enumerate(self.sources)]
         total = sum(source.weight for source in self.sources)
         credit = [0.0] * len(streams)
         while True:  # the one that is furthest behind its share
@@ -52,22 +51,16 @@ class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
             credit[turn] -= 1
             yield next(streams[turn])
 
-    def _packed(self, source: Source, number: int) -> Iterator[Row]:
-        ids: list[int] = []
-        begins: list[bool] = []
+    def _encoded(self, source: Source, number: int) -> Iterator[list[int]]:
+        """The tokens of the source's texts, again and again."""
         rng = random.Random(self.seed * 1_000_003 + number)
         while True:
-            before = len(ids)
-            made = 0
+            empty = True
             for text in texts(source, rng):
-                own = self.tokenizer(text).input_ids
-                ids += own
-                begins += [place == 0 for place in range(len(own))]
-                while len(ids) >= self.context:
-                    yield np.asarray(ids[: self.context], np.int64), np.asarray(begins[: self.context], np.bool_)
-                    made += 1
-                    del ids[: self.context], begins[: self.context]
-            if not made and len(ids) == before:
+                ids: list[int] = self.tokenizer(text).input_ids
+                empty = empty and not ids
+                yield ids
+            if empty:
                 raise TsconvertError(f"--data {source.path}: it has no text; leave it out")
 
 

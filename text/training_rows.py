@@ -1,4 +1,4 @@
-"""Rows that training takes: several texts each, none of which sees another."""
+"""Rows for training: each holds several texts, which do not attend to each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,7 @@ import torch
 
 # Shape suffixes: N sequences, S tokens a sequence.
 IGNORED = -100
-"""The label of a token that is not to be foreseen, as PyTorch's cross-entropy has it."""
-
-
-# Shape suffixes: N sequences, S tokens a sequence.
+"""The label of a token without a loss, as PyTorch's cross-entropy has it."""
 Tokens = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
@@ -25,14 +22,14 @@ class Packed:
     begins_NS: Flags
     """A text begins with this token."""
     asked_NS: Flags | None = None
-    """Only these tokens are to be foreseen; None is all."""
+    """Only these tokens have a loss; None is all."""
 
     def __getitem__(self, rows: slice | Sequence[int]) -> "Packed":
         return Packed(self.rows_NS[rows], self.begins_NS[rows], None if self.asked_NS is None else self.asked_NS[rows])
 
 
 def as_inputs(row_S: Tokens, begins_S: Flags, asked_S: Flags | None = None) -> dict[str, torch.Tensor]:
-    """One sequence as the trainer takes it."""
+    """The trainer's inputs of one sequence."""
     place_S = np.arange(len(row_S))
     first_S = np.maximum.accumulate(np.where(begins_S, place_S, 0))
     silent_S = begins_S if asked_S is None else begins_S | ~asked_S

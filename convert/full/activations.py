@@ -1,58 +1,30 @@
-"""What full recovery sees of the FFNs while the whole model runs: activations, their L1, and a mask in the loop."""
+"""The FFNs of a whole model in training: their activations are counted, penalised, and masked by predictors."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import nn
 
 from ...common import processes
+from ...model.modeling_turbosparse import SparseExperts, SparseFFN, activate
+from ..masked.model_predictors import ModelPredictors
 
-# Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons.
-
-
-_OUTSIDE = 4.0  # price of an activation that the mask would lose, in the penalty, against 1 of others
+# Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, K experts per token.
+_OUTSIDE = 4.0  # price, in the penalty, of an activation that the mask would lose, against 1 for others
 _COUNT_EVERY = 4  # tokens, while training
 _NORMS_LAST = 8  # forward passes
 
 
-class InLoop(Protocol):
-    """Trained with the whole model, beside it: predictors, whose mask some of the sequences go through."""
-
-    share: float
-    """Of the sequences of a batch, those that go through the mask."""
-
-    def start(self, model: Any) -> None:
-        """Put own modules into ``model``'s FFNs, to be trained and saved with it."""
-
-    def rate(self, width: int) -> float:
-        """The learning rate of those modules' weights."""
-
-    def look(
-        self, layer: int, expert: int, x_TD: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logits [T, F] that name a neuron where they are at least 0, and a loss of its own where something learns.
-
-        Args:
-            h_TF: the activations, without their graph.
-            down_F: the norms of down's columns; None where nothing learns.
-        """
-
-    def use(self, h_TF: torch.Tensor, z_TF: torch.Tensor, masked_T: torch.Tensor) -> torch.Tensor:
-        """The activations without what the logits do not name, for the tokens ``masked_T``."""
-
-    def step(self) -> None:
-        """After the forward pass of each micro-batch, in all processes."""
-
-
-class Meter:
-    """Collects, during one forward pass, what all layers' FFNs do.
+class ActivationMonitor:
+    """Takes the place of the model's FFNs and collects, during one forward pass, what all of them do.
 
     Args:
-        model: a model of modeling_turbosparse.
-        in_loop: see `InLoop`.
+        model: a model of modeling_turbosparse; of a dense one nothing is collected.
+        predictors: put into the FFNs, to be trained and saved with the model.
     """
 
-    def __init__(self, model: Any, in_loop: InLoop | None = None) -> None:
-        self.in_loop = in_loop
+    def __init__(self, model: Any, predictors: ModelPredictors | None = None) -> None:
+        self.predictors = predictors
         self.layers = len(model.model.layers)
         self.penalised = True
         self.outside = _OUTSIDE
@@ -62,22 +34,30 @@ class Meter:
         self._down: dict[tuple[int, int], tuple[int, torch.Tensor | None]] = {}
         self.begin()
         for index, layer in enumerate(model.model.layers):
-            ffn = layer.mlp.experts if hasattr(layer.mlp, "experts") else layer.mlp
-            ffn.watch = _Watch(self, index)
+            if isinstance(layer.mlp, SparseFFN):
+                layer.mlp = _MonitoredFFN(layer.mlp, self, index)
+            elif isinstance(getattr(layer.mlp, "experts", None), SparseExperts):
+                layer.mlp.experts = _MonitoredExperts(layer.mlp.experts, self, index)
+            if predictors is not None:
+                layer.mlp.predictor = predictors.layers[index]
 
     def begin(self, tokens: int = 1, masked_tokens: int = 0, *, learns: bool = False) -> None:
-        """Before a forward pass of ``tokens``: forget the last; the first ``masked_tokens`` go through the mask."""
+        """Forget the last forward pass, before one of ``tokens``, the first ``masked_tokens`` of them masked.
+
+        Args:
+            learns: the predictors' own loss is computed.
+        """
         self.tokens, self.masked_tokens, self.learns, self._open = tokens, masked_tokens, learns, True
         self.l1: list[list[torch.Tensor]] = [[] for _ in range(self.layers)]
         self.losses: list[torch.Tensor] = []
         self._counts: list[tuple[int, torch.Tensor, int]] = []
 
     def end(self) -> None:
-        """After it; what gradient checkpointing computes again is not counted twice."""
+        """After the pass: what gradient checkpointing computes again is not counted twice."""
         self._open = False
 
     def penalty(self) -> torch.Tensor:
-        """The L1 of each layer, in units of what it was at first, its mean over layers."""
+        """The L1 of each layer in units of its first value, mean over layers."""
         each = torch.stack([torch.stack(parts).sum() for parts in self.l1 if parts])
         if not self._scale:
             sums = processes.sums(*each.tolist())
@@ -86,7 +66,7 @@ class Meter:
 
     @property
     def fired(self) -> torch.Tensor:
-        """Of each layer, how many activations were not zero, and how many were looked at: [layers, 2], float64."""
+        """For each layer, how many activations were not zero, and how many were counted: [layers, 2], float64."""
         found = torch.zeros(self.layers, 2, dtype=torch.float64)
         counts = torch.stack([count for _, count, _ in self._counts]).tolist() if self._counts else []
         for (layer, _, seen), fired in zip(self._counts, counts, strict=True):
@@ -95,11 +75,10 @@ class Meter:
 
     def density(self) -> list[float]:
         """Share of neurons that fired in each layer, over all processes."""
-        sums = processes.sums(*self.fired.flatten().tolist())
-        return [fired / max(1.0, seen) for fired, seen in zip(sums[::2], sums[1::2], strict=True)]
+        return densities(processes.sums(*self.fired.flatten().tolist()))
 
     def refresh(self) -> None:
-        """Down's norms are taken anew: a run that goes on from here starts with them."""
+        """Measure down's norms anew: a run that goes on from a checkpoint starts with new ones."""
         self._down.clear()
 
     def state(self) -> list[float]:
@@ -107,7 +86,7 @@ class Meter:
         return self._scale
 
     def restore(self, state: list[float]) -> None:
-        """Back to what `state` gave."""
+        """Go back to what `state` gave."""
         self._scale = list(state)
 
     @torch.no_grad()
@@ -119,11 +98,11 @@ class Meter:
         self._down[layer, expert] = age + 1, down_F
         return down_F
 
-    def see(
-        self, layer: int, h: torch.Tensor, x: torch.Tensor, down_DF: torch.Tensor, expert: int,
-        token: torch.Tensor | None,
+    def use(
+        self, layer: int, h: torch.Tensor, x: torch.Tensor, down_DF: torch.Tensor, expert: int = 0,
+        token: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """One FFN's h, [..., F]; returns the h to be used."""
+        """The activations [..., F] that go into down, given those of one FFN, its inputs and which tokens they are."""
         h_TF, x_TD = h.flatten(0, -2), x.flatten(0, -2)
         learning = torch.is_grad_enabled()
         if self._open:
@@ -131,25 +110,62 @@ class Meter:
                 some_TF = h_TF[:: _COUNT_EVERY if learning else 1]
                 self._counts.append((layer, torch.count_nonzero(some_TF), some_TF.numel()))
         down_F = self._norms(layer, expert, down_DF)
-        z_TF = None
-        if self.in_loop is not None and (self.learns or self.masked_tokens):
-            learns = self.learns and self._open
-            z_TF, loss = self.in_loop.look(layer, expert, x_TD.detach(), h_TF.detach(), down_F if learns else None)
-            if loss is not None:
-                self.losses.append(loss)
+        predictors, z_TF = self.predictors, None
+        if predictors is not None and (self.learns or self.masked_tokens):
+            z_TF = predictors.predict(layer, expert, x_TD.detach())
+            if z_TF is not None and self.learns and self._open:
+                self.losses.append(predictors.loss(layer, expert, z_TF, h_TF.detach(), down_F))
         if self.penalised and learning:
-            tap: Any = _Tap.apply
+            penalised: Any = _Penalised.apply
             price_TF = None if z_TF is None else torch.where(z_TF.detach() >= 0, 1.0, self.outside).to(h_TF.dtype)
-            h_TF, l1 = tap(h_TF, down_F, price_TF, self.signed)
+            h_TF, l1 = penalised(h_TF, down_F, price_TF, self.signed)
             if self._open:
                 self.l1[layer].append(l1 / self.tokens)
-        if self.in_loop is not None and z_TF is not None and self.masked_tokens:
+        if predictors is not None and z_TF is not None and self.masked_tokens:
             place_T = torch.arange(len(h_TF), device=h.device) if token is None else token
-            h_TF = self.in_loop.use(h_TF, z_TF, place_T < self.masked_tokens)
+            h_TF = predictors.masked(h_TF, z_TF, place_T < self.masked_tokens)
         return h_TF.view_as(h)
 
 
-class _Tap(torch.autograd.Function):
+def densities(flat: list[float]) -> list[float]:
+    """The share that fired in each layer, from `ActivationMonitor.fired` in one row."""
+    return [fired / max(1.0, seen) for fired, seen in zip(flat[::2], flat[1::2], strict=True)]
+
+
+class _MonitoredFFN(SparseFFN):
+    """A SparseFFN, with its weights, whose activations a monitor sees."""
+
+    def __init__(self, ffn: SparseFFN, monitor: ActivationMonitor, layer: int) -> None:
+        nn.Module.__init__(self)
+        self.activation, self.threshold, self.monitor, self.layer = ffn.activation, ffn.threshold, monitor, layer
+        self.gate_proj, self.up_proj, self.down_proj = ffn.gate_proj, ffn.up_proj, ffn.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [..., D]."""
+        h = activate(self.gate_proj(x), self.up_proj(x), self.activation, self.threshold)
+        out: torch.Tensor = self.down_proj(self.monitor.use(self.layer, h, x, self.down_proj.weight))
+        return out
+
+
+class _MonitoredExperts(SparseExperts):
+    """SparseExperts, with their weights, whose activations a monitor sees."""
+
+    def __init__(self, experts: SparseExperts, monitor: ActivationMonitor, layer: int) -> None:
+        nn.Module.__init__(self)
+        self.activation, self.threshold, self.monitor, self.layer = (
+            experts.activation, experts.threshold, monitor, layer
+        )  # fmt: skip
+        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
+
+    def activations(
+        self, x_TD: torch.Tensor, gate_up_FD: torch.Tensor, down_DF: torch.Tensor, expert: int, token: torch.Tensor
+    ) -> torch.Tensor:
+        """h [T, F] as it goes into ``down_DF``."""
+        h_TF = super().activations(x_TD, gate_up_FD, down_DF, expert, token)
+        return self.monitor.use(self.layer, h_TF, x_TD, down_DF, expert, token)
+
+
+class _Penalised(torch.autograd.Function):
     """h as it is, and sum |h_j| down_j price_j, whose gradient joins h's own on its way back."""
 
     @staticmethod
@@ -173,15 +189,3 @@ class _Tap(torch.autograd.Function):
         if h_TF is not None:
             more = more * h_TF.sign()
         return slopes[0] + more, None, None, None
-
-
-class _Watch:
-    """`modeling_turbosparse.Watch` of one layer."""
-
-    def __init__(self, meter: Meter, layer: int) -> None:
-        self.meter, self.layer = meter, layer
-
-    def __call__(
-        self, h: torch.Tensor, x: torch.Tensor, down_DF: torch.Tensor, expert: int, token: torch.Tensor | None
-    ) -> torch.Tensor:
-        return self.meter.see(self.layer, h, x, down_DF, expert, token)

@@ -10,19 +10,19 @@ from ...text.packing import documents
 from ...text.tokenizer import load_tokenizer
 from ...text.training_rows import Packed, as_inputs
 from ..config import RelufyConfig
+from ..config.full import FullRecovery
 from ..local.sweep import JUDGE_SHARE
-from .config import FullRecovery
-from .teacher_logits import KeptLogits
+from .teacher_logits import TeacherLogits
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
-    """Sequences as the trainer takes them, with what was kept of the teacher.
+    """Sequences as the trainer takes them, with the teacher's logits if they were stored.
 
     No token attends to another text, positions begin anew with each, and what a text begins with is not to be foreseen.
     """
 
-    def __init__(self, packed: Packed, kept: KeptLogits | None = None) -> None:
-        self.packed, self.kept = packed, kept
+    def __init__(self, packed: Packed, logits: TeacherLogits | None = None) -> None:
+        self.packed, self.logits = packed, logits
 
     def __len__(self) -> int:
         return len(self.packed.rows_NS)
@@ -31,7 +31,7 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         asked_NS = self.packed.asked_NS
         asked_S = None if asked_NS is None else asked_NS[index]
         found = as_inputs(self.packed.rows_NS[index], self.packed.begins_NS[index], asked_S)
-        return found | (self.kept.of(index) if self.kept else {})
+        return found | (self.logits.row(index) if self.logits else {})
 
 
 def full_rows(checkpoint: Checkpoint, config: RelufyConfig, how: FullRecovery, multiple: int) -> tuple[Packed, Packed]:

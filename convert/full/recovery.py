@@ -1,4 +1,4 @@
-"""Full recovery: the whole sparse model is trained on, after local recovery, by transformers' Trainer and accelerate.
+"""Full recovery: the whole sparse model is trained, after local recovery, by transformers' Trainer and accelerate.
 
 `OUT.local` is what local recovery made, `OUT.full` the trainer's folder with its checkpoints; both go when `OUT` is
 whole, and `--resume` goes on from either.
@@ -6,9 +6,9 @@ whole, and `--resume` goes on from either.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,120 +17,106 @@ from transformers.utils.logging import disable_progress_bar
 
 from ...common import processes
 from ...common.errors import TsconvertError
-from ...common.files import atomic_folder, check_disk, empty, refuse_existing, write_json
-from ...common.locks import claimed
+from ...common.files import atomic_folder, check_disk, empty, refuse_existing
+from ...common.locks import locked
 from ...common.progress import note
 from ...model.checkpoint import Checkpoint, open_checkpoint
-from ...model.provenance import PROVENANCE
 from ...model.whole_model import dense_model, sparse_model, write_model
 from ...text.conversations import chat_rows
 from ...text.streams import StreamedRows, streamed_rows
 from ...text.training_rows import Packed
 from ..card import write_card
 from ..config import RelufyConfig
-from ..relufy import begin_journal, provenance, read_report, relufy, with_own_text
+from ..config.full import FullRecovery
+from ..masked.model_predictors import ModelPredictors
+from ..record import begin_journal, write_provenance
 from ..report import FullResult, RelufyReport
 from ..threshold import shift
-from .activations import InLoop
-from .config import FullRecovery
 from .data import full_rows, same_tokenizer
 from .stage import Stage, batches, perplexity, rows_a_step
-from .teacher_logits import keep_logits
-
-Finish = Callable[[Path, torch.Tensor, Mapping[str, torch.Tensor]], None]
+from .teacher_logits import teacher_logits
 
 
-def relufy_fully(
-    config: RelufyConfig,
-    *,
-    local: Callable[[RelufyConfig], RelufyReport] = relufy,
-    in_loop: InLoop | None = None,
-    finish: Finish | None = None,
-) -> RelufyReport:
-    """Recover ``config.model`` locally, unless it is sparse already, then train it as a whole.
+@dataclass(frozen=True)
+class StageFolders:
+    """Where a full recovery works, beside OUT."""
+
+    local: Path
+    """The checkpoint that local recovery makes."""
+    full: Path
+    """The trainer's folder."""
+    predictors: Path | None
+    """The predictors that local recovery makes, if any."""
+
+
+@contextmanager
+def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
+    """The folders of both stages, for this run alone; without ``resume`` what an earlier one left there goes.
+
+    Process 0 opens the second stage's journal at once: a run with other settings must not go on from the first stage.
+    When the run succeeds the folders are removed.
+    """
+    local, full = (config.out.with_name(config.out.name + suffix) for suffix in (".local", ".full"))
+    joint = config.predictors
+    predictors = None if joint is None else joint.out.with_name(joint.out.name + ".local")
+    made = [local, full] if predictors is None else [local, full, predictors]
+    with ExitStack() as mine:
+        if not processes.rank():
+            mine.enter_context(locked(full, config.out, folder=True))
+            refuse_existing(config.out)  # its writer may have finished meanwhile
+            if not config.resume:
+                for folder in made:
+                    if folder != full:
+                        shutil.rmtree(folder, ignore_errors=True)
+                empty(full)
+            begin_journal(full, config, open_checkpoint(config.model))
+        processes.barrier()
+        yield StageFolders(local, full, predictors)
+        if not processes.rank():
+            for folder in made:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def train_whole(
+    config: RelufyConfig, report: RelufyReport, start: Checkpoint, predictors_folder: Path | None, folder: Path,
+    start_s: float,
+) -> RelufyReport:  # fmt: skip
+    """Train ``start`` as a whole and write it to ``config.out``.
 
     Args:
-        local: does the first stage.
-        in_loop: trained along in the second stage.
-        finish: called in process 0 with the finished, still partial folder, the rows that judge and the model's state.
+        report: of local recovery.
+        predictors_folder: the predictors of ``start``, to be trained with it; None without any.
+        folder: the trainer's.
+        start_s: when the run began, on the monotonic clock.
 
     Raises:
         TsconvertError: bad input, a loss that is no number, or a full disk; the trainer's checkpoints stay.
     """
-    start_s = time.monotonic()
-    with processes.processes(config.device) as device:
-        config = replace(config, device=device, training=config.training.on(device))
-        refuse_existing(config.out)
-        with _folders(config) as stages:
-            config = with_own_text(config)
-            report, start = _local(config, stages[0], local)
-            teacher = open_checkpoint(config.teacher or config.model)
-            check_disk(config.out, _disk_bytes(start))
-            found, state, held_NS = _train(config, start, teacher, stages[1], in_loop)
-            report = replace(
-                report, out=config.out, full=found, perplexity=found.perplexity,
-                dense_perplexity=found.dense_perplexity, elapsed_s=time.monotonic() - start_s,
-            )  # fmt: skip
-            if not processes.rank():
-                with processes.alone(), atomic_folder(config.out) as folder:
-                    write_model(state, start, folder, config.dtype, config.max_shard_bytes)
-                    if config.shift is not None:
-                        report = replace(report, shift=shift(folder, held_NS, config.shift, config.device))
-                    write_json(folder / PROVENANCE, provenance(config, report))
-                    write_card(folder, config, report, start)
-                    if finish is not None:
-                        finish(folder, held_NS, state)
-                for folder in stages:
-                    shutil.rmtree(folder, ignore_errors=True)
+    teacher = open_checkpoint(config.teacher or config.model)
+    # the output, and three of the trainer's checkpoints: weights in float32 and AdamW's two moments
+    check_disk(config.out, start.size_bytes + 3 * 12 * start.spec.parameters)
+    joint, predictors = config.predictors, None
+    if predictors_folder is not None and joint is not None:
+        predictors = ModelPredictors(predictors_folder, joint)
+    found, state, held_NS = _train(config, start, teacher, folder, predictors)
+    report = replace(
+        report, out=config.out, full=found, perplexity=found.perplexity, dense_perplexity=found.dense_perplexity,
+        elapsed_s=time.monotonic() - start_s,
+    )  # fmt: skip
+    if not processes.rank():
+        with processes.alone(), atomic_folder(config.out) as partial:
+            write_model(state, start, partial, config.dtype, config.max_shard_bytes)
+            if config.shift is not None:
+                report = replace(report, shift=shift(partial, held_NS, config.shift, config.device))
+            write_provenance(partial, config, report)
+            write_card(partial, config, report, start)
+            if predictors is not None:
+                report = replace(report, predictors=predictors.write(state, partial, held_NS, config, start_s))
     return report
 
 
-@contextmanager
-def _folders(config: RelufyConfig) -> Iterator[tuple[Path, Path]]:
-    """Of both stages, for this run alone; without ``resume`` what an earlier one left there goes.
-
-    Process 0 opens the second one's journal at once: a run with other settings must not go on from the first stage.
-    """
-    local, full = (config.out.with_name(config.out.name + suffix) for suffix in (".local", ".full"))
-    with ExitStack() as mine:
-        if not processes.rank():
-            mine.enter_context(claimed(full, config.out, folder=True))
-            refuse_existing(config.out)  # its writer may have finished meanwhile
-            if not config.resume:
-                shutil.rmtree(local, ignore_errors=True)
-                empty(full)
-            begin_journal(full, config, open_checkpoint(config.model))
-        processes.barrier()
-        yield local, full
-
-
-def _local(
-    config: RelufyConfig, folder: Path, work: Callable[[RelufyConfig], RelufyReport]
-) -> tuple[RelufyReport, Checkpoint]:
-    """The sparse model to start from."""
-    source = open_checkpoint(config.model)
-    if source.spec.sparse and config.teacher is None:
-        raise TsconvertError(
-            f"{config.model}: is {source.spec.activation} already; --teacher DENSE says which model to learn from"
-        )
-    if source.spec.sparse:
-        report = RelufyReport(
-            out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
-            size_bytes=source.size_bytes,
-        )  # fmt: skip
-        return report, source
-    if folder.exists():
-        return read_report(folder), open_checkpoint(str(folder))
-    return work(replace(config, recover="local", out=folder, shift=None)), open_checkpoint(str(folder))
-
-
-def _disk_bytes(start: Checkpoint) -> int:
-    """The output, and three of the trainer's checkpoints: weights in float32 and AdamW's two moments."""
-    return start.size_bytes + 3 * 12 * start.spec.parameters
-
-
 def _train(
-    config: RelufyConfig, start: Checkpoint, teacher: Checkpoint, folder: Path, in_loop: InLoop | None
+    config: RelufyConfig, start: Checkpoint, teacher: Checkpoint, folder: Path, predictors: ModelPredictors | None
 ) -> tuple[FullResult, Mapping[str, torch.Tensor], torch.Tensor]:
     """What was found, the best model's state, and the rows that judged."""
     how = replace(config.full, target_sparsity=config.full.target_sparsity or config.training.target_sparsity)
@@ -138,18 +124,16 @@ def _train(
     train, held = _rows(start, config, how)
     disable_progress_bar()
     model = _frozen(sparse_model(start), how)
-    if in_loop is not None:
-        in_loop.start(model)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
-    dense_perplexity, kept = perplexity(dense, held, config.device), None
+    dense_perplexity, logits = perplexity(dense, held, config.device), None
     if how.top_logits and how.divergence and isinstance(train, Packed):
         train = train[: max(1, round(how.tokens / config.context))]
         rows = (inputs for inputs, _ in batches(train, 1, config.device))
-        kept = keep_logits(dense, rows, train.rows_NS.shape, how.top_logits, folder)
-    follows = (how.divergence and kept is None) or how.hidden
+        logits = teacher_logits(dense, rows, train.rows_NS.shape, how.top_logits, folder)
+    follows = (how.divergence and logits is None) or how.hidden
     stage = Stage(
-        config=config, how=how, folder=folder, train=train, held=held, kept=kept, peak=how.peak(start.spec.width),
-        teacher=dense if follows else None, in_loop=in_loop,
+        config=config, how=how, folder=folder, train=train, held=held, logits=logits, peak=how.peak(start.spec.width),
+        teacher=dense if follows else None, predictors=predictors,
     )  # fmt: skip
     found, trainer = stage.run(model)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -161,7 +145,7 @@ def _train(
 
 
 def _rows(start: Checkpoint, config: RelufyConfig, how: FullRecovery) -> tuple[Packed | StreamedRows, Packed]:
-    """What is trained on, and what judges."""
+    """The rows to train on, and those that judge."""
     if how.stream:
         if not config.data or how.top_logits:
             raise TsconvertError(
@@ -179,8 +163,8 @@ def _baseline(stage: Stage, teacher: Checkpoint) -> float:
     note("the dense model on the same tokens, for comparison")
     how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None)
     folder = stage.folder / "baseline"
-    dense = dense_model(teacher, torch.float32).requires_grad_(True)
-    found, _ = replace(stage, how=how, folder=folder, kept=None, teacher=None, in_loop=None).run(_frozen(dense, how))
+    dense = _frozen(dense_model(teacher, torch.float32).requires_grad_(True), how)
+    found, _ = replace(stage, how=how, folder=folder, logits=None, teacher=None, predictors=None).run(dense)
     return found.perplexity
 
 

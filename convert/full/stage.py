@@ -18,13 +18,14 @@ from ...common.system_errors import no_room
 from ...text.streams import StreamedRows
 from ...text.training_rows import IGNORED, Packed
 from ..config import RelufyConfig
+from ..config.full import FullRecovery
+from ..masked.model_predictors import ModelPredictors
 from ..report import Evaluation, FullResult
-from .activations import InLoop
+from .activations import ActivationMonitor
 from .callbacks import Progress
-from .config import FullRecovery
 from .data import Rows
 from .loss import distillation
-from .teacher_logits import KeptLogits
+from .teacher_logits import TeacherLogits
 from .trainer import RecoveryTrainer, forwarded, shifted, whole
 
 
@@ -38,11 +39,11 @@ class Stage:
     """Of the trainer and its checkpoints."""
     train: Packed | StreamedRows
     held: Packed
-    kept: KeptLogits | None = None
+    logits: TeacherLogits | None = None
     peak: float = 0.0
     """Learning rate."""
     teacher: Any = None
-    in_loop: InLoop | None = None
+    predictors: ModelPredictors | None = None
 
     def run(self, model: Any) -> tuple[FullResult, RecoveryTrainer]:
         """Train ``model``; the best checkpoint is loaded in the end.
@@ -51,10 +52,11 @@ class Stage:
             TsconvertError: a loss that is no number, or a full disk.
         """
         start_s = time.monotonic()
+        monitor = ActivationMonitor(model, self.predictors)
         trainer = RecoveryTrainer(
             model=model, args=arguments(self.config, self.how, self.folder), how=self.how, teacher=self.teacher,
             train_dataset=self._rows(), eval_dataset=Rows(self.held), peak=self.peak,
-            in_loop=self.in_loop, callbacks=[EarlyStoppingCallback(self.how.patience)] if self.how.patience else None,
+            monitor=monitor, callbacks=[EarlyStoppingCallback(self.how.patience)] if self.how.patience else None,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress(trainer))
@@ -72,7 +74,7 @@ class Stage:
         return found, trainer
 
     def _rows(self) -> Dataset[dict[str, torch.Tensor]]:
-        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.kept)
+        return self.train if isinstance(self.train, StreamedRows) else Rows(self.train, self.logits)
 
     def _train(self, trainer: RecoveryTrainer) -> None:
         folder = self.folder

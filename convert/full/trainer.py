@@ -15,10 +15,10 @@ from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.files import write_json
 from ...text.training_rows import IGNORED
+from ..config.full import FullRecovery
+from ..masked.model_predictors import ModelPredictors
 from ..penalty import SparsityPenalty
-from .activations import InLoop, Meter
-from .config import FullRecovery
-from .fsdp import shard_on_cpu
+from .activations import ActivationMonitor, densities
 from .loss import Teacher, TopK, distillation, hidden_distance
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
@@ -27,30 +27,30 @@ _FIRST_WEIGHT = 0.1  # of the penalty
 _EXCESS = 1.03  # of the density asked for, up to which a model counts as having reached it
 _PRICE = 5.0  # nats that a density e times as high as that costs a checkpoint in comparison
 PREDICTOR = "predictor"
-"""The name that modules in the loop have in an FFN."""
+"""The name that predictors have in an FFN."""
 
 
 class RecoveryTrainer(Trainer):
-    """Cross-entropy, divergence from the teacher, hidden states, a steered penalty, and who is in the loop.
+    """Cross-entropy, divergence from the teacher, hidden states, a steered penalty, and predictors' own losses.
 
     Args:
         how: the weights of the loss.
         teacher: the dense model, not trained; None without one.
         peak: AdamW's learning rate for the model's weights.
+        monitor: sees the model's FFNs, and has the predictors that are trained with it.
     """
 
     def __init__(
-        self, *args: Any, how: FullRecovery, teacher: nn.Module | None, peak: float, in_loop: InLoop | None = None,
+        self, *args: Any, how: FullRecovery, teacher: nn.Module | None, peak: float, monitor: ActivationMonitor,
         **more: Any,
     ) -> None:  # fmt: skip
         super().__init__(*args, **more)
-        self.how, self.teacher, self.peak, self.in_loop = how, teacher, peak, in_loop
+        self.how, self.teacher, self.peak, self.monitor = how, teacher, peak, monitor
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
-        self.meter = Meter(self.model, in_loop)
         self.penalty = SparsityPenalty(how.target_sparsity, how.steps)
         self.penalty.weight = _FIRST_WEIGHT
-        self.meter.penalised = self.penalty.goal is not None
+        self.monitor.penalised = self.penalty.goal is not None
         self._parts: dict[str, list[float]] = {}
         self._fired: list[float] = []
         self._steered = -1
@@ -59,20 +59,18 @@ class RecoveryTrainer(Trainer):
     optimizer: Any
     control: Any
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Before it accelerate learns that sharding is wanted on the CPU, too."""
-        if self.args.use_cpu and processes.world() > 1:
-            shard_on_cpu()
-        super().create_accelerator_and_postprocess()
+    @property
+    def predictors(self) -> ModelPredictors | None:
+        """Trained with the model."""
+        return self.monitor.predictors
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW without decay; what is in the loop has a learning rate of its own."""
+        """AdamW without decay; predictors have a learning rate of their own."""
         if self.optimizer is None:
             named = [(n, p) for n, p in (model or self.model).named_parameters() if p.requires_grad]
             groups = [{"params": [p for n, p in named if PREDICTOR not in n], "lr": self.peak}]
             if beside := [p for n, p in named if PREDICTOR in n]:
-                assert self.in_loop is not None
-                groups.append({"params": beside, "lr": self.in_loop.rate(self.model.config.hidden_size)})
+                groups.append({"params": beside, "lr": ModelPredictors.rate(self.model.config.hidden_size)})
             self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.95), weight_decay=0.0)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
@@ -84,10 +82,10 @@ class RecoveryTrainer(Trainer):
         """The loss of one micro-batch."""
         del num_items_in_batch
         ids_NS = inputs["input_ids"]
-        masked = round(len(ids_NS) * self.in_loop.share) if self.in_loop else 0
-        self.meter.begin(ids_NS.numel(), masked * ids_NS.shape[1], learns=self.in_loop is not None)
+        masked = round(len(ids_NS) * self.predictors.masked_share) if self.predictors else 0
+        self.monitor.begin(ids_NS.numel(), masked * ids_NS.shape[1], learns=self.predictors is not None)
         outputs = model(**forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
-        self.meter.end()
+        self.monitor.end()
         teacher, hidden = self._teach(inputs)
         label_T = shifted(inputs["labels"]).flatten()
         losses = distillation(
@@ -98,10 +96,10 @@ class RecoveryTrainer(Trainer):
         if hidden:
             parts["hidden"] = hidden_distance(list(outputs.hidden_states[1:]), hidden)
             loss = loss + self.how.hidden * parts["hidden"]
-        if self.meter.penalised:
-            parts["l1"] = self.meter.penalty()
+        if self.monitor.penalised:
+            parts["l1"] = self.monitor.penalty()
             loss = loss + self.penalty.weight * parts["l1"]
-        for own in self.meter.losses:
+        for own in self.monitor.losses:
             loss = loss + own
         self._note(float(loss.detach()), {name: float(value.detach()) for name, value in parts.items()})
         return (loss, outputs) if return_outputs else loss
@@ -109,9 +107,9 @@ class RecoveryTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; after the last of a step the penalty is steered."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        if self.in_loop is not None:
-            self.in_loop.step()
-        density = self.meter.density()
+        if self.predictors is not None:
+            self.predictors.steer()
+        density = self.monitor.density()
         self._fired.append(sum(density) / len(density))
         if self.accelerator.sync_gradients and self._steered != self.state.global_step:
             self._steered = self.state.global_step
@@ -120,7 +118,7 @@ class RecoveryTrainer(Trainer):
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Held-out perplexity and density; with somebody in the loop, under the mask as well."""
+        """Held-out perplexity and density; with predictors, under their mask as well."""
         model = self._wrap_model(self.model, training=False)
         loss, density = self._judge(model, masked=False)
         self._check(loss)
@@ -131,7 +129,7 @@ class RecoveryTrainer(Trainer):
         }
         self.layer_density = tuple(density)
         score = loss
-        if self.in_loop is not None:
+        if self.predictors is not None:
             found["predicted_loss"] = self._judge(model, masked=True)[0]
             found["predicted_perplexity"] = math.exp(min(found["predicted_loss"], 80.0))
             score = 0.5 * (loss + found["predicted_loss"])
@@ -157,25 +155,24 @@ class RecoveryTrainer(Trainer):
     def _judge(self, model: nn.Module, *, masked: bool) -> tuple[float, list[float]]:
         model.eval()
         total, count = 0.0, 0.0
-        fired = torch.zeros(self.meter.layers, 2, dtype=torch.float64)
+        fired = torch.zeros(self.monitor.layers, 2, dtype=torch.float64)
         for batch, counts in self._held():
             inputs = self._prepare_inputs(batch)
             tokens = inputs["input_ids"].numel()
-            self.meter.begin(tokens, tokens if masked else 0)
+            self.monitor.begin(tokens, tokens if masked else 0)
             with self.compute_loss_context_manager():
                 logits_NSV = model(**forwarded(inputs), use_cache=False).logits
-            self.meter.end()
+            self.monitor.end()
             if not counts:
                 continue
-            fired += self.meter.fired
+            fired += self.monitor.fired
             label_T = shifted(inputs["labels"]).flatten()
             found = distillation(logits_NSV.flatten(0, 1), None, label_T, 1.0, 0.0)
             known = int((label_T != IGNORED).sum())
             total, count = total + float(found.cross_entropy) * known, count + known
         model.train()
         total, count, *flat = processes.sums(total, count, *fired.flatten().tolist())
-        density = [each / max(1.0, seen) for each, seen in zip(flat[::2], flat[1::2], strict=True)]
-        return total / max(1.0, count), density
+        return total / max(1.0, count), densities(flat)
 
     def _held(self) -> Iterator[tuple[dict[str, torch.Tensor], bool]]:
         """This process's batches of held-out text, and whether they count: sharded models are passed equally often."""
@@ -209,25 +206,25 @@ class RecoveryTrainer(Trainer):
             )
 
     def kept(self) -> str:
-        """What a failed run leaves, in words."""
+        """Says what a failed run leaves."""
         checkpoints = filter(whole, Path(self.args.output_dir).glob("checkpoint-*"))
         last = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
         return "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        self.meter.refresh()
+        self.monitor.refresh()
         processes.barrier()  # each process writes its own random state
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            state = {"penalty": vars(self.penalty), "meter": self.meter.state(), "files": _synced(folder)}
+            state = {"penalty": vars(self.penalty), "meter": self.monitor.state(), "files": _synced(folder)}
             write_json(folder / _STATE, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
         vars(self.penalty).update(state["penalty"])
-        self.meter.restore(state["meter"])
+        self.monitor.restore(state["meter"])
 
 
 def whole(checkpoint: Path) -> bool:

@@ -1,8 +1,5 @@
 """Local recovery: each sparse layer is trained, alone, to give what the dense layer gives.
 
-Two streams run through the sweep. The teacher's is the dense model's. The student's has already been through the
-recovered layers before this one, so each layer also learns to make good what those left over.
-
 Under torchrun every process draws the same batches from the tokens of all and works on those that are its own; the
 gradients are summed, so the weights stay equal.
 """
@@ -11,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,20 +16,18 @@ from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.progress import at
 from ...common.schedule import schedule
-from ..along import Along
+from ...model.layers import Layer
+from ..config.local import LocalRecovery
+from ..layer_data import LayerData, blocks
+from ..masked.layer_predictors import JointPredictors
 from ..penalty import SparsityPenalty
 from ..report import LayerResult
-from .config import LocalRecovery
-from .layer_data import LayerData, blocks
-
-if TYPE_CHECKING:
-    from ...model.layers import Layer
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Further:
+class ExtraTokens:
     """Tokens that the router did not give an expert, but that it is to learn from: starved_experts.py."""
 
     expert: int
@@ -44,13 +38,13 @@ class Further:
 
 
 def recover_layer(
-    layer: "Layer",
+    layer: Layer,
     data: LayerData,
     how: LocalRecovery,
     generator: torch.Generator,
     expert_tokens: list[int],
-    further: Sequence[Further] = (),
-    along: Along | None = None,
+    further: Sequence[ExtraTokens] = (),
+    predictors: JointPredictors | None = None,
 ) -> LayerResult:
     """Train ``layer``'s FFN (and attention output) in place.
 
@@ -67,15 +61,15 @@ def recover_layer(
     penalty = SparsityPenalty(how.target_sparsity, how.steps)
     # processes hold different further tokens: drawing those must not move the generator that all share
     further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
-    masked_from = how.steps - round(how.steps * along.share) if along else how.steps
+    masked_from = how.steps - round(how.steps * predictors.masked_steps) if predictors else how.steps
     losses: list[float] = []
     for step in range(how.steps):
-        if along is not None and step == masked_from:
-            along.begin(layer, data, int(torch.randint(2**31, (), generator=generator)))
+        if predictors is not None and step == masked_from:
+            predictors.begin(layer, data, int(torch.randint(2**31, (), generator=generator)))
         optimizer.param_groups[0]["lr"] = peak * schedule(step, how.steps)
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
-        loss, fired = _backward(layer, data, batch, penalty, how, along if step >= masked_from else None)
+        loss, fired = _backward(layer, data, batch, penalty, how, predictors if step >= masked_from else None)
         for material in further:
             _further_backward(layer, material, data, how, further_generator)
         if not math.isfinite(loss):
@@ -100,13 +94,13 @@ def stretches(values: list[float], most: int = 24) -> list[float]:
     return [float(f"{sum(values[a:b]) / (b - a):.4g}") for a, b in pairwise(ends)]
 
 
-def judge_layer(layer: "Layer", data: LayerData, expert_tokens: list[int]) -> LayerResult:
+def judge_layer(layer: Layer, data: LayerData, expert_tokens: list[int]) -> LayerResult:
     """What `recover_layer` reports, for a layer that stays as it is."""
     error, density = _judge(layer, data)
     return LayerResult(error_before=error, error_after=error, density=density, expert_tokens=expert_tokens)
 
 
-def _trainable(layer: "Layer", how: LocalRecovery) -> list[nn.Parameter]:
+def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
     mlp = layer.module.mlp
     ffn = list(mlp.experts.parameters()) if layer.experts else list(mlp.parameters())
     attention = [layer.module.self_attn.o_proj.weight] if how.train_attention else []
@@ -117,12 +111,12 @@ def _trainable(layer: "Layer", how: LocalRecovery) -> list[nn.Parameter]:
 
 
 def _backward(
-    layer: "Layer",
+    layer: Layer,
     data: LayerData,
     batch: torch.Tensor,
     penalty: SparsityPenalty,
     how: LocalRecovery,
-    along: Along | None = None,
+    predictors: JointPredictors | None = None,
 ) -> tuple[float, float]:
     """Fill the gradients for those tokens of ``batch`` that are this process's; the loss and density over all."""
     device, whole = layer.device, len(batch)
@@ -134,7 +128,7 @@ def _backward(
         l1 = torch.zeros((), device=device)
         fired, seen = 0.0, 0
         normed_TD = layer.norm(residual_TD)
-        mask = along.mask if along else None
+        mask = predictors.mask if predictors else None
         for expert, (token, h_TF, part_TD) in enumerate(layer.ffn_parts(normed_TD, mask)):
             out_TD = out_TD.index_add(0, token, part_TD.float()) if layer.experts else out_TD + part_TD.float()
             if penalty.goal is not None:
@@ -146,14 +140,14 @@ def _backward(
     sums = processes.sums(error.item(), l1.item(), fired, seen)
     if len(batch):
         (error if penalty.goal is None else error + penalty.factor(sums[1]) * l1).backward()
-    if along is not None:
+    if predictors is not None:
         for expert, (token, _) in enumerate(layer.route(normed_TD.detach())):
-            along.learn(expert, normed_TD.detach()[token])
+            predictors.learn(expert, normed_TD.detach()[token])
     return sums[0], sums[2] / max(1.0, sums[3])
 
 
 def _further_backward(
-    layer: "Layer", material: Further, data: LayerData, how: LocalRecovery, generator: torch.Generator
+    layer: Layer, material: ExtraTokens, data: LayerData, how: LocalRecovery, generator: torch.Generator
 ) -> None:
     """Add the gradient of further tokens, each as often drawn as one that the router gave."""
     if not len(material.x_TD):
@@ -173,7 +167,7 @@ def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tenso
 
 
 @torch.no_grad()
-def _judge(layer: "Layer", data: LayerData) -> tuple[float, float]:
+def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
     """The mean relative error and the share of neurons that fire, on the tokens kept from training."""
     error, fired, seen = 0.0, 0, 0
     for part in blocks(data.held):
@@ -190,7 +184,7 @@ def _judge(layer: "Layer", data: LayerData) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def expert_tokens(layer: "Layer", data: LayerData) -> list[int]:
+def expert_tokens(layer: Layer, data: LayerData) -> list[int]:
     """Training tokens that each FFN sees, of all processes."""
     counts = [0] * max(1, layer.experts)
     for x_TD in data.ffn_inputs(layer, data.train):

@@ -10,8 +10,8 @@ from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.progress import note
 from ...model.layers import Layer
-from .layer_data import LayerData
-from .layer_recovery import Further
+from ..layer_data import LayerData
+from .layer_recovery import ExtraTokens
 
 # Shape suffixes: T tokens, D model width, E experts.
 
@@ -29,7 +29,7 @@ class _Best:
         return _Best(score_T[kept], x_TD[kept])
 
 
-def further_tokens(layer: Layer, data: LayerData, seen: list[int], least: int) -> list[Further]:
+def further_tokens(layer: Layer, data: LayerData, seen: list[int], least: int) -> list[ExtraTokens]:
     """Training material for the experts that fewer than ``least`` tokens reach.
 
     The router's next best tokens for the expert are taken, and what the dense expert makes of them is to be learnt.
@@ -80,8 +80,8 @@ def _next_best(layer: Layer, data: LayerData, starved: dict[int, int]) -> dict[i
 
 
 @torch.no_grad()
-def _material(layer: Layer, expert: int, best: _Best) -> Further:
+def _material(layer: Layer, expert: int, best: _Best) -> ExtraTokens:
     gate_FD, up_FD, down_DF = layer.ffn_weights(expert)
     linear = nn.functional.linear
     h_TF = nn.functional.silu(linear(best.x_TD, gate_FD)) * linear(best.x_TD, up_FD)
-    return Further(expert=expert, x_TD=best.x_TD, target_TD=linear(h_TF, down_DF))
+    return ExtraTokens(expert=expert, x_TD=best.x_TD, target_TD=linear(h_TF, down_DF))

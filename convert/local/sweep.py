@@ -1,4 +1,8 @@
-"""The sweep that makes a dense model sparse: two streams, layer by layer aligned, recovered, written and journalled."""
+"""The sweep that makes a dense model sparse: layer by layer aligned, recovered, written and journalled.
+
+Two streams of hidden states run through it. The teacher's is the dense model's. The student's has been through the
+recovered layers before this one, so each layer also learns to make good what those left over.
+"""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +23,10 @@ from ...model.tensor_names import hf_name
 from ...model.writer import CheckpointWriter
 from ...text.sequences import Sequences
 from ..alignment import SignAlignment
-from ..along import Along
 from ..config import RelufyConfig
+from ..layer_data import LayerData
+from ..masked.layer_predictors import JointPredictors
 from ..report import LayerResult
-from .layer_data import LayerData
 from .layer_recovery import expert_tokens, judge_layer, recover_layer
 from .starved_experts import further_tokens, refuse_starved
 
@@ -32,8 +36,8 @@ JUDGE_SHARE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What the sweep found."""
+class SweepResult:
+    """What the sweep found, as fields of RelufyReport."""
 
     tokens: int
     layers: tuple[LayerResult, ...]
@@ -49,17 +53,17 @@ class RecoverySweep:
         source: the model that becomes sparse.
         teacher: the dense model.
         sequences: the calibration text.
-        config: what was asked for.
         writer: of the output, in process 0 only.
         folder: where the output grows; the journal lies there too.
-        along: trained along with the layers; the student goes on with its mask.
+        predictors: trained with the layers; the student goes on under their mask.
     """
 
     def __init__(
         self, source: Checkpoint, teacher: Checkpoint, sequences: Sequences, config: RelufyConfig,
-        writer: CheckpointWriter | None, folder: Path, journal: Journal | None, along: Along | None = None,
+        writer: CheckpointWriter | None, folder: Path, journal: Journal | None,
+        predictors: JointPredictors | None = None,
     ) -> None:  # fmt: skip
-        self.along = along
+        self.predictors = predictors
         self.source, self.sequences, self.config = source, sequences, config
         self.writer, self.folder, self.journal = writer, folder, journal
         self.align = config.align and not source.spec.sparse
@@ -69,15 +73,15 @@ class RecoverySweep:
         self.teacher = Stream(teacher, sequences.rows_NS, frozen=True, **how)
         self.student = Stream(source, sequences.rows_NS, activation=config.activation, **how)
 
-    def run(self) -> Found:
+    def run(self) -> SweepResult:
         """Sweep all layers.
 
         Raises:
             TsconvertError: a loss that is no number, or an expert that too few tokens reach. What is finished stays.
         """
         layers = self.source.spec.layers
-        if self.along is not None:
-            self.along.start(self.student, self.sequences.held)
+        if self.predictors is not None:
+            self.predictors.start(self.student, self.sequences.held)
         results: list[LayerResult] = []
         energies: list[tuple[float, float]] = []
         with progress("layers", layers) as step:
@@ -88,7 +92,7 @@ class RecoverySweep:
                 energies.append(energy)
                 step(f"error {result.error_before:.3f} to {result.error_after:.3f}, density {result.density:.2f}")
         held = self.sequences.held
-        return Found(
+        return SweepResult(
             tokens=self.sequences.tokens,
             layers=tuple(results),
             energy_kept=(_mean([e[0] for e in energies]), _mean([e[1] for e in energies])) if self.align else None,
@@ -102,19 +106,19 @@ class RecoverySweep:
         self.teacher.feed_forward(dense)
 
     def _layer(self, index: int) -> tuple[LayerResult, tuple[float, float]]:
-        """One layer of the student; one that an earlier run finished is read back."""
+        """Move the student through one layer, which is trained, or read back if an earlier run finished it."""
         layer = self.student.layer(index)
-        entry = processes.from_first(self.journal.entry(index) if self.journal else None)
+        entry = processes.broadcast(self.journal.entry(index) if self.journal else None)
         if entry is not None:
             self._restore(layer)
-            if self.along is not None:
-                self.along.restore(index, self.folder)
+            if self.predictors is not None:
+                self.predictors.restore(index, self.folder)
             result, energy = LayerResult(**entry["result"]), (entry["energy"][0], entry["energy"][1])
         else:
             result, energy = self._train(layer)
         self.student.attend(layer)
-        if self.along is not None:
-            self.along.feed_forward(self.student, layer)
+        if self.predictors is not None:
+            self.predictors.feed_forward(self.student, layer)
         else:
             self.student.feed_forward(layer)
         return result, energy
@@ -136,13 +140,13 @@ class RecoverySweep:
             if self.source.spec.sparse:
                 refuse_starved(layer, seen, least)
             further = further_tokens(layer, data, seen, least)
-            result = recover_layer(layer, data, self.config.training, generator, seen, further, self.along)
+            result = recover_layer(layer, data, self.config.training, generator, seen, further, self.predictors)
         else:
             refuse_starved(layer, seen, least)
             result = judge_layer(layer, data, seen)
         self._write(layer)
-        if self.along is not None:
-            self.along.end(layer, data, self.folder)
+        if self.predictors is not None:
+            self.predictors.end(layer, data, self.folder)
         if self.journal is not None:
             self.journal.add(layer.index, {"result": asdict(result), "energy": energy})
         return result, energy
@@ -172,7 +176,7 @@ class RecoverySweep:
                     stream.seek(info.start)
                     raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)
                 tensor.copy_(torch.from_numpy(to_float32(raw, info.dtype).reshape(info.shape).copy()))
-            processes.from_first_(tensor)
+            processes.broadcast_(tensor)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...common.errors import TsconvertError
 from ...common.files import write_json
-from ..records.figures import is_number
+from ..records.json_path import is_number
 from .spec import Limit
 
 _FORMAT, _VERSION = "tsconvert check baseline", 1

@@ -27,7 +27,7 @@ class StageResult:
     """None: it was not run."""
     elapsed_s: float = 0.0
     cpu_s: float = 0.0
-    """Of all its threads."""
+    """CPU time of all its threads."""
     peak_bytes: int = 0
     """Largest resident memory, mapped file pages included."""
     error: str = ""
@@ -129,7 +129,7 @@ def _follow(command: list[str], folder: Path) -> tuple[bytes, str, int, dict[str
     from threading import Thread
 
     read, write = os.pipe()
-    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("spent.py")), str(write)]
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("measured_process.py")), str(write)]
     process = subprocess.Popen(
         [*launcher, *command], cwd=folder, pass_fds=[write],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

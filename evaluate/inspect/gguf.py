@@ -12,7 +12,7 @@ from ...model.tensor_names import GGUF_NAMES
 from ...quant.gguf.file import GgufFile, GgufTensor
 from ...quant.imatrix.file import is_imatrix, load_imatrix
 from ...runner.dialects import ModelFile, open_model
-from .inspection import Inspection, Table, part_of, parts_table
+from .summary import Inspection, Table, part_of, parts_table
 
 
 def inspect_gguf(path: Path, tensors: bool) -> Inspection:

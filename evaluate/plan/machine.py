@@ -12,6 +12,7 @@ from typing import Any
 from ...common.errors import TsconvertError
 from ...common.files import reserve
 from ...runner.kernels.bandwidth import measure_bandwidth as measure_bandwidth
+from .config import Described
 
 _CORE_FLOPS = 8e10  # of a described core: 256-bit vectors, two multiply-adds a cycle, at 2.5 GHz
 _DISK_BYTES_PER_S = 1e9  # of a described machine: an NVMe disk, files read and written
@@ -44,62 +45,29 @@ class Machine:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """What the user says of the machine; None is not said."""
-
-    bandwidth: float | None = None
-    """Bytes a second."""
-    cores: int | None = None
-    memory_bytes: int | None = None
-    flops: float | None = None
-    disk_bytes_per_s: float | None = None
-    disk_free_bytes: int | None = None
-    measure: bool = False
-    """Measure what is not said, rather than take a usual value."""
-
-    def __post_init__(self) -> None:
-        for name, option in (("bandwidth", "--bandwidth"), ("cores", "--cores"), ("memory_bytes", "--memory")):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise TsconvertError(f"{option} is {value}: it must be more than 0")
-
-
-def described(
-    *, bandwidth_gb: float | None, gflops: float | None, disk_gb: float | None, cores: int | None,
-    memory_bytes: int | None, disk_free_bytes: int | None, measure: bool,
-) -> Described:  # fmt: skip
-    """`Described` from the units that people use: GB/s and GFLOP/s."""
-    giga = [None if value is None else value * 1e9 for value in (bandwidth_gb, gflops, disk_gb)]
-    return Described(
-        bandwidth=giga[0], flops=giga[1], disk_bytes_per_s=giga[2], cores=cores, memory_bytes=memory_bytes,
-        disk_free_bytes=disk_free_bytes, measure=measure,
-    )  # fmt: skip
-
-
 def machine_of(said: Described, folder: Path | None = None) -> Machine:
     """The machine that ``said`` describes. Nothing said: this one, measured.
 
     Args:
         folder: the disk that is meant when this machine's is.
     """
-    here = said.measure or (said.bandwidth is None and said.cores is None and said.memory_bytes is None)
-    if said.bandwidth is None and not here:
+    here = said.measure or (said.bandwidth_gb is None and said.cores is None and said.memory_bytes is None)
+    if said.bandwidth_gb is None and not here:
         raise TsconvertError("--bandwidth is missing: say how fast the machine's memory is, or add --measure")
     cores = said.cores or len(os.sched_getaffinity(0))
     measured: list[str] = []
 
     def known(name: str, value: float | None, measure: Any, usual: float) -> float:
         if value is not None:
-            return value
+            return value * 1e9
         if here:
             measured.append(name)
             return float(measure())
         return usual
 
-    bandwidth = known("bandwidth", said.bandwidth, lambda: measure_bandwidth(cores), 0.0)
-    flops = known("flops", said.flops, measure_products, cores * _CORE_FLOPS)
-    disk = known("disk", said.disk_bytes_per_s, lambda: measure_disk(folder or Path.cwd()), _DISK_BYTES_PER_S)
+    bandwidth = known("bandwidth", said.bandwidth_gb, lambda: measure_bandwidth(cores), 0.0)
+    flops = known("flops", said.gflops, measure_products, cores * _CORE_FLOPS)
+    disk = known("disk", said.disk_speed_gb, lambda: measure_disk(folder or Path.cwd()), _DISK_BYTES_PER_S)
     free = said.disk_free_bytes
     if free is None and here:
         free = shutil.disk_usage(folder or Path.cwd()).free

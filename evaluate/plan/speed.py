@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from ...model.spec import ModelSpec
 from ...predictors.cost import Rates
-from .bytes import FileBytes, Read, TokenBytes, cache_bytes, token_bytes
 from .machine import Machine
+from .model_bytes import FileBytes, Read, TokenBytes, cache_bytes, token_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Engine:
     """How an engine uses a machine. The figures are fitted to measured runs, see docs/plan.md."""
 
     bandwidth_share: float
-    """Of the memory's bandwidth, in streaming."""
+    """Share of the memory's bandwidth that streaming reaches."""
     scattered_share: float
     """S: the same in rows here and there."""
     row_s: float
@@ -60,7 +60,7 @@ class Speed:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all sequences of the batch together."""
+        """Tokens a second of all sequences of the batch together."""
         return self.batch / self.seconds_per_step
 
 

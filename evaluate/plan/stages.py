@@ -5,15 +5,15 @@ from pathlib import Path
 
 from ...common.cost import LIBRARIES_BYTES
 from ...convert.config import RelufyConfig
+from ...convert.config.local import LocalRecovery
 from ...convert.cost import relufy_cost
-from ...convert.local.config import LocalRecovery
 from ...model.spec import ModelSpec
 from ...model.sweep import IN_MEMORY_BYTES, batch_tokens
 from ...predictors.config import PredictorConfig, Training
 from ...predictors.train_cost import predictors_cost
 from ...quant.types import mixes
-from .bytes import FileBytes
 from .machine import Machine
+from .model_bytes import FileBytes
 
 _EXPORT_BYTES = 300_000_000
 _START_S = 5.0  # torch, transformers, the tokenizer, and the text through it
@@ -34,9 +34,9 @@ class Stage:
     memory_bytes: int
     """Anonymous memory at its highest; pages of mapped files come on top and can be dropped."""
     disk_bytes: int
-    """Of what it writes."""
+    """Bytes that it writes."""
     scratch_bytes: int
-    """Of temporary files beside that."""
+    """Bytes of temporary files beside that."""
     time_s: float
     problem: str = ""
     """Why it would not fit."""
@@ -50,12 +50,12 @@ class Settings:
     """Calibration tokens of each stage."""
     context: int = 512
     rank: int = 0
-    """Of the predictors."""
+    """Rank of the predictors."""
     source_bytes: int = 0
-    """Of the checkpoint."""
+    """Bytes of the checkpoint."""
     recovery: LocalRecovery = field(default_factory=LocalRecovery)
     training: Training = field(default_factory=Training)
-    """Of predictors."""
+    """How predictors are trained."""
 
 
 def stages(

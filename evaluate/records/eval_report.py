@@ -11,7 +11,7 @@ class CorpusScore:
 
     name: str
     tokens: int
-    """Of its windows."""
+    """Tokens in its windows."""
     counted: int
     """Tokens whose probability counts."""
     perplexity: float
@@ -34,7 +34,7 @@ class EvalReport:
     stride: int | None
     windows: int
     tokens: int
-    """Of all windows."""
+    """Tokens in all windows."""
     counted: int
     """Tokens whose probability counts."""
     perplexity: float

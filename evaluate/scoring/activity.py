@@ -41,7 +41,7 @@ class Activity:
         return self._layers(self.predicted_CLE, self.seen_CLE, corpus) if self.predicts else []
 
     def recall(self, corpus: int | None = None) -> list[float]:
-        """Of the neurons that fire the share that was predicted, per layer; empty without predictors."""
+        """Share of the firing neurons that was predicted, per layer; empty without predictors."""
         return self._layers(self.hit_CLE, self.fired_CLE, corpus, none=1.0) if self.predicts else []
 
     def experts(self) -> list[list[float]]:

@@ -79,7 +79,7 @@ class Divergence:
     kl_mean_error: float
     kl_median: float
     kl_99: float
-    """Of 99 % of the tokens the divergence is at most this."""
+    """The divergence of 99 % of the tokens is at most this."""
     kl_max: float
     top1_agreement: float
     """Share of the tokens with the same first choice, 0 to 1."""

@@ -27,7 +27,7 @@ class Scorer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights."""
+        """A hash of the weights."""
 
     def encode(self, text: str) -> list[int]:
         """The model's tokens of ``text``."""

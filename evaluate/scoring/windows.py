@@ -17,45 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...common.errors import TsconvertError, shown
+from ...common.errors import TsconvertError
 from ...text.sources import Source, mixture, texts
+from .windowing import Windowing
 
 # Shape suffixes: N windows, S tokens a window.
-METHODS = ("llama.cpp", "papers")
 Tokens = npt.NDArray[np.int64]
 Encode = Callable[[str], list[int]]
 _READ_AHEAD = 64  # of a long text so many times the wanted tokens are read, for the windows to be spread over
-
-
-@dataclass(frozen=True, kw_only=True)
-class Windowing:
-    """How text is cut."""
-
-    method: str = "llama.cpp"
-    """One of `METHODS`."""
-    context: int = 512
-    """Tokens a window."""
-    stride: int | None = None
-    """Tokens from one window's start to the next one's; None as the method does it."""
-    tokens: int = 16_384
-    """Of all corpora together, at most; the windows are spread evenly over the text."""
-    chunks: int | None = None
-    """Instead of ``tokens``: the first so many windows of each corpus, as llama-perplexity --chunks."""
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise TsconvertError(f"--method is {shown(self.method)}: it must be one of {', '.join(METHODS)}")
-        if self.context < 4:
-            raise TsconvertError(f"--ctx is {self.context}: it must be at least 4")
-        if self.stride is not None and not 1 <= self.stride < self.context + (self.method == "papers"):
-            raise TsconvertError(f"--stride is {self.stride}: it must be at least 1 and less than --ctx {self.context}")
-        if self.chunks is not None and self.chunks < 1:
-            raise TsconvertError(f"--chunks is {self.chunks}: it must be at least 1")
-
-    @property
-    def step(self) -> int:
-        """Tokens from one window's start to the next one's."""
-        return self.stride or self.context
 
 
 @dataclass(frozen=True, kw_only=True)

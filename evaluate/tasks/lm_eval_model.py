@@ -63,7 +63,7 @@ class ScorerLM(TemplateLM):  # type: ignore[misc]
         return list(self._score([(context, continuation) for _, context, continuation in requests]))
 
     def _score(self, pairs: list[Pair]) -> Iterator[tuple[float, bool]]:
-        """Of each continuation its log-likelihood, and whether it is the likeliest."""
+        """(log-likelihood, whether it is the likeliest) of each continuation."""
         with progress("questions", len(pairs)) as step:
             for (_, continuation), logits_PV in zip(pairs, self._logits(pairs), strict=False):
                 target_P = np.asarray(continuation, np.int64)

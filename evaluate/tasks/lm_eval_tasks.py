@@ -10,25 +10,9 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason
 from ..scoring.scorer import open_scorer
+from .config import TaskConfig
 
 _SHIPPED = Path(__file__).parent
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """What `run_tasks` is asked to do."""
-
-    model: str
-    """A checkpoint folder, an embedded model, a hub id, or a .gguf file."""
-    tasks: tuple[str, ...]
-    """Names that lm-eval knows, or that are shipped."""
-    folder: Path | None = None
-    """Task files of one's own."""
-    limit: int | None = None
-    """Questions of each task; None for all."""
-    mode: str = "auto"
-    """For GGUF files: `auto`, `dense`, `exact` or `predicted`."""
-    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +22,7 @@ class TaskReport:
     model: str
     mode: str
     tasks: dict[str, dict[str, float]]
-    """Of each task lm-eval's metrics, such as `acc` and `acc_stderr`."""
+    """Task -> lm-eval's metrics, such as `acc` and `acc_stderr`."""
     questions: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -67,9 +51,10 @@ def run_tasks(config: TaskConfig) -> TaskReport:
     from .lm_eval_model import ScorerLM
 
     tasks = [_shipped(name) or name for name in config.tasks]
-    foreign = any(isinstance(task, str) for task in tasks)
     folder = str(config.folder) if config.folder else None
-    manager = TaskManager(include_path=folder, include_defaults=foreign)
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if any(isinstance(task, str) and task not in manager.all_tasks for task in tasks):
+        manager = TaskManager(include_path=folder)  # reads the files of all of lm-eval's own tasks, for half a minute
     scorer = open_scorer(config.model, config.mode, config.threads)
     try:
         found = simple_evaluate(

@@ -15,12 +15,12 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.safetensors_files import TensorInfo
-from ...model.tensor_names import Place, shape_of
+from ...model.tensor_names import FFN, Place, shape_of
 from ...quant.gguf.file import GgufFile
 from ...quant.types import ggml
 from ...runner.model import load
-from .bounds import FLOAT_TYPES
-from .layout import Expected, Floats, Orders, expected_tensors, rope_order
+from .expected_tensors import Expected, Floats, Orders, expected_tensors, rope_order
+from .type_bounds import FLOAT_TYPES
 
 PROMPTS = (
     "The history of the sea is told by those who came back, and what they tell is seldom what they saw on the way.",
@@ -149,7 +149,7 @@ class DecodedCheckpoint(Checkpoint):
         if expected.role in ("attn_q", "attn_k"):
             heads = spec.heads if expected.role == "attn_q" else spec.kv_heads
             return stored_RC[np.argsort(rope_order(heads, spec.head_dim))]
-        if expected.role not in ("ffn_gate", "ffn_up", "ffn_down"):
+        if expected.role not in FFN:
             return stored_RC
         if expected.role == "ffn_down" and not expected.transposed:
             return stored_RC if order_F is None else stored_RC[:, np.argsort(order_F)]

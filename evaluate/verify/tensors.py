@@ -3,8 +3,8 @@
 Shape suffixes: R rows, C columns, D model width, F neurons.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ from ...model.tensor_names import PREDICTOR, Place, ffn_places, gguf_name
 from ...quant.gguf.file import GgufFile, GgufTensor
 from ...quant.targets.predictor_source import PredictorSource
 from ...quant.types import ggml
-from .bounds import FLOAT_TYPES, Comparison, compare_rows
-from .layout import Expected, Floats, Orders, SourceRows
+from .expected_tensors import Expected, Floats, Orders, SourceRows
+from .type_bounds import FLOAT_TYPES, compare_rows
 
 _PIECE_VALUES = 1 << 22
 Rows = Callable[[int, int], Floats]
@@ -44,24 +44,13 @@ def compare_tensor(
         orders: of the neurons, as the file says.
         importances: the file was encoded with an importance matrix.
     """
-    tensor = file.tensors.get(expected.name)
-    problem = _shape_problem(tensor, expected.shape)
-    if problem or tensor is None:
-        return TensorResult(name=expected.name, type_name="", worst=0.0, problem=problem)
-    worst, at, squares = 0.0, 0, np.zeros(2)
-    rows = int(np.prod(expected.shape[:-1], dtype=np.int64)) // len(expected.places)
-    for expert in range(len(expected.places)):
-        source = SourceRows(checkpoint, expected, expert, orders)
-        share, problem = _compare(tensor, source, at, rows, importances, squares)
-        worst = max(worst, share)
-        if problem:
-            where = f" of expert {expert}" if len(expected.places) > 1 else ""
-            hint = _diagnosis(tensor, expected, checkpoint, orders, expert, at, rows)
-            return TensorResult(
-                name=expected.name, type_name=tensor.type_name, worst=worst, problem=problem.format(where=where) + hint
-            )
-        at += rows
-    return TensorResult(name=expected.name, type_name=tensor.type_name, worst=worst, error=_relative(squares))
+    experts = len(expected.places)
+    sources = (SourceRows(checkpoint, expected, expert, orders) for expert in range(experts))
+    result, failed = _compare(file, expected.name, expected.shape, experts, sources, importances)
+    if failed is None:
+        return result
+    hint = _diagnosis(file.tensors[expected.name], expected, checkpoint, orders, failed)
+    return replace(result, problem=result.problem + hint)
 
 
 def compare_predictors(
@@ -69,92 +58,79 @@ def compare_predictors(
 ) -> Iterator[TensorResult]:
     """Compare the predictors of ``file`` with their source; ``normed``: they see the FFN's input after its norm."""
     spec = source.checkpoint.spec
+    stack = (spec.experts,) if spec.experts else ()
     for layer, ranks in enumerate(source.ranks):
-        if not max(ranks):
-            continue
-        for part in PREDICTOR:
-            shape = (max(ranks), spec.width) if part == "fc1" else (spec.neurons, max(ranks))
+        widest = max(ranks)
+        for part in PREDICTOR if widest else ():
+            shape = (widest, spec.width) if part == "fc1" else (spec.neurons, widest)
+            sources = (
+                _predictor_rows(source, layer, expert, part, shape, orders, normed=normed)
+                for expert in range(len(ranks))
+            )
             name = gguf_name(ffn_places(spec, layer, part)[0])
-            tensor = file.tensors.get(name)
-            stack = (spec.experts,) if spec.experts else ()
-            problem = _shape_problem(tensor, (*stack, *shape))
-            worst, squares = 0.0, np.zeros(2)
-            for expert, rank in enumerate(ranks):
-                if problem or tensor is None:
-                    break
-                wanted_RC = np.zeros(shape, np.float32)
-                if rank:
-                    read = source.normed if normed else source.before_norm
-                    found = read(layer, expert)
-                    matrix_RC = found.fc1_RD if part == "fc1" else found.fc2_FR
-                    order = orders.get((layer, expert)) if part == "fc2" else None
-                    wanted_RC[: matrix_RC.shape[0], : matrix_RC.shape[1]] = (
-                        matrix_RC if order is None else matrix_RC[order]
-                    )
-                share, problem = _compare(tensor, _of(wanted_RC), expert * shape[0], shape[0], False, squares)
-                problem = problem.format(where=f" of expert {expert}" if stack else "")
-                worst = max(worst, share)
-            type_name = tensor.type_name if tensor else ""
-            yield TensorResult(
-                name=name, type_name=type_name, worst=worst, error=_relative(squares), problem=problem
-            )  # fmt: skip
+            yield _compare(file, name, (*stack, *shape), len(ranks), sources, importances=False)[0]
 
 
-def _of(rows_RC: Floats) -> Rows:
-    return lambda start, stop: rows_RC[start:stop]
+def _predictor_rows(
+    source: PredictorSource, layer: int, expert: int, part: str, shape: tuple[int, int], orders: Orders, *, normed: bool
+) -> Rows:
+    """One matrix of a predictor in the file's order, filled up with zeros to the layer's largest rank."""
+    wanted_RC = np.zeros(shape, np.float32)
+    if source.ranks[layer][expert]:
+        found = (source.normed if normed else source.before_norm)(layer, expert)
+        order = orders.get((layer, expert)) if part == "fc2" else None
+        matrix_RC = found.fc1_RD if part == "fc1" else found.fc2_FR
+        matrix_RC = matrix_RC if order is None else matrix_RC[order]
+        wanted_RC[: matrix_RC.shape[0], : matrix_RC.shape[1]] = matrix_RC
+    return lambda start, stop: wanted_RC[start:stop]
 
 
-def _shape_problem(tensor: GgufTensor | None, shape: tuple[int, ...]) -> str:
+def _compare(
+    file: GgufFile, name: str, shape: tuple[int, ...], experts: int, sources: Iterable[Rows], importances: bool
+) -> tuple[TensorResult, int | None]:
+    """How a tensor compares with its experts' ``sources``, and the first expert that differs."""
+    tensor = file.tensors.get(name)
     if tensor is None:
-        return "is missing"
+        return TensorResult(name=name, type_name="", worst=0.0, problem="is missing"), None
     if tensor.shape != shape:
-        return f"has shape {list(tensor.shape)} where the model makes it {list(shape)}"
-    return ""
+        problem = f"has shape {list(tensor.shape)} where the model makes it {list(shape)}"
+        return TensorResult(name=name, type_name="", worst=0.0, problem=problem), None
+    worst, error_square, source_square = 0.0, 0.0, 0.0
+    rows = int(np.prod(shape[:-1], dtype=np.int64)) // experts
+    for expert, source in enumerate(sources):
+        bad: list[int] = []
+        for start, raw_RB, stored_RC in _pieces(tensor, expert * rows, rows):
+            wanted_RC = source(start, start + len(stored_RC))
+            found = compare_rows(raw_RB, stored_RC, wanted_RC, tensor.type_name, importances=importances)
+            error_RC = stored_RC - wanted_RC
+            error_square += float(np.vdot(error_RC, error_RC))
+            source_square += float(np.vdot(wanted_RC, wanted_RC))
+            worst = max(worst, found.worst)
+            bad += (start + np.flatnonzero(found.bad_R)).tolist()
+        if bad:
+            where = f" of expert {expert}" if experts > 1 else ""
+            exact = tensor.type_name in FLOAT_TYPES
+            what = "is not its source" if exact else f"is farther from its source than {tensor.type_name} may be"
+            problem = f"{len(bad)} of {rows} rows{where} differ, row {bad[0]} {what}"
+            return TensorResult(name=name, type_name=tensor.type_name, worst=worst, problem=problem), expert
+    error = float(f"{np.sqrt(error_square / source_square):.4g}") if source_square > 0 else 0.0
+    return TensorResult(name=name, type_name=tensor.type_name, worst=worst, error=error), None
 
 
-def _pieces(tensor: GgufTensor, at: int, rows: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint8], Floats]]:
-    """(start, stop, raw, decoded) of the rows from ``at`` on."""
+def _pieces(tensor: GgufTensor, first: int, rows: int) -> Iterator[tuple[int, npt.NDArray[np.uint8], Floats]]:
+    """(row from ``first`` on, raw, decoded), a few of ``rows`` rows at a time."""
     columns = tensor.shape[-1]
     raw_RB = tensor.raw.reshape(-1, ggml.row_bytes(tensor.type_name, columns))
     step = max(1, _PIECE_VALUES // columns)
     for start in range(0, rows, step):
-        stop = min(rows, start + step)
-        piece = raw_RB[at + start : at + stop]
-        yield start, stop, piece, ggml.dequantize(piece.reshape(-1), tensor.type_name, (stop - start, columns))
+        piece = raw_RB[first + start : first + min(rows, start + step)]
+        yield start, piece, ggml.dequantize(piece.reshape(-1), tensor.type_name, (len(piece), columns))
 
 
-def _relative(squares: npt.NDArray[np.float64]) -> float:
-    """The root of error over source; 0 of nothing."""
-    return float(f"{np.sqrt(squares[0] / squares[1]):.4g}") if squares[1] > 0 else 0.0
-
-
-def _compare(
-    tensor: GgufTensor, source: Rows, at: int, rows: int, importances: bool, squares: npt.NDArray[np.float64]
-) -> tuple[float, str]:
-    """(worst, problem); the sums of the errors' and the source's squares are added to ``squares``."""
-    worst, bad = 0.0, []
-    for start, stop, raw_RB, stored_RC in _pieces(tensor, at, rows):
-        wanted_RC = source(start, stop)
-        found: Comparison = compare_rows(raw_RB, stored_RC, wanted_RC, tensor.type_name, importances=importances)
-        for i, part_RC in enumerate((stored_RC - wanted_RC, wanted_RC)):
-            squares[i] += float(np.vdot(part_RC, part_RC))
-        worst = max(worst, found.worst)
-        bad += (start + np.flatnonzero(found.bad_R)).tolist()
-    if not bad:
-        return worst, ""
-    what = (
-        "is not its source"
-        if tensor.type_name in FLOAT_TYPES
-        else f"is farther from its source than {tensor.type_name} may be"
-    )
-    return worst, f"{len(bad)} of {rows} rows{{where}} differ, row {bad[0]} {what}"
-
-
-def _diagnosis(
-    tensor: GgufTensor, expected: Expected, checkpoint: Checkpoint, orders: Orders, expert: int, at: int, rows: int
-) -> str:
+def _diagnosis(tensor: GgufTensor, expected: Expected, checkpoint: Checkpoint, orders: Orders, expert: int) -> str:
     """What the tensor seems to hold instead, if that can be told."""
-    decoded_RC = np.concatenate([stored_RC for *_, stored_RC in _pieces(tensor, at, rows)])
+    rows = int(np.prod(expected.shape[:-1], dtype=np.int64)) // len(expected.places)
+    decoded_RC = np.concatenate([stored_RC for *_, stored_RC in _pieces(tensor, expert * rows, rows)])
     wanted_RC = SourceRows(checkpoint, expected, expert, orders)(0, rows)
     for what, other_RC in _alternatives(expected, checkpoint, expert, wanted_RC, orders):
         if other_RC.shape == decoded_RC.shape and _alike(decoded_RC, other_RC).all():

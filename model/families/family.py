@@ -1,4 +1,4 @@
-"""What tsconvert has to know of a model family."""
+"""The description of a model family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Family:
     name: str
     """`model_type` of its dense models, and the name of its module in transformers."""
     class_prefix: str
-    """What the names of transformers' classes begin with: `Mixtral` as in `MixtralConfig`."""
+    """The prefix of transformers' class names: `Mixtral` as in `MixtralConfig`."""
     sparse_aliases: tuple[str, ...] = ()
     """`model_type` of sparse models that others released, beside ``sparse_type``."""
     tensors: Mapping[str, str]
@@ -40,7 +40,7 @@ class Family:
 
     @property
     def sparse_prefix(self) -> str:
-        """What the names of its classes in modeling_turbosparse.py begin with."""
+        """The prefix of its class names in modeling_turbosparse.py."""
         return f"TurboSparse{self.class_prefix}"
 
     def transformers_class(self, suffix: str) -> Any:

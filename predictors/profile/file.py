@@ -1,4 +1,4 @@
-"""What `profile` found: the object, its file, and PowerInfer's activation files."""
+"""A profile, how often each neuron fires, and its file."""
 
 import json
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError, reason, shown
-from ...common.files import atomic_file, atomic_folder
-from .hot import hot_set, overlap
+from ...common.files import atomic_file
 
 # Shape suffixes: L layers, C corpora, E experts, F neurons.
 FORMAT_VERSION = 1
@@ -201,28 +200,21 @@ def _layer(summary: dict[str, Any], counts_CEF: Counts, tokens_CE: Counts) -> La
     )
 
 
-def save_powerinfer_activations(found: Profile, out: Path) -> None:
-    """Write PowerInfer's `activation_{i}.pt`: one tensor [F] of counts a layer.
-
-    Its solver reads the numbers, `--layer` of them; nothing else may lie in the folder, because its exporter lists it.
-    """
-    import torch
-
-    from ..torch_file import save_torch
-
-    require_blocks(found.layers[0].counts_CEF.shape[2])
-    with atomic_folder(out) as folder:
-        for i in range(len(found.layers)):
-            save_torch(torch.from_numpy(found.counts(i)), folder / f"activation_{i}.pt")
+def hot_set(counts_F: Counts, share: float = 0.8) -> Counts:
+    """The fewest neurons that make ``share`` of all activations, most frequent first."""
+    order = np.argsort(-counts_F, kind="stable")
+    made = np.cumsum(counts_F[order])
+    if made[-1] == 0:
+        return order[:0]
+    return order[: int(np.searchsorted(made, share * made[-1])) + 1]
 
 
-def require_blocks(neurons: int) -> None:
-    """Refuse what PowerInfer's solver cannot take.
+def hot_share(counts_F: Counts, share: float = 0.8) -> float:
+    """The share of neurons in `hot_set`; PowerInfer (2312.12456) reports 0.26 to 0.43 for share 0.8."""
+    return len(hot_set(counts_F, share)) / len(counts_F)
 
-    Raises:
-        TsconvertError: 256 does not divide the neurons of a layer.
-    """
-    if neurons % 256:
-        raise TsconvertError(
-            f"--powerinfer-dir: {neurons} neurons, and PowerInfer's solver wants a multiple of 256; leave it out"
-        )
+
+def overlap(one: Counts, other: Counts) -> float:
+    """Jaccard overlap of two sets of neurons: common over all, 1 for equal sets."""
+    together = len(np.union1d(one, other))
+    return len(np.intersect1d(one, other)) / together if together else 1.0

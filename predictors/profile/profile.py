@@ -15,14 +15,8 @@ from ...model.layers import Layer
 from ...model.sweep import Stream, sweep
 from ...text.packing import calibration_rows
 from .config import ProfileConfig
-from .file import (
-    LayerProfile,
-    Profile,
-    require_blocks,
-    save_powerinfer_activations,
-    save_profile,
-)
-from .hot import hot_share
+from .file import LayerProfile, Profile, hot_share, save_profile
+from .powerinfer import require_blocks, save_powerinfer_activations
 from .statistics import EnergyHistogram, fired_union
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, E experts, C corpora.

@@ -1,1 +1,1 @@
-"""GGUF files: read, laid out, written, sharded."""
+"""The GGUF container: read, planned, written by several threads, sharded."""

@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 
 from ...common.errors import TsconvertError, shown
-from .reader import GGUF as GGUF
-from .reader import MAGICS, Part
-from .reader import POWERINFER as POWERINFER
-from .reader import GgufTensor as GgufTensor
+from .parsing import GGUF as GGUF
+from .parsing import MAGICS, ParsedFile
+from .parsing import POWERINFER as POWERINFER
+from .parsing import GgufTensor as GgufTensor
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 _MOST_SHARDS = 65535  # the key is 16 bits wide
@@ -37,7 +37,7 @@ class GgufFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        first = Part(self.path)
+        first = ParsedFile(self.path)
         self.magic, self.version, self.metadata = first.magic, first.version, first.metadata
         self.tensors: dict[str, GgufTensor] = dict(first.tensors)
         self._first = first
@@ -51,7 +51,7 @@ class GgufFile:
 
     @property
     def size_bytes(self) -> int:
-        """Of the file, or of all shards."""
+        """The bytes of the file, or of all shards."""
         return sum(self._sizes)
 
     @property
@@ -64,7 +64,7 @@ class GgufFile:
         start, end = self._first.spans[key]
         return bytes(self._first.content[start:end])
 
-    def _add_shards(self, first: "Part") -> None:
+    def _add_shards(self, first: ParsedFile) -> None:
         count = first.metadata.get("split.count", 1)
         if count == 1:
             return
@@ -79,7 +79,7 @@ class GgufFile:
         if first.metadata.get("split.no") != 0:
             raise TsconvertError(f"{self.path}: is not the first of {count} shards; give {paths[0]}")
         for number, path in enumerate(paths[1:], 1):
-            part = Part(path)  # type: ignore[arg-type]
+            part = ParsedFile(path)  # type: ignore[arg-type]
             if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
                 raise TsconvertError(f"{path}: is not shard {number + 1} of {count}; download or write it again")
             for name, tensor in part.tensors.items():

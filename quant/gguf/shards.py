@@ -3,7 +3,8 @@
 Shards are llama.cpp's (tools/gguf-split): NAME-00001-of-00003.gguf, the model's keys in the first, `split.*` in each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from ...common.errors import TsconvertError
 from ...common.files import atomic_file, check_disk, reserved_name
 from ...common.progress import progress
 from .file import shard_path
-from .pipeline import check_tensors
-from .writer import GGUF_MAGIC, TensorPlan, Value, Verbatim, file_size, i32, tensor_bytes, u16, write_gguf
+from .tensor_plan import TensorPlan
+from .tensor_writer import check_tensors
+from .values import Value, i32, u16
+from .writer import GGUF_MAGIC, Metadata, file_size, tensor_bytes, write_gguf
 
 _MOST_SHARDS = 65535  # split.count is u16
 
@@ -23,19 +26,19 @@ class GgufPlan:
     """A file that is going to be written."""
 
     path: Path
-    metadata: Mapping[str, Value | Verbatim]
+    metadata: Metadata
     tensors: Sequence[TensorPlan]
     magic: bytes = GGUF_MAGIC
 
     @property
     def size_bytes(self) -> int:
-        """Of the file."""
+        """The bytes of the file."""
         return file_size(self.metadata, self.tensors)
 
 
 def sharded(
     out: Path,
-    metadata: Mapping[str, Value | Verbatim],
+    metadata: Metadata,
     tensors: Sequence[TensorPlan],
     *,
     magic: bytes = GGUF_MAGIC,
@@ -80,17 +83,21 @@ def write_files(files: Sequence[GgufPlan], *, title: str, threads: int | None = 
         with progress(title, len(tensors)) as step, ExitStack() as open_files:
             for file in files:
                 stream = open_files.enter_context(atomic_file(file.path))
-                write_gguf(
-                    stream, file.metadata, file.tensors, magic=file.magic, step=step, threads=threads, checked=True
-                )
+                write_gguf(stream, file.metadata, file.tensors, magic=file.magic, step=step, threads=threads)
 
 
-def bytes_by_type(tensors: list[TensorPlan]) -> dict[str, int]:
+def bytes_by_type(tensors: Sequence[TensorPlan]) -> dict[str, int]:
     """Bytes of all tensors of a type, the most first."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + tensor.size_bytes
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def type_lines(tensors: dict[str, str], types: dict[str, int], *, width: int) -> list[str]:
+    """A line for each type of a report, from the `tensors`' types by name and the bytes of the ``types``."""
+    counts = Counter(tensors.values())
+    return [f"  {name:<{width}} {counts[name]:>5} tensors {size / 1e6:>12,.1f} MB" for name, size in types.items()]
 
 
 def _split_keys(number: int, count: int, tensors: int) -> dict[str, Value]:

@@ -1,1 +1,1 @@
-"""Importance matrices."""
+"""Importance matrices: collected in the layer sweep, and as files in llama.cpp's form."""

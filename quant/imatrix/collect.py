@@ -14,31 +14,14 @@ from ...common.files import refuse_existing, reserved_name
 from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.sweep import sweep
 from ...text.packing import calibration_rows
-from ...text.sources import Source
+from .config import ImatrixConfig
 from .file import ImportanceMatrix, coverage, save_imatrix
 from .statistics import Collector
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImatrixConfig:
-    """What `imatrix` is asked to do."""
-
-    model: str
-    """A checkpoint, dense or sparse."""
-    out: Path
-    """The file, NAME.gguf."""
-    data: tuple[Source, ...] = ()
-    """Empty takes the embedded text."""
-    tokens: int = 65_536
-    context: int = 512
-    """Tokens a sequence."""
-    device: str = "cpu"
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImatrixReport:
-    """What was written."""
+    """The importance matrix that was written."""
 
     out: Path
     entries: int

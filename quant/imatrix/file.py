@@ -18,7 +18,8 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError, shown
 from ..gguf.file import GgufFile
 from ..gguf.shards import GgufPlan, write_files
-from ..gguf.writer import TensorPlan, Value, array, text, u32
+from ..gguf.tensor_plan import TensorPlan
+from ..gguf.values import Value, array, text, u32
 from ..types.mixes import FLOATS, kind_of, wants_importance
 
 FORMAT_VERSION = 1
@@ -29,7 +30,7 @@ _FINGERPRINT, _VERSION = "tsconvert.model_fingerprint", "tsconvert.imatrix.forma
 
 @dataclass(frozen=True)
 class Entry:
-    """What was seen of one matrix's inputs."""
+    """The statistics of one matrix's inputs."""
 
     sums_EC: npt.NDArray[np.float32]
     counts_E: npt.NDArray[np.float32]
@@ -60,7 +61,7 @@ class ImportanceMatrix:
     path: Path | None = field(default=None, compare=False)
 
     def keys(self) -> dict[str, Value]:
-        """What llama-quantize writes into a file that was made with it."""
+        """The keys that llama-quantize writes into a file that was made with it."""
         keys = {"quantize.imatrix.file": text(str(self.path))}
         if self.datasets:
             keys["quantize.imatrix.dataset"] = text(self.datasets[0])
@@ -113,7 +114,7 @@ def load_imatrix(path: Path, fingerprint: str | None = None) -> ImportanceMatrix
     """Read an importance matrix, this program's or llama-imatrix's.
 
     Args:
-        fingerprint: of the model that it is for; a file that says it was made from another is refused.
+        fingerprint: the model's that it is for; a file that names another one is refused.
 
     Raises:
         TsconvertError: no importance matrix, damaged, of another model, or with values that are not finite.
@@ -195,7 +196,7 @@ def is_imatrix(file: GgufFile) -> bool:
 
 
 def _plan(name: str, values: npt.NDArray[np.float32]) -> TensorPlan:
-    return TensorPlan(name=name, shape=values.shape, type_name="F32", chunks=lambda: [values])
+    return TensorPlan(name=name, shape=values.shape, type_name="F32", source=lambda: [values])
 
 
 def _entry(file: GgufFile, name: str) -> Entry:

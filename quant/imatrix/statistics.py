@@ -1,4 +1,4 @@
-"""What an importance matrix is made of: sums of squares of every matrix's inputs, collected in the layer sweep.
+"""The statistics of an importance matrix: sums of squares of every matrix's inputs, collected in the layer sweep.
 
 A column's weight is the mean square of what it is multiplied with. For ffn_down that is the activation h, so columns of
 neurons that rarely fire weigh little. A sparse file stores down transposed: row j holds neuron j, and blocks run along
@@ -27,7 +27,7 @@ class Collector:
     """The sweep's visitor.
 
     Args:
-        tokens: of this process.
+        tokens: how many this process sees.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokens: int) -> None:
@@ -35,7 +35,7 @@ class Collector:
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, torch.Tensor] = {}
         self._sensitivity_D: list[torch.Tensor] = []
-        """Of each layer's matrices to an error in the embedding, by layer; the head's last."""
+        """How much each layer's matrices, by layer, make of an error in each place of the embedding."""
         self._hooks: list[Any] = []
 
     def before(self, layer: Layer, stream: Stream) -> None:

@@ -1,4 +1,4 @@
-"""Which neurons PowerInfer keeps on the GPU: an integer programme, and the file that tells it.
+"""The choice of the neurons that PowerInfer keeps on the GPU: an integer programme, and the file that it is given.
 
 PowerInfer's own solver (powerinfer-py/powerinfer/solver.py) is followed in what it asks for: neurons in groups of 256,
 the most frequent first; the sum of their activation counts as large as the capacity allows; a layer takes part with at
@@ -11,13 +11,17 @@ Shape suffixes: F neurons, L layers.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...common.units import size_text
-from ..gguf.writer import POWERINFER_MAGIC, Companion, Rows, TensorPlan, Value, text, u32, u64
+from ..gguf.shards import GgufPlan
+from ..gguf.tensor_plan import Rows, TensorPlan
+from ..gguf.values import Value, text, u32, u64
+from ..gguf.writer import POWERINFER_MAGIC
 
 SUFFIX = ".generated.gpuidx"
 ARCHITECTURE = "generic.gpu_index"
@@ -29,18 +33,18 @@ Counts = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSplit:
-    """Which neurons of each layer go to the GPU."""
+    """The neurons of each layer that go to the GPU."""
 
     chosen: list[npt.NDArray[np.int64]]
     """By layer: their rows in the file, ascending."""
     required_bytes: int
-    """That they take on the GPU."""
+    """The memory that they take on the GPU."""
     share: float
-    """Of all activations that were counted."""
+    """How much of all activations they make, 0 to 1."""
 
     @property
     def neurons(self) -> int:
-        """Of all layers."""
+        """How many, in all layers."""
         return sum(map(len, self.chosen))
 
 
@@ -119,18 +123,19 @@ def _hotter_first(layer_of: npt.NDArray[np.int64], layers: int) -> npt.NDArray[n
 
 
 def plan_split(
-    tensors: Sequence[TensorPlan], counts: Sequence[Counts] | None, vram_bytes: int, kv_width: int
-) -> tuple[Companion, str]:
+    tensors: Sequence[TensorPlan], counts: Sequence[Counts] | None, vram_bytes: int, kv_width: int, out: Path
+) -> tuple[GgufPlan, str]:
     """The split file beside a PowerInfer file, and a note that says what it does.
 
     PowerInfer puts norms, attention, predictors and the head on the GPU first, then the KV cache, and FFN rows only if
     all of those fit.
 
     Args:
-        tensors: of the PowerInfer file.
+        tensors: those of the PowerInfer file.
         counts: by layer, how often each neuron fired, in the file's order.
         vram_bytes: what the whole model may take on the GPU.
         kv_width: numbers of one token's keys in one layer.
+        out: the PowerInfer file.
 
     Raises:
         TsconvertError: there are no counts, or the memory does not even hold what comes before the FFN rows.
@@ -157,10 +162,10 @@ def plan_split(
         f" ({size_text(split.required_bytes)}) that make {split.share:.1%} of the activations, in the file with"
         f" {SUFFIX} at its end; PowerInfer takes it with --vram-budget {vram_bytes / 2**30:.9g}"
     )
-    return split_file(split, [len(count_F) for count_F in counts]), note
+    return split_file(split, [len(count_F) for count_F in counts], out.with_name(out.name + SUFFIX)), note
 
 
-def split_file(split: GpuSplit, neurons: Sequence[int]) -> Companion:
+def split_file(split: GpuSplit, neurons: Sequence[int], path: Path) -> GgufPlan:
     """The split in PowerInfer's form: per layer `gpu_idx`, 1 for a neuron on the GPU, and `gpu_bucket`, their rows."""
     metadata: dict[str, Value] = {
         "general.architecture": text(ARCHITECTURE),
@@ -173,12 +178,12 @@ def split_file(split: GpuSplit, neurons: Sequence[int]) -> Companion:
         on_gpu[0, rows] = 1
         tensors.append(_indices(f"blk.{layer}.gpu_idx", on_gpu))
         tensors.append(_indices(f"blk.{layer}.gpu_bucket", rows.astype(np.float32)[None, :]))
-    return Companion(suffix=SUFFIX, metadata=metadata, tensors=tensors, magic=POWERINFER_MAGIC)
+    return GgufPlan(path=path, metadata=metadata, tensors=tensors, magic=POWERINFER_MAGIC)
 
 
 def _indices(name: str, values: Rows) -> TensorPlan:
     assert values.shape[1] < 2**24, "indices are carried as float32"
-    return TensorPlan(name=name, shape=(values.shape[1],), type_name="I32", chunks=lambda: [values])
+    return TensorPlan(name=name, shape=(values.shape[1],), type_name="I32", source=lambda: [values])
 
 
 def check_types(tensors: Sequence[TensorPlan]) -> None:

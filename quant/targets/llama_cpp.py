@@ -4,9 +4,9 @@ Architecture `llama`: llama.cpp computes SiLU there whatever the file says, so s
 """
 
 from ...common.errors import TsconvertError
-from ...model.tensor_names import Place
-from . import rope
-from .plan import Job, Plan, TensorTable, capped_context, general_keys, model_keys, wide_keys
+from ..metadata import rope
+from ..metadata.model_keys import capped_context, later_shape_keys, shape_keys
+from .plan import Job, Plan, TensorTable
 
 ARCHITECTURE = "llama"
 
@@ -26,21 +26,13 @@ def plan(job: Job) -> Plan:
     if job.predictors is not None:
         raise TsconvertError("llama.cpp has no predictors; leave --predictors out or export with --target sparse")
     context, notes = capped_context(spec, "llama.cpp's llama architecture")
-    metadata = general_keys(job, ARCHITECTURE) | model_keys(spec, ARCHITECTURE, context)
-    metadata |= wide_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=False)
-    metadata |= job.vocabulary.metadata(chat=True, huggingface=True)
+    metadata = job.general_keys(ARCHITECTURE) | shape_keys(spec, ARCHITECTURE, context)
+    metadata |= later_shape_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=False)
+    metadata |= job.vocabulary.metadata(huggingface=True)
     notes += job.vocabulary.engine_notes
     table = TensorTable(job)
-    table.rope_frequencies()
-    table.matrix(Place("token_embd"))
+    table.embedding()
     for layer in range(spec.layers):
-        table.attention(layer)
-        table.vector(Place("ffn_norm", layer))
-        if spec.experts:
-            table.router(layer)
-        for role in ("ffn_gate", "ffn_up", "ffn_down"):
-            table.ffn(layer, role)
-    table.vector(Place("output_norm"))
-    if not spec.tied:
-        table.matrix(Place("output"))
+        table.layer(layer, transpose_down=False)
+    table.head()
     return Plan(target="llama.cpp", architecture=ARCHITECTURE, metadata=metadata, tensors=table.tensors, notes=notes)

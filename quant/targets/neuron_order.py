@@ -6,7 +6,7 @@ as the tensors `blk.N.ffn_order` in the sparse dialect, as one key where an engi
 Shape suffixes: D model width, F neurons, E experts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -16,11 +16,10 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
-from ...model.tensor_names import Place
 from ...predictors.profile.file import Profile, load_profile
 from ..gguf.file import GgufFile
-from ..gguf.sources import Chunks, checked, plain, transposed
-from ..gguf.writer import Rows, TensorPlan, Value, array
+from ..gguf.tensor_plan import Rows, Source, TensorPlan
+from ..gguf.values import Value, array
 from .predictor_source import PredictorSource
 
 Index = npt.NDArray[np.int64]
@@ -79,25 +78,9 @@ def find_counts(checkpoint: Checkpoint, profile: Path | None, predictors: Predic
 
 
 def in_order(rows: Ordered, orders: Orders, layer: int, expert: int) -> Ordered:
-    """What has one row a neuron, in the file's order."""
+    """``rows``, one a neuron, in the file's order."""
     order_F = orders.get((layer, expert))
     return rows if order_F is None else cast("Ordered", rows[order_F])
-
-
-def rows_in_order(checkpoint: Checkpoint, place: Place, order_F: Index) -> Chunks:
-    """The rows of gate or up [F, D] in another order."""
-    return plain(checkpoint, place, order_F)
-
-
-def columns_in_order(checkpoint: Checkpoint, place: Place, order_F: Index, *, transpose: bool) -> Chunks:
-    """down [D, F] with its neurons in another order, or its transpose [F, D]."""
-    if transpose:
-        return transposed(checkpoint, place, order_F)
-
-    def chunks() -> Iterable[Rows]:
-        return [np.ascontiguousarray(checked(checkpoint, place)[:, order_F])]
-
-    return chunks
 
 
 def order_tensors(spec: ModelSpec, orders: Orders) -> list[TensorPlan]:
@@ -107,11 +90,11 @@ def order_tensors(spec: ModelSpec, orders: Orders) -> list[TensorPlan]:
         order_EF = np.stack([_order(spec, orders, layer, expert) for expert in range(spec.ffns)]).astype(np.float32)
         shape = (spec.experts, spec.neurons) if spec.experts else (spec.neurons,)
         name = _TENSOR.format(layer)
-        plans.append(TensorPlan(name=name, shape=shape, type_name="I32", chunks=_constant(order_EF)))
+        plans.append(TensorPlan(name=name, shape=shape, type_name="I32", source=_constant(order_EF)))
     return plans
 
 
-def _constant(rows: Rows) -> Chunks:
+def _constant(rows: Rows) -> Source:
     return lambda: [rows]
 
 

@@ -7,11 +7,16 @@ choices load and compute garbage in silence, and those are what this file refuse
 
 from ...common.errors import TsconvertError
 from ...model.tensor_names import PREDICTOR, Place, gguf_name
-from ..gguf import sources
-from ..gguf.writer import POWERINFER_MAGIC, Companion, Rows, TensorPlan, f32
-from . import gpu_split, rope
+from ..gguf.shards import GgufPlan
+from ..gguf.tensor_plan import Rows, TensorPlan
+from ..gguf.values import f32
+from ..gguf.writer import POWERINFER_MAGIC
+from ..metadata import rope
+from ..metadata.model_keys import capped_context, shape_keys
+from . import gpu_split
+from .checkpoint_rows import plain
 from .neuron_order import in_order, order_key
-from .plan import Job, Plan, TensorTable, capped_context, general_keys, model_keys
+from .plan import Job, Plan, TensorTable
 from .predictor_source import PredictorSource
 
 ARCHITECTURES = {"drelu": "bamboo", "reglu": "llama"}
@@ -31,11 +36,11 @@ def plan(job: Job) -> Plan:
     predictors = _check_model(job)
     architecture = ARCHITECTURES[spec.activation]
     context, notes = capped_context(spec, "PowerInfer")
-    metadata = general_keys(job, architecture) | model_keys(spec, architecture, context)
+    metadata = job.general_keys(architecture) | shape_keys(spec, architecture, context)
     metadata |= rope.scaling_keys(spec, architecture, own=False)
     metadata["powerinfer.sparse_threshold"] = f32(0.0)
     metadata |= order_key(spec, job.orders)
-    metadata |= job.vocabulary.metadata(chat=True, huggingface=False)
+    metadata |= job.vocabulary.metadata(huggingface=False)
     notes += job.vocabulary.check_powerinfer() + job.vocabulary.engine_notes + _notes(job, predictors)
     if job.types.default not in DOWN_TYPES and job.types.default in READ_TYPES:
         job.types.engine["ffn_down_t"] = "F16"
@@ -44,16 +49,13 @@ def plan(job: Job) -> Plan:
             " Q4_0 alone; its GPU kernels take gate and up so as well, so this file is for the CPU"
         )
     table = TensorTable(job)
-    table.matrix(Place("token_embd"))
+    table.embedding()
     for layer in range(spec.layers):
-        table.attention(layer)
-        table.vector(Place("ffn_norm", layer))
-        table.ffn(layer, "ffn_gate")
-        table.ffn(layer, "ffn_up")
-        table.ffn(layer, "ffn_down", transpose=True)
+        table.layer(layer, transpose_down=True)
         _add_predictor(table, predictors, layer)
-    table.vector(Place("output_norm"))
-    _add_output(table)
+    table.head()
+    if spec.tied:
+        _add_output(table)
     _check_types(table.tensors, spec.width)
     companions = []
     if job.vram_bytes is not None:
@@ -66,15 +68,13 @@ def plan(job: Job) -> Plan:
     )  # fmt: skip
 
 
-def _gpu_split(job: Job, tensors: list[TensorPlan]) -> tuple[Companion, str]:
+def _gpu_split(job: Job, tensors: list[TensorPlan]) -> tuple[GgufPlan, str]:
     spec = job.spec
     gpu_split.check_types(tensors)
-    counts = [job.counts.get((layer, 0)) for layer in range(spec.layers)]
-    known = [count_F if count_F is None else in_order(count_F, job.orders, layer, 0) for layer, count_F in
-             enumerate(counts)]  # fmt: skip
-    ordered = [count_F for count_F in known if count_F is not None]
-    whole = ordered if len(ordered) == spec.layers else None
-    return gpu_split.plan_split(tensors, whole, job.vram_bytes or 0, spec.kv_heads * spec.head_dim)
+    known = [layer for layer in range(spec.layers) if (layer, 0) in job.counts]
+    counts = [in_order(job.counts[layer, 0], job.orders, layer, 0) for layer in known]
+    whole = counts if len(counts) == spec.layers else None
+    return gpu_split.plan_split(tensors, whole, job.vram_bytes or 0, spec.kv_heads * spec.head_dim, job.out)
 
 
 def _add_predictor(table: TensorTable, predictors: PredictorSource, layer: int) -> None:
@@ -82,19 +82,18 @@ def _add_predictor(table: TensorTable, predictors: PredictorSource, layer: int) 
     for part, shape in zip(PREDICTOR, ((rank, spec.width), (spec.neurons, rank)), strict=True):
         name = gguf_name(Place(part, layer))
 
-        def chunks(part: str = part) -> list[Rows]:
+        def rows(part: str = part) -> list[Rows]:
             predictor = predictors.before_norm(layer, 0)
             return [predictor.fc1_RD if part == "fc1" else in_order(predictor.fc2_FR, table.job.orders, layer, 0)]
 
-        table.add(name, shape, table.job.types.predictor_matrix(name, shape[-1]), chunks)
+        table.add(name, shape, table.job.types.predictor_matrix(name, shape[-1]), rows)
 
 
 def _add_output(table: TensorTable) -> None:
-    """The head, which PowerInfer needs even where it is the embedding."""
+    """The head that PowerInfer needs even where it is the embedding."""
     job, name = table.job, gguf_name(Place("output"))
-    place = Place("token_embd" if job.spec.tied else "output")
     shape = (job.spec.vocab, job.spec.width)
-    table.add(name, shape, job.types.matrix(name, shape[-1]), sources.plain(job.checkpoint, place))
+    table.add(name, shape, job.types.matrix(name, shape[-1]), [plain(job.checkpoint, Place("token_embd"))])
 
 
 def _check_model(job: Job) -> PredictorSource:

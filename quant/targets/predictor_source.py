@@ -14,10 +14,11 @@ import numpy as np
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
-from ...model.tensor_names import Place
+from ...model.tensor_names import PREDICTOR, Place
 from ...predictors.folder import PredictorSet, load_predictors
 from ...predictors.predictor import Predictor
-from ..gguf.sources import checked
+from ..gguf.tensor_plan import Rows
+from .checkpoint_rows import checked
 
 
 class PredictorSource:
@@ -33,14 +34,22 @@ class PredictorSource:
             self._set = load_powerinfer_predictors(folder, checkpoint)
         elif folder is not None:
             self._set = load_predictors(folder, checkpoint.fingerprint)
-        self.ranks: list[list[int]] = self._find_ranks()
+        spec = checkpoint.spec
+        if self._set is not None:
+            shape = (len(self._set.ffns), *{len(experts) for experts in self._set.ffns})
+            if shape != (spec.layers, spec.ffns):
+                raise TsconvertError(f"{self.folder}: the layers and experts are not this model's; train them again")
+        self.ranks = [[self._rank(layer, expert) for expert in range(spec.ffns)] for layer in range(spec.layers)]
         """Per layer and expert; 0 where an FFN has no predictor."""
-        self.thresholds: list[list[float]] = self._find_thresholds()
-        """Likewise, on the normed input; NaN where there is none."""
+        self.thresholds = [
+            [self._threshold(layer, expert) if rank else float("nan") for expert, rank in enumerate(ranks)]
+            for layer, ranks in enumerate(self.ranks)
+        ]
+        """Per layer and expert, for the normed input; NaN where an FFN has no predictor."""
 
     @property
     def report(self) -> dict[str, Any]:
-        """What their training said of them; empty for those inside a checkpoint."""
+        """The report of their training; empty for those inside a checkpoint."""
         return self._set.report if self._set is not None else {}
 
     def normed(self, layer: int, expert: int) -> Predictor:
@@ -62,17 +71,17 @@ class PredictorSource:
         predictor = self._read(layer, expert)
         return predictor if self._set is None else replace(predictor, threshold=0.0).folded(self._norm(layer))
 
-    def fired(self, layer: int, expert: int) -> "np.typing.NDArray[np.float32] | None":
+    def fired(self, layer: int, expert: int) -> Rows | None:
         """How often each neuron [F] fired on the tokens that calibrated its predictor; None if that is not known."""
         predictor = self._set.ffns[layer][expert] if self._set is not None else None
         return predictor.fired_F if predictor is not None else None
 
-    def _norm(self, layer: int) -> "np.typing.NDArray[np.float32]":
+    def _norm(self, layer: int) -> Rows:
         return checked(self.checkpoint, Place("ffn_norm", layer))
 
     def _read(self, layer: int, expert: int) -> Predictor:
         if self._set is None:
-            fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
+            fc1, fc2 = (self._place(part, layer, expert) for part in PREDICTOR)
             return Predictor(fc1_RD=checked(self.checkpoint, fc1), fc2_FR=checked(self.checkpoint, fc2))
         predictor = self._set.ffns[layer][expert]
         if predictor is None:
@@ -83,17 +92,9 @@ class PredictorSource:
             )
         return predictor
 
-    def _find_ranks(self) -> list[list[int]]:
-        spec = self.checkpoint.spec
-        if self._set is not None:
-            shape = (len(self._set.ffns), *{len(experts) for experts in self._set.ffns})
-            if shape != (spec.layers, spec.ffns):
-                raise TsconvertError(f"{self.folder}: the layers and experts are not this model's; train them again")
-        return [[self._rank(layer, expert) for expert in range(spec.ffns)] for layer in range(spec.layers)]
-
     def _rank(self, layer: int, expert: int) -> int:
         if self._set is None:
-            fc1, fc2 = (self._place(part, layer, expert) for part in ("fc1", "fc2"))
+            fc1, fc2 = (self._place(part, layer, expert) for part in PREDICTOR)
             if fc1 not in self.checkpoint or fc2 not in self.checkpoint:
                 return 0
             fc1_shape, fc2_shape = self.checkpoint.info(fc1).shape, self.checkpoint.info(fc2).shape
@@ -111,15 +112,9 @@ class PredictorSource:
             )
         return rank
 
-    def _find_thresholds(self) -> list[list[float]]:
-        found = []
-        for layer, ranks in enumerate(self.ranks):
-            row = []
-            for expert, rank in enumerate(ranks):
-                predictor = self._set.ffns[layer][expert] if self._set is not None else None
-                row.append((predictor.threshold if predictor else 0.0) if rank else float("nan"))
-            found.append(row)
-        return found
+    def _threshold(self, layer: int, expert: int) -> float:
+        predictor = self._set.ffns[layer][expert] if self._set is not None else None
+        return predictor.threshold if predictor is not None else 0.0
 
     def _place(self, part: str, layer: int, expert: int) -> Place:
         return Place(part, layer, expert if self.checkpoint.spec.experts else None)

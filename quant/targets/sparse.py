@@ -4,15 +4,17 @@ Shape suffixes: D model width, F neurons, R predictor rank, E experts.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
-from ...model.tensor_names import PREDICTOR, Place, ffn_places, gguf_name
-from ..gguf.sources import Chunks
-from ..gguf.writer import Rows, Value, array, text, u32
-from . import rope
+from ...model.tensor_names import PREDICTOR, ffn_places, gguf_name
+from ..gguf.tensor_plan import Rows, Source
+from ..gguf.values import Value, array, text, u32
+from ..metadata import rope
+from ..metadata.model_keys import later_shape_keys, shape_keys
 from .neuron_order import in_order
-from .plan import Job, Plan, TensorTable, general_keys, model_keys, wide_keys
+from .plan import Job, Plan, TensorTable
 from .predictor_source import PredictorSource
 
 ARCHITECTURE = "turbosparse"
@@ -22,25 +24,16 @@ FORMAT_VERSION = 1
 def plan(job: Job) -> Plan:
     """The file for tsconvert's runner, and for any engine that implements docs/format.md."""
     spec = job.spec
-    metadata = general_keys(job, ARCHITECTURE) | model_keys(spec, ARCHITECTURE, spec.context)
-    metadata |= wide_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=True) | _own_keys(job)
-    metadata |= job.vocabulary.metadata(chat=True, huggingface=True)
+    metadata = job.general_keys(ARCHITECTURE) | shape_keys(spec, ARCHITECTURE, spec.context)
+    metadata |= later_shape_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=True) | _own_keys(job)
+    metadata |= job.vocabulary.metadata(huggingface=True)
     table = TensorTable(job)
-    table.rope_frequencies()
-    table.matrix(Place("token_embd"))
+    table.embedding()
     for layer in range(spec.layers):
-        table.attention(layer)
-        table.vector(Place("ffn_norm", layer))
-        if spec.experts:
-            table.router(layer)
-        table.ffn(layer, "ffn_gate")
-        table.ffn(layer, "ffn_up")
-        table.ffn(layer, "ffn_down", transpose=True)
+        table.layer(layer, transpose_down=True)
         if job.predictors is not None:
             _add_predictors(table, job.predictors, layer)
-    table.vector(Place("output_norm"))
-    if not spec.tied:
-        table.matrix(Place("output"))
+    table.head()
     table.order()
     return Plan(
         target="sparse",
@@ -53,17 +46,15 @@ def plan(job: Job) -> Plan:
 
 def _own_keys(job: Job) -> dict[str, Value]:
     spec = job.spec
-    none: tuple[list[list[float]], list[list[int]]] = (
-        [[float("nan")] * spec.ffns] * spec.layers,
-        [[0] * spec.ffns] * spec.layers,
-    )
-    thresholds, ranks = (job.predictors.thresholds, job.predictors.ranks) if job.predictors is not None else none
+    ffns, predictors = spec.layers * spec.ffns, job.predictors
+    thresholds = list(chain(*predictors.thresholds)) if predictors else [float("nan")] * ffns
+    ranks = list(chain(*predictors.ranks)) if predictors else [0] * ffns
     keys = {
         "format_version": u32(FORMAT_VERSION),
         "activation": text(spec.activation),
         "source_fingerprint": text(job.checkpoint.fingerprint),
-        "predictor.threshold": array("f32", [value for row in thresholds for value in row]),
-        "predictor.rank": array("u32", [rank for row in ranks for rank in row]),
+        "predictor.threshold": array("f32", thresholds),
+        "predictor.rank": array("u32", ranks),
     }
     if any(spec.thresholds):
         keys["activation_threshold"] = array("f32", list(spec.thresholds))
@@ -85,8 +76,8 @@ def _add_predictors(table: TensorTable, predictors: PredictorSource, layer: int)
         table.add(name, (*stack, *shape), type_name, _predictor_rows(table.job, predictors, layer, part, shape))
 
 
-def _predictor_rows(job: Job, predictors: PredictorSource, layer: int, part: str, shape: tuple[int, int]) -> Chunks:
-    def chunks() -> Iterator[Rows]:
+def _predictor_rows(job: Job, predictors: PredictorSource, layer: int, part: str, shape: tuple[int, int]) -> Source:
+    def rows_of_experts() -> Iterator[Rows]:
         for expert, rank in enumerate(predictors.ranks[layer]):
             rows = np.zeros(shape, np.float32)
             if rank:
@@ -95,7 +86,7 @@ def _predictor_rows(job: Job, predictors: PredictorSource, layer: int, part: str
                 rows[: matrix.shape[0], : matrix.shape[1]] = matrix
             yield rows
 
-    return chunks
+    return rows_of_experts
 
 
 def _notes(predictors: PredictorSource | None) -> list[str]:

@@ -1,1 +1,1 @@
-"""Block types over ggml, and encoders of our own for the frequent ones."""
+"""Block types: ggml's library, vectorised encoders of our own, and which tensor gets which type."""

@@ -6,10 +6,7 @@ from here and calls them from compiled code.
 
 import ctypes
 import functools
-import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
-from . import numpy_rows
+from . import numpy_row_functions
 
 # enum ggml_type. Sizes are asked of the library, so that a number can never disagree with the code that uses it.
 _IDS = {
@@ -28,10 +25,6 @@ _IDS = {
 }  # fmt: skip
 _NOT_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
 _OLDEST_VERSION = (0, 9)
-_CHUNK_WEIGHTS = 1 << 20  # quantized in one call by one thread
-_PATIENCE_WEIGHTS = 4 << 20  # in K-quants by ggml, before faster encoders are loaded: half a second, or 15 s to compile
-_k_weights = 0  # in K-quants so far
-_counting = threading.Lock()
 
 
 class _Traits(ctypes.Structure):
@@ -103,7 +96,7 @@ def _load() -> tuple[ctypes.CDLL, ctypes.CDLL | None]:
     base.ggml_quantize_chunk.argtypes = (
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
     )  # fmt: skip
-    if numpy_rows.lacking():
+    if numpy_row_functions.lacking():
         return base, None
     cpu = ctypes.CDLL(str(found[1]), mode=ctypes.RTLD_GLOBAL)
     cpu.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_CpuTraits)
@@ -163,65 +156,6 @@ def row_bytes(type_name: str, columns: int) -> int:
     return columns // block.weights * block.size_bytes
 
 
-def quantize(
-    values_RC: npt.NDArray[np.float32], type_name: str, importance_C: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.uint8]:
-    """Encode rows of weights (ggml_quantize_chunk), on all cores.
-
-    Args:
-        values_RC: [rows, columns] float32, finite.
-        type_name: one of `weight_types()`.
-        importance_C: [columns] float32, the weight of each column's error; None counts all alike.
-
-    Returns:
-        [rows, row_bytes] uint8.
-
-    Raises:
-        TsconvertError: the columns do not fit the type's blocks, a value is not finite, or the type needs importances.
-    """
-    rows, columns = values_RC.shape
-    size = row_bytes(type_name, columns)
-    if type_name in _NOT_WEIGHTS:
-        raise TsconvertError(f"weights cannot be stored as {type_name}; choose one of {', '.join(weight_types())}")
-    if importance_C is None and needs_importance(type_name):
-        raise TsconvertError(f"{type_name} needs an importance matrix; give --imatrix or choose another type")
-    if importance_C is not None and importance_C.shape != (columns,):
-        raise TsconvertError(
-            f"importance has shape {list(importance_C.shape)} where rows have {columns} columns; give one a column"
-        )
-    values_RC = np.ascontiguousarray(values_RC, np.float32)
-    importance = None if importance_C is None else np.ascontiguousarray(importance_C, np.float32)
-    out = np.empty((rows, size), np.uint8)
-    step = max(1, _CHUNK_WEIGHTS // max(1, columns))
-    encode = functools.partial(_encode, values_RC, out, type_name, importance)
-    chunks = [(start, min(step, rows - start)) for start in range(0, rows, step)]
-    if len(chunks) == 1:
-        encode(chunks[0])
-    else:
-        with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1)) as pool:
-            list(pool.map(encode, chunks))
-    return out
-
-
-def _encode(
-    values_RC: npt.NDArray[np.float32],
-    out: npt.NDArray[np.uint8],
-    type_name: str,
-    importance: npt.NDArray[np.float32] | None,
-    chunk: tuple[int, int],
-) -> None:
-    start, rows = chunk
-    part_RC = values_RC[start : start + rows]
-    if not np.isfinite(part_RC).all():
-        row = start + int(np.argmin(np.isfinite(part_RC).all(axis=1)))
-        raise TsconvertError(
-            f"row {row} holds NaN or infinity; the weights are damaged or training diverged, go back to a sound"
-            " checkpoint"
-        )
-    done = _many_blocks_at_once(part_RC, type_name, importance) if type_name.endswith("_K") else None
-    out[start : start + rows] = quantize_chunk(part_RC, type_name, importance) if done is None else done
-
-
 def quantize_chunk(
     rows_RC: npt.NDArray[np.float32], type_name: str, importance_C: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.uint8]:
@@ -245,31 +179,6 @@ def quantize_chunk(
     if done != out.nbytes:
         raise TsconvertError(f"ggml {version()} cannot encode {type_name}; choose another type")
     return out
-
-
-def _many_blocks_at_once(
-    part_RC: npt.NDArray[np.float32], type_name: str, importance: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.uint8] | None:
-    """The same bytes from the vectorised K-quant encoders; None while so little is encoded that ggml is done sooner."""
-    global _k_weights
-    with _counting:
-        _k_weights += part_RC.size
-        early = _k_weights <= _PATIENCE_WEIGHTS
-    if early:
-        return None
-    from .kquants import encoders  # with Numba, which takes a moment, and is compiled on first use
-
-    return encoders.quantize_rows(part_RC, type_name, importance)
-
-
-def load_faster_encoders(type_name: str) -> None:
-    """Load, or compile, the vectorised K-quant encoder of a type now, and count on it from the first row on."""
-    global _k_weights
-    from .kquants import encoders
-
-    encoders.quantize_rows(np.zeros((1, block_type(type_name).weights), np.float32), type_name)
-    with _counting:
-        _k_weights += _PATIENCE_WEIGHTS
 
 
 def dequantize(raw: npt.NDArray[np.uint8], type_name: str, shape: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -313,12 +222,12 @@ def row_functions(type_name: str) -> RowFunctions:
 
 
 def _numpy_functions(block: BlockType) -> RowFunctions:
-    """Those of a processor that ggml-cpu does not run on."""
+    """The functions on a processor that ggml-cpu does not run on."""
     traits = _BASE.ggml_get_type_traits(block.id).contents
     if not traits.to_float:  # F32, and what holds no weights
-        copy = numpy_rows.copy_floats() if block.name == "F32" else 0
+        copy = numpy_row_functions.copy_floats() if block.name == "F32" else 0
         return RowFunctions(0, 0, block, copy)
-    vec_dot = numpy_rows.vec_dot(block.name, traits.to_float)
+    vec_dot = numpy_row_functions.vec_dot(block.name, traits.to_float)
     if block.name in ("F16", "BF16", "Q8_0"):  # have own kernels; the runner's caches are stored as these
         return RowFunctions(traits.to_float, vec_dot, block, traits.from_float_ref)
-    return RowFunctions(traits.to_float, vec_dot, TYPES["F32"], numpy_rows.copy_floats())
+    return RowFunctions(traits.to_float, vec_dot, TYPES["F32"], numpy_row_functions.copy_floats())

@@ -34,25 +34,25 @@ _FALLBACKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What the choice depends on beside the mix."""
+    """The facts of a model that the choice depends on, beside the mix."""
 
     layers: int
     heads: int
     kv_heads: int
     experts: int = 0
     tied: bool = False
-    """There is no `output.weight`: the embedding is the head as well."""
+    """Whether the embedding is the head as well, so that there is no `output.weight`."""
     importance: bool = False
-    """An importance matrix is going to be used."""
+    """Whether an importance matrix is used."""
 
     @property
-    def shared(self) -> int:
-        """Query heads a key-value head."""
+    def queries_per_key(self) -> int:
+        """Query heads of one key-value head."""
         return self.heads // self.kv_heads
 
     @property
-    def eight(self) -> bool:
-        """The rules for eight experts hold."""
+    def eight_experts(self) -> bool:
+        """Whether the rules for eight experts hold."""
         return self.experts == 8
 
 
@@ -64,9 +64,9 @@ class Tensor:
     """`kind_of` its name."""
     columns: int
     index: int = 0
-    """Its place among the tensors of its kind, front to back."""
+    """Its number among the tensors of its kind, in the order of the layers."""
     stacked: bool = False
-    """It holds several experts."""
+    """Whether it holds several experts."""
 
 
 def mix_named(name: str) -> str:
@@ -83,7 +83,7 @@ def mix_named(name: str) -> str:
 
 
 def kind_of(name: str) -> str:
-    """What the rules take the tensor ``name`` for; `ffn_down_t`, a transposed down, is an ffn_down."""
+    """The kind of matrix that the rules see in the tensor ``name``; `ffn_down_t`, a transposed down, is an ffn_down."""
     if name in ("output.weight", "token_embd.weight"):
         return name.removesuffix(".weight")
     for kind in ("attn_qkv", "attn_kv_b", "attn_v", "attn_k", "attn_q", "attn_output"):
@@ -92,14 +92,14 @@ def kind_of(name: str) -> str:
     return next((kind for kind in ("ffn_up", "ffn_gate", "ffn_down") if kind in name), "other")
 
 
-def takes_type(name: str, dimensions: int) -> bool:
-    """Whether the tensor is a matrix that a mix quantizes: no norm, no router, no table of positions."""
+def is_quantized(name: str, dimensions: int) -> bool:
+    """Whether a mix quantizes the tensor: a matrix that is no norm, no router and no table of positions."""
     kept = ("_norm.weight", "ffn_gate_inp.weight")
     return dimensions > 1 and name.endswith("weight") and not any(part in name for part in kept)
 
 
-def choose(mix: str, tensor: Tensor, model: Model) -> str:
-    """The type of ``tensor`` in ``mix``, before `fitting`."""
+def choose_type(mix: str, tensor: Tensor, model: Model) -> str:
+    """The type of ``tensor`` in ``mix``, before `fitting_type`."""
     base = MIXES.get(mix, mix)
     if base in FLOATS or mix not in MIXES:
         return base
@@ -112,7 +112,7 @@ def choose(mix: str, tensor: Tensor, model: Model) -> str:
     return (rule(mix, tensor.index, model) if rule is not None else None) or base
 
 
-def fitting(type_name: str, columns: int) -> str:
+def fitting_type(type_name: str, columns: int) -> str:
     """``type_name``, or what rows of ``columns`` get instead because its blocks do not divide them."""
     if columns % ggml.TYPES[type_name].weights == 0:
         return type_name
@@ -147,7 +147,7 @@ def _embedding(mix: str, _i: int, _model: Model) -> str | None:
 
 
 def _value(mix: str, i: int, model: Model) -> str | None:
-    if model.eight:
+    if model.eight_experts:
         return "Q8_0"
     found = _value_by_mix(mix, i, model)
     # Llama 2 70B and 3 70B: their attn_v is an eighth of attn_q
@@ -156,7 +156,7 @@ def _value(mix: str, i: int, model: Model) -> str | None:
 
 
 def _value_by_mix(mix: str, i: int, model: Model) -> str | None:
-    wide = model.shared >= 4
+    wide = model.queries_per_key >= 4
     if mix in ("Q4_K_M", "Q5_K_M"):
         return "Q6_K" if _more_bits(i, model.layers) else None
     if wide and mix in ("IQ4_NL", "IQ4_XS"):
@@ -172,7 +172,7 @@ def _value_by_mix(mix: str, i: int, model: Model) -> str | None:
 
 
 def _key(mix: str, i: int, model: Model) -> str | None:
-    return "Q8_0" if model.eight else _query(mix, i, model)
+    return "Q8_0" if model.eight_experts else _query(mix, i, model)
 
 
 def _query(mix: str, _i: int, _model: Model) -> str | None:
@@ -186,7 +186,7 @@ def _down(mix: str, i: int, model: Model) -> str | None:
     if mix == "Q3_K_M":
         return "Q5_K" if i < n // 16 else "Q4_K"
     if mix == "IQ3_M":
-        return "Q4_K" if early or (model.eight and _more_bits(i, n)) else None
+        return "Q4_K" if early or (model.eight_experts and _more_bits(i, n)) else None
     if mix == "IQ3_XXS" and not model.importance:
         return "Q4_K" if early else "Q3_K"
     first = {"Q2_K_S": "Q4_K", "Q4_K_S": "Q5_K"}
@@ -196,7 +196,7 @@ def _down(mix: str, i: int, model: Model) -> str | None:
 
 
 def _attention_output(mix: str, _i: int, model: Model) -> str | None:
-    if model.eight:
+    if model.eight_experts:
         poor = mix.startswith(("IQ3", "IQ4", "Q2_K", "Q3_K", "Q4_K")) and mix not in ("Q2_K_S", "Q3_K_L")
         return "Q5_K" if poor else None
     return {"Q2_K": "Q3_K", "IQ3_XXS": "IQ3_S", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K", "IQ3_M": "Q4_K"}.get(mix)
@@ -208,11 +208,11 @@ def _gate_or_up(mix: str, i: int, model: Model) -> str | None:
 
 
 def _low_value(mix: str, _i: int, model: Model) -> str | None:
-    return "Q4_K" if model.shared >= 4 or model.experts >= 4 else _low_more(mix)
+    return "Q4_K" if model.queries_per_key >= 4 or model.experts >= 4 else _low_more(mix)
 
 
 def _low_key(_mix: str, _i: int, model: Model) -> str | None:
-    return "Q4_K" if model.eight else None
+    return "Q4_K" if model.eight_experts else None
 
 
 def _low_down(mix: str, i: int, model: Model) -> str | None:
@@ -220,7 +220,7 @@ def _low_down(mix: str, i: int, model: Model) -> str | None:
 
 
 def _low_attention_output(mix: str, _i: int, model: Model) -> str | None:
-    if model.eight:
+    if model.eight_experts:
         return "Q5_K"
     return {"IQ1_S": "IQ2_XXS", "IQ1_M": "IQ2_XXS", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S"}.get(mix)
 

@@ -1,4 +1,4 @@
-"""Which block type each tensor gets: by the mix, by overrides, and what fits rows that blocks do not divide."""
+"""The block type of each tensor: by the mix or an override, or another one where blocks do not divide the rows."""
 
 import fnmatch
 import re
@@ -30,8 +30,8 @@ class TypeChoice:
     give the first ones of a kind more bits, and an override does not count as one.
 
     Args:
-        default: of the weight matrices: a mix (`Q4_K_M`) or a type.
-        predictor: of the predictors' matrices.
+        default: a mix (`Q4_K_M`) or a type, for the weight matrices.
+        predictor: the type of the predictors' matrices.
         overrides: (pattern, type), the first match wins; a pattern is a regular expression that is searched in the
             tensor's GGUF name, or a shell pattern that fits the whole of it.
         model: what the mix's rules depend on.
@@ -80,7 +80,7 @@ class TypeChoice:
         return type_name
 
     def notes(self) -> list[str]:
-        """What the user should know about the choices.
+        """Notes for the user on the choices.
 
         Raises:
             TsconvertError: an override fits no matrix: a typing error would otherwise go unseen.
@@ -106,17 +106,17 @@ class TypeChoice:
         index = int(layer[1]) if named and layer else self._seen[kind]
         self._seen[kind] += 1
         tensor = mixes.Tensor(kind=kind, columns=columns, index=index, stacked="_exps." in name)
-        return mixes.choose(self.default, tensor, self.model)
+        return mixes.choose_type(self.default, tensor, self.model)
 
     def _override(self, name: str) -> str | None:
         for pattern, type_name in self.overrides:
-            if _fits(pattern, name):
+            if _matches(pattern, name):
                 self._used.add(pattern)
                 return type_name
         return None
 
     def _fitting(self, name: str, columns: int, type_name: str) -> str:
-        stored = mixes.fitting(type_name, columns)
+        stored = mixes.fitting_type(type_name, columns)
         if stored != type_name:
             self._fallbacks[type_name, columns].append((name, stored))
         return stored
@@ -131,7 +131,7 @@ class TypeChoice:
         return type_name
 
 
-def _fits(pattern: str, name: str) -> bool:
+def _matches(pattern: str, name: str) -> bool:
     if fnmatch.fnmatchcase(name, pattern):
         return True
     try:

@@ -1,1 +1,1 @@
-"""Vocabularies as GGUF has them."""
+"""A checkpoint's tokenizer as the keys of a GGUF file."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
+from ...common.files import read_json_object
 from . import bpe, sentencepiece
 from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
 
@@ -19,20 +20,21 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     """The vocabulary of the checkpoint in ``folder``.
 
     Args:
-        rows: of the embedding; the vocabulary is padded with unused tokens, or cut, to as many.
+        rows: the rows of the embedding; the vocabulary is padded with unused tokens, or cut, to as many.
         pre: the pre-tokenizer's name, for a byte-level BPE that is not recognized.
         eos: ids from config.json, for a tokenizer that names none.
 
     Raises:
         TsconvertError: no tokenizer, a kind that GGUF has no name for, or an unknown pre-tokenizer.
     """
-    content = sentencepiece.read_json(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    content = read_json_object(path) if path.is_file() else {}
     model_file = folder / "tokenizer.model"
     if not content and not model_file.is_file():
         raise TsconvertError(
             f"{folder}: no tokenizer (tokenizer.model or tokenizer.json); copy the tokenizer's files into the folder"
         )
-    hf = load_tokenizer(folder)
+    hf = auto_tokenizer(folder)
     try:
         content = content or _made(hf, folder)
         vocabulary = _read(content, hf, folder, pre)
@@ -44,7 +46,6 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
         raise TsconvertError(
             f"{folder}: the tokenizer's files contradict each other ({reason(error)}); download them again"
         ) from None
-    path = folder / "tokenizer.json"
     vocabulary.huggingface_json = path.read_text(encoding="utf-8") if path.is_file() else json.dumps(content)
     return vocabulary
 
@@ -78,8 +79,8 @@ def _check_ids(content: dict[str, Any], folder: Path) -> None:
             )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a checkpoint folder, without running code from the folder.
+def auto_tokenizer(folder: Path) -> Any:
+    """The tokenizer that transformers' AutoTokenizer makes of a checkpoint folder; no code of the folder's is run.
 
     Raises:
         TsconvertError: transformers cannot load it.
@@ -104,9 +105,9 @@ def load_tokenizer(folder: Path) -> Any:
         logging.set_verbosity(verbosity)
 
 
-def load_checked_tokenizer(folder: Path) -> Any:
-    """`load_tokenizer`, made to split as SentencePiece does where the folder has tokenizer.model alone."""
-    hf = load_tokenizer(folder)
+def corrected_tokenizer(folder: Path) -> Any:
+    """`auto_tokenizer`, made to split as SentencePiece does where the folder has tokenizer.model alone."""
+    hf = auto_tokenizer(folder)
     if not (folder / "tokenizer.json").is_file():
         sentencepiece.correct(hf, folder / "tokenizer.model")
     return hf

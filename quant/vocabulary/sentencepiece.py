@@ -1,13 +1,13 @@
 """SentencePiece vocabularies: pieces and scores from tokenizer.model, or derived from a tokenizer.json of that kind."""
 
-import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError
+from ...common.files import read_json_object
 from .vocabulary import ADDED_SCORE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, looks_special
 
 LONGEST_TOKEN = 2048
@@ -19,7 +19,7 @@ Piece = tuple[str, float, int]
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceModel:
-    """What tokenizer.model holds."""
+    """The content of tokenizer.model."""
 
     pieces: list[Piece]
     """(text, score, type)."""
@@ -65,15 +65,16 @@ def correct(hf: Any, model_file: Path) -> None:
     backend = hf.backend_tokenizer
     vocab = {piece: index for index, (piece, _, _) in enumerate(source.pieces)}
     unknown = next((piece for piece, _, kind in source.pieces if kind == UNKNOWN), None)
-    backend.model = models.BPE(
-        vocab=vocab, merges=merges_of(source.pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True
-    )
+    normal = {piece: index for index, (piece, _, kind) in enumerate(source.pieces) if kind == NORMAL}
+    merges = merges_of(normal, [score for _, score, _ in source.pieces])
+    backend.model = models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefix = [normalizers.Prepend("▁")] if source.add_dummy_prefix else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
     defined = [piece for piece, _, kind in source.pieces if kind == USER_DEFINED]
     backend.add_tokens([AddedToken(piece, normalized=False) for piece in defined])
-    backend.post_processor = _around(hf, vocab, read_json(model_file.with_name("tokenizer_config.json")))
+    config = model_file.with_name("tokenizer_config.json")
+    backend.post_processor = _around(hf, vocab, read_json_object(config) if config.is_file() else {})
 
 
 def _around(hf: Any, vocab: dict[str, int], config: dict[str, Any]) -> Any:
@@ -87,33 +88,20 @@ def _around(hf: Any, vocab: dict[str, int], config: dict[str, Any]) -> Any:
     return processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=special)
 
 
-def merges_of(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists."""
-    ids = {piece: index for index, (piece, _, kind) in enumerate(pieces) if kind == NORMAL}
-    ranked = []
-    for piece in ids:
-        for cut in range(1, len(piece)):
-            left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
-            if left is not None and right is not None:
-                ranked.append((-pieces[ids[piece]][1], left, right))
-    return [(pieces[left][0], pieces[right][0]) for _, left, right in sorted(ranked)]
+def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if there is no such file.
-
-    Raises:
-        TsconvertError: the file is there and holds no JSON object.
+    Args:
+        ids: the id of each piece.
+        scores: the score of each id.
     """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise TsconvertError(f"{path}: not a JSON object; download it again")
-    return content
+    ranked = []
+    for piece, index in ids.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in ids and right in ids:
+                ranked.append((-scores[index], ids[left], ids[right], (left, right)))
+    return [pair for *_, pair in sorted(ranked)]
 
 
 def read_model(path: Path) -> SentencePieceModel:

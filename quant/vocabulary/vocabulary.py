@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ...common.errors import TsconvertError
-from ..gguf.writer import Value, array, boolean, text, u32
+from ..gguf.values import Value, array, boolean, text, u32
 
 # enum llama_token_type, which is SentencePiece's
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -38,15 +38,10 @@ class Vocabulary:
     huggingface_json: str = ""
     notes: list[str] = field(default_factory=list)
     engine_notes: list[str] = field(default_factory=list)
-    """What engines with llama.cpp's tokenizer do otherwise than transformers."""
+    """Where engines with llama.cpp's tokenizer differ from transformers."""
 
-    def metadata(self, *, chat: bool, huggingface: bool) -> dict[str, Value]:
-        """The keys of a GGUF file.
-
-        Args:
-            chat: with the chat templates.
-            huggingface: with the whole tokenizer.json.
-        """
+    def metadata(self, *, huggingface: bool) -> dict[str, Value]:
+        """The keys of a GGUF file; ``huggingface``: the whole tokenizer.json is one of them."""
         keys = {
             "model": text(self.model),
             "pre": text(self.pre),
@@ -64,10 +59,10 @@ class Vocabulary:
         out = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
         if huggingface and self.huggingface_json:
             out["tokenizer.huggingface.json"] = text(self.huggingface_json)
-        return out | (self._chat_keys() if chat else {})
+        return out | self._chat_keys()
 
     def check_powerinfer(self) -> list[str]:
-        """Notes on what PowerInfer's tokenizer does otherwise.
+        """Notes on where PowerInfer's tokenizer differs.
 
         Raises:
             TsconvertError: PowerInfer cannot load this vocabulary.

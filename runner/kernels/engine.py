@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.spec import ModelSpec
+from ...model.tensor_names import MATRICES
 from ...quant.types import ggml
 from .compiling import function_table
 from .parameters import (
@@ -17,7 +18,6 @@ from .parameters import (
     COUNTS,
     LAYER,
     MODES,
-    ROLES,
     SCRATCH_BYTES,
     TENSOR,
     new_buffers,
@@ -137,7 +137,7 @@ class Engine:
         layer["thresholds"] = weights.thresholds.ctypes.data + index * weights.thresholds.strides[0]
         for norm in ("attn_norm", "ffn_norm"):
             layer[norm] = tensors[norm, index].ctypes.data
-        for role in ROLES:
+        for role in MATRICES:
             if (role, index) in tensors:
                 layer[role] = self._tensor(tensors[role, index])
         return layer

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import from_dtype, types
 
+from ...model.tensor_names import MATRICES
 from .simd.emit import I64, Emit, emitted
 
 Array = npt.NDArray[Any]
@@ -87,7 +88,7 @@ _FUNCTION_NAMES = (
 
 def _source_hash() -> str:
     """A hash of every source that is compiled: Numba's caches look at one file each."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(MATRICES).encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -110,14 +111,13 @@ TYPE = _record(kind=_I, vec_dot=_I, to_float=_I, from_float=_I, products=_I, add
 """A block type: weight_types.py; addresses of ggml's functions and of our kernels (row_kernels.py)."""
 TENSOR = _record(type=TYPE, address=_I, rows=_I, columns=_I, row_bytes=_I, expert_bytes=_I)
 """A matrix, or one an expert; address 0 where there is none."""
-ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "router", "ffn_gate", "ffn_up", "ffn_down", "fc1", "fc2")
 LAYER = _record(
     index=_I,
     attn_norm=_I,
     ffn_norm=_I,
     thresholds=_I,  # [E] float32, of predictors; NaN where an FFN has none
     shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero
-    **dict.fromkeys(ROLES, TENSOR),
+    **dict.fromkeys(MATRICES, TENSOR),
 )
 COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)
 """Rows read of each matrix, neurons that were not zero, that were predicted, and that fired without being predicted."""

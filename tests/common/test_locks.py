@@ -10,12 +10,12 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.common.files import atomic_file, atomic_folder, reserved_name
-from tsconvert.common.locks import claimed
+from tsconvert.common.locks import locked
 
 
 def hold(path: Path, folder: bool, pipe: Connection) -> None:
     """Another process's claim: said when it is there, kept until something comes."""
-    with claimed(path, path, folder=folder):
+    with locked(path, path, folder=folder):
         pipe.send(os.getpid())
         pipe.recv()
 
@@ -60,7 +60,7 @@ def test_two_runs_into_one_file_are_told_apart(tmp_path: Path):
 
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path):
     out = tmp_path / "out"
-    with claimed(tmp_path / "out.partial", out):
+    with locked(tmp_path / "out.partial", out):
         out.touch()
         with pytest.raises(TsconvertError, match="out: exists already"), reserved_name(out):
             pass
@@ -69,13 +69,13 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path):
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_claim_leaves_nothing_behind(tmp_path: Path, folder: bool):
     path = tmp_path / "new" / "a"
-    with claimed(path, path, folder=folder), claimed(path, path, folder=folder):
+    with locked(path, path, folder=folder), locked(path, path, folder=folder):
         assert path.exists()
     assert not list(tmp_path.iterdir())
 
 
 def test_what_was_renamed_stays_and_so_does_what_another_made_in_its_place(tmp_path: Path):
-    with claimed(tmp_path / "a", tmp_path / "a"):
+    with locked(tmp_path / "a", tmp_path / "a"):
         (tmp_path / "a").rename(tmp_path / "b")
         (tmp_path / "a").touch()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}

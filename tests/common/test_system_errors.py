@@ -68,7 +68,7 @@ def test_the_command_line_says_so_and_how_to_go_on(monkeypatch, words, ending, e
         raise error
 
     monkeypatch.setattr("tsconvert.convert.relufy.relufy", refuse)
-    monkeypatch.setattr("tsconvert.evaluate.inspect.inspect", refuse)
+    monkeypatch.setattr("tsconvert.evaluate.inspect.outputs.inspect", refuse)
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == code
     assert result.stderr.strip() == said + ending

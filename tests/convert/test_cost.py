@@ -10,7 +10,7 @@ from memory import watched
 from shapes import write_checkpoint
 
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.cost import flops, layer_weights
+from tsconvert.convert.cost import flops
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.tensor_names import Place, model_places, shape_of
 
@@ -43,7 +43,7 @@ def test_the_weights_of_a_layer():
         matrices = {place: shape for place, shape in sizes.items() if len(shape) == 2 and place.role != "router"}
         ffn = sum(rows * columns for place, (rows, columns) in matrices.items() if place.role.startswith("ffn"))
         attention = sum(rows * columns for rows, columns in matrices.values()) - ffn
-        assert layer_weights(spec) == (attention, ffn)
+        assert spec.layer_weights == (attention, ffn)
         assert matrices[Place("attn_q", 0)] == (spec.heads * spec.head_dim, spec.width)
 
 
@@ -51,6 +51,6 @@ def test_training_is_six_operations_for_each_weight_and_token():
     spec = open_checkpoint("tiny-mistral").spec
     config = RelufyConfig(model="tiny-mistral", out=Path("unused"))
     once, twice = (replace(config, training=replace(config.training, steps=steps)) for steps in (100, 200))
-    trained = sum(layer_weights(spec)) - 2 * spec.width * (spec.kv_heads + spec.heads) * spec.head_dim
+    trained = sum(spec.layer_weights) - 2 * spec.width * (spec.kv_heads + spec.heads) * spec.head_dim
     trained += spec.width * spec.heads * spec.head_dim
     assert flops(spec, twice) - flops(spec, once) == pytest.approx(6 * 100 * 2048 * trained * spec.layers)

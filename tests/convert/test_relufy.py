@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.local import sweep
-from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.sweep import Stream

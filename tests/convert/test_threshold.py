@@ -10,16 +10,16 @@ from transformers import AutoModelForCausalLM
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.convert.report import RelufyReport
 from tsconvert.embedded import text
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import activate
 from tsconvert.model.spec import read_spec
 from tsconvert.model.sweep import Stream
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.text.sources import Source
 
 HELD = (Source(path=str(text("heldout.txt"))),)
@@ -59,7 +59,7 @@ def test_transformers_computes_what_the_sweep_does(shifted):
 
 def test_the_runner_computes_what_the_checkpoint_does(shifted, tmp_path: Path):
     out, file = shifted[0], tmp_path / "sparse.gguf"
-    export_gguf(ExportConfig(model=str(out), out=file, type_name="F16"))
+    export_unverified(ExportConfig(model=str(out), out=file, type_name="F16"))
     scored = EvalConfig(model=str(out), data=HELD, tokens=1024)
     ours = evaluate(scored)
     for mode in ("exact", "dense"):
@@ -70,7 +70,7 @@ def test_the_runner_computes_what_the_checkpoint_does(shifted, tmp_path: Path):
 
 def test_powerinfer_has_no_shift(shifted, tmp_path: Path):
     with pytest.raises(TsconvertError, match=r"its activations are shifted .*; convert without --shift"):
-        export_gguf(ExportConfig(model=str(shifted[0]), out=tmp_path / "p.gguf", target="powerinfer"))
+        export_unverified(ExportConfig(model=str(shifted[0]), out=tmp_path / "p.gguf", target="powerinfer"))
 
 
 def test_what_is_up_to_the_threshold_is_zero():

@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -117,7 +118,7 @@ def test_the_demo(capsys, tmp_path: Path):
     assert all(texts for mode in report["texts"].values() for texts in mode)
     for command in report["commands"]:  # what the page shows can be typed
         name, *words = shlex.split(command)[1:]
-        with cli.main.commands[name].make_context(name, words) as context:
+        with cli.main.get_command(click.Context(cli.main), name).make_context(name, words) as context:
             assert context.params
     page = Path(report["report"]).read_text(encoding="utf-8")
     sections = re.findall("<h2>(.*?)</h2>", page)

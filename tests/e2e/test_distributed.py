@@ -89,7 +89,7 @@ atexit.register(print, "ran at exit")
 dist.init_process_group("gloo")
 for _ in range(300):
     dist.group.WORLD.allgather([torch.empty(9) for _ in range(2)], torch.ones(9))
-processes.leave(0)
+processes.exit_process(0)
 """
 
 

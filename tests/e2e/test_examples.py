@@ -11,9 +11,9 @@ import pytest
 
 from tsconvert import embedded
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.gguf_import import import_smollm2
 from tsconvert.model.tensor_names import Place

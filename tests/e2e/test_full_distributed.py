@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+HERE = Path(__file__).parent
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate"
 STEPS = 20
 ONE = [sys.executable, "-m", "tsconvert"]
 TWO = [
-    sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "two_cpu_processes.yaml"),
-    "-m", "tsconvert",
+    sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(HERE / "two_cpu_processes.yaml"),
+    str(HERE / "fsdp_on_cpu.py"),
 ]  # fmt: skip
 
 

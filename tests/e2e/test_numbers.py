@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.verify.verify import VerifyConfig, verify
+from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import train_predictors
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.runner.model import load
@@ -117,7 +117,7 @@ def test_predictors_of_layers_that_never_or_always_fire(sparse_extreme: Path, tr
 )
 def test_export_and_run_agree_in_every_mode(sparse_extreme: Path, trained: Path, tmp_path: Path, type_name: str):
     out = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=str(sparse_extreme), out=out, type_name=type_name, predictors=trained))
+    export_unverified(ExportConfig(model=str(sparse_extreme), out=out, type_name=type_name, predictors=trained))
     report = verify(VerifyConfig(model=str(sparse_extreme), file=out, predictors=trained))
     assert report.passed, str(report)
     tokens = [1, 22, 333, 4, 55]
@@ -138,7 +138,7 @@ def test_export_and_run_agree_in_every_mode(sparse_extreme: Path, trained: Path,
 def test_an_importance_matrix_of_it_and_quantization(sparse_extreme: Path, tmp_path: Path):
     found = imatrix(ImatrixConfig(model=str(sparse_extreme), out=tmp_path / "i.gguf", **SHORT))
     assert found.entries
-    export_gguf(ExportConfig(model=str(sparse_extreme), out=tmp_path / "f.gguf", type_name="F16"))
+    export_unverified(ExportConfig(model=str(sparse_extreme), out=tmp_path / "f.gguf", type_name="F16"))
     asked = QuantizeConfig(
         source=tmp_path / "f.gguf", out=tmp_path / "q.gguf", type_name="Q4_0", imatrix=tmp_path / "i.gguf"
     )
@@ -179,7 +179,7 @@ def test_a_dead_expert_through_the_chain(dead_expert: Path, tmp_path: Path):
     assert imatrix(ImatrixConfig(model=str(sparse), out=tmp_path / "i.gguf", **SHORT)).missed_experts == {
         f"blk.{layer}.ffn_down_exps.weight": [2, 3] for layer in range(2)
     }
-    export_gguf(ExportConfig(model=str(sparse), out=out, type_name="Q8_0", predictors=predictors))
+    export_unverified(ExportConfig(model=str(sparse), out=out, type_name="Q8_0", predictors=predictors))
     with load(out, threads=2) as model:
         for mode in ("dense", "exact", "predicted"):
             model.mode = mode
@@ -206,7 +206,7 @@ def test_a_value_that_is_none_is_named_before_work_begins(dense: Path, drelu_cop
         "profile": lambda: profile(ProfileConfig(model=str(model), **SHORT)),
         "predictors": lambda: train_predictors(PredictorConfig(model=str(model), out=tmp_path / "o", **PREDICTORS)),
         "imatrix": lambda: imatrix(ImatrixConfig(model=str(model), out=tmp_path / "o.gguf", **SHORT)),
-        "export": lambda: export_gguf(ExportConfig(model=str(model), out=tmp_path / "o.gguf")),
+        "export": lambda: export_unverified(ExportConfig(model=str(model), out=tmp_path / "o.gguf")),
     }[stage]
     with pytest.raises(TsconvertError) as caught:
         run()
@@ -235,7 +235,7 @@ def drelu_copy(dense: Path, tmp_path: Path):
 
 def test_weights_of_nan_in_a_file_are_told_when_they_are_run(sparse_extreme: Path, tmp_path: Path):
     out = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model=str(sparse_extreme), out=out, type_name="F16"))
+    export_unverified(ExportConfig(model=str(sparse_extreme), out=out, type_name="F16"))
     from tsconvert.quant.gguf.file import GgufFile
 
     tensor = GgufFile(out).tensors["blk.2.attn_v.weight"]

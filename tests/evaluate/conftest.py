@@ -6,10 +6,10 @@ import pytest
 
 from tsconvert.common.files import write_json
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.export import export_gguf
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.predictors.config import Training
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile

@@ -168,7 +168,7 @@ def make_config(rng: random.Random, folder: Path) -> None:
 
 def read_checkpoint(folder: Path, rng: random.Random) -> None:
     """Open it, look at every value; now and then what else reads config.json."""
-    from tsconvert.evaluate.inspect.inspect import inspect
+    from tsconvert.evaluate.inspect.outputs import inspect
     from tsconvert.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(folder)
@@ -179,10 +179,10 @@ def read_checkpoint(folder: Path, rng: random.Random) -> None:
         str(found)
         found.to_json()
     if rng.random() < 0.3:
-        from tsconvert.evaluate.plan.machine import Described
-        from tsconvert.evaluate.plan.plan import PlanConfig, plan
+        from tsconvert.evaluate.plan.config import Described
+        from tsconvert.evaluate.plan.estimate import PlanConfig, plan
 
-        machine = Described(bandwidth=1e10, cores=2, memory_bytes=10**10, flops=1e11, disk_bytes_per_s=1e9)
+        machine = Described(bandwidth_gb=10, cores=2, memory_bytes=10**10, gflops=100, disk_speed_gb=1)
         str(plan(PlanConfig(model=str(folder / "config.json"), machine=machine)))
     if rng.random() < 0.1:
         import torch

@@ -222,6 +222,7 @@ def bases() -> dict[str, Description]:
 
 def _model(arch: str, type_name: str, *, width: int = 32, neurons: int = 64, experts: int = 0) -> Description:
     from tsconvert.quant.types import ggml
+    from tsconvert.quant.types.encoding import quantize
 
     rng, vocab, layers, heads, rank = np.random.default_rng(7), 48, 2, 2, 32 if width < 256 else 256
     transposed = arch != "llama"
@@ -230,7 +231,7 @@ def _model(arch: str, type_name: str, *, width: int = 32, neurons: int = 64, exp
     def add(name: str, *shape: int, kind: str = type_name) -> None:
         values = rng.standard_normal(shape).astype(np.float32) * 0.2
         kind = kind if shape[-1] % ggml.TYPES[kind].weights == 0 else "F32"
-        raw = ggml.quantize(values.reshape(-1, shape[-1]), kind).tobytes() if kind != "F32" else values.tobytes()
+        raw = quantize(values.reshape(-1, shape[-1]), kind).tobytes() if kind != "F32" else values.tobytes()
         tensors.append(Tensor(name, list(shape[::-1]), ggml.TYPES[kind].id, raw))
 
     stack = (experts,) if experts else ()

@@ -60,7 +60,7 @@ def _damaged(rng: random.Random, header: dict[str, Any], data: bytes) -> bytes:
 
 
 def make_predictors(rng: random.Random, folder: Path) -> None:
-    """A predictor folder, low-rank or sign bits, with config.json or a layer damaged."""
+    """A predictor folder, with config.json or a layer damaged."""
     source, wrong = np.random.default_rng(5), rng.random()
     config = {
         "format": "tsconvert predictors", "format_version": 2, "model_fingerprint": FINGERPRINT, "input": "normed",
@@ -86,7 +86,7 @@ def make_predictors(rng: random.Random, folder: Path) -> None:
 
 def read_predictors(folder: Path, rng: random.Random) -> None:
     """inspect, and what an export and an evaluation do with the weights."""
-    from tsconvert.evaluate.inspect.inspect import inspect
+    from tsconvert.evaluate.inspect.outputs import inspect
     from tsconvert.predictors.folder import load_predictors
 
     found = load_predictors(folder, None if rng.random() < 0.5 else FINGERPRINT)
@@ -100,7 +100,7 @@ def read_predictors(folder: Path, rng: random.Random) -> None:
     str(shown)
     shown.to_json()
     if rng.random() < 0.2:
-        from tsconvert.evaluate.records.records import read_record
+        from tsconvert.evaluate.records.outputs import read_record
 
         read_record(folder)
 
@@ -202,8 +202,8 @@ def make_profile(rng: random.Random, folder: Path) -> None:
 
 def read_profile(folder: Path, rng: random.Random) -> None:
     """inspect and the report's reader."""
-    from tsconvert.evaluate.inspect.inspect import inspect
-    from tsconvert.evaluate.records.records import read_record
+    from tsconvert.evaluate.inspect.outputs import inspect
+    from tsconvert.evaluate.records.outputs import read_record
 
     path = folder / "p.safetensors"
     if rng.random() < 0.3:

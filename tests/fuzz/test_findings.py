@@ -351,6 +351,7 @@ def predictor_folder(folder: Path, arrays: dict[str, np.ndarray], config: dict[s
 
 FC = {"experts.0.fc1.weight": np.ones((4, 16), np.float32), "experts.0.fc2.weight": np.ones((24, 4), np.float32)}
 NO_PREDICTORS = "FILE: not a predictor folder that can be read"
+SIGN_BITS = "FILE/layer-00000.safetensors: expert 0: it holds sign bits, which no version since 0.1 uses"
 SIGNS = {"experts.0.signs": np.ones((1, 24, 2), np.uint8), "experts.0.width": np.array(16, np.float32)}
 
 
@@ -359,7 +360,7 @@ SIGNS = {"experts.0.signs": np.ones((1, 24, 2), np.uint8), "experts.0.width": np
     [
         (FC, {"thresholds": [[np.nan]]}, f"{NO_PREDICTORS} (a threshold is NaN or infinite); train them again"),
         (FC, {"report": 3}, f"{NO_PREDICTORS} (config.json lacks what training writes there); train them again"),
-        (SIGNS, {}, "FILE/layer-00000.safetensors: expert 0: its sign bits do not fit the width; train them again"),
+        (SIGNS, {}, f"{SIGN_BITS}; train them again"),
         (
             {name: array.astype(np.int32) for name, array in FC.items()}, {},
             "FILE/layer-00000.safetensors: expert 0: fc1 and fc2 are empty or hold no floats; train them again",

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 _MODULES = (
     "torch", "transformers", "safetensors.numpy", "safetensors.torch", "tsconvert.model.layers",
     "tsconvert.quant.quantize", "tsconvert.quant.vocabulary.reader", "tsconvert.runner.model",
-    "tsconvert.evaluate.inspect.gguf", "tsconvert.evaluate.records.records", "tsconvert.evaluate.plan.plan",
+    "tsconvert.evaluate.inspect.gguf", "tsconvert.evaluate.records.outputs", "tsconvert.evaluate.plan.estimate",
     "tsconvert.predictors.powerinfer_folder",
 )  # fmt: skip
 _MORE_BYTES = 512 << 20

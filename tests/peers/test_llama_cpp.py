@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsconvert import embedded
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 
 pytestmark = pytest.mark.peer
 Make = Callable[..., Path]
@@ -38,7 +38,7 @@ def transformers_greedy(model: torch.nn.Module, ids: list[int], tokens: int) -> 
 
 
 def assert_same_greedy(folder: Path, out: Path, load: Callable, type_name: str = "F32") -> None:
-    export_gguf(ExportConfig(model=folder, out=out, target="llama.cpp", type_name=type_name))
+    export_unverified(ExportConfig(model=folder, out=out, target="llama.cpp", type_name=type_name))
     peer = load(out)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -68,7 +68,7 @@ def test_random_models_have_the_same_probabilities(
     family: str, make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path
 ):
     folder = make_checkpoint(family, seed=3)
-    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F32"))
+    export_unverified(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F32"))
     peer = llama_cpp(tmp_path / "model.gguf")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = [1, *np.random.default_rng(0).integers(300, 4000, 40).tolist()]
@@ -86,7 +86,7 @@ def test_llama3_rope_scaling(make_checkpoint: Make, llama_cpp: Callable, tmp_pat
         "original_max_position_embeddings": 32,
     }  # fmt: skip
     folder = make_checkpoint("llama", seed=4, rope_parameters=rope)
-    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F32"))
+    export_unverified(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F32"))
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = [1, *np.random.default_rng(1).integers(300, 4000, 100).tolist()]
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_llama3_rope_scaling(make_checkpoint: Make, llama_cpp: Callable, tmp_pat
 
 def test_sentencepiece_ids(make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path):
     folder = make_checkpoint("llama")
-    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf"))
+    export_unverified(ExportConfig(model=folder, out=tmp_path / "model.gguf"))
     peer, tokenizer = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(folder)
     assert {text: peer.encode(text) for text in NASTY} == {text: tokenizer.encode(text) for text in NASTY}
 
@@ -119,14 +119,14 @@ def test_sentencepiece_ids_also_of_leading_spaces(dense: Path, files: tuple, lla
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     for name in {"tokenizer.json", "tokenizer.model"} - set(files):
         (folder / name).unlink()
-    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf"))
+    export_unverified(ExportConfig(model=folder, out=tmp_path / "model.gguf"))
     peer, hf = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(folder)
     texts = (*NASTY, *LEADING)
     assert {text: peer.encode(text) for text in texts} == {text: hf.encode(text) for text in texts}
 
 
 def test_smollm2_ids(smollm2: Path, llama_cpp: Callable, tmp_path: Path):
-    export_gguf(ExportConfig(model=smollm2, out=tmp_path / "model.gguf", type_name="Q8_0"))
+    export_unverified(ExportConfig(model=smollm2, out=tmp_path / "model.gguf", type_name="Q8_0"))
     peer, tokenizer = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(smollm2)
     texts = (*NASTY, *LEADING)
     assert {text: peer.encode(text) for text in texts} == {text: tokenizer.encode(text) for text in texts}

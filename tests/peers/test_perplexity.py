@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tsconvert import embedded
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, EvalReport, evaluate
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, EvalReport, evaluate
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.text.sources import Source
 
 pytestmark = pytest.mark.peer
@@ -34,7 +34,7 @@ def exported(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def export(type_name: str) -> Path:
         out = folder / f"{type_name}.gguf"
         if not out.exists():
-            export_gguf(ExportConfig(model=smollm2, out=out, type_name=type_name, target="llama.cpp"))
+            export_unverified(ExportConfig(model=smollm2, out=out, type_name=type_name, target="llama.cpp"))
         return out
 
     return export

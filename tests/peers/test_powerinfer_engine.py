@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.local.config import LocalRecovery
-from tsconvert.convert.masked.local import JointConfig, relufy_with_predictors
+from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.convert.config.masked import JointConfig
+from tsconvert.convert.relufy import relufy
 from tsconvert.predictors.config import Training
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.model import load
 
 pytestmark = pytest.mark.peer
@@ -28,14 +29,12 @@ SAME = 0.97
 def test_the_same_ids_and_the_same_tokens(name: str, request: pytest.FixtureRequest, tmp_path: Path):
     dense = str(request.getfixturevalue("smollm2")) if name == "smollm2" else name
     sparse, predictors = tmp_path / "sparse", tmp_path / "predictors"
-    relufy_with_predictors(
-        RelufyConfig(model=dense, out=sparse, tokens=8192, training=LocalRecovery(steps=24)),
-        JointConfig(out=predictors, rank=32, training=Training(steps=60)),
-    )
+    joint = JointConfig(out=predictors, rank=32, training=Training(steps=60))
+    relufy(RelufyConfig(model=dense, out=sparse, tokens=8192, training=LocalRecovery(steps=24), predictors=joint))
     for type_name in ("F32", "F16"):
         out = tmp_path / f"{type_name}.gguf"
         asked = ExportConfig(model=sparse, out=out, type_name=type_name, target="powerinfer", predictors=predictors)
-        export_gguf(asked)
+        export_unverified(asked)
         places = compared(out)
         assert sum(places) >= SAME * len(places)
 

@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 
 from tsconvert import embedded
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
-from tsconvert.quant.gguf.writer import TensorPlan, f32, file_size, header, text, u32
+from tsconvert.quant.gguf.tensor_plan import TensorPlan
+from tsconvert.quant.gguf.values import f32, text, u32
+from tsconvert.quant.gguf.writer import file_size, header
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
@@ -65,7 +67,7 @@ def hollow(model: dict, names: dict[str, list[int]], path: Path) -> Path:
         keys |= {"expert_count": model["experts"], "expert_used_count": 2}
     metadata = {"general.architecture": text("llama"), "llama.attention.layer_norm_rms_epsilon": f32(1e-5)}
     metadata |= {f"llama.{key}": u32(value) for key, value in keys.items()}
-    tensors = [TensorPlan(name=n, shape=tuple(s), type_name="F32", chunks=list) for n, s in names.items()]
+    tensors = [TensorPlan(name=n, shape=tuple(s), type_name="F32", source=list) for n, s in names.items()]
     path.write_bytes(header(metadata, tensors))
     os.truncate(path, file_size(metadata, tensors))
     return path
@@ -118,14 +120,14 @@ def test_smollm2_is_what_llama_quantize_makes_of_the_f32_file(
 ):
     """One pass from safetensors, and GGUF to GGUF; without and with an importance matrix."""
     plain, importances = tmp_path / "f32.gguf", tmp_path / "imatrix.gguf"
-    export_gguf(ExportConfig(model=smollm2, out=plain, type_name="F32"))
+    export_unverified(ExportConfig(model=smollm2, out=plain, type_name="F32"))
     imatrix(ImatrixConfig(model=str(smollm2), out=importances, tokens=2048))
     np.savez(tmp_path / "i.npz", **{n: e.importance() for n, e in load_imatrix(importances).entries.items()})
     jobs = [{"source": str(plain), "out": str(tmp_path / f"{i}.gguf"), "mix": mix} for i in range(2)]
     assert llama_quantize([jobs[0], jobs[1] | {"imatrix": str(tmp_path / "i.npz")}]) == [0, 0]
     for i, given in enumerate((None, importances)):
         out = tmp_path / f"one-pass-{i}.gguf"
-        export_gguf(ExportConfig(model=smollm2, out=out, type_name=mix, imatrix=given))
+        export_unverified(ExportConfig(model=smollm2, out=out, type_name=mix, imatrix=given))
         again = tmp_path / f"requantized-{i}.gguf"
         quantize(QuantizeConfig(source=plain, out=again, type_name=mix, imatrix=given))
         for ours in (out, again):
@@ -143,12 +145,12 @@ def test_smollm2_is_what_llama_quantize_makes_of_the_f32_file(
 def test_experts_with_importances(make_checkpoint: Make, llama_quantize: Callable, tmp_path: Path, mix: str):
     model = make_checkpoint("mixtral", hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_local_experts=8)
     plain, importances = tmp_path / "f32.gguf", tmp_path / "imatrix.gguf"
-    export_gguf(ExportConfig(model=model, out=plain, type_name="F32"))
+    export_unverified(ExportConfig(model=model, out=plain, type_name="F32"))
     imatrix(ImatrixConfig(model=str(model), out=importances, tokens=1024, context=128))
     np.savez(tmp_path / "i.npz", **{n: e.importance() for n, e in load_imatrix(importances).entries.items()})
     job = {"source": str(plain), "out": str(tmp_path / "t.gguf"), "mix": mix, "imatrix": str(tmp_path / "i.npz")}
     assert llama_quantize([job]) == [0]
-    export_gguf(ExportConfig(model=model, out=tmp_path / "o.gguf", type_name=mix, imatrix=importances))
+    export_unverified(ExportConfig(model=model, out=tmp_path / "o.gguf", type_name=mix, imatrix=importances))
     assert_same_tensors(GgufFile(tmp_path / "o.gguf"), GgufFile(tmp_path / "t.gguf"))
 
 
@@ -159,7 +161,7 @@ def test_importance_matrices_go_both_ways(make_checkpoint: Make, tmp_path: Path)
         pytest.skip("llama-imatrix and llama-quantize are not here: set TSCONVERT_LLAMA_LIB to the folder of a build")
     model = make_checkpoint("mistral", hidden_size=256, intermediate_size=512, num_attention_heads=8)
     plain, ours, theirs = tmp_path / "f32.gguf", tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    export_gguf(ExportConfig(model=model, out=plain, type_name="F32"))
+    export_unverified(ExportConfig(model=model, out=plain, type_name="F32"))
     prompt = tmp_path / "text.txt"
     prompt.write_text((embedded.folder("tiny-mistral") / "LICENSE").read_text())
     imatrix(ImatrixConfig(model=str(model), out=ours, data=(parse_source(str(prompt)),), tokens=2048, context=128))
@@ -167,7 +169,7 @@ def test_importance_matrices_go_both_ways(make_checkpoint: Make, tmp_path: Path)
     for given in (ours, theirs):
         run(programs, "llama-quantize", "--imatrix", given, plain, tmp_path / f"t-{given.name}", "IQ2_XS")
         out = tmp_path / f"o-{given.name}"
-        export_gguf(ExportConfig(model=model, out=out, type_name="IQ2_XS", imatrix=given))
+        export_unverified(ExportConfig(model=model, out=out, type_name="IQ2_XS", imatrix=given))
         mine, other = GgufFile(out), GgufFile(tmp_path / f"t-{given.name}")
         assert_same_tensors(mine, other)
         assert mine.metadata == other.metadata
@@ -181,7 +183,7 @@ def test_llama_cpp_runs_q4_k_m(smollm2: Path, llama_cpp: Callable, tmp_path: Pat
     """As well as F32: the same words, but for near ties."""
     texts = {}
     for mix in ("F32", "Q4_K_M"):
-        export_gguf(ExportConfig(model=smollm2, out=tmp_path / f"{mix}.gguf", type_name=mix))
+        export_unverified(ExportConfig(model=smollm2, out=tmp_path / f"{mix}.gguf", type_name=mix))
         peer = llama_cpp(tmp_path / f"{mix}.gguf")
         prompt = peer.encode("The capital of France is Paris. The capital of Italy is")
         texts[mix] = peer.greedy(prompt, 2)

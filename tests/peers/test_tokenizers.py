@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.vocabulary.reader import read_vocabulary
 from tsconvert.quant.vocabulary.vocabulary import BYTE, CONTROL
 
@@ -81,7 +81,7 @@ def test_tekken_ids_in_llama_cpp(
     (folder / "tokenizer.model").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tekken / name, folder / name)
-    export_gguf(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="Q8_0"))
+    export_unverified(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="Q8_0"))
     peer, tokenizer = llama_cpp(tmp_path / "model.gguf"), Tokenizer.from_file(str(folder / "tokenizer.json"))
     # llama.cpp's expression for tekken leaves combining marks out of words
     texts = (*(text for text in TEXTS if "हिन्दी" not in text), "العربية", "[INST] hi [/INST]", "<s>x</s>")

@@ -1,6 +1,5 @@
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,10 @@ import torch
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.layers import read_tensor
+from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.folder import PredictorSet, load_predictors, save_predictors
-from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors, save_powerinfer_predictors
+from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors
 from tsconvert.predictors.predictor import Predictor
 
 Make = Callable[..., Path]
@@ -94,36 +95,24 @@ def test_what_is_no_predictor_folder_says_so(sparse: Path, tmp_path: Path):
         load_predictors(folder)
 
 
-def test_powerinfers_folder_round_trips(sparse: Path, tmp_path: Path):
-    checkpoint = Checkpoint(sparse)
-    made = predictors_of(sparse, some(1, threshold=0.5), some(2))
-    save_powerinfer_predictors(made, checkpoint, tmp_path / "pi")
-    assert {path.name for path in (tmp_path / "pi").iterdir()} == {"model_0.pt", "model_1.pt", "config.json"}
-    assert json.loads((tmp_path / "pi" / "config.json").read_text()) == {"sparse_threshold": 0.0}
-    state = torch.load(tmp_path / "pi" / "model_0.pt", weights_only=True)
-    assert {name: list(tensor.shape) for name, tensor in state.items()} == {"fc1.weight": [R, D], "fc2.weight": [F, R]}
+def save_as_powerinfer(folder: Path, *layers: Predictor) -> None:
+    """Write a folder as PowerInfer's trainer does: predictors of the residual before the norm."""
+    folder.mkdir()
+    for i, predictor in enumerate(layers):
+        state = {"fc1.weight": torch.from_numpy(predictor.fc1_RD), "fc2.weight": torch.from_numpy(predictor.fc2_FR)}
+        torch.save(state, folder / f"model_{i}.pt")
+    (folder / "config.json").write_text('{"sparse_threshold": 0.0}')
+
+
+def test_powerinfers_folder_is_read_as_predictors_of_the_normed_input(sparse: Path, tmp_path: Path):
+    checkpoint, made = Checkpoint(sparse), (some(1), some(2))
+    norms = [read_tensor(checkpoint, Place("ffn_norm", layer)).numpy() for layer in range(2)]
+    save_as_powerinfer(tmp_path / "pi", *(p.folded(norm_D) for p, norm_D in zip(made, norms, strict=True)))
     read = load_powerinfer_predictors(tmp_path / "pi", checkpoint)
-    for ours, theirs in zip(made.ffns, read.ffns, strict=True):
+    for ours, theirs in zip(made, read.ffns, strict=True):
         assert theirs[0].threshold == 0
-        assert np.allclose(ours[0].fc1_RD, theirs[0].fc1_RD, rtol=1e-6)
-        assert np.array_equal(ours[0].fc2_FR, theirs[0].fc2_FR)
-
-
-def test_what_powerinfers_form_cannot_hold_is_refused(sparse: Path, sparse_moe: Path, tmp_path: Path):
-    out, checkpoint = tmp_path / "pi", Checkpoint(sparse)
-    made = predictors_of(sparse, some(1), None)
-    with pytest.raises(TsconvertError) as error:
-        save_powerinfer_predictors(made, checkpoint, out)
-    assert str(error.value) == (
-        f"{out}: layer 1 has no predictor, and PowerInfer needs one in every layer; train them with --everywhere"
-    )
-    assert not out.exists()
-    with pytest.raises(
-        TsconvertError, match="PowerInfer's predictor folders take dense FFNs only; export with --target"
-    ):
-        save_powerinfer_predictors(made, Checkpoint(sparse_moe), out)
-    with pytest.raises(TsconvertError, match="were trained for another model than"):
-        save_powerinfer_predictors(replace(made, model_fingerprint="0" * 64), checkpoint, out)
+        assert np.allclose(ours.fc1_RD, theirs[0].fc1_RD, rtol=1e-6)
+        assert np.array_equal(ours.fc2_FR, theirs[0].fc2_FR)
 
 
 def test_a_damaged_powerinfer_folder_is_refused(sparse: Path, tmp_path: Path):
@@ -133,7 +122,7 @@ def test_a_damaged_powerinfer_folder_is_refused(sparse: Path, tmp_path: Path):
     assert str(error.value) == (
         f"{tmp_path}: no PowerInfer predictor folder; give the one that holds config.json and model_0.pt"
     )
-    save_powerinfer_predictors(predictors_of(sparse, some(1), some(2)), checkpoint, out)
+    save_as_powerinfer(out, some(1), some(2))
     torch.save({"fc1.weight": torch.zeros(8, 32), "fc2.weight": torch.zeros(F, 8)}, out / "model_1.pt")
     with pytest.raises(TsconvertError) as error:
         load_powerinfer_predictors(out, checkpoint)

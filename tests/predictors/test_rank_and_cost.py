@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from click.testing import CliRunner
 
@@ -12,24 +13,30 @@ from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.model.sweep import Stream
-from tsconvert.model.tensor_names import Place
-from tsconvert.predictors.calibration import FFNReport, calibrate, judge
-from tsconvert.predictors.config import PredictorConfig
+from tsconvert.predictors.calibration.ffn import calibrate, judge
+from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.predictors.estimate import estimate_predictors
-from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.linear import _reduced_rank
-from tsconvert.predictors.predictor import Predictor, SignPredictor
-from tsconvert.predictors.profile.hot import hot_set, hot_share, overlap
+from tsconvert.predictors.folder import PredictorSet, load_predictors, save_predictors
+from tsconvert.predictors.predictor import Predictor
+from tsconvert.predictors.profile.file import hot_set, hot_share, overlap
 from tsconvert.predictors.profile.statistics import EnergyHistogram
-from tsconvert.predictors.rank import Choice, candidates, cap, choices, default_rank, spend, tried
-from tsconvert.predictors.scores import Scores
-from tsconvert.predictors.stored import as_stored
+from tsconvert.predictors.report import FFNReport
+from tsconvert.predictors.torch_predictor import as_stored
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.training import Training, _gradient, train_low_rank
-from tsconvert.predictors.trials import layer_ffns
-from tsconvert.quant.targets.predictor_source import find_predictors
+from tsconvert.predictors.training.layer_candidates import layer_ffns
+from tsconvert.predictors.training.rank import (
+    Choice,
+    choices,
+    default_rank,
+    highest_rank,
+    ranks_to_try,
+    spend,
+    try_ranks,
+)
+from tsconvert.predictors.training.trainer import PredictorTrainer, _gradient
 from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 from tsconvert.text.sources import Source
 
 QUICK = Training(steps=30, batch_tokens=256)
@@ -66,20 +73,6 @@ def test_the_gradient_written_out_is_autograds():
     assert kept == pytest.approx(float(energy[z >= 0].sum() / energy.sum()))
 
 
-def test_the_svd_predictor_is_linear_and_exact_at_full_rank():
-    generator = torch.Generator().manual_seed(0)
-    weight_FD, mix_DD = torch.randn(12, 6, generator=generator), torch.randn(6, 6, generator=generator)
-    x_TD = torch.randn(50, 6, generator=generator) @ mix_DD
-    moment_DD = x_TD.T @ x_TD / 50
-    errors = []
-    for rank in (4, 8, 12):
-        fc1_RD, fc2_FR = _reduced_rank(weight_FD, moment_DD, rank)
-        assert fc1_RD.shape == (rank, 6)
-        errors.append(float(((x_TD @ fc1_RD.T).relu() @ fc2_FR.T - x_TD @ weight_FD.T).norm()))
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 1e-3
-
-
 def report(rank: int, density: float, bytes_predicted: float) -> tuple[None, FFNReport]:
     return None, FFNReport(layer=0, expert=0, rank=rank, predicted_density=density, bytes_predicted=bytes_predicted)
 
@@ -92,18 +85,18 @@ def test_the_search_stops_where_a_wider_predictor_reads_more():
         asked.append(rank)
         return report(rank, 0.3, costs[rank])
 
-    assert [trial.rank for _, trial in tried(iter(costs), attempt, None)] == [32, 64, 96]
+    assert [trial.rank for _, trial in try_ranks(iter(costs), attempt, None)] == [32, 64, 96]
     assert asked == [32, 64, 96]
 
 
 def test_the_search_widens_until_the_density_is_met():
     density = {32: 0.4, 64: 0.25, 96: 0.19, 128: 0.18}
     trials = [
-        found for _, found in tried(iter(density), lambda rank: report(rank, density[rank], float(rank)), 0.2)
+        found for _, found in try_ranks(iter(density), lambda rank: report(rank, density[rank], float(rank)), 0.2)
     ]  # fmt: skip
     assert [trial.rank for trial in trials] == [32, 64, 96, 128]
     (way,) = [way for way in choices(trials, [t.rank for t in trials], 0.2, exact=False) if way.weights < 128]
-    assert trials[way.trial].rank == 96
+    assert trials[way.candidate].rank == 96
 
 
 def best_by_trial(ffns: list[list[Choice]], budget: float) -> float:
@@ -140,19 +133,19 @@ def test_a_budget_is_spent_on_the_layer_that_saves_more():
 
 
 def test_candidates_are_multiples_of_32():
-    ranks = list(candidates(1024, None))
+    ranks = list(ranks_to_try(1024, None))
     assert ranks[:6] == [32, 64, 96, 128, 192, 256]
     assert all(rank % 32 == 0 for rank in ranks)
     assert ranks[-1] <= 1024
-    assert list(candidates(1024, 100)) == [32, 64, 96]
+    assert list(ranks_to_try(1024, 100)) == [32, 64, 96]
 
 
 def test_no_rank_is_tried_that_the_budget_never_allows(sparse: Path):
     spec = Checkpoint(sparse).spec
     one = (spec.width + spec.neurons) / spec.parameters
-    assert cap(spec, 40.5 * one * spec.layers) == 81  # twice what every layer could have
-    assert cap(spec, 32.5 * one) == 32
-    assert cap(spec, None) is None
+    assert highest_rank(spec, 40.5 * one * spec.layers) == 81  # twice what every layer could have
+    assert highest_rank(spec, 32.5 * one) == 32
+    assert highest_rank(spec, None) is None
 
 
 def test_a_budget_that_cannot_be_met_is_refused(sparse: Path):
@@ -197,37 +190,18 @@ def test_estimate_tries_ranks_and_writes_nothing(sparse: Path, text: Source):
     assert "pay" in str(found)
 
 
-def test_sign_bits_are_behind_the_same_interface(sparse: Path, text: Source, tmp_path: Path):
-    out = tmp_path / "signs"
-    asked = PredictorConfig(
-        model=str(sparse), out=out, data=(text,), tokens=4096, context=64, method="sign", target_energy=0.9,
-        everywhere=True,
-    )  # fmt: skip
-    found = train_predictors(asked)
-    assert all(ffn.energy >= 0.9 - 1e-5 for ffn in found.ffns)
-    assert found.predictor_parameters == 0
-    checkpoint = Checkpoint(sparse)
-    (signs,) = load_predictors(out).ffns[0]
-    assert isinstance(signs, SignPredictor)
-    x_TD = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
-    gate_FD, up_FD = (checkpoint.array(Place(role, 0)) for role in ("ffn_gate", "ffn_up"))
-    agreeing = sum(np.sign(x_TD) @ np.where(np.signbit(rows_FD), -1, 1).T for rows_FD in (gate_FD, up_FD))
-    assert np.array_equal(signs.logits(x_TD), agreeing)
-    assert np.array_equal(Scores(signs, torch.device("cpu"))(torch.from_numpy(x_TD)).numpy(), agreeing)
+def test_a_folder_of_sign_bits_is_refused(tmp_path: Path):
+    folder = tmp_path / "signs"
+    some = Predictor(fc1_RD=np.ones((2, 8), np.float32), fc2_FR=np.ones((4, 2), np.float32))
+    save_predictors(PredictorSet(model_fingerprint="m", ffns=[[some]], report={}), folder)
+    file = folder / "layer-00000.safetensors"
+    tensors = {"experts.0.signs": np.zeros((2, 4, 1), np.uint8), "experts.0.width": np.array([8], np.int32)}
+    safetensors.numpy.save_file(tensors, file)
     with pytest.raises(TsconvertError) as error:
-        find_predictors(checkpoint, out)
+        load_predictors(folder).ffns[0]
     assert str(error.value) == (
-        f"{out}: holds sign bits, which no GGUF file does; train predictors with --method low-rank or svd"
+        f"{file}: expert 0: it holds sign bits, which no version since 0.1 uses; train them again"
     )
-
-
-def test_svd_needs_no_training(sparse: Path, text: Source):
-    asked = PredictorConfig(
-        model=str(sparse), data=(text,), tokens=4096, context=64, rank=32, method="svd", target_energy=0.9
-    )
-    found = train_predictors(asked)
-    assert all(ffn.energy >= 0.9 - 1e-5 for ffn in found.ffns)
-    assert found.mean("predicted_density") < 0.9
 
 
 @pytest.mark.parametrize(
@@ -237,8 +211,6 @@ def test_svd_needs_no_training(sparse: Path, text: Source):
         ({"target_energy": 1.0}, "--target-energy 1: it must lie between 0 and 1"),
         ({"max_density": -1.0}, "--max-density -1: it must lie between 0 and 1"),
         ({"budget": 2.0}, "--budget 2: it must lie between 0 and 1"),
-        ({"method": "sign", "rank": 32}, "--rank 32: sign bits have no rank; leave it at auto"),
-        ({"method": "magic"}, "method is 'magic': it must be one of low-rank, svd, sign"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(fields: dict, sentence: str):
@@ -282,9 +254,9 @@ def test_what_is_stored_is_what_ggml_makes_of_it(type_name: str):
     weight[0] = 0
     weight[1, 32:] = -3e-4
     stored = as_stored(weight, type_name)
-    theirs = ggml.dequantize(ggml.quantize(weight.numpy(), type_name), type_name, weight.shape)
+    theirs = ggml.dequantize(quantize(weight.numpy(), type_name), type_name, weight.shape)
     assert np.abs(stored.numpy() - theirs).max() <= 1e-6
-    again = ggml.dequantize(ggml.quantize(stored.numpy(), type_name), type_name, weight.shape)
+    again = ggml.dequantize(quantize(stored.numpy(), type_name), type_name, weight.shape)
     assert np.array_equal(again, stored.numpy())
 
 
@@ -297,8 +269,10 @@ def test_training_looks_through_the_rounding(sparse: Path):
     density = {}
     for name in ("Q4_0", "F16"):
         how = Training(steps=150, batch_tokens=256, autocast=False, stored_as=name)
-        fc1_RD, fc2_FR = train_low_rank(ffn, 32, 0.9, how, torch.Generator().manual_seed(0))
-        fc1_RD, fc2_FR = as_stored(fc1_RD, "Q4_0"), as_stored(fc2_FR, "Q4_0")
+        generator = torch.Generator().manual_seed(0)
+        trainer = PredictorTrainer(ffn, 32, 0.9, how, generator)
+        trainer.train(generator)
+        fc1_RD, fc2_FR = (as_stored(weight, "Q4_0") for weight in (trainer.fc1_RD, trainer.fc2_FR))
         predictor = Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy())
         predictor = replace(predictor, threshold=calibrate(ffn, predictor, 0.9))
         density[name] = judge(ffn, predictor, Bits()).predicted_density

@@ -8,12 +8,12 @@ from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.sweep import sweep
-from tsconvert.predictors.calibration import FFNReport
+from tsconvert.predictors.calibration.ffn import FFNReport
+from tsconvert.predictors.calibration.model import Calibrated, _best, calibrate_model
+from tsconvert.predictors.calibration.predicted_mode import ModeComparison
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.cost import Bits
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.predicted_mode import Effect
-from tsconvert.predictors.thresholds import Calibrated, _best, calibrate_model
 from tsconvert.predictors.train import train_predictors
 from tsconvert.text.packing import calibration_rows
 
@@ -39,7 +39,7 @@ def test_the_thresholds_follow_from_the_loss_asked_for(tmp_path: Path):
 
 
 def way(loss: float, density: float) -> Calibrated:
-    effect = Effect(perplexity_exact=10, perplexity_predicted=10 * (1 + loss), kl_divergence=0, same_top=1)
+    effect = ModeComparison(perplexity_exact=10, perplexity_predicted=10 * (1 + loss), kl_divergence=0, same_top=1)
     report = FFNReport(layer=0, expert=0, rank=8, predicted_density=density)
     return Calibrated(thresholds=[], reports=(report,), effect=effect)
 

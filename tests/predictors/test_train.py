@@ -18,13 +18,13 @@ from tsconvert.model import sweep as sweep_module
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.layers import Stack
 from tsconvert.model.sweep import Stream
-from tsconvert.predictors import trials
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.predictors.partial_results import Kept
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.train import train_predictors
-from tsconvert.predictors.trials import layer_ffns
+from tsconvert.predictors.training import layer_candidates
+from tsconvert.predictors.training.candidate_store import CandidateStore
+from tsconvert.predictors.training.layer_candidates import layer_ffns
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 
@@ -232,13 +232,13 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     asked, report, _ = trained
     config = replace(asked, out=tmp_path / "again")
 
-    def killed(self, layer, ffns, save=Kept.save):
+    def killed(self, layer, ffns, save=CandidateStore.save):
         if layer == 1:
             raise KeyboardInterrupt
         save(self, layer, ffns)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Kept, "save", killed)
+        patch.setattr(CandidateStore, "save", killed)
         train_predictors(config)
     with pytest.raises(TsconvertError) as error:
         train_predictors(replace(config, resume=True, seed=1))
@@ -246,8 +246,10 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
         f"{tmp_path / 'again.partial'}: was begun with other settings or another model; remove it or repeat those"
     )
     made: list[int] = []
-    train = trials.train_one
-    monkeypatch.setattr(trials, "train_one", lambda ffn, *rest: (made.append(ffn.layer.index), train(ffn, *rest))[1])
+    train = layer_candidates.train_one
+    monkeypatch.setattr(
+        layer_candidates, "train_one", lambda ffn, *rest: (made.append(ffn.layer.index), train(ffn, *rest))[1]
+    )
     again = train_predictors(replace(config, resume=True))
     assert made == [1]
     assert again.kl_divergence == report.kl_divergence
@@ -312,5 +314,5 @@ def test_predictors_of_another_shape_are_no_start(trained, make_sparse: Make, te
     )
     with pytest.raises(TsconvertError, match=sentence):
         train_predictors(config(other, text, rank=None, start=out))
-    with pytest.raises(TsconvertError, match="its predictors keep the width that they have; leave --rank"):
+    with pytest.raises(TsconvertError, match=r"they have; leave --rank and --budget away$"):
         config(other, text, rank=8, start=out)

@@ -1,15 +1,11 @@
-"""Sparse checkpoints without training, and predictors with random weights."""
+"""Predictors with random weights."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
@@ -18,30 +14,9 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def make_sparse(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """make_sparse("mixtral", activation="reglu", ...): norms that are not all one, values exact in F16."""
-
-    def make(family: str = "mistral", activation: str = "drelu", seed: int = 0, **fields: object) -> Path:
-        shape = {"intermediate_size": 1024} if family != "mixtral" else {}
-        folder = make_checkpoint(family, seed=seed, **(shape | fields))
-        roughen(folder, seed)
-        out = tmp_path_factory.mktemp("sparse") / "model"
-        relufy(RelufyConfig(model=str(folder), out=out, activation=activation, recover="none", align=False))
-        return out
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def drelu(make_sparse: Make) -> Path:
-    """A tiny dense dReLU model; not to be changed."""
-    return make_sparse()
-
-
-@pytest.fixture(scope="session")
-def drelu_moe(make_sparse: Make) -> Path:
-    """A tiny dReLU model of four experts; not to be changed."""
-    return make_sparse("mixtral")
+    """A tiny dReLU model with rows of a whole K-quant block in each matrix; not to be changed."""
+    return make_sparse(intermediate_size=1024)
 
 
 @pytest.fixture
@@ -70,14 +45,3 @@ def make_predictors(tmp_path: Path) -> Make:
 def steps(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """Random multiples of 1/16, exact in F16 also after they were multiplied by a norm of halves."""
     return (rng.integers(-16, 17, (rows, columns)) / 16).astype(np.float32)
-
-
-def roughen(folder: Path, seed: int = 0) -> None:
-    """Norms in multiples of a half, some negative."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in tensors.items():
-        if tensor.dim() == 1:
-            signs = torch.where(torch.rand(tensor.shape, generator=generator) < 0.1, -0.5, 0.5)
-            tensors[name] = (torch.randint(1, 5, tensor.shape, generator=generator) * signs).to(tensor.dtype)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import load_predictors
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.types import ggml
 
@@ -23,7 +23,7 @@ HEADS, KV_HEADS = 4, 2
 
 def export(tmp_path: Path, model: Path, **options) -> Path:
     out = tmp_path / "model.gguf"
-    export_gguf(ExportConfig(model=model, out=out, **options))
+    export_unverified(ExportConfig(model=model, out=out, **options))
     return out
 
 
@@ -144,11 +144,11 @@ def test_predictors_are_the_folders_on_the_normed_input(drelu: Path, make_predic
         assert np.array_equal(fc2.to_float32(), ffns[layer][0].fc2_FR)
 
 
-def test_experts_predictors_are_stacked_and_padded(drelu_moe: Path, make_predictors: Make, tmp_path: Path):
+def test_experts_predictors_are_stacked_and_padded(sparse_moe: Path, make_predictors: Make, tmp_path: Path):
     ranks = [[8, 0, 16, 4], [0, 0, 0, 0]]
-    folder = make_predictors(drelu_moe, ranks, threshold=-0.25)
+    folder = make_predictors(sparse_moe, ranks, threshold=-0.25)
     out = tmp_path / "model.gguf"
-    report = export_gguf(ExportConfig(model=drelu_moe, out=out, predictors=folder))
+    report = export_unverified(ExportConfig(model=sparse_moe, out=out, predictors=folder))
     file, ffns = GgufFile(out), load_predictors(folder).ffns
     fc1_ERD = file.tensors["blk.0.fc1_exps.weight"].to_float32()
     fc2_EFR = file.tensors["blk.0.fc2_exps.weight"].to_float32()
@@ -260,7 +260,7 @@ def test_types_by_name_the_first_pattern_wins(dense: Path, tmp_path: Path):
 def test_rows_that_do_not_fill_blocks_fall_back_to_f16(make_checkpoint: Make, tmp_path: Path):
     model = make_checkpoint("llama", hidden_size=48, head_dim=16, intermediate_size=96)
     out = tmp_path / "model.gguf"
-    report = export_gguf(ExportConfig(model=model, out=out, type_name="Q4_0", pure=True))
+    report = export_unverified(ExportConfig(model=model, out=out, type_name="Q4_0", pure=True))
     assert report.notes[-1] == (
         "12 tensors with rows of 48 are stored as F16, because Q4_0 stores 32 weights together (token_embd.weight, ...)"
     )
@@ -281,9 +281,9 @@ def test_metadata_is_added_with_its_type(dense: Path, tmp_path: Path):
 def test_a_dry_run_says_the_size_and_writes_nothing(dense: Path, tmp_path: Path):
     out = tmp_path / "model.gguf"
     config = {"model": dense, "out": out, "type_name": "Q8_0"}
-    plan = export_gguf(ExportConfig(**config, dry_run=True))
+    plan = export_unverified(ExportConfig(**config, dry_run=True))
     assert not list(tmp_path.iterdir())
-    report = export_gguf(ExportConfig(**config))
+    report = export_unverified(ExportConfig(**config))
     assert plan.size_bytes == report.size_bytes == out.stat().st_size
     assert plan.types == report.types
     assert sum(plan.types.values()) == sum(tensor.size_bytes for tensor in GgufFile(out).tensors.values())
@@ -312,7 +312,7 @@ def test_ggml_knows_the_types_by_gguf_pys_ids():
 
 
 def test_every_key_and_tensor_stands_in_the_specification(
-    make_sparse: Make, drelu: Path, drelu_moe: Path, make_predictors: Make, tmp_path: Path
+    make_sparse: Make, drelu: Path, sparse_moe: Path, make_predictors: Make, tmp_path: Path
 ):
     page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -323,7 +323,7 @@ def test_every_key_and_tensor_stands_in_the_specification(
         export(tmp_path / "scaled", scaled),
     ]
     shutil.rmtree(tmp_path / "predictors")
-    files.append(export(tmp_path / "moe", drelu_moe, predictors=make_predictors(drelu_moe)))
+    files.append(export(tmp_path / "moe", sparse_moe, predictors=make_predictors(sparse_moe)))
     for file in map(GgufFile, files):
         for key in file.metadata:
             assert not key.startswith("turbosparse.") or f"`{key.removeprefix('turbosparse.')}`" in page, key

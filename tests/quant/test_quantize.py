@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.export import ExportConfig, export_gguf
-from tsconvert.quant.gguf import writer
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.quantize import QuantizeConfig, quantize
+from tsconvert.quant.types.encoding import quantize as encode_rows
 
 Make = Callable[..., Path]
 
@@ -27,7 +27,7 @@ def wide(make_checkpoint: Make) -> Path:
 @pytest.fixture(scope="module")
 def plain(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "m.gguf"
-    export_gguf(ExportConfig(model=wide, out=out, type_name="F32"))
+    export_unverified(ExportConfig(model=wide, out=out, type_name="F32"))
     return out
 
 
@@ -51,7 +51,7 @@ def refusal(**options) -> str:
 
 @pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0", "F16"])
 def test_it_is_what_one_pass_from_the_checkpoint_gives(wide: Path, plain: Path, tmp_path: Path, mix: str):
-    export_gguf(ExportConfig(model=wide, out=tmp_path / "pass.gguf", type_name=mix))
+    export_unverified(ExportConfig(model=wide, out=tmp_path / "pass.gguf", type_name=mix))
     report = quantize(QuantizeConfig(source=plain, out=tmp_path / "q.gguf", type_name=mix))
     same(tmp_path / "q.gguf", tmp_path / "pass.gguf")
     assert report.size_bytes == (tmp_path / "q.gguf").stat().st_size
@@ -61,7 +61,7 @@ def test_it_is_what_one_pass_from_the_checkpoint_gives(wide: Path, plain: Path, 
 
 def test_a_sparse_file_keeps_its_predictors_and_order(drelu: Path, make_predictors: Make, tmp_path: Path):
     source = tmp_path / "s.gguf"
-    export_gguf(ExportConfig(model=drelu, out=source, type_name="F32", predictors=make_predictors(drelu)))
+    export_unverified(ExportConfig(model=drelu, out=source, type_name="F32", predictors=make_predictors(drelu)))
     quantize(QuantizeConfig(source=source, out=tmp_path / "q.gguf", type_name="Q8_0"))
     before, after = GgufFile(source), GgufFile(tmp_path / "q.gguf")
     assert after.tensors["blk.0.ffn_down_t.weight"].type_name == "Q8_0"
@@ -74,8 +74,8 @@ def test_a_sparse_file_keeps_its_predictors_and_order(drelu: Path, make_predicto
 
 
 def test_shards_out_and_in(wide: Path, plain: Path, tmp_path: Path):
-    export_gguf(ExportConfig(model=wide, out=tmp_path / "one.gguf", type_name="F16"))
-    sharded = export_gguf(
+    export_unverified(ExportConfig(model=wide, out=tmp_path / "one.gguf", type_name="F16"))
+    sharded = export_unverified(
         ExportConfig(model=wide, out=tmp_path / "many.gguf", type_name="F16", split_max_bytes=3_000_000)
     )
     names = sorted(path.name for path in tmp_path.glob("many-*.gguf"))
@@ -101,7 +101,9 @@ def test_shards_out_and_in(wide: Path, plain: Path, tmp_path: Path):
 def test_keys_of_shards_are_llama_cpps(wide: Path, tmp_path: Path):
     import gguf
 
-    report = export_gguf(ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="F16", split_max_bytes=3_000_000))
+    report = export_unverified(
+        ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="F16", split_max_bytes=3_000_000)
+    )
     for number, path in enumerate(report.files):
         fields = gguf.GGUFReader(path).fields
         kinds = {name: fields[name].types[0].name for name in fields if name.startswith("split.")}
@@ -111,7 +113,9 @@ def test_keys_of_shards_are_llama_cpps(wide: Path, tmp_path: Path):
 
 
 def test_damaged_sets_of_shards(wide: Path, tmp_path: Path):
-    report = export_gguf(ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="F16", split_max_bytes=3_000_000))
+    report = export_unverified(
+        ExportConfig(model=wide, out=tmp_path / "m.gguf", type_name="F16", split_max_bytes=3_000_000)
+    )
     first, second, *_ = map(Path, report.files)
     count = len(report.files)
 
@@ -147,7 +151,7 @@ def test_what_is_quantized_already_needs_to_be_allowed(plain: Path, tmp_path: Pa
     tensors = GgufFile(tmp_path / "q4.gguf").tensors
     assert report.tensors["blk.0.attn_k.weight"] == "Q4_0"
     decoded = GgufFile(once).tensors["blk.0.attn_k.weight"].to_float32()
-    expected = writer.ggml.quantize(decoded, "Q4_0").reshape(-1)
+    expected = encode_rows(decoded, "Q4_0").reshape(-1)
     assert np.array_equal(tensors["blk.0.attn_k.weight"].raw, expected)
     again = quantize(QuantizeConfig(source=once, out=tmp_path / "same.gguf", type_name="Q8_0"))
     same(again.out, once)
@@ -171,7 +175,7 @@ def test_a_nan_stops_before_anything_is_written(plain: Path, tmp_path: Path):
 def test_what_is_no_model_of_ours_to_quantize(drelu: Path, make_predictors: Make, plain: Path, tmp_path: Path):
     power = tmp_path / "p.gguf"
     predictors = make_predictors(drelu, rank=32)
-    export_gguf(ExportConfig(model=drelu, out=power, target="powerinfer", predictors=predictors))
+    export_unverified(ExportConfig(model=drelu, out=power, target="powerinfer", predictors=predictors))
     assert refusal(source=power, out=tmp_path / "o.gguf", type_name="Q8_0") == (
         f"{power}: PowerInfer takes few types and computes garbage with the others; export the model again with"
         " --target powerinfer and the --type that it is to have"

@@ -13,7 +13,7 @@ from tsconvert import load
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.sweep import sweep
 from tsconvert.predictors.profile.profile import ProfileConfig, profile
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 
 TOKENS, SWEEPS = 2000, 200
 ALLOWED_BYTES = 4 << 20
@@ -34,7 +34,7 @@ def test_memory_does_not_grow_over_2000_generated_tokens(make_checkpoint, tmp_pa
 
         relufy(RelufyConfig(model=str(model), out=tmp_path / "sparse", recover="none", align=False))
         model = tmp_path / "sparse"
-    export_gguf(ExportConfig(model=model, out=tmp_path / "m.gguf", type_name="Q8_0"))
+    export_unverified(ExportConfig(model=model, out=tmp_path / "m.gguf", type_name="Q8_0"))
     seen = []
     with load(tmp_path / "m.gguf", mode=mode, context=TOKENS + 64) as running:
         for number, _ in enumerate(running.generate("The", limit=TOKENS, stop_at_eos=False)):

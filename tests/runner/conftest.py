@@ -202,6 +202,7 @@ def write_gguf(
 
 def add_tensors(writer, tiny, transposed, dtype, fcs, skip, through):
     from tsconvert.quant.types import ggml
+    from tsconvert.quant.types.encoding import quantize
 
     number = lambda parameter: parameter.detach().numpy()  # noqa: E731
     tensors = {
@@ -221,9 +222,9 @@ def add_tensors(writer, tiny, transposed, dtype, fcs, skip, through):
         plain = value.ndim == 1 or name.endswith("gate_inp") or value.shape[-1] % ggml.TYPES[dtype].weights
         kind = "F32" if plain else dtype
         if through and value.ndim > 1:
-            rough = ggml.quantize(np.ascontiguousarray(value).reshape(-1, value.shape[-1]), through)
+            rough = quantize(np.ascontiguousarray(value).reshape(-1, value.shape[-1]), through)
             value = ggml.dequantize(rough, through, value.shape)
-        raw = ggml.quantize(np.ascontiguousarray(value).reshape(-1, value.shape[-1]), kind)
+        raw = quantize(np.ascontiguousarray(value).reshape(-1, value.shape[-1]), kind)
         raw = raw.reshape(*value.shape[:-1], -1) if kind != "F32" else np.ascontiguousarray(value, np.float32)
         writer.add_tensor(f"{name}.weight", raw, raw_dtype=gguf.GGMLQuantizationType[kind])
 

@@ -9,7 +9,7 @@ import pytest
 
 from tsconvert import cli
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.console import RunConfig, run
 from tsconvert.runner.conversation import Conversation
 from tsconvert.runner.generate import generate
@@ -30,7 +30,7 @@ def file(dense, tmp_path_factory):
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
     out = folder.with_name("chat.gguf")
-    export_gguf(ExportConfig(model=folder, out=out, type_name="F32"))
+    export_unverified(ExportConfig(model=folder, out=out, type_name="F32"))
     return out
 
 

@@ -13,7 +13,7 @@ from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.bench import BenchConfig, bench
 from tsconvert.runner.console import RunConfig, run
 from tsconvert.runner.model import load
@@ -32,14 +32,14 @@ def sparse_folder(dense, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sparse_file(sparse_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("gguf") / "sparse.gguf"
-    export_gguf(ExportConfig(model=sparse_folder, out=out, type_name="F32"))
+    export_unverified(ExportConfig(model=sparse_folder, out=out, type_name="F32"))
     return out
 
 
 @pytest.fixture(scope="session")
 def dense_file(dense, tmp_path_factory):
     out = tmp_path_factory.mktemp("gguf") / "dense.gguf"
-    export_gguf(ExportConfig(model=dense, out=out, type_name="Q8_0"))
+    export_unverified(ExportConfig(model=dense, out=out, type_name="Q8_0"))
     return out
 
 
@@ -84,7 +84,7 @@ def test_both_sparse_targets_predict_alike(make_checkpoint, tmp_path):
             model=tmp_path / "sparse", out=tmp_path / f"{target}.gguf", type_name="F16", target=target,
             predictors=tmp_path / "predictors",
         )  # fmt: skip
-        export_gguf(config)
+        export_unverified(config)
         with load(config.out, threads=2) as model:
             assert (model.source.dialect, model.mode) == (target, "predicted")
             logits.append(model.logits(range(5, 45)))

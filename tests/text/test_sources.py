@@ -7,13 +7,10 @@ import datasets
 import numpy as np
 import pytest
 
-from tsconvert import embedded
 from tsconvert.common.errors import TsconvertError
-from tsconvert.common.units import parse_count, size_text
 from tsconvert.text import sources
 from tsconvert.text.packing import packed_rows
 from tsconvert.text.sources import Source, mixture, parse_source
-from tsconvert.text.tokenizer import load_tokenizer
 
 
 class Bytes:
@@ -107,32 +104,6 @@ def test_data_arguments():
     assert parse_source("a=b.txt") == Source(path="a=b.txt")
     with pytest.raises(TsconvertError, match=r"the weight must be a number above 0, as in FILE=0\.5"):
         parse_source("web.txt=-1")
-
-
-def test_the_tokenizer_begins_a_text_as_the_model_was_trained():
-    tokenizer = load_tokenizer(embedded.folder("tiny-mistral"))
-    ids = tokenizer("The Senate").input_ids
-    assert ids[0] == 1
-    assert tokenizer.decode(ids[1:]) == "The Senate"
-
-
-def test_a_damaged_tokenizer_is_named(tmp_path: Path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TsconvertError, match="the tokenizer cannot be read"):
-        load_tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("4096", 4096), ("64K", 64_000), ("1.5m", 1_500_000), ("2B", 2 * 10**9), ("5GB", 5 * 10**9)]
-)
-def test_counts(text: str, number: int):
-    assert parse_count(text) == number
-
-
-def test_sizes():
-    assert [size_text(n) for n in (12, 3_400, 5_600_000, 14_500_000_000)] == ["12 bytes", "3.4 KB", "5.6 MB", "14.5 GB"]
-    with pytest.raises(TsconvertError, match="'x' is no number"):
-        parse_count("x")
 
 
 def test_a_mixture_files_shares(tmp_path: Path):

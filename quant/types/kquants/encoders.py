@@ -1,10 +1,11 @@
 """K-quant encoders that work on many super-blocks at once: ggml's bytes, many times faster.
 
-What ggml_quantize_chunk does block after block is done here with one super-block per vector lane (kquants_simd.py),
-each lane in ggml's own order of roundings. The bytes are those of ggml built for x86-64 without fused multiply-add, as
+What ggml_quantize_chunk does block after block is done here with one super-block per vector lane (vectors.py), each
+lane in ggml's own order of roundings. The bytes are those of ggml built for x86-64 without fused multiply-add, as
 libggml-python and llama.cpp's own base library are; on other processors compilers may fuse, and ggml itself is used.
 """
 
+import ctypes
 import functools
 import hashlib
 import platform
@@ -14,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from .. import ggml
-from .affine import encode_affine
-from .symmetric import encode_3, encode_6
-from .tiles import BLOCK, BYTE_ROWS, FLOAT_ROWS, aligned
+from ..jit import cached
+from .q2_q4_q5 import encode_affine
+from .q3_q6 import encode_3, encode_6
+from .superblocks import BLOCK, BYTE_ROWS, FLOAT_ROWS, aligned
 
-_COMPILED = ("simd", "tiles", "transpose", "fits", "affine", "symmetric")
 _building = threading.Lock()
 _BITS = {"Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6}
 # (first offset, step, count) of the numbers of levels that are tried, without and with importances
@@ -52,14 +52,13 @@ def quantize_rows(
     out = np.empty((rows, ggml.row_bytes(type_name, columns)), np.uint8)
     if blocks:
         x_B = _writeable(rows_RC).reshape(blocks, BLOCK)
-        weighted = importance_C is not None
         importance_P = np.zeros((0, BLOCK), np.float32)
         if importance_C is not None:
             importance_P = np.array(importance_C, np.float32).reshape(columns // BLOCK, BLOCK)
         scratch = aligned(FLOAT_ROWS, np.float32), aligned(BYTE_ROWS, np.uint8), np.empty((3, BLOCK), np.int64)
         with _building:
-            encode = _encoder(type_name in _AFFINE_TRIES)
-        tries = _tries(type_name, weighted)
+            encode = _compiled_encoders()[type_name not in _AFFINE_TRIES]
+        tries = _tries(type_name, importance_C is not None)
         encode(x_B, importance_P, out.reshape(blocks, -1), _BITS[type_name], *tries, *scratch)
     return out
 
@@ -68,21 +67,13 @@ def _writeable(rows_RC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """The same memory as an array that claims to be writeable: Numba would compile all again for one that is not."""
     if rows_RC.flags.writeable:
         return rows_RC
-    view = rows_RC.view()
-    interface = dict(view.__array_interface__)
-    interface["data"] = (interface["data"][0], False)
-    return np.asarray(_Interface(interface, view))
-
-
-class _Interface:
-    def __init__(self, interface: dict[str, Any], owner: npt.NDArray[np.float32]) -> None:
-        self.__array_interface__ = interface
-        self.owner = owner
+    memory = memoryview((ctypes.c_float * rows_RC.size).from_address(rows_RC.ctypes.data))
+    return np.frombuffer(memory, np.float32)
 
 
 @functools.cache
 def _tries(type_name: str, weighted: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The factors of the fits, computed in float32 as C does: of the weights, and (Q3_K) of the scales."""
+    """The factors that the fits of the weights, and of Q3_K's scales, try; computed in float32 as C does."""
     if type_name in _AFFINE_TRIES:
         first, step, count = _AFFINE_TRIES[type_name][weighted]
         steps_K = np.float32(first) + np.float32(step) * np.arange(count, dtype=np.float32)
@@ -94,37 +85,24 @@ def _tries(type_name: str, weighted: bool) -> tuple[npt.NDArray[np.float32], npt
 def _stamp() -> int:
     """A number that changes with any source that is compiled: Numba's cache looks at this file only."""
     digest = hashlib.sha256()
-    for name in _COMPILED:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).parents[1] / "jit.py"):
+        digest.update(path.read_bytes())
     return int.from_bytes(digest.digest()[:7], "little")
 
 
 @functools.cache
-def _encoder(affine: bool) -> Any:
-    build = _build_affine if affine else _build_symmetric
-    try:
-        return build(cache=True)
-    except RuntimeError:  # Numba found no folder that it may write to
-        return build(cache=False)
-
-
-def _build_affine(cache: bool) -> Any:
+def _compiled_encoders() -> tuple[Any, Any]:
+    """The encoders of the types with a minimum (Q2_K, Q4_K, Q5_K) and of those without."""
     stamp = _stamp()
 
-    @njit(nogil=True, cache=cache)
+    @cached
     def affine(
         x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, _: Any, t: Any, c: Any, rows: Any
     ) -> int:
         encode_affine(x_B, importance_P, out_B, bits, factors_K, t, c, rows)
         return stamp
 
-    return affine
-
-
-def _build_symmetric(cache: bool) -> Any:
-    stamp = _stamp()
-
-    @njit(nogil=True, cache=cache)
+    @cached
     def symmetric(
         x_B: Any, importance_P: Any, out_B: Any, bits: int, factors_K: Any, scales_K: Any, t: Any, c: Any, rows: Any
     ) -> int:
@@ -134,4 +112,4 @@ def _build_symmetric(cache: bool) -> Any:
             encode_6(x_B, importance_P, out_B, factors_K, t, c, rows)
         return stamp
 
-    return symmetric
+    return affine, symmetric

@@ -12,9 +12,9 @@ import torch
 from tsconvert import embedded
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
-from tsconvert.convert.full.config import FullRecovery
+from tsconvert.convert.config.full import FullRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.full.data import Rows, full_rows, same_tokenizer
-from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.model.whole_model import dense_model

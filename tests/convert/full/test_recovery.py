@@ -13,15 +13,15 @@ from transformers import TrainerCallback
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.config.full import FullRecovery
+from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.full import recovery, stage
-from tsconvert.convert.full.activations import Meter
-from tsconvert.convert.full.config import FullRecovery
+from tsconvert.convert.full.activations import ActivationMonitor
 from tsconvert.convert.full.data import full_rows
 from tsconvert.convert.full.loss import TopK, distillation, hidden_distance
-from tsconvert.convert.full.staged_penalty import StagedPenalty
-from tsconvert.convert.local.config import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.modeling_turbosparse import SparseExperts
 from tsconvert.model.whole_model import sparse_model
 from tsconvert.text.training_rows import IGNORED
 
@@ -77,8 +77,22 @@ def test_hidden_distance_is_relative():
     assert float(hidden_distance([1.1 * layer for layer in teacher], teacher)) == pytest.approx(0.01, rel=1e-4)
 
 
+class Noted(SparseExperts):
+    """Experts that note each one's activations and down weight."""
+
+    def __init__(self, experts: SparseExperts, index: int, seen: list) -> None:
+        torch.nn.Module.__init__(self)
+        vars(self).update(vars(experts))
+        self.index, self.seen = index, seen
+
+    def activations(self, x_TD, gate_up_FD, down_DF, expert, token):
+        h_TF = super().activations(x_TD, gate_up_FD, down_DF, expert, token)
+        self.seen.append((self.index, h_TF, down_DF))
+        return h_TF
+
+
 @pytest.mark.parametrize("family", ["mistral", "mixtral"])
-def test_the_meter_sees_what_fires_and_its_penalty_has_autograds_gradient(
+def test_the_monitor_sees_what_fires_and_its_penalty_has_autograds_gradient(
     make_checkpoint: Make, tmp_path: Path, family
 ):
     relufy(RelufyConfig(model=str(make_checkpoint(family)), out=tmp_path / "sparse", recover="none", align=False))
@@ -86,8 +100,11 @@ def test_the_meter_sees_what_fires_and_its_penalty_has_autograds_gradient(
     ids = torch.randint(3, 4096, (2, 16))
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     for index, layer in enumerate(model.model.layers):
-        ffn = layer.mlp.experts if family == "mixtral" else layer.mlp
-        ffn.watch = lambda h, x, down, expert, token, index=index: seen.append((index, h, down)) or h
+        if family == "mixtral":
+            layer.mlp.experts = Noted(layer.mlp.experts, index, seen)
+        else:
+            down = layer.mlp.down_proj
+            down.register_forward_pre_hook(lambda m, h, index=index: seen.append((index, h[0], m.weight)))
     model(ids)
     l1 = [sum((h.abs() * down.detach().norm(dim=0)).sum() for i, h, down in seen if i == layer) for layer in (0, 1)]
     first = [value.item() / ids.numel() for value in l1]
@@ -95,33 +112,21 @@ def test_the_meter_sees_what_fires_and_its_penalty_has_autograds_gradient(
     name = next(n for n, _ in model.named_parameters() if "0.mlp" in n and "gate" in n and "experts" in n + "experts")
     expected = dict(model.named_parameters())[name].grad.clone()
     model.zero_grad()
-    meter = Meter(model)
+    monitor = ActivationMonitor(model)
     with torch.no_grad():
-        meter.begin(ids.numel())
+        monitor.begin(ids.numel())
         model(ids)
-        meter.end()
+        monitor.end()
     fired = [sum(int((h != 0).sum()) for i, h, _ in seen if i == layer) for layer in (0, 1)]
     whole = [sum(h.numel() for i, h, _ in seen if i == layer) for layer in (0, 1)]
-    assert meter.density() == pytest.approx([f / w for f, w in zip(fired, whole, strict=True)])
-    meter.begin(ids.numel())
+    assert monitor.density() == pytest.approx([f / w for f, w in zip(fired, whole, strict=True)])
+    monitor.begin(ids.numel())
     model(ids)
-    meter.end()
-    penalty = meter.penalty()
+    monitor.end()
+    penalty = monitor.penalty()
     assert penalty.item() == pytest.approx(1.0)
     penalty.backward()
     assert torch.allclose(dict(model.named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-8)
-
-
-def test_the_staged_penalty_rises_as_prosparses_does():
-    penalty = StagedPenalty(None, 100, 2.0)
-    weights = []
-    for step in range(100):
-        weights.append(penalty.weight)
-        penalty.steer(step, 0.2)
-    assert weights[:30] == [0.0] * 30
-    assert weights[-1] == pytest.approx(2.0)
-    assert weights[65] == pytest.approx(0.5)
-    assert weights == sorted(weights)
 
 
 @pytest.mark.parametrize("family", ["mistral", "mixtral"])
@@ -229,7 +234,6 @@ def test_a_sparse_model_needs_its_teacher(sparse: Path, tmp_path: Path):
         ({"tokens": 0}, "tokens is 0: it must be at least 1"),
         ({"divergence": -1.0}, "divergence is -1.0: it must be at least 0"),
         ({"cross_entropy": 0.0, "divergence": 0.0}, "cross_entropy, divergence and hidden are all 0: there is nothing"),
-        ({"penalty": "l2"}, "penalty is 'l2'; choose one of steered, sine"),
     ],
 )
 def test_bad_settings_are_said_in_one_sentence(fields: dict, sentence: str):

@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from tsconvert import cli
 from tsconvert.common.errors import TsconvertError
 from tsconvert.evaluate.check.spec import LIMIT_KEYS, TOP_KEYS, read_spec
-from tsconvert.evaluate.records.figures import figure
+from tsconvert.evaluate.records.json_path import figure
 
 GOOD = """format = 1
 [stages]
@@ -103,8 +104,9 @@ def test_a_drift_without_a_baseline_is_refused_before_anything_runs(capsys, tmp_
 
 
 ROOT = Path(__file__).parents[3]
-KNOWN = {name: [option for param in command.params for option in (*param.opts, *param.secondary_opts)]
-         for name, command in cli.main.commands.items()}  # fmt: skip
+CONTEXT = click.Context(cli.main)
+KNOWN = {name: [option for param in cli.main.get_command(CONTEXT, name).params for option in (*param.opts,
+         *param.secondary_opts)] for name in cli.COMMANDS}  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", list((ROOT / "examples" / "ci").glob("*.toml")))

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.evaluate.perplexity.perplexity import EvalConfig, evaluate
-from tsconvert.evaluate.records.divergence_file import LogitsWriter, StoredReference
+from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
+from tsconvert.evaluate.records.reference_logits import LogitsWriter, StoredReference
 from tsconvert.evaluate.scoring.divergence import LiveReference, diverge, log_softmax, loss_of
-from tsconvert.evaluate.scoring.windows import Windowing, Windows
+from tsconvert.evaluate.scoring.windowing import Windowing
+from tsconvert.evaluate.scoring.windows import Windows
 from tsconvert.text.sources import Source
 
 VOCAB, WINDOWS, CONTEXT = 1000, 3, 32

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.evaluate.scoring.windows import Windowing, cut
+from tsconvert.evaluate.scoring.windowing import Windowing
+from tsconvert.evaluate.scoring.windows import cut
 from tsconvert.text.sources import Source
 
 

@@ -13,7 +13,7 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.file import load_profile
 from tsconvert.predictors.profile.profile import profile
-from tsconvert.quant.export import ExportConfig, export_gguf
+from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.writer import write_gguf
 from tsconvert.quant.targets.gpu_split import GROUP, solve_split, split_file
 
@@ -112,7 +112,7 @@ def test_layers_are_in_the_order_of_their_numbers(tmp_path: Path):
     """PowerInfer's exporter sorts 0, 1, 10, 11, 2, ... as text."""
     counts = [np.arange(512)[::-1] * 0 + np.where(np.arange(512) // 16 == layer, 1000, 1) for layer in range(32)]
     found = solve_split(counts, [10] * 32, 10 * 32 * GROUP)
-    companion = split_file(found, [512] * 32)
+    companion = split_file(found, [512] * 32, tmp_path / "x")
     with (tmp_path / "x").open("wb") as stream:
         write_gguf(stream, companion.metadata, companion.tensors, magic=companion.magic)
     metadata, tensors, names = parse(tmp_path / "x")
@@ -144,7 +144,7 @@ def options(counted: tuple[Path, Path], make_predictors: Make) -> dict:
 def test_the_file_beside_the_export(counted, make_predictors: Make, tmp_path: Path, order: bool):
     out = tmp_path / "m.gguf"
     given = options(counted, make_predictors)
-    report = export_gguf(ExportConfig(out=out, profile=counted[1], order=order, vram_bytes=1_400_000, **given))
+    report = export_unverified(ExportConfig(out=out, profile=counted[1], order=order, vram_bytes=1_400_000, **given))
     metadata, tensors, _ = parse(tmp_path / "m.gguf.generated.gpuidx")
     counts = [load_profile(counted[1]).counts(layer) for layer in range(2)]
     counts = [np.sort(count_F)[::-1] if order else count_F for count_F in counts]
@@ -164,7 +164,7 @@ def test_what_vram_cannot_do(counted, make_predictors: Make, drelu: Path, tmp_pa
 
     def refused(**changed) -> str:
         with pytest.raises(TsconvertError) as caught:
-            export_gguf(ExportConfig(out=out, **(given | changed)))
+            export_unverified(ExportConfig(out=out, **(given | changed)))
         assert not list(tmp_path.glob("m.gguf*"))
         return str(caught.value)
 

@@ -6,6 +6,7 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 
 DECODED_BY_BOTH = [name for name in ggml.weight_types() if not name.startswith(("IQ1", "IQ2", "IQ3"))]
 
@@ -22,7 +23,7 @@ def test_sizes_are_those_of_gguf_py(name):
 @pytest.mark.parametrize("name", DECODED_BY_BOTH)
 def test_decoding_is_that_of_gguf_py(name):
     values_RC = np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32)
-    raw = ggml.quantize(values_RC, name)
+    raw = quantize(values_RC, name)
     assert raw.shape == (5, ggml.row_bytes(name, 512))
     decoded_RC = ggml.dequantize(raw, name, values_RC.shape)
     np.testing.assert_array_equal(decoded_RC, gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name]))
@@ -33,7 +34,7 @@ def test_decoding_is_that_of_gguf_py(name):
 def test_encoding_is_that_of_gguf_py(name):
     values_RC = np.random.default_rng(2).standard_normal((3, 96)).astype(np.float32)
     np.testing.assert_array_equal(
-        ggml.quantize(values_RC, name).reshape(-1),
+        quantize(values_RC, name).reshape(-1),
         gguf.quants.quantize(values_RC, gguf.GGMLQuantizationType[name]).reshape(-1).view(np.uint8),
     )
 
@@ -52,16 +53,16 @@ SLOW = ("IQ1_S", "IQ1_M", "IQ2_S", "IQ2_XS")
 def test_decoded_errors_are_within_ggmls_bounds(name):
     values_RC = (0.1 + 2 * np.cos(np.arange(4096.0))).astype(np.float32)[None]
     importance_C = np.ones(4096, np.float32) if ggml.needs_importance(name) else None
-    decoded_RC = ggml.dequantize(ggml.quantize(values_RC, name, importance_C), name, values_RC.shape)
+    decoded_RC = ggml.dequantize(quantize(values_RC, name, importance_C), name, values_RC.shape)
     error = np.linalg.norm((decoded_RC - values_RC).astype(np.float64)) / values_RC.size
     assert error < ERRORS.get(name, USUAL_ERROR)
 
 
 def test_float_types_are_exact_and_chunks_fit_together():
     values_RC = np.random.default_rng(3).standard_normal((37, 65536)).astype(np.float32)  # three chunks
-    raw = ggml.quantize(values_RC, "F32")
+    raw = quantize(values_RC, "F32")
     np.testing.assert_array_equal(raw.view(np.float32), values_RC)
-    half = ggml.dequantize(ggml.quantize(values_RC, "F16"), "F16", values_RC.shape)
+    half = ggml.dequantize(quantize(values_RC, "F16"), "F16", values_RC.shape)
     np.testing.assert_array_equal(half, values_RC.astype(np.float16).astype(np.float32))
 
 
@@ -69,9 +70,7 @@ def test_importance_spares_the_columns_that_matter():
     values_RC = np.random.default_rng(4).standard_normal((64, 256)).astype(np.float32)
     importance_C = np.where(np.arange(256) % 4 == 0, 100, 1).astype(np.float32)
     errors = [
-        np.square(ggml.dequantize(ggml.quantize(values_RC, "Q2_K", weights), "Q2_K", (64, 256)) - values_RC)[
-            :, ::4
-        ].mean()
+        np.square(ggml.dequantize(quantize(values_RC, "Q2_K", weights), "Q2_K", (64, 256)) - values_RC)[:, ::4].mean()
         for weights in (None, importance_C)
     ]
     assert errors[1] < 0.8 * errors[0]
@@ -81,11 +80,11 @@ def test_importance_spares_the_columns_that_matter():
     ("call", "message"),
     [
         (lambda: ggml.row_bytes("Q4_K", 576), "Q4_K stores 256 weights together, rows of 576 do not fit; use F16"),
-        (lambda: ggml.quantize(np.zeros((1, 256), np.float32), "IQ2_XS"),
+        (lambda: quantize(np.zeros((1, 256), np.float32), "IQ2_XS"),
          "IQ2_XS needs an importance matrix; give --imatrix or choose another type"),
-        (lambda: ggml.quantize(np.full((3, 32), [[1], [2], [np.nan]], np.float32), "Q8_0"),
+        (lambda: quantize(np.full((3, 32), [[1], [2], [np.nan]], np.float32), "Q8_0"),
          "row 2 holds NaN or infinity; the weights are damaged or training diverged, go back to a sound checkpoint"),
-        (lambda: ggml.quantize(np.zeros((1, 32), np.float32), "Q8_0", np.zeros(31, np.float32)),
+        (lambda: quantize(np.zeros((1, 32), np.float32), "Q8_0", np.zeros(31, np.float32)),
          "importance has shape [31] where rows have 32 columns; give one a column"),
         (lambda: ggml.dequantize(np.zeros(33, np.uint8), "Q8_0", (1, 32)),
          "Q8_0 of shape [1, 32] is 34 bytes, not 33; the file is damaged, write it again"),
@@ -101,4 +100,4 @@ def test_errors_say_what_to_do(call, message):
 @pytest.mark.parametrize("name", ["I32", "Q8_K", "Q4_X"])
 def test_what_is_no_weight_type_is_refused_with_the_choices(name):
     with pytest.raises(TsconvertError, match=r"choose one of F32, F16, Q4_0, .*BF16"):
-        ggml.quantize(np.zeros((1, 256), np.float32), name)
+        quantize(np.zeros((1, 256), np.float32), name)

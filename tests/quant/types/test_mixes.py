@@ -35,7 +35,7 @@ def chosen(model: dict, mix: str, importance: bool, overrides: tuple = ()) -> di
     facts = {name: model[name] for name in ("layers", "heads", "kv_heads", "experts", "tied")}
     types = TypeChoice(mix, "F16", overrides, mixes.Model(**facts, importance=importance))
     return {
-        name: types.matrix(name, shape[-1]) if mixes.takes_type(name, len(shape)) else "F32"
+        name: types.matrix(name, shape[-1]) if mixes.is_quantized(name, len(shape)) else "F32"
         for name, shape in names_of(model).items()
     }
 
@@ -109,5 +109,5 @@ def test_every_type_has_a_way_to_be_asked_for():
 
 
 def test_rows_that_blocks_do_not_divide():
-    assert [mixes.fitting("Q4_K", columns) for columns in (512, 96, 48)] == ["Q4_K", "Q5_0", "F16"]
-    assert [mixes.fitting("Q8_0", columns) for columns in (96, 48)] == ["Q8_0", "F16"]
+    assert [mixes.fitting_type("Q4_K", columns) for columns in (512, 96, 48)] == ["Q4_K", "Q5_0", "F16"]
+    assert [mixes.fitting_type("Q8_0", columns) for columns in (96, 48)] == ["Q8_0", "F16"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tsconvert.quant.types import ggml
+from tsconvert.quant.types.encoding import quantize
 from tsconvert.runner.kernels import step  # noqa: F401  imports every function
 from tsconvert.runner.kernels.compiling import function_table
 from tsconvert.runner.kernels.parameters import SCRATCH_BYTES, new_parameters
@@ -26,7 +27,7 @@ def widths(type_name):
 
 
 def sample(type_name, columns):
-    raw = ggml.quantize(RNG.standard_normal((ROWS, columns)).astype(np.float32), type_name)
+    raw = quantize(RNG.standard_normal((ROWS, columns)).astype(np.float32), type_name)
     inputs = (RNG.standard_normal((TOKENS, columns)) * RNG.uniform(0.1, 9, (TOKENS, 1))).astype(np.float32)
     inputs[2] = 0
     return raw, ggml.dequantize(raw, type_name, (ROWS, columns)).astype(np.float64), inputs

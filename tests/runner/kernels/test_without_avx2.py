@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsconvert.quant.types import ggml, numpy_rows
+from tsconvert.quant.types import ggml, numpy_row_functions
+from tsconvert.quant.types.encoding import quantize
 
 ENVIRONMENT = {
     "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 F16C",
@@ -29,18 +30,18 @@ def without_avx2(*arguments: str, **more: str) -> subprocess.CompletedProcess:
 
 
 def test_what_is_lacking_is_found_and_ggml_s_library_is_left_alone():
-    code = "from tsconvert.quant.types import ggml, numpy_rows; print(numpy_rows.lacking(), ggml._CPU)"
+    code = "from tsconvert.quant.types import ggml, numpy_row_functions as f; print(f.lacking(), ggml._CPU)"
     assert without_avx2("-c", code).stdout == "['AVX2', 'FMA3', 'F16C'] None\n"
 
 
 @pytest.mark.parametrize("type_name", ["Q4_1", "Q5_K", "IQ4_NL"])
 def test_a_row_times_an_input_is_that_of_the_decoded_row(capsys, monkeypatch, type_name: str):
-    monkeypatch.setattr(numpy_rows, "lacking", lambda: ["AVX2"])
+    monkeypatch.setattr(numpy_row_functions, "lacking", lambda: ["AVX2"])
     rng = np.random.default_rng(0)
     row_C, x_C = rng.normal(size=(2, 512)).astype(np.float32)
-    raw = ggml.quantize(row_C[None], type_name)
-    address = numpy_rows.vec_dot(type_name, ggml.row_functions(type_name).to_float)
-    dot = ctypes.cast(address, numpy_rows._VEC_DOT)
+    raw = quantize(row_C[None], type_name)
+    address = numpy_row_functions.vec_dot(type_name, ggml.row_functions(type_name).to_float)
+    dot = ctypes.cast(address, numpy_row_functions._VEC_DOT)
     out = ctypes.c_float()
     for _ in range(2):
         dot(512, ctypes.byref(out), 0, raw.ctypes.data, 0, x_C.ctypes.data, 0, 1)
@@ -51,10 +52,10 @@ def test_a_row_times_an_input_is_that_of_the_decoded_row(capsys, monkeypatch, ty
 
 @pytest.mark.slow
 def test_a_model_runs_without_avx2(tmp_path: Path):
-    from tsconvert.quant.export import ExportConfig, export_gguf
+    from tsconvert.quant.export import ExportConfig, export_unverified
 
     file = tmp_path / "m.gguf"
-    export_gguf(ExportConfig(model="tiny-mistral", out=file, type_name="Q4_1"))
+    export_unverified(ExportConfig(model="tiny-mistral", out=file, type_name="Q4_1"))
     score = ["-m", "tsconvert", "eval", str(file), "--tokens", "256", "--ctx", "128", "--json"]
     here = subprocess.run([sys.executable, *score], capture_output=True, text=True, check=True)
     there = without_avx2(*score, NUMBA_CACHE_DIR=str(tmp_path))

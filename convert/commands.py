@@ -1,0 +1,152 @@
+"""The command `relufy`."""
+
+import click
+
+from ..common.commands import Asked, command, heading
+from ..common.options import COUNT, OUT_FOLDER, PRECISION, RANK, Rule, argument, not_with, only_with, setting
+from ..predictors.config import Training
+from ..predictors.cost import STORED_BITS
+from ..text.options import text_options
+from .config import RelufyConfig
+from .config.full import FullRecovery
+from .config.local import LocalRecovery
+from .config.masked import JointConfig, joint_training
+
+_COPIES = "--recover none --no-align"
+_RECOVERED = only_with("--recover", "local", "full")
+_FULL = only_with("--recover", "full")
+_MASKED = only_with("--predictors")
+_SWEPT = Rule(
+    lambda given: given["recover"] != "none" or given["align"],
+    f"without {_COPIES} only, which copies the weights as they are",
+)
+_READ = Rule(
+    lambda given: given["recover"] != "none" or given["align"] or given["shift"] is not None,
+    f"without {_COPIES} only, which reads no text",
+)
+_COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence above 0 only")
+
+
+# What --dry-run does not need is not refused beside it: it answers for the command line of the run to come.
+@command(
+    "relufy",
+    argument(RelufyConfig, "model", "The dense model: a Hugging Face folder, a hub id, a dense GGUF file, or"
+             " tiny-mistral or tiny-mixtral.", "MODEL"),
+    heading(
+        "Output",
+        setting(RelufyConfig, "out", "Folder of the sparse checkpoint; must not exist.", kind=OUT_FOLDER),
+        setting(RelufyConfig, "dtype", "Type of the weights written; default: each tensor's own.",
+                kind=click.Choice(["F32", "F16", "BF16"])),
+        setting(RelufyConfig, "max_shard_bytes", "Largest size of one file of weights.", "--max-shard-size",
+                kind=COUNT),
+        setting(RelufyConfig, "resume", "Continue an interrupted run into the same --out.", rules=[_SWEPT]),
+        setting(RelufyConfig, "dry_run", "Say what the run would take in memory, disk and time, and stop."),
+    ),
+    heading(
+        "Conversion",
+        setting(RelufyConfig, "activation", "Activation of the sparse model: drelu is relu(gate) * relu(up), reglu is"
+                " relu(gate) * up.", kind=click.Choice(["drelu", "reglu"])),
+        setting(RelufyConfig, "align", "Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does.",
+                "--align/--no-align"),
+        setting(RelufyConfig, "recover", "local trains each layer towards the dense model's; full then trains the"
+                " whole model; none trains nothing.", kind=click.Choice(["none", "local", "full"])),
+        setting(RelufyConfig, "teacher", "Dense model to learn from; default: MODEL itself.", rules=[_SWEPT]),
+        setting(LocalRecovery, "target_sparsity", "Share of the neurons to be silent, such as 0.9; default: no target.",
+                rules=[_RECOVERED]),
+        setting(RelufyConfig, "shift", "At the end set thresholds below which relu gives 0, so that this share of the"
+                " energy is kept, such as 0.995."),
+    ),
+    heading("Text", *text_options(RelufyConfig, tokens="Calibration tokens, for alignment and local recovery.",
+                                  rules=[_READ])),
+    heading(
+        "Local recovery",
+        setting(LocalRecovery, "steps", "Training steps of each layer.", kind=COUNT, rules=[_RECOVERED]),
+        setting(LocalRecovery, "batch_tokens", "Tokens in a training step.", kind=COUNT, rules=[_RECOVERED]),
+        setting(LocalRecovery, "learning_rate", "Peak learning rate; default: by the model's width, 6e-3 up to 576.",
+                rules=[_RECOVERED]),
+        setting(LocalRecovery, "train_attention", "Train the attention's output projection as well.",
+                "--attention/--no-attention", rules=[_RECOVERED]),
+        setting(RelufyConfig, "min_expert_tokens", "Train an expert that sees fewer tokens on further ones.",
+                kind=COUNT, rules=[_SWEPT]),
+    ),
+    heading(
+        "Whole model (--recover full)",
+        setting(FullRecovery, "tokens", "Tokens to train on.", "--full-tokens", kind=COUNT, rules=[_FULL]),
+        setting(FullRecovery, "batch_tokens", "Tokens in a training step, over all processes.", "--full-batch-tokens",
+                kind=COUNT, rules=[_FULL]),
+        setting(FullRecovery, "micro_tokens", "Tokens that go through the model at once in one process.", kind=COUNT,
+                rules=[_FULL]),
+        setting(FullRecovery, "learning_rate", "Peak learning rate; default: by the model's width.",
+                "--full-learning-rate", rules=[_FULL]),
+        setting(FullRecovery, "cross_entropy", "Weight of the cross-entropy with the text.", rules=[_FULL]),
+        setting(FullRecovery, "divergence", "Weight of the divergence KL(teacher || student).", rules=[_FULL]),
+        setting(FullRecovery, "hidden", "Weight of the hidden states' distance from the teacher's.", rules=[_FULL]),
+        setting(FullRecovery, "top_logits", "Compute the teacher's N largest logits first and keep them on disk;"
+                " default: all, while training.", kind=COUNT, rules=[_FULL, not_with("--stream"), _COMPARED]),
+        setting(FullRecovery, "chat", "Train on conversations (.jsonl) instead of text; only the answers are learned.",
+                kind=click.Path(dir_okay=False), rules=[_FULL, not_with("--stream")]),
+        setting(FullRecovery, "stream", "Read the text while training, for corpora that memory does not hold.",
+                rules=[_FULL]),
+        setting(FullRecovery, "baseline", "Also train the dense model on the same tokens, to compare with.",
+                rules=[_FULL]),
+        setting(FullRecovery, "evaluations", "How often held-out text is evaluated and a checkpoint kept.",
+                kind=COUNT, rules=[_FULL]),
+        setting(FullRecovery, "patience", "Stop after this many evaluations without a better model; 0: never.",
+                rules=[_FULL]),
+        setting(FullRecovery, "checkpointing", "Compute activations again instead of keeping them; saves memory.",
+                rules=[_FULL]),
+        setting(FullRecovery, "train_embeddings", "Train the embeddings and the output head as well.", rules=[_FULL]),
+        setting(FullRecovery, "report_to", "A logging backend of transformers, such as tensorboard. Repeatable.",
+                rules=[_FULL]),
+    ),
+    heading(
+        "Predictors (--predictors)",
+        setting(JointConfig, "out", "Train predictors together with the model, under their mask, and write them into"
+                " this folder.", "--predictors", kind=OUT_FOLDER, required=False, rules=[_RECOVERED]),
+        setting(JointConfig, "start", "Continue these predictors of a MODEL that is sparse already.",
+                "--from-predictors", kind=OUT_FOLDER, rules=[_MASKED, _FULL]),
+        setting(JointConfig, "masked_share", "Share of the sequences of --recover full that see the mask.",
+                rules=[_MASKED, _FULL]),
+        setting(JointConfig, "rank", "Rank of each predictor (its width); auto takes 4 % of the model's weights for all"
+                " of them.", kind=RANK, rules=[_MASKED, not_with("--from-predictors")]),
+        setting(JointConfig, "target_energy", "Share of the activations' energy that the predicted neurons keep.",
+                rules=[_MASKED]),
+        setting(Training, "stored_as", "Type of the predictors in the GGUF file to come; training rounds to it.",
+                kind=click.Choice(list(STORED_BITS)), rules=[_MASKED]),
+    ),
+    heading(
+        "Machine",
+        setting(LocalRecovery, "autocast", "Precision of matrix products; auto is bf16 where the device has"
+                " instructions for it.", "--precision", kind=PRECISION, rules=[_SWEPT]),
+        setting(RelufyConfig, "device", "Device to compute on, such as cpu or cuda.", rules=[_READ]),
+        setting(RelufyConfig, "seed", "Seed of every random choice.", rules=[_READ]),
+    ),
+)  # fmt: skip
+def relufy(asked: Asked) -> None:
+    """Replace SwiGLU by dReLU and recover the model.
+
+    With --recover none --no-align the weights are copied as they are and no text is needed. Under torchrun the
+    processes share the text.
+    """
+    from .relufy import relufy as run_relufy
+
+    _note_layer_options(asked)
+    joint = asked.config(JointConfig, training=joint_training(asked["stored_as"])) if asked["predictors"] else None
+    training, full = asked.config(LocalRecovery), asked.config(FullRecovery)
+    asked.emit(run_relufy(asked.config(RelufyConfig, training=training, full=full, predictors=joint)))
+
+
+def _note_layer_options(asked: Asked) -> None:
+    """A sparse MODEL goes straight to the whole model's training, where the layers' options have no effect.
+
+    That is a note and no refusal: the same command line resumes a run and repeats it on the model that came of it.
+    """
+    given = asked.given("steps", "batch_tokens", "learning_rate", "attention", "min_expert_tokens")
+    if asked["recover"] != "full" or not given:
+        return
+    from ..common.progress import note
+    from ..model.checkpoint import open_checkpoint
+
+    if open_checkpoint(asked["model"]).spec.sparse:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        note(f"{named}: without effect, for {asked['model']} is sparse and its layers are not trained one by one")

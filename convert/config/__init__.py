@@ -1,0 +1,59 @@
+"""What `relufy` is asked to do."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...common.errors import TsconvertError
+from ...text.sources import Source
+from .full import FullRecovery
+from .local import LocalRecovery
+from .masked import JointConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelufyConfig:
+    """What `relufy` is asked to do."""
+
+    model: str
+    out: Path
+    activation: str = "drelu"
+    """`drelu` or `reglu`."""
+    recover: str = "local"
+    """`none`, `local`, or `full`: local, then training of the whole model."""
+    align: bool = True
+    """Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does."""
+    data: tuple[Source, ...] = ()
+    """Text to align and recover on; empty takes the embedded text."""
+    tokens: int = 64_000
+    context: int = 512
+    """Tokens a sequence."""
+    teacher: str | None = None
+    """The dense model to learn from; None is the model itself."""
+    min_expert_tokens: int = 0
+    """An expert that sees fewer is named and trained on further tokens, the router's next best; without training the
+    run stops."""
+    training: LocalRecovery = field(default_factory=LocalRecovery)
+    full: FullRecovery = field(default_factory=FullRecovery)
+    """The second stage of `full`."""
+    predictors: JointConfig | None = None
+    """Predictors to train together with the model, which learns under their mask; None: none."""
+    shift: float | None = None
+    """Share of the activations' energy to keep when thresholds are set as a last step (threshold.py); None: none."""
+    dtype: str | None = None
+    """`F32`, `F16` or `BF16` for the output; None keeps each tensor's."""
+    max_shard_bytes: int = 5_000_000_000
+    device: str = "cpu"
+    seed: int = 0
+    resume: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("activation", ("drelu", "reglu")),
+            ("recover", ("none", "local", "full")),
+            ("dtype", (None, "F32", "F16", "BF16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise TsconvertError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}")
+        if self.shift is not None and not 0 < self.shift < 1:
+            raise TsconvertError(f"--shift {self.shift:g}: it must lie between 0 and 1, as in --shift 0.995")

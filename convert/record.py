@@ -1,0 +1,62 @@
+"""What a run of `relufy` leaves behind to be resumed and read: its journal's head, and tsconvert.json."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..common.command_line import typed
+from ..common.errors import TsconvertError
+from ..common.files import write_json
+from ..model.checkpoint import Checkpoint
+from ..model.journal import JOURNAL, Journal
+from ..model.provenance import PROVENANCE
+from .config import RelufyConfig
+from .report import LayerResult, RelufyReport
+
+FORMAT_VERSION = 1
+_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0}
+
+
+def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:
+    """The journal in ``folder`` of a run with these settings.
+
+    Raises:
+        TsconvertError: a run with other settings was begun there.
+    """
+    asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out", "predictors")}
+    return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint}, _EARLIER_SETTINGS)
+
+
+def write_provenance(folder: Path, config: RelufyConfig, report: RelufyReport) -> None:
+    """Write the settings and the report beside the weights."""
+    content: dict[str, Any] = {
+        "format": "tsconvert relufy",
+        "format_version": FORMAT_VERSION,
+        "command": typed(),
+        "settings": _plain(asdict(config)),
+        "report": report.to_json(),
+    }
+    write_json(folder / PROVENANCE, content)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with paths as text."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_report(folder: Path) -> RelufyReport:
+    """The report of local recovery in the checkpoint ``folder``.
+
+    Raises:
+        TsconvertError: its file is missing or damaged.
+    """
+    try:
+        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["report"]
+        energies, layers = found["energy_kept"], tuple(LayerResult(**fields) for fields in found["layers"])
+        report = RelufyReport(**found | {"out": folder, "layers": layers, "shift": None, "full": None})
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TsconvertError(f"{folder / PROVENANCE}: missing or damaged; start again without --resume") from None
+    return replace(report, energy_kept=(energies[0], energies[1]) if energies else None)

@@ -1,0 +1,1 @@
+"""`tsconvert demo`: the whole chain on one model."""

@@ -1,0 +1,128 @@
+"""The report's section on what sparsity cost: perplexity, and divergence from the dense model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .elements import Figure, Section, Table
+from .findings import Findings
+from .plots import horizontal_bars
+from .svg import measured, percent
+
+Score = dict[str, Any]
+"""One result of `tsconvert eval`."""
+_STATES = {
+    ("none", False): "dReLU put in, nothing trained",
+    ("none", True): "signs chosen, nothing trained",
+    "local": "recovered layer by layer",
+    "full": "recovered as a whole",
+}
+_ABOUT = (
+    "Perplexity is how many tokens the model wavers between, on text that it was not trained on. The Kullback-Leibler"
+    " divergence compares its whole distribution with that of the model it is held against: 0 is the same model."
+)
+
+
+def score_groups(found: Findings) -> list[list[Score]]:
+    """The eval results, those on the same text in the same way together; the largest group first."""
+    groups: dict[tuple[Any, ...], list[Score]] = {}
+    for score in found.of("eval"):
+        key = tuple(score.get(name) for name in ("method", "context", "stride", "counted", "tokens"))
+        groups.setdefault(key, []).append(score)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def is_source(found: Findings, model: str) -> bool:
+    """Whether ``model`` is the dense one that everything was made from."""
+    return found.source is not None and found.name(model) == found.source
+
+
+def dense_perplexity(found: Findings, group: Sequence[Score]) -> float | None:
+    """The dense model's perplexity on a group's text, if it was measured."""
+    for score in group:
+        if is_source(found, score["model"]):
+            return float(score["perplexity"])
+        if score.get("against") and is_source(found, score["against"]) and score.get("against_perplexity"):
+            return float(score["against_perplexity"])
+    return None
+
+
+def perplexity(found: Findings) -> Section | None:
+    """The perplexities of all models and modes, and divergences."""
+    figures, tables = [], []
+    for group in score_groups(found):
+        dense = dense_perplexity(found, group)
+        values = [float(score["perplexity"]) for score in group]
+        log = max(values) > 4 * min(values)
+        rows = [(_label(found, score), value, _times(value, dense)) for score, value in zip(group, values, strict=True)]
+        note = "Lower is better."
+        note += " The dashed line is the dense model." if dense else ""
+        note += " The scale is logarithmic." if log else ""
+        svg = horizontal_bars("perplexity of each model and mode", rows, reference=dense, log=log)
+        figures.append(Figure(title=f"Perplexity on {_text(group[0])}", note=note, svg=svg, wide=True))
+        if any(score.get("kl_mean") is not None for score in group):
+            tables.append(_divergences(found, group))
+    if figures:
+        about = _ABOUT
+    elif found.sparse is not None and found.sparse.figures.get("perplexity"):
+        about, figures = "", [_kept_from_training(found, found.sparse.figures)]
+    else:
+        return None
+    return Section(
+        id="perplexity", title="What it costs", text=(about,) if about else (), figures=tuple(figures),
+        tables=tuple(tables),
+    )  # fmt: skip
+
+
+def _kept_from_training(found: Findings, report: dict[str, Any]) -> Figure:
+    """Without an eval: what relufy itself measured."""
+    assert found.sparse is not None
+    dense, now = float(report["dense_perplexity"]), float(report["perplexity"])
+    rows = [("dense", dense, _times(dense, dense)), (found.name(found.sparse.path), now, _times(now, dense))]
+    return Figure(
+        title="Perplexity on the sequences that relufy kept from training",
+        note="Lower is better.",
+        svg=horizontal_bars("perplexity before and after", rows, reference=dense),
+        wide=True,
+    )
+
+
+def _label(found: Findings, score: Score) -> str:
+    """The model of a score, with how it was converted or the runner's mode."""
+    name = found.name(score["model"])
+    if score.get("mode") not in (None, "checkpoint"):
+        return f"{name}, {score['mode']}"
+    if is_source(found, score["model"]):
+        return name if name == "dense" else f"{name}: dense"
+    settings = {found.name(record.path): record.figures.get("settings") for record in found.checkpoints}.get(name)
+    if not settings:
+        return name
+    how = settings.get("recover", "")
+    return f"{name}: {_STATES.get((how, bool(settings.get('align'))) if how == 'none' else how, how)}"
+
+
+def _text(score: Score) -> str:
+    counted = score.get("counted") or score.get("tokens") or 0
+    how = f", {score['method']} method, windows of {score['context']}" if score.get("method") else ""
+    return f"{counted:,} tokens of held-out text{how}"
+
+
+def _times(value: float, dense: float | None) -> str:
+    return measured(value) + (f" · {measured(value / dense)} ×" if dense else "")
+
+
+def _divergences(found: Findings, group: Sequence[Score]) -> Table:
+    rows = []
+    for score in group:
+        if score.get("kl_mean") is None:
+            continue
+        figures = [score.get(key) for key in ("kl_mean", "kl_median", "kl_99", "kl_max")]
+        same = score.get("top1_agreement")
+        rows.append([
+            _label(found, score).partition(":")[0], found.name(score["against"]),
+            *("–" if value is None else f"{max(0.0, value):.4f}" for value in figures),
+            "–" if same is None else percent(same),
+        ])  # fmt: skip
+    return Table(
+        head=("model", "held against", "KL mean", "median", "99 %", "largest", "same first choice"), rows=rows,
+        note="KL divergence in nats a token, between the two models' next-token distributions.",
+    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""The top of the report: what happened, in a few sentences, figures and boxes; and what the folder does not say."""
+
+from collections.abc import Iterator
+
+from ...common.units import size_text
+from ..records.eval_report import mean
+from ..records.outputs import Record
+from .elements import Step, Tile
+from .files import engine
+from .findings import Findings
+from .firing import layer_density
+from .perplexity import dense_perplexity, is_source, score_groups
+from .predictors import layer_means
+from .svg import measured, percent
+
+_NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU"}
+_RECOVERED = {
+    "none": "without training",
+    "local": "recovered layer by layer",
+    "full": "recovered layer by layer and then as a whole",
+}
+
+
+def title(found: Findings) -> str:
+    """The page's title."""
+    return f"{_model(found)}, made sparse" if found.sparse is not None else _model(found)
+
+
+def _model(found: Findings) -> str:
+    """The dense model's name; where it lies in the folder itself, the folder's."""
+    demo = found.of("demo")
+    if demo:
+        return str(demo[0]["model"])
+    inside = {found.name(record.path) for record in found.checkpoints}
+    return found.source if found.source and found.source not in inside else found.folder.resolve().name
+
+
+def _perplexities(found: Findings) -> tuple[float, float, str] | None:
+    """(dense perplexity, sparse perplexity, on what) with all firing neurons computed."""
+    sparse = found.sparse
+    if sparse is None:
+        return None
+    for group in score_groups(found):
+        dense = dense_perplexity(found, group)
+        exact = [score for score in group if score.get("mode") in ("checkpoint", "dense", "exact")]
+        ours = [score for score in exact if not is_source(found, score["model"])]
+        same = [score for score in ours if found.name(score["model"]) == found.name(sparse.path)] or ours
+        if dense is not None and same:
+            return dense, float(same[-1]["perplexity"]), "text held out from training"
+    figures = sparse.figures
+    if figures.get("perplexity"):
+        return float(figures["dense_perplexity"]), float(figures["perplexity"]), "sequences kept from training"
+    return None
+
+
+def _speedup(found: Findings) -> tuple[float, str] | None:
+    """How many times as fast as dense mode the fastest mode is, and which that is."""
+    found_speedups = []
+    for bench in found.of("bench"):
+        rates = {row["mode"]: row["tokens_per_s"] for row in bench["rows"]}
+        dense = rates.pop("dense", 0)
+        found_speedups += [(rate / dense, mode) for mode, rate in rates.items() if dense]
+    return max(found_speedups, key=lambda each: each[0], default=None)
+
+
+def sentences(found: Findings) -> Iterator[str]:
+    """What happened; each sentence only where its figures are known."""
+    sparse = found.sparse
+    if sparse is None:
+        yield f"A folder of {len(found.outputs)} outputs and {sum(map(len, found.results.values()))} measurements."
+        return
+    figures, spec = sparse.figures, sparse.figures["spec"]
+    experts = f" with {spec['experts']} experts a layer" if spec["experts"] else ""
+    how = _RECOVERED.get(figures["settings"].get("recover", ""), "converted")
+    yield (
+        f"{_model(found)}, a {spec['family'].capitalize()} model of {_parameters(figures['parameters'])} parameters in"
+        f" {spec['layers']} layers{experts}, was turned from SwiGLU into {_NAMES[spec['activation']]} and {how}."
+    )
+    if density := layer_density(found):
+        yield f"Of its FFN neurons {percent(density.mean)} now fire for a token; the others need not be computed."
+    if perplexities := _perplexities(found):
+        dense, now, where = perplexities
+        yield (
+            f"On {where} its perplexity is {measured(now)}, where the dense model has {measured(dense)}:"
+            f" {now / dense:.2f} times."
+        )
+    if predictors := found.best_predictors:
+        ffns = predictors.figures["ffns"]
+        named, recall, energy = (mean(layer_means(ffns, name)) for name in ("predicted_density", "recall", "energy"))
+        yield (
+            f"Small predictors, {percent(predictors.figures.get('size_share', 0.0))} of the model's weights, name"
+            f" {percent(named)} of the neurons in advance; these are {percent(recall)} of those that fire and carry"
+            f" {percent(energy)} of their energy."
+        )
+    if speedup := _speedup(found):
+        yield f"Generation in {speedup[1]} mode is {speedup[0]:.2f} times as fast as computing every neuron."
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:,.1f} million"
+
+
+def tiles(found: Findings) -> Iterator[Tile]:
+    """The few figures that most readers want."""
+    if perplexities := _perplexities(found):
+        dense, now, _ = perplexities
+        yield Tile(value=f"{now / dense:.2f} ×", label="perplexity", note=f"{measured(now)}, dense {measured(dense)}")
+    if density := layer_density(found):
+        yield Tile(value=percent(density.mean), label="of the neurons fire", note="mean over layers")
+    if predictors := found.best_predictors:
+        energy, named = (mean(layer_means(predictors.figures["ffns"], key)) for key in ("energy", "predicted_density"))
+        yield Tile(value=percent(energy), label="of the energy foreseen", note=f"in {percent(named)} of the neurons")
+    if speedup := _speedup(found):
+        yield Tile(value=f"{speedup[0]:.2f} ×", label="as fast as dense mode", note=f"in {speedup[1]} mode")
+    if found.files:
+        file = min(found.files, key=lambda file: file.figures["size_bytes"])
+        yield Tile(value=size_text(file.figures["size_bytes"]), label="smallest file", note=found.name(file.path))
+
+
+def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
+    """From the dense model to the files, as columns of boxes."""
+    sparse = found.sparse
+    if sparse is None:
+        return
+    figures = sparse.figures
+    what = f"dense {figures['spec']['family'].capitalize()}, SwiGLU"
+    parameters = f"{_parameters(figures['parameters'])} parameters"
+    yield (Step(name=found.source or "dense model", what=what, facts=(parameters,)),)
+    for record in found.history:
+        yield (_converted(found, record),)
+    beside = []
+    for record in found.predictors[-1:]:
+        weights = f"{record.figures.get('predictor_parameters', 0):,} weights"
+        beside.append(Step(name=found.name(record.path), what="predictors", facts=(weights,), by="predictors"))
+    for record, profile in found.profiles[-1:]:
+        tokens = f"{sum(profile.tokens):,} tokens"
+        beside.append(Step(name=found.name(record.path), what="profile", facts=(tokens,), by="profile"))
+    beside += [
+        Step(name=found.name(record.path), what="importance matrix", by="imatrix") for record in found.imatrices[-1:]
+    ]
+    files = []
+    for file in found.files[:6]:
+        size = size_text(file.figures["size_bytes"])
+        files.append(Step(name=found.name(file.path), what=f"for {engine(file)}", facts=(size,), by="export-gguf"))
+    yield from (tuple(column) for column in (beside, files) if column)
+
+
+def _converted(found: Findings, record: Record) -> Step:
+    """One checkpoint that relufy made."""
+    figures, settings = record.figures, record.figures["settings"]
+    target = settings.get("training", {}).get("target_sparsity")
+    tokens = (figures.get("full") or {}).get("tokens") or figures.get("tokens")
+    how = _RECOVERED.get(settings.get("recover", ""), "")
+    facts = [f"{tokens:,} tokens"] if tokens else []
+    facts += [f"aimed at {percent(target)} silent"] if target else []
+    return Step(
+        name=found.name(record.path), what=f"{_NAMES[figures['spec']['activation']]} checkpoint",
+        facts=(*facts, size_text(figures["size_bytes"])), by=f"relufy, {how}",
+    )  # fmt: skip
+
+
+def missing(found: Findings) -> Iterator[tuple[str, str]]:
+    """(figure, the command that would add it) for what the folder does not hold."""
+    here = found.folder
+    file = next((found.name(each.path) for each in found.files if engine(each) == "tsconvert's runner"), None)
+    sparse = found.name(found.sparse.path) if found.sparse is not None else "sparse"
+    if not found.of("eval"):
+        against = f"--against {found.source or 'DENSE'}"
+        asked = f"tsconvert eval {here / (file or sparse)} {against} --json > {here}/eval.json"
+        yield "perplexity and KL divergence", asked
+    if not found.profiles:
+        yield "how often each neuron fires", f"tsconvert profile {here / sparse} --out {here}/profile.safetensors"
+    if found.best_predictors is None:
+        yield "recall and predicted density", f"tsconvert predictors {here / sparse} --out {here}/predictors"
+    if file and not found.of("bench"):
+        yield "speed of each mode", f"tsconvert bench {here / file} --json > {here}/bench.json"
+    if found.files and not any((each.figures.get("verification") or {}).get("errors") for each in found.files):
+        yield "quantization error of each tensor", "written beside each file by tsconvert export-gguf"
+    layers = [layer for record in found.history for layer in record.figures.get("layers") or ()]
+    trained = any(record.figures["settings"].get("recover") != "none" for record in found.history)
+    if trained and not any(layer.get("curve") for layer in layers):
+        yield "training curves", "kept by tsconvert relufy from this version on"

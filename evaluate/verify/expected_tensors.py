@@ -1,0 +1,109 @@
+"""Where each tensor of a GGUF file comes from: the source's rows in the order in which the file must have them.
+
+Written apart from the exporter (quant/targets/checkpoint_rows.py, neuron_order.py) and from the specification alone, so
+that a mistake there is found here. Shape suffixes: D model width, F neurons, R rows, C columns, S head size.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...model.checkpoint import Checkpoint
+from ...model.dtypes import to_float32
+from ...model.spec import ModelSpec
+from ...model.tensor_names import ATTENTION, FFN, Place, ffn_places, gguf_name, shape_of
+
+Floats = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
+Orders = Mapping[tuple[int, int], Index]
+"""(layer, expert) -> for each neuron of the file, its number in the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A tensor that the file must have."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int | None
+    places: tuple[Place, ...]
+    """One, or one an expert; the outermost dimension of the file's tensor."""
+    transposed: bool = False
+
+
+def expected_tensors(spec: ModelSpec, dialect: str) -> Iterator[Expected]:
+    """What a file of a dialect (`llama.cpp`, `powerinfer`, `sparse`) holds of a model, predictors left out."""
+    yield _whole(spec, "token_embd")
+    for layer in range(spec.layers):
+        for role in (*ATTENTION, "ffn_norm", *(("router",) if spec.experts else ())):
+            yield _whole(spec, role, layer)
+        for role in FFN:
+            yield _ffn(spec, role, layer, transposed=role == "ffn_down" and dialect != "llama.cpp")
+    yield _whole(spec, "output_norm")
+    if not spec.tied:
+        yield _whole(spec, "output")
+    elif dialect == "powerinfer":
+        source = Place("token_embd")
+        yield Expected(
+            name=gguf_name(Place("output")), shape=shape_of(spec, source), role="output", layer=None, places=(source,)
+        )
+
+
+def _whole(spec: ModelSpec, role: str, layer: int | None = None) -> Expected:
+    place = Place(role, layer)
+    return Expected(name=gguf_name(place), shape=shape_of(spec, place), role=role, layer=layer, places=(place,))
+
+
+def _ffn(spec: ModelSpec, role: str, layer: int, *, transposed: bool) -> Expected:
+    places = tuple(ffn_places(spec, layer, role))
+    shape = shape_of(spec, places[0])
+    stack = (len(places),) if spec.experts else ()
+    shape = shape[::-1] if transposed else shape
+    return Expected(
+        name=gguf_name(places[0], suffix="_t" if transposed else ""), shape=(*stack, *shape), role=role, layer=layer,
+        places=places, transposed=transposed,
+    )  # fmt: skip
+
+
+class SourceRows:
+    """The rows of one matrix of a checkpoint, in the file's order.
+
+    Args:
+        expected: the file's tensor.
+        expert: which of its places.
+        order: of the neurons.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, expected: Expected, expert: int, orders: Orders) -> None:
+        place = expected.places[expert]
+        self._info, self._raw = checkpoint.info(place), checkpoint.raw(place)
+        spec, order = checkpoint.spec, orders.get((expected.layer or 0, expert))
+        self._index: Index | None = None
+        self._whole: Floats | None = None
+        self.columns = expected.shape[-1]
+        if expected.transposed:
+            whole_FD = checkpoint.array(place).T
+            self._whole = whole_FD if order is None else whole_FD[order]
+        elif expected.role in ("attn_q", "attn_k"):
+            self._index = rope_order(spec.heads if expected.role == "attn_q" else spec.kv_heads, spec.head_dim)
+        elif expected.role in ("ffn_gate", "ffn_up"):
+            self._index = order
+        elif expected.role == "ffn_down" and order is not None:
+            self._whole = checkpoint.array(place)[:, order]
+
+    def __call__(self, start: int, stop: int) -> Floats:
+        """Rows ``start`` to ``stop``, [R, C]."""
+        if self._whole is not None:
+            return np.ascontiguousarray(self._whole[start:stop])
+        rows_RB = self._raw.reshape(-1, self._raw.nbytes * self.columns // int(np.prod(self._info.shape)))
+        picked = rows_RB[start:stop] if self._index is None else rows_RB[self._index[start:stop]]
+        return to_float32(np.ascontiguousarray(picked).reshape(-1), self._info.dtype).reshape(-1, self.columns)
+
+
+def rope_order(heads: int, size: int) -> Index:
+    """For each row of q or k in a GGUF file its row in Hugging Face's layout: 2i is i, and 2i + 1 is i + half."""
+    within_S = np.arange(size).reshape(2, size // 2).T.reshape(-1)
+    return (np.arange(heads)[:, None] * size + within_S[None, :]).reshape(-1)

@@ -1,0 +1,141 @@
+"""A GGUF file's metadata against the checkpoint: what engines compute with, and the tokenizer's tables."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...model.checkpoint import Checkpoint
+from ...model.spec import ModelSpec
+from ...quant.gguf.file import POWERINFER, GgufFile
+from ...quant.targets import separate_predictors
+from ...quant.targets.predictor_source import PredictorSource
+
+ARCHITECTURES = {
+    "sparse": {"drelu": "turbosparse", "reglu": "turbosparse", "swiglu": "turbosparse"},
+    "powerinfer": {"drelu": "bamboo", "reglu": "llama"},
+    "llama.cpp": {"swiglu": "llama"},
+}
+_TOLERANCE = 1e-6  # float32 keys hold decimal fractions
+
+
+def dialect_of(file: GgufFile) -> str:
+    """`sparse`, `powerinfer` or `llama.cpp`."""
+    if file.magic == POWERINFER:
+        return "powerinfer"
+    return "sparse" if file.architecture == "turbosparse" else "llama.cpp"
+
+
+def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
+    """What the keys of the model's shape and arithmetic must be; None: must not be there."""
+    spec = checkpoint.spec
+    architecture = ARCHITECTURES[dialect].get(spec.activation, "")
+    context = min(spec.context, spec.sliding_window or spec.context) if dialect != "sparse" else spec.context
+    keys: dict[str, Any] = {
+        "context_length": context, "embedding_length": spec.width, "block_count": spec.layers,
+        "feed_forward_length": spec.neurons, "attention.head_count": spec.heads,
+        "attention.head_count_kv": spec.kv_heads, "rope.dimension_count": spec.head_dim,
+        "attention.layer_norm_rms_epsilon": spec.norm_eps, "rope.freq_base": spec.rope_theta,
+        "expert_count": spec.experts or None, "expert_used_count": spec.experts_per_token or None,
+    }  # fmt: skip
+    if dialect == "sparse":
+        keys |= {"activation": spec.activation, "attention.sliding_window": spec.sliding_window}
+        keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
+        keys |= {"format_version": 1, "source_fingerprint": checkpoint.fingerprint}
+    keys |= _scaling(spec)
+    out = {f"{architecture}.{name}": value for name, value in keys.items()}
+    return {"general.architecture": architecture} | out
+
+
+def _scaling(spec: ModelSpec) -> dict[str, Any]:
+    scaling: Mapping[str, Any] = spec.rope_scaling or {}
+    if scaling.get("rope_type") not in ("linear", "yarn"):
+        return {"rope.scaling.type": None}
+    return {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
+
+
+def compare_keys(
+    file: GgufFile, checkpoint: Checkpoint, predictors: PredictorSource | None, overridden: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    """(key, problem) for each key that is compared; the problem is empty where the key is right.
+
+    Args:
+        predictors: what the file's come from, if that is known.
+        overridden: keys that the user set.
+    """
+    dialect = dialect_of(file)
+    wanted = expected_keys(checkpoint, dialect)
+    if dialect == "powerinfer":
+        wanted["powerinfer.sparse_threshold"] = 0.0
+    if dialect == "sparse" and predictors is not None:
+        wanted["turbosparse.predictor.threshold"] = [value for row in predictors.thresholds for value in row]
+        wanted["turbosparse.predictor.rank"] = [value for row in predictors.ranks for value in row]
+    beside = separate_predictors.find_separate(file)
+    for key, value in wanted.items():
+        if key in overridden:
+            continue
+        found = file.metadata.get(key)
+        if found is None and beside is not None:
+            found = beside.metadata.get(key)
+        same = _same(found, value)
+        yield key, "" if same else f"is {_shown(found)} where the model makes it {_shown(value)}"
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, list):
+        if not isinstance(found, list) or len(found) != len(wanted):
+            return False
+        return all(_same(one, other) for one, other in zip(found, wanted, strict=True))
+    if isinstance(wanted, float):
+        if not isinstance(found, int | float):
+            return False
+        both_nan = math.isnan(found) and math.isnan(wanted)
+        return both_nan or math.isclose(found, wanted, rel_tol=_TOLERANCE, abs_tol=1e-12)
+    return bool(found == wanted)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "missing"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def compare_tokens(file: GgufFile, hf: Any, overridden: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(key, problem) for the vocabulary: each id's token, the merges, the special ids and what is put around a text.
+
+    Args:
+        hf: transformers' tokenizer of the checkpoint.
+    """
+    keys, prefix = file.metadata, "tokenizer.ggml."
+    tokens = keys.get(f"{prefix}tokens")
+    tokens = tokens if isinstance(tokens, list) else []
+    yield f"{prefix}tokens", _token_problem(tokens, hf, file)
+    for name, key in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("unk", "unknown_token_id")):
+        wanted = getattr(hf, f"{name}_token_id", None)
+        found = keys.get(prefix + key)
+        if wanted is not None and prefix + key not in overridden and wanted < len(tokens):
+            yield prefix + key, "" if found == wanted else f"is {_shown(found)} where transformers has {wanted}"
+    merges = _merges(hf)
+    if keys.get(f"{prefix}model") == "gpt2" and merges is not None:
+        same = keys.get(f"{prefix}merges") == merges
+        yield f"{prefix}merges", "" if same else "differ from the tokenizer.json's"
+
+
+def _token_problem(tokens: list[str], hf: Any, file: GgufFile) -> str:
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and len(tokens) != embedding.shape[0]:
+        return f"has {len(tokens)} tokens where the embedding has {embedding.shape[0]} rows"
+    wanted = hf.convert_ids_to_tokens(list(range(min(len(hf), len(tokens)))))
+    for index, (found, token) in enumerate(zip(tokens, wanted, strict=False)):
+        if token is not None and found not in (token, token.replace("▁", " ")) and not found.startswith("[PAD"):
+            return f"token {index} is {found!r} where transformers has {token!r}"
+    return ""
+
+
+def _merges(hf: Any) -> list[str] | None:
+    model = json.loads(hf.backend_tokenizer.to_str())["model"]
+    pairs = model.get("merges")
+    if pairs is None:
+        return None
+    return [pair if isinstance(pair, str) else " ".join(part.replace(" ", "Ġ") for part in pair) for pair in pairs]

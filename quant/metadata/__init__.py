@@ -1,0 +1,1 @@
+"""The metadata of a GGUF file and the model card beside it: shape, rope, where the model comes from."""

@@ -1,0 +1,90 @@
+"""The rows of a checkpoint's tensor as a GGUF file has them: as they are, permuted for ggml's rope, or transposed.
+
+Rows are read where they lie in the mapped file; `check` looks at every value before anything is written.
+Shape suffixes: D model width, F neurons, C columns, R rows.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...model.checkpoint import Checkpoint
+from ...model.integrity import not_finite
+from ...model.tensor_names import Place
+from ..gguf.tensor_plan import MatrixRows, Rows, magnitude_of_bits
+
+Index = npt.NDArray[np.int64]
+_NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> MatrixRows:
+    """The rows as they are, or in another ``order`` (for each row of the file, its number in the checkpoint)."""
+    info = checkpoint.info(place)
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        raw_RC = _matrix(checkpoint, place)
+        return _contiguous(raw_RC[start:stop] if order is None else raw_RC[order[start:stop]])
+
+    rows = int(np.prod(info.shape[:-1], dtype=np.int64))
+    return MatrixRows(
+        rows=rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
+    )
+
+
+def rope_permuted(checkpoint: Checkpoint, place: Place, heads: int) -> MatrixRows:
+    """The rows of q or k in the order in which ggml's rope takes them: pairs side by side, not half a head apart."""
+    rows = checkpoint.info(place).shape[0]
+    return plain(checkpoint, place, permute_rope(np.arange(rows)[:, None], heads).reshape(-1))
+
+
+def transposed(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> MatrixRows:
+    """down_DF as down_t [F, D]: the row j belongs to neuron j, or to neuron order[j]."""
+    info = checkpoint.info(place)
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        raw_DF = _matrix(checkpoint, place)
+        return _contiguous((raw_DF[:, start:stop] if order is None else raw_DF[:, order[start:stop]]).T)
+
+    return MatrixRows(
+        rows=info.shape[1], columns=info.shape[0], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
+    )
+
+
+def permute_rope(rows_RC: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+    """Rows of q or k from Hugging Face's order (pair i is rows i and i + half) to ggml's (rows 2i and 2i + 1)."""
+    rows, columns = rows_RC.shape
+    return rows_RC.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def checked(checkpoint: Checkpoint, place: Place) -> Rows:
+    """The whole tensor as float32.
+
+    Raises:
+        TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
+    """
+    check(checkpoint, place)
+    return checkpoint.array(place)
+
+
+def check(checkpoint: Checkpoint, place: Place) -> float:
+    """The largest magnitude in the tensor at ``place``.
+
+    Raises:
+        TsconvertError: a value is NaN or infinite; names file, tensor, how many, and the first row.
+    """
+    info = checkpoint.info(place)
+    largest = magnitude_of_bits(checkpoint.scans[place].largest_bits, info.dtype)
+    if not np.isfinite(largest):
+        raise not_finite(info.file, info.name, checkpoint.array(place))
+    return largest
+
+
+def _matrix(checkpoint: Checkpoint, place: Place) -> npt.NDArray[Any]:
+    """The tensor as it lies in the file, [rows, columns], maybe not aligned."""
+    info = checkpoint.info(place)
+    return checkpoint.raw(place).view(_NUMPY[info.dtype]).reshape(-1, info.shape[-1])
+
+
+def _contiguous(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.require(values, requirements=["C", "A"])

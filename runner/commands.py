@@ -1,0 +1,93 @@
+"""The commands `run` and `bench`."""
+
+import sys
+
+import click
+
+from ..common.commands import Asked, command, heading
+from ..common.options import COUNT, PATH, Rule, argument, only_with, setting
+from .config import BenchConfig, RunConfig
+
+MODES = ("auto", "predicted", "exact", "dense")
+_THREADS = "Threads to use; default: the cores that the process may use."
+_SHOWN = Rule(lambda given: given["stats"] or given["json"], "with --stats or --json only", "give --stats")
+
+
+# Sampling options are not refused beside --temp 0, nor --repeat-last-n without a penalty: they then change nothing, but
+# llama.cpp's users keep them in their command lines, and llama.cpp takes them.
+@command(
+    "run",
+    argument(RunConfig, "file", "A GGUF file: tsconvert's own, PowerInfer's, or a Llama or Mixtral for llama.cpp.",
+             "FILE", PATH),
+    heading(
+        "Prompt",
+        setting(RunConfig, "prompt", "The text to continue; - reads it from stdin. --chat needs none.", "-p",
+                "--prompt"),
+        setting(RunConfig, "chat", "Use the model's chat template: for -p, or for each line of stdin as a turn."),
+        setting(RunConfig, "system", "The system message of the conversation.", rules=[only_with("--chat")]),
+    ),
+    heading(
+        "Generation",
+        setting(RunConfig, "tokens", "Generate at most this many tokens.", "-n", "--tokens", kind=COUNT),
+        setting(RunConfig, "stop", "End the text before this string. Repeatable."),
+        setting(RunConfig, "ignore_eos", "Continue after the model's end token."),
+    ),
+    heading(
+        "Sampling",
+        setting(RunConfig, "temp", "Temperature; 0 takes the likeliest token."),
+        setting(RunConfig, "top_k", "Draw from the K likeliest tokens only; 0 from all."),
+        setting(RunConfig, "top_p", "Draw from the likeliest tokens that have this probability together; 1 from all."),
+        setting(RunConfig, "min_p", "Draw from tokens that have this share of the likeliest one's probability; 0 from"
+                " all."),
+        setting(RunConfig, "repeat_penalty", "Make recent tokens this much less likely; 1 changes nothing."),
+        setting(RunConfig, "repeat_last", "How many tokens are recent.", "--repeat-last-n"),
+        setting(RunConfig, "seed", "Draw the same tokens every time."),
+    ),
+    heading(
+        "Computation",
+        setting(RunConfig, "sparsity", "Which neurons are computed; auto is the sparsest mode that the file allows.",
+                kind=click.Choice(MODES)),
+        setting(RunConfig, "context", "Tokens of context; default: the model's, at most 4096.", "-c", "--context",
+                kind=COUNT),
+        setting(RunConfig, "threads", _THREADS, "-t", "--threads"),
+    ),
+    heading(
+        "Figures",
+        setting(RunConfig, "stats", "Print speed, bytes read and density of each layer on stderr."),
+        setting(RunConfig, "audit", "Also compute the neurons that were not predicted, to count the missed ones; slow.",
+                rules=[only_with("--sparsity", "auto", "predicted"), _SHOWN]),
+    ),
+)  # fmt: skip
+def run(asked: Asked) -> None:
+    """Generate text from a GGUF file.
+
+    The text goes to stdout as it comes; all else goes to stderr.
+    """
+    from .console import run as run_file
+
+    found = run_file(asked.config(RunConfig, stream=None if asked["json"] else sys.stdout))
+    if asked["json"]:
+        asked.emit(found)
+    if found.finish == "interrupted":
+        raise click.Abort
+
+
+@command(
+    "bench",
+    argument(BenchConfig, "file", "The GGUF file to measure.", "FILE", PATH),
+    heading(
+        "Measurement",
+        setting(BenchConfig, "prompt", "Tokens of the prompt test; 0 leaves it out.", "-p", "--prompt", kind=COUNT),
+        setting(BenchConfig, "generate", "Tokens of the generation test; 0 leaves it out.", "-n", "--tokens",
+                kind=COUNT),
+        setting(BenchConfig, "repetitions", "Repeat each test this often and take the median.", "-r", "--repetitions"),
+        setting(BenchConfig, "modes", "Mode to measure; all is every mode that the file allows. Repeatable.",
+                "--sparsity", kind=click.Choice([*MODES, "all"])),
+        setting(BenchConfig, "threads", _THREADS, "-t", "--threads"),
+    ),
+)  # fmt: skip
+def bench(asked: Asked) -> None:
+    """Measure how fast a GGUF file runs: tokens per second of prompt and generation."""
+    from .bench import bench as run_bench
+
+    asked.emit(run_bench(asked.config(BenchConfig)))

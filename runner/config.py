@@ -1,0 +1,77 @@
+"""What `run` and `bench` are asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from ..common.errors import TsconvertError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to run, and how."""
+
+    file: Path
+    prompt: str | None = None
+    """`-` reads it from stdin. None, with ``chat``: every line of ``lines`` is a turn."""
+    tokens: int = 128
+    """Generated at most, in each turn."""
+    sparsity: str = "auto"
+    """`auto`, `predicted`, `exact` or `dense`."""
+    threads: int | None = None
+    context: int | None = None
+    """Tokens; None for the model's own, 4096 at most."""
+    temp: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last: int = 64
+    """Tokens that the penalty looks back on."""
+    seed: int | None = None
+    chat: bool = False
+    """Put the prompt into the model's chat template."""
+    system: str | None = None
+    """The system's message before the conversation."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are left out of it."""
+    ignore_eos: bool = False
+    stats: bool = False
+    """Speed, bytes read and density on stderr."""
+    audit: bool = False
+    """In predicted mode, compute the neurons that were not predicted as well, to know the recall; slow."""
+    stream: TextIO | None = None
+    """Where the text goes as it comes; None for nowhere."""
+    lines: TextIO | None = None
+    """Where a conversation's turns come from; None for stdin."""
+
+    def __post_init__(self) -> None:
+        if self.prompt is None and not self.chat:
+            raise TsconvertError("there is no prompt: give -p TEXT, or --chat for a conversation")
+        if self.system is not None and not self.chat:
+            raise TsconvertError("--system is a conversation's: add --chat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to measure."""
+
+    file: Path
+    prompt: int = 128
+    """Tokens read at once; 0 leaves that test out."""
+    generate: int = 64
+    """Tokens generated one by one; 0 leaves that test out."""
+    repetitions: int = 5
+    threads: int | None = None
+    """None for the cores that the process may use."""
+    modes: tuple[str, ...] = ("all",)
+    """`dense`, `exact`, `predicted`, `auto`, or `all` for every one that the file allows."""
+    seed: int = 0
+    """Of the prompt's random tokens."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "generate"):
+            if getattr(self, name) < 0:
+                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 0")
+        if self.repetitions < 1:
+            raise TsconvertError(f"repetitions is {self.repetitions}: it must be at least 1")
