@@ -78,27 +78,32 @@ def _given(file: Path, copies: ExitStack) -> TextFile:
     if _head(file)[:2] in _COMPRESSED or _head(file)[:4] in _COMPRESSED:
         path = _decompressed(file, copies)
         name = Path(file.stem) if file.suffix.lower() in _COMPRESSED_SUFFIXES else file
-    head = _head(path)
-    kind = "parquet" if head.startswith(b"PAR1") else _KINDS.get(name.suffix.lower())
-    return TextFile(file, path, kind or _kind_of_content(file, name.suffix.lower(), head))
+    kind = "parquet" if _head(path).startswith(b"PAR1") else _KINDS.get(name.suffix.lower())
+    return TextFile(file, path, kind or _kind_of_content(file, path, name.suffix.lower()))
 
 
-def _kind_of_content(file: Path, suffix: str, head: bytes) -> str:
-    """How to read a file whose suffix says nothing."""
+def _kind_of_content(file: Path, path: Path, suffix: str) -> str:
+    """How to read a file whose suffix says nothing; ``path`` is ``file``, decompressed."""
+    head, kind = _head(path), "text"
     what = next((what for magic, what in _OTHERS.items() if head.startswith(magic)), None)
     if what is None and b"\0" in head:
         what = "a binary file"
     if what is None and suffix in (".csv", ".tsv"):
         what = "a table of columns"
     if what is None and suffix == ".json":
-        try:
-            if isinstance(json.loads(head.lstrip().splitlines()[0]), dict):
-                return "jsonl"
-        except (ValueError, IndexError, RecursionError):
-            what = "one JSON document, not an object a line"
+        what = None if _begins_with_record(path) else "one JSON document, not an object a line"
+        kind = "jsonl"
     if what is not None:
         raise TsconvertError(f"{file}: is {what}; give UTF-8 text, .jsonl (an object with 'text' a line) or .parquet")
-    return "text"
+    return kind
+
+
+def _begins_with_record(path: Path) -> bool:
+    with path.open("rb") as stream:
+        try:
+            return isinstance(json.loads(stream.readline()), dict)
+        except (ValueError, RecursionError):
+            return False
 
 
 def _head(file: Path) -> bytes:
