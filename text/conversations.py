@@ -112,7 +112,7 @@ def answered(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list[b
 
 def _answer_spans(tokenizer: Any, messages: list[Message], text: str) -> list[tuple[int, int]]:
     """Where the answers stand in ``text``, which the template makes of ``messages``."""
-    spans = []
+    spans: list[tuple[int, int]] = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             if not i:
