@@ -10,9 +10,11 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ..common.errors import TsconvertError, reason, shown
+from ..common.progress import note
 from ..quant.gguf.file import GgufFile
 from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
 from ..quant.vocabulary.vocabulary import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
+from ..text.records import readable
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -80,7 +82,7 @@ class GgufTokenizer:
 
     def _ids(self, text: str) -> list[int]:
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return list(self._tokenizer.encode(readable(text), add_special_tokens=False).ids)
         except Exception as error:  # the library raises plain Exception
             raise TsconvertError(
                 f"{self._where}: the tokenizer cannot encode the text ({reason(error)}); export it again"
@@ -230,6 +232,10 @@ def _sentencepiece(tokens: list[str], keys: dict[str, Any]) -> Tokenizer:
 def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: str) -> Tokenizer:
     merges = [tuple(merge.split(" ", 1)) for merge in keys["merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre in _ADDS_BOS))
+    if "pre" not in keys:
+        note(
+            f"{file.path}: no key {_PREFIX}pre says how text is split; GPT-2's way is taken, and may not be the model's"
+        )
     if pre in _GPT2:
         split: list[Any] = []
     elif pre == "smollm":
