@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import I64, LANES, Emit
+from .simd.emit import I64, LANES, Emit
 
 _BUFFER_BYTES = 1 << 29  # larger than any cache
 _ROUNDS = 2
