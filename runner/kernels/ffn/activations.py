@@ -44,10 +44,10 @@ def activate(params: Parameters, listed: int, first: int, count: int, gate: int,
 
     Of ``count`` neurons from ``first`` on, or of the int32 list at ``listed``.
     """
-    fired = 0
+    fired, activation = 0, params.activation
     for i in range(count):
         j = load_i32(listed, i) if listed else first + i
-        h = activation_of(params.activation, load_f32(gate, j), load_f32(up, j))
+        h = activation_of(activation, load_f32(gate, j), load_f32(up, j))
         fired += h != 0
         store_f32(gate, j, h * share)
     return fired

@@ -63,10 +63,10 @@ def keep_firing(params: Parameters, listed: int, count: int, activations: int) -
 @compiled
 def count_missed(params: Parameters, first: int, end: int, gate: int, up: int, logits: int, threshold: float) -> int:
     """Neurons that fire although their logit is below the threshold."""
-    missed = 0
+    missed, activation = 0, params.activation
     for j in range(first, end):
         silent = load_f32(logits, j) < threshold
-        missed += silent and activation_of(params.activation, load_f32(gate, j), load_f32(up, j)) != 0
+        missed += silent and activation_of(activation, load_f32(gate, j), load_f32(up, j)) != 0
     return missed
 
 

@@ -123,12 +123,12 @@ def drop_missed(params: Parameters, thread: int, some: int, first: int, end: int
         params.up.address,
         params.logits.address,
     )
-    missed = 0
+    missed, activation = 0, params.activation
     for j in range(first, end):
         for i in range(some):
             place = BLOCK * j + load_i32(chosen, i)
             if load_f32(logits, place) < threshold:
-                missed += activation_of(params.activation, load_f32(gate, place), load_f32(up, place)) != 0
+                missed += activation_of(activation, load_f32(gate, place), load_f32(up, place)) != 0
                 store_f32(gate, place, 0.0)
     return missed
 
@@ -140,12 +140,12 @@ def activate_tokens(params: Parameters, thread: int, expert: int, some: int, neu
     A shut gate needs no up.
     """
     chosen, place, fired = row_at(params.chosen_tokens, thread), 4 * BLOCK * neuron, 0
-    gate, up = params.gate.address + place, params.up.address + place
+    gate, up, activation = params.gate.address + place, params.up.address + place, params.activation
     for i in range(some):
         t = load_i32(chosen, i)
         g, h = load_f32(gate, t), np.float32(0)
-        if g > 0 or params.activation == SWIGLU:
-            h = activation_of(params.activation, g, load_f32(up, t)) * share_for(params, t, expert)
+        if g > 0 or activation == SWIGLU:
+            h = activation_of(activation, g, load_f32(up, t)) * share_for(params, t, expert)
         store_f32(gate, t, h)
         fired += h != 0
     return fired

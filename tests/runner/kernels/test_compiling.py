@@ -3,13 +3,16 @@
 import ctypes
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 
+import tsconvert
 from tsconvert.runner.kernels import parameters
 from tsconvert.runner.kernels.compiling import compile_c, signature_of
 from tsconvert.runner.kernels.parameters import Parameters, Tensor
@@ -113,10 +116,38 @@ def test_other_sources_are_other_signatures():
     assert numba.from_dtype(parameters.PARAMETERS) in signature_of(in_loops).args
 
 
-def test_without_a_folder_to_write_to_functions_are_compiled_uncached(tmp_path):
-    """Neither the sources' folder nor the user's: nothing is kept, nothing fails."""
-    blocked = tmp_path / "file"
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The folder of a copy of the package, whose sources a test may change."""
+    source = Path(tsconvert.__path__[0])
+    for name in ("common", "model", "quant", "runner"):
+        shutil.copytree(source / name, tmp_path / "tsconvert" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source / "__init__.py", tmp_path / "tsconvert")
+    return tmp_path
+
+
+def test_sources_that_are_edited_between_import_and_first_use_do_not_file_old_code_under_the_new(package: Path):
+    """The old compiler hashed the files when a kernel was first needed: an edit since the import was never seen."""
+    edited = package / "tsconvert" / "runner" / "kernels" / "residual.py"
+    edit = f"from pathlib import Path; file = Path({str(edited)!r}); file.write_text(file.read_text() + '# edited\\n')"
+    first, use, tell = PROGRAM.strip().split("\n")
+    environment = {**os.environ, "PYTHONPATH": str(package), "NUMBA_CACHE_DIR": str(package / "cache")}
+    for program in ("\n".join((first, edit, use, tell)), PROGRAM):
+        command = [sys.executable, "-B", "-c", program]
+        done = subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True)
+        assert (done.stderr, done.stdout) == ("", "0\n")
+
+
+def test_without_a_folder_to_write_to_functions_are_compiled_uncached(package: Path):
+    """Neither the asked-for folder, nor the sources', nor the user's: nothing is kept, nothing fails."""
+    blocked = package / "file"
     blocked.write_text("")
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(blocked)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-    assert (done.stderr, done.stdout) == ("", "0\n")
+    (package / "tsconvert" / "runner" / "kernels" / "__pycache__").write_text("")
+    environment = {
+        **os.environ, "PYTHONPATH": str(package), "NUMBA_CACHE_DIR": str(blocked), "XDG_CACHE_HOME": str(blocked),
+        "HOME": str(blocked),
+    }  # fmt: skip
+    for _ in range(2):
+        command = [sys.executable, "-B", "-c", PROGRAM]
+        done = subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True)
+        assert (done.stderr, done.stdout) == ("", "0\n")
