@@ -4,10 +4,12 @@ A command's options and work stand in its folder's commands.py, which is importe
 """
 
 import difflib
+import io
 import os
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -105,6 +107,7 @@ class Chain(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Exit codes: 0 done, 1 a verification failed, 2 bad input, 130 interrupted."""
         wait_briefly()
+        _open_streams()
         try:
             self._main(*args, **kwargs)
         except SystemExit as stop:
@@ -116,7 +119,7 @@ class Chain(click.Group):
         given = args[0] if args else kwargs.get("args")
         words = sys.argv[1:] if given is None else list(given)
         command_line.remember(words)
-        debug = "--debug" in words
+        debug, stdout = "--debug" in words, sys.stdout
         try:
             if not {"-h", "--help", "--version"} & set(words):
                 require_addresses(torch=words[:1] not in WITHOUT_TORCH)
@@ -130,9 +133,13 @@ class Chain(click.Group):
         except (click.Abort, KeyboardInterrupt):
             _complain(f"interrupted{self._again(words)}")
             sys.exit(130)
+        except SystemExit:
+            if sys.stdout is stdout:
+                raise
+            sys.stdout = stdout  # click's answer to a closed pipe is another stdout and 1, "a check failed"
+            _leave_pipe()
         except BrokenPipeError:
-            sys.stderr.close()
-            sys.exit(0)
+            _leave_pipe()
         except TsconvertError as error:
             if debug:
                 raise
@@ -156,6 +163,25 @@ class Chain(click.Group):
         name = next((word for word in words if not word.startswith("-")), "")
         command = self.get_command(click.Context(self), name)
         return {option for param in command.params for option in param.opts} if command else set()
+
+
+def _open_streams() -> None:
+    """Streams that are closed, as under cron, are empty ones; what a terminal's encoding lacks becomes ?."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and name == "stdout":
+            stream.reconfigure(errors="replace")
+
+
+def _leave_pipe() -> None:
+    """Nobody reads on: the rest is not printed."""
+    from .common.system_errors import leave_stdout
+
+    leave_stdout()
+    sys.stderr.close()
+    sys.exit(0)
 
 
 def _complain(message: str) -> None:

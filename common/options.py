@@ -19,14 +19,19 @@ Decorator = Callable[[Any], Any]
 
 
 class Count(click.ParamType):  # type: ignore[type-arg]
-    """A number with an optional K, M, G or B."""
+    """A number with an optional K, M, G or B; with ``endless``, also -1."""
 
     name = "number"
+
+    def __init__(self, *, endless: bool = False) -> None:
+        self.endless = endless
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The whole number; anything else is a usage error."""
         try:
-            return value if isinstance(value, int) else parse_count(value)
+            if isinstance(value, int) or (self.endless and value.strip() == "-1"):
+                return int(value)
+            return parse_count(value)
         except TsconvertError as error:
             self.fail(str(error), param, ctx)
 
@@ -90,12 +95,14 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
 
 
 COUNT = Count()
+ENDLESS_COUNT = Count(endless=True)
 RANK = Rank()
 PRECISION = Precision()
 OUT_FOLDER = click.Path(file_okay=False, path_type=Path)
 OUT_FILE = click.Path(dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
 THREADS = click.IntRange(1)
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 @dataclass(frozen=True)

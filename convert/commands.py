@@ -4,7 +4,7 @@ import click
 
 from ..common.commands import Asked, command, heading
 from ..common.errors import TsconvertError
-from ..common.options import COUNT, OUT_FOLDER, PRECISION, RANK, Rule, argument, not_with, only_with, setting
+from ..common.options import COUNT, OUT_FOLDER, PRECISION, RANK, SEED, Rule, argument, not_with, only_with, setting
 from ..predictors.config import Training
 from ..predictors.cost import STORED_BITS
 from ..text.options import text_options
@@ -120,7 +120,7 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
         setting(LocalRecovery, "autocast", "Precision of matrix products; auto is bf16 where the device has"
                 " instructions for it.", "--precision", kind=PRECISION, rules=[_SWEPT]),
         setting(RelufyConfig, "device", "Device to compute on, such as cpu or cuda.", rules=[_READ]),
-        setting(RelufyConfig, "seed", "Seed of every random choice.", rules=[_READ]),
+        setting(RelufyConfig, "seed", "Seed of every random choice.", kind=SEED, rules=[_READ]),
     ),
 )  # fmt: skip
 def relufy(asked: Asked) -> None:

@@ -3,7 +3,7 @@
 import click
 
 from ..common.commands import Asked, command, heading
-from ..common.options import COUNT, OUT_FOLDER, PRECISION, RANK, argument, not_with, option, setting
+from ..common.options import COUNT, OUT_FOLDER, PRECISION, RANK, SEED, argument, not_with, option, setting
 from ..text.options import text_options
 from .config import PredictorConfig, Training
 from .cost import STORED_BITS
@@ -55,7 +55,7 @@ _NEW = not_with("--from")
         setting(Training, "autocast", "Precision of matrix products; auto is bf16 where the device has instructions"
                 " for it.", "--precision", kind=PRECISION),
         setting(PredictorConfig, "device", "Device to compute on, such as cpu or cuda."),
-        setting(PredictorConfig, "seed", "Seed of every random choice."),
+        setting(PredictorConfig, "seed", "Seed of every random choice.", kind=SEED),
     ),
 )  # fmt: skip
 def predictors(asked: Asked) -> None:

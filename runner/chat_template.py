@@ -63,15 +63,45 @@ def _refuse(message: str) -> None:
     raise TemplateError(message)
 
 
-def _rendered(asked: Mapping[str, Any]) -> dict[str, str]:
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Without the escapes for HTML that jinja's own filter makes, and in the order of the keys."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment() -> Any:
+    """Jinja's sandbox with what transformers' `apply_chat_template` (utils/chat_template_utils.py) adds to it."""
     from datetime import datetime
 
+    from jinja2 import nodes
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Generation(Extension):
+        """`{% generation %}`, which marks answers for training and leaves the text as it is."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            """The body, as a block of its own."""
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+        def _body(self, caller: Any) -> str:
+            return str(caller())
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
+    environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment
+
+
+def _rendered(asked: Mapping[str, Any]) -> dict[str, str]:
+    environment = _environment()
     try:
         text = environment.from_string(asked["template"]).render(asked["values"])
     except MemoryError:

@@ -5,7 +5,7 @@ import sys
 import click
 
 from ..common.commands import Asked, command, heading
-from ..common.options import COUNT, PATH, Rule, argument, only_with, setting
+from ..common.options import COUNT, ENDLESS_COUNT, PATH, Rule, argument, only_with, setting
 from .config import BenchConfig, RunConfig
 
 MODES = ("auto", "predicted", "exact", "dense")
@@ -28,26 +28,28 @@ _SHOWN = Rule(lambda given: given["stats"] or given["json"], "with --stats or --
     ),
     heading(
         "Generation",
-        setting(RunConfig, "tokens", "Generate at most this many tokens.", "-n", "--tokens", kind=COUNT),
+        setting(RunConfig, "tokens", "Generate at most this many tokens; -1 goes on to the model's end token or a"
+                " full context.", "-n", "--tokens", kind=ENDLESS_COUNT),
         setting(RunConfig, "stop", "End the text before this string. Repeatable."),
         setting(RunConfig, "ignore_eos", "Continue after the model's end token."),
     ),
     heading(
         "Sampling",
         setting(RunConfig, "temp", "Temperature; 0 takes the likeliest token."),
-        setting(RunConfig, "top_k", "Draw from the K likeliest tokens only; 0 from all."),
+        setting(RunConfig, "top_k", "Draw from the K likeliest tokens only; 0 or -1 from all."),
         setting(RunConfig, "top_p", "Draw from the likeliest tokens that have this probability together; 1 from all."),
         setting(RunConfig, "min_p", "Draw from tokens that have this share of the likeliest one's probability; 0 from"
                 " all."),
         setting(RunConfig, "repeat_penalty", "Make recent tokens this much less likely; 1 changes nothing."),
-        setting(RunConfig, "repeat_last", "How many tokens are recent.", "--repeat-last-n"),
-        setting(RunConfig, "seed", "Draw the same tokens every time."),
+        setting(RunConfig, "repeat_last", "How many tokens are recent; -1 is all.", "--repeat-last-n"),
+        setting(RunConfig, "seed", "Draw the same tokens every time; -1 does not."),
     ),
     heading(
         "Computation",
         setting(RunConfig, "sparsity", "Which neurons are computed; auto is the sparsest mode that the file allows.",
                 kind=click.Choice(MODES)),
-        setting(RunConfig, "context", "Tokens of context; default: the model's, at most 4096.", "-c", "--context",
+        setting(RunConfig, "context", "Tokens of context; default: the model's, at most 4096; 0 is all of the"
+                " model's.", "-c", "--context",
                 kind=COUNT),
         setting(RunConfig, "threads", _THREADS, "-t", "--threads"),
     ),

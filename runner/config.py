@@ -15,12 +15,12 @@ class RunConfig:
     prompt: str | None = None
     """`-` reads it from stdin. None, with ``chat``: every line of ``lines`` is a turn."""
     tokens: int = 128
-    """Generated at most, in each turn."""
+    """Generated at most, in each turn; -1 until the model ends or the context is full."""
     sparsity: str = "auto"
     """`auto`, `predicted`, `exact` or `dense`."""
     threads: int | None = None
     context: int | None = None
-    """Tokens; None for the model's own, 4096 at most."""
+    """Tokens; None for the model's own, 4096 at most; 0 for all of the model's own."""
     temp: float = 0.8
     top_k: int = 40
     top_p: float = 0.95

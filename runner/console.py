@@ -1,5 +1,6 @@
 """`tsconvert run`: a prompt or a conversation, text to a stream as it comes."""
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +24,13 @@ def run(config: RunConfig) -> Generation | Conversation:
         TsconvertError: the file, the mode or an option is no good, or the prompt is empty or too long.
     """
     sampling_of(config)  # refused before the file is read
-    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    prompt = _read_stdin() if config.prompt == "-" else config.prompt
     with load(config.file, threads=config.threads, mode=config.sparsity, context=config.context) as model:
         if config.audit and model.mode != "predicted":
             raise TsconvertError(f"--audit: {config.file} runs in {model.mode} mode and misses nothing; leave it out")
         model.audit = config.audit
+        if model.context > model.spec.context:
+            note(f"--context {model.context}: the model was trained for {model.spec.context}, and may write nonsense")
         if config.chat:
             conversation = Conversation(model=model, system=config.system)
             if prompt is None:
@@ -35,6 +38,13 @@ def run(config: RunConfig) -> Generation | Conversation:
                 return conversation
             return _say(conversation.ask(prompt, **_options(config)), config)
         return _say(generate(model, _tokens(model, prompt or ""), **_options(config)), config)
+
+
+def _read_stdin() -> str:
+    """All of stdin but its last line end, as llama.cpp reads a prompt from a file."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    return sys.stdin.read().removesuffix("\n")
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -47,7 +57,8 @@ def sampling_of(config: RunConfig) -> Sampling:
 
 def _options(config: RunConfig) -> dict[str, Any]:
     return {
-        "limit": config.tokens, "sampling": sampling_of(config), "stop_at_eos": not config.ignore_eos,
+        "limit": config.tokens if config.tokens >= 0 else sys.maxsize,
+        "sampling": sampling_of(config), "stop_at_eos": not config.ignore_eos,
         "stops": config.stop,
     }  # fmt: skip
 
@@ -69,6 +80,12 @@ def _converse(conversation: Conversation, config: RunConfig) -> None:
             return
         if line.strip():
             answer = conversation.ask(line.rstrip("\n"), **_options(config))
+            if conversation.turns and len(answer.prompt) > conversation.model.context:
+                conversation.end_full()
+                note(
+                    f"the context of {conversation.model.context} tokens is full: the conversation ends; -c gives more"
+                )
+                return
             conversation.keep(_say(answer, config))
             conversation.interrupted = answer.finish == "interrupted" and not asks
 

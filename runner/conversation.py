@@ -27,6 +27,8 @@ class Conversation:
     turns: list[Generation] = field(default_factory=list)
     interrupted: bool = False
     """Ended by Ctrl-C."""
+    full: bool = False
+    """Ended because the next turn does not fit into the context."""
     _held: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -50,10 +52,15 @@ class Conversation:
         self.turns.append(answer)
         self._held = answer.held
 
+    def end_full(self) -> None:
+        """Forget the last question, for which there is no room."""
+        self.messages.pop()
+        self.full = True
+
     @property
     def finish(self) -> str:
-        """`interrupted`, or `end`."""
-        return "interrupted" if self.interrupted else "end"
+        """`interrupted`, `context`, or `end`."""
+        return "interrupted" if self.interrupted else "context" if self.full else "end"
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""

@@ -211,7 +211,7 @@ def load(
         threads: how many run a step; None for the cores that the process may use.
         mode: `dense` computes every neuron; `exact` only those whose gate is positive; `predicted` those that the
             file's predictors name; `auto` the last of these that the file allows.
-        context: tokens of the KV cache; None for what the model was trained for, 4096 at most.
+        context: tokens of the KV cache; None for what the model was trained for, 4096 at most; 0 for all of that.
         cache_type: of keys and values: `F16`; `Q8_0` takes half the memory, `F32` loses nothing.
         as_llama_cpp: in a file that llama.cpp runs, inputs of K-quants are rounded as coarsely as there: so one finds
             its perplexity.
@@ -222,9 +222,9 @@ def load(
     if mode not in MODES:
         raise TsconvertError(f"sparsity is {mode!r}: it must be one of {', '.join(MODES)}")
     source = open_model(path)
-    if context is not None and context < 1:
-        raise TsconvertError(f"context is {context}: it must be at least 1")
-    room = min(source.spec.context, _DEFAULT_CONTEXT) if context is None else context
+    if context is not None and context < 0:
+        raise TsconvertError(f"context is {context}: it must be at least 0")
+    room = min(source.spec.context, _DEFAULT_CONTEXT) if context is None else context or source.spec.context
     if cache_type not in CACHE_TYPES:
         raise TsconvertError(f"cache type is {cache_type!r}: it must be one of {', '.join(CACHE_TYPES)}")
     if source.spec.head_dim % ggml.TYPES[cache_type].weights:

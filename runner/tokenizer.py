@@ -10,9 +10,11 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ..common.errors import TsconvertError, reason, shown
+from ..common.progress import note
 from ..quant.gguf.file import GgufFile
 from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
-from ..quant.vocabulary.vocabulary import CONTROL, UNKNOWN, USER_DEFINED
+from ..quant.vocabulary.vocabulary import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
+from ..text.records import readable
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -61,6 +63,10 @@ class GgufTokenizer:
         self.add_bos = bool(keys.get("add_bos_token", kind == "llama" or pre in _ADDS_BOS)) and self.bos is not None
         self.add_eos = bool(keys.get("add_eos_token", False))
         self.chat_template = str(file.metadata.get("tokenizer.chat_template", ""))
+        special = {
+            name: _special(file, keys, key.removesuffix("_token_id"), count) for name, key in SPECIAL_KEYS.items()
+        }
+        self._named = {f"{name}_token": self.piece(token) for name, token in special.items() if token is not None}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The tokens of ``text``. Special tokens that are spelled out in it are recognized.
@@ -76,7 +82,7 @@ class GgufTokenizer:
 
     def _ids(self, text: str) -> list[int]:
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return list(self._tokenizer.encode(readable(text), add_special_tokens=False).ids)
         except Exception as error:  # the library raises plain Exception
             raise TsconvertError(
                 f"{self._where}: the tokenizer cannot encode the text ({reason(error)}); export it again"
@@ -95,7 +101,7 @@ class GgufTokenizer:
         return str(self._tokenizer.id_to_token(token) or "")
 
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """The tokens of a conversation, up to where the model answers.
+        """The tokens of a conversation, up to where the model answers, as transformers' `apply_chat_template` has them.
 
         Args:
             messages: `{"role": "user", "content": ...}` and so on, oldest first.
@@ -107,16 +113,8 @@ class GgufTokenizer:
             raise TsconvertError(f"{self._where}: the file has no chat template; leave --chat out")
         from .chat_template import render
 
-        text = render(
-            self.chat_template,
-            {
-                "messages": list(messages), "add_generation_prompt": True, "bos_token": self.piece(self.bos or 0),
-                "eos_token": self.piece(min(self.eos, default=0)),
-            },
-            where=self._where,
-        )  # fmt: skip
-        starts = self.bos is not None and text.startswith(self.piece(self.bos))
-        return self.encode(text, special=not starts)
+        values = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
+        return self._ids(render(self.chat_template, values | self._named, where=self._where))
 
 
 class TextStream:
@@ -234,6 +232,10 @@ def _sentencepiece(tokens: list[str], keys: dict[str, Any]) -> Tokenizer:
 def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: str) -> Tokenizer:
     merges = [tuple(merge.split(" ", 1)) for merge in keys["merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre in _ADDS_BOS))
+    if "pre" not in keys:
+        note(
+            f"{file.path}: no key {_PREFIX}pre says how text is split; GPT-2's way is taken, and may not be the model's"
+        )
     if pre in _GPT2:
         split: list[Any] = []
     elif pre == "smollm":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -242,3 +243,31 @@ def test_the_script_that_is_installed_is_python_m_tsconvert():
     assert [script.value for script in entry_points(group="console_scripts", name="tsconvert")] == [
         "tsconvert.__main__:main"
     ]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["inspect", "tiny-mistral", "--tensors"]])
+def test_a_closed_pipe_is_no_failure(words: list[str]):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "tsconvert", *words], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_closed_streams_are_empty_ones():
+    command = shlex.join([sys.executable, "-m", "tsconvert", "inspect", "tiny-mistral"])
+    assert subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"]).returncode == 0
+
+
+def test_what_the_encoding_of_stdout_lacks_is_a_question_mark():
+    code = "from tsconvert.cli import _open_streams; _open_streams(); print('中a')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert done.stdout.split() == [b"?a"]
+
+
+def test_a_seed_below_zero_is_a_usage_error(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    code, _, told = call(capsys, "relufy", "tiny-mistral", "--out", tmp_path / "out", "--seed", "-1")
+    assert code == 2
+    assert "Invalid value for '--seed': -1 is not in the range" in told

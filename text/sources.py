@@ -1,22 +1,21 @@
 """Sources of text: files, folders, data sets and mixtures of them, as pieces of text in a seeded order."""
 
-import json
 import random
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ..common.errors import TsconvertError, reason
+from ..common.errors import TsconvertError
+from ..common.progress import note
+from .files import pieces, read_pieces, text_files
+from .records import text_of
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_FILE_ENDINGS = (".txt", ".md", ".json", ".jsonl", ".parquet", ".csv", ".gz", ".zst", ".toml")
-_PIECE_BYTES = 16_384
-_LONG_WORD_BYTES = 256
+_FILE_ENDINGS = (".txt", ".md", ".json", ".jsonl", ".parquet", ".csv", ".gz", ".zst", ".toml", ".raw")
 _SHUFFLED_RECORDS = 1000  # of a streamed data set, at a time
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class Source:
     split: str = "train"
     """The split of a data set."""
     field: str = "text"
-    """The field of a data set's records that holds the text."""
+    """The field of records (a data set's, a .jsonl or .parquet file's) that holds the text."""
 
 
 def parse_source(argument: str) -> Source:
@@ -42,7 +41,7 @@ def parse_source(argument: str) -> Source:
         TsconvertError: the weight is no positive number.
     """
     path, equals, weight = argument.rpartition("=")
-    if not equals:
+    if not equals or Path(argument).exists():
         return Source(path=argument)
     try:
         share = float(weight)
@@ -56,8 +55,8 @@ def parse_source(argument: str) -> Source:
 def mixture(source: Source) -> list[Source]:
     """The sources that a mixture file (.toml) lists, weights relative to its own; any other source as it is.
 
-    Each `[[source]]` has `data` (a path, from the file's folder, or a data set's name), `weight`, and for data sets
-    `subset`, `split`, `field`.
+    Each `[[source]]` has `data` (a path, from the file's folder, or a data set's name), `weight`, `field`, and for
+    data sets `subset` and `split`.
 
     Raises:
         TsconvertError: the file cannot be read, or lists something else.
@@ -86,108 +85,36 @@ def mixture(source: Source) -> list[Source]:
 def texts(source: Source, rng: random.Random | None = None) -> Iterator[str]:
     """The source's pieces of text, shuffled by ``rng``; without it whole files and records, in their own order.
 
+    Records whose text is null are left out; when the iterator ends or is closed, their number is said.
+
     Raises:
-        TsconvertError: it is missing or unreadable.
+        TsconvertError: it is missing or unreadable, or a record has no text.
     """
-    path = Path(source.path)
-    if not path.exists():
-        yield from _dataset_texts(source, rng)
-        return
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    pieces = [piece for file in files for piece in _pieces(file, whole=rng is None)]
+    nulls = 0
+    with ExitStack() as copies:
+        path = Path(source.path)
+        found = _file_texts(path, source, rng, copies) if path.exists() else _dataset_texts(source, rng)
+        try:
+            for text in found:
+                if text is None:
+                    nulls += 1
+                else:
+                    yield text
+        finally:
+            if nulls:
+                note(f"--data {source.path}: {nulls} records without text (null) were left out")
+
+
+def _file_texts(path: Path, source: Source, rng: random.Random | None, copies: ExitStack) -> Iterator[str | None]:
+    if source.subset is not None or source.split != "train":
+        raise TsconvertError(f"--data {path}: a file or folder has no subset and no split; leave them out")
+    found = [piece for file in text_files(path, copies) for piece in pieces(file, whole=rng is None)]
     if rng is not None:
-        rng.shuffle(pieces)
-    for file, start, end in pieces:
-        yield _read_piece(file, start, end)
+        rng.shuffle(found)
+    yield from read_pieces(found, source.field)
 
 
-def _pieces(file: Path, *, whole: bool) -> list[tuple[Path, int, int]]:
-    """The byte ranges of a file's pieces of text."""
-    size = file.stat().st_size
-    if file.suffix == ".parquet":
-        return [(file, row, row + 1) for row in range(_parquet(file).num_row_groups)]
-    if file.suffix == ".jsonl":
-        return _line_ranges(file)
-    if file.suffix not in TEXT_SUFFIXES or not size:
-        return []
-    if whole:
-        return [(file, 0, size)]
-    return [(file, start, min(start + _PIECE_BYTES, size)) for start in range(0, size, _PIECE_BYTES)]
-
-
-def _line_ranges(file: Path) -> list[tuple[Path, int, int]]:
-    ranges, start = [], 0
-    with file.open("rb") as stream:
-        for line in stream:
-            if line.strip():
-                ranges.append((file, start, start + len(line)))
-            start += len(line)
-    return ranges
-
-
-def _read_piece(file: Path, start: int, end: int) -> str:
-    if file.suffix == ".parquet":
-        return _parquet_text(file, start)
-    if file.suffix == ".jsonl":
-        return _record_text(file, _read(file, start, end))
-    begin, stop = _word_end(file, start), _word_end(file, end)
-    try:
-        return _read(file, begin, stop).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TsconvertError(
-            f"{file}: not UTF-8 text (byte {begin + error.start}); give text, .jsonl or .parquet"
-        ) from None
-
-
-def _read(file: Path, start: int, end: int) -> bytes:
-    with file.open("rb") as stream:
-        stream.seek(start)
-        return stream.read(end - start)
-
-
-def _word_end(file: Path, position: int) -> int:
-    """The next offset from ``position`` where text may be cut: after a space or line end, else before a character."""
-    if position == 0:
-        return 0
-    near = _read(file, position - 1, position + _LONG_WORD_BYTES)
-    space = next((i for i, byte in enumerate(near) if byte in b" \n"), None)
-    if space is not None:
-        return position + space
-    return position + next((i for i, byte in enumerate(near[1:]) if byte & 0xC0 != 0x80), len(near) - 1)
-
-
-def _record_text(file: Path, raw: bytes) -> str:
-    try:
-        record = json.loads(raw)
-        return str(record["text"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise TsconvertError(
-            f"{file}: a line is no JSON object with a field 'text'; fix it or leave the file out"
-        ) from None
-
-
-def _parquet(file: Path) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise TsconvertError(f"{file}: reading parquet needs pyarrow; pip install 'tsconvert[data]'") from None
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TsconvertError(f"{file}: is no parquet file ({reason(error)}); get it again") from None
-
-
-def _parquet_text(file: Path, group: int) -> str:
-    import pyarrow
-
-    try:
-        records = _parquet(file).read_row_group(group, columns=["text"])["text"].to_pylist()
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise TsconvertError(f"{file}: has no column 'text' that can be read ({reason(error)}); get it again") from None
-    return "\n".join(map(str, records))
-
-
-def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str]:
+def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str | None]:
     name = source.path
     # without a network the hub is asked for half a minute
     if not _HUB_NAME.fullmatch(name) or name.lower().endswith(_FILE_ENDINGS):
@@ -208,9 +135,7 @@ def _dataset_texts(source: Source, rng: random.Random | None) -> Iterator[str]:
             " at the path, or at the name and the network"
         ) from error
     for record in records:
-        if source.field not in record:
-            raise TsconvertError(
-                f"--data {name}: its records have no field {source.field!r}, but {', '.join(record)}; name one of those"
-                " as field in a mixture file (.toml)"
-            )
-        yield str(record[source.field])
+        try:
+            yield text_of(record, source.field)
+        except TsconvertError as error:
+            raise TsconvertError(f"--data {name}: a record {error}") from None

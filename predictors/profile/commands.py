@@ -1,7 +1,7 @@
 """The command `profile`."""
 
 from ...common.commands import Asked, command, heading
-from ...common.options import OUT_FILE, OUT_FOLDER, argument, setting
+from ...common.options import OUT_FILE, OUT_FOLDER, SEED, argument, setting
 from ...text.options import CORPORA, text_options
 from .config import ProfileConfig
 
@@ -21,7 +21,7 @@ from .config import ProfileConfig
     heading(
         "Machine",
         setting(ProfileConfig, "device", "Device to compute on, such as cpu or cuda."),
-        setting(ProfileConfig, "seed", "Seed of the choice of text."),
+        setting(ProfileConfig, "seed", "Seed of the choice of text.", kind=SEED),
     ),
 )  # fmt: skip
 def profile(asked: Asked) -> None:

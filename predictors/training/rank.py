@@ -55,12 +55,17 @@ def highest_rank(spec: ModelSpec, budget: float | None) -> int | None:
 
 
 def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, everywhere: bool) -> None:
-    """Refuse a fixed rank that cannot be paid for, or a budget that is too small for any.
+    """Refuse a fixed rank that no FFN is wide enough for or that cannot be paid for, or a budget too small for any.
 
     Args:
         rank: None is to be searched for.
         everywhere: every FFN must have a predictor.
     """
+    widest = max(spec.width, spec.neurons)
+    if rank is not None and rank > widest:
+        raise TsconvertError(
+            f"--rank {rank}: the FFNs are {spec.width} wide, of {spec.neurons} neurons; give at most {widest}"
+        )
     if budget is None:
         return
     ffns = spec.layers * spec.ffns if rank is not None or everywhere else 1

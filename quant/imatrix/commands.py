@@ -1,7 +1,7 @@
 """The command `imatrix`."""
 
 from ...common.commands import Asked, command, heading
-from ...common.options import OUT_FILE, argument, setting
+from ...common.options import OUT_FILE, SEED, argument, setting
 from ...text.options import text_options
 from .config import ImatrixConfig
 
@@ -16,7 +16,7 @@ from .config import ImatrixConfig
     heading(
         "Machine",
         setting(ImatrixConfig, "device", "Device to compute on, such as cpu or cuda."),
-        setting(ImatrixConfig, "seed", "Seed of the choice of text."),
+        setting(ImatrixConfig, "seed", "Seed of the choice of text.", kind=SEED),
     ),
 )  # fmt: skip
 def imatrix(asked: Asked) -> None:

@@ -277,3 +277,10 @@ def test_training_looks_through_the_rounding(sparse: Path):
         predictor = replace(predictor, threshold=calibrate(ffn, predictor, 0.9))
         density[name] = judge(ffn, predictor, Bits()).predicted_density
     assert density["Q4_0"] < density["F16"]
+
+
+def test_a_rank_beyond_the_ffns_is_refused_before_the_work(sparse: Path, tmp_path: Path):
+    with pytest.raises(TsconvertError) as caught:
+        train_predictors(PredictorConfig(model=str(sparse), out=tmp_path / "out", rank=100_000))
+    assert str(caught.value) == "--rank 100000: the FFNs are 64 wide, of 128 neurons; give at most 128"
+    assert not list(tmp_path.iterdir())

@@ -144,3 +144,37 @@ def test_a_dense_token_reads_every_matrix_but_the_embedding(file):
         assert lines[1].startswith(f"weights: {expected / 1e6:,.1f} MB a token, ")
         assert lines[1].endswith(" of the 1.0 GB/s that this machine reads")
         assert lines[3] == "  layer   0: fired 100.0%, rows read 100.0%"
+
+
+def test_a_conversation_ends_with_what_was_said_when_the_context_is_full(file, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who is there?\n" * 50))
+    cli.main(["run", str(file), "--chat", "-n", "8", "-c", "64", "-t", "1", "--ignore-eos", "--json"])
+    told = capsys.readouterr()
+    said = json.loads(told.out)
+    assert said["finish"] == "context"
+    assert len(said["turns"]) > 1
+    assert [message["role"] for message in said["messages"]] == ["user", "assistant"] * len(said["turns"])
+    assert "the context of 64 tokens is full: the conversation ends; -c gives more\n" in told.err
+
+
+def test_minus_one_and_zero_mean_what_they_mean_in_llama_cpp(file, capsys, monkeypatch):
+    """To the end of the context, all of the model's context, all tokens; and stdin loses its last line end."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("The sea\n"))
+    options = "-p - -n -1 -c 0 --top-k -1 --repeat-last-n -1 --seed -1 --ignore-eos -t 1 --json"
+    cli.main(["run", str(file), *options.split()])
+    said = json.loads(capsys.readouterr().out)
+    with load(file, threads=1) as model:
+        assert said["prompt_tokens"] == len(model.tokenizer.encode("The sea"))
+        assert said["prompt_tokens"] + said["generated_tokens"] == model.spec.context + 1
+    assert said["finish"] == "context"
+
+
+def test_a_context_above_the_trained_one_is_warned_of(file, capsys):
+    cli.main(["run", str(file), "-p", "a", "-n", "1", "-c", "300", "-t", "1"])
+    assert "--context 300: the model was trained for 256, and may write nonsense\n" in capsys.readouterr().err
+
+
+def test_what_is_no_text_in_a_prompt_is_a_replacement_character(file):
+    with load(file, threads=1) as model:
+        for text in ("a \ud800 b", b"a \xff b".decode("utf-8", "surrogateescape")):
+            assert model.tokenizer.encode(text) == model.tokenizer.encode("a \ufffd b")

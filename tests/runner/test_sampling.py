@@ -22,6 +22,7 @@ def test_what_is_left_of_the_vocabulary():
     assert tokens.tolist() == [1, 3, 4, 0, 2]
     np.testing.assert_allclose(probability, [0.4, 0.3, 0.15, 0.1, 0.05], rtol=1e-5)
     assert kept(top_k=2)[0].tolist() == [1, 3]
+    assert kept(top_k=-1)[0].tolist() == [1, 3, 4, 0, 2]
     assert kept(top_p=0.69)[0].tolist() == [1, 3]
     assert kept(top_p=0.71)[0].tolist() == [1, 3, 4]
     assert kept(top_p=0.0)[0].tolist() == [1]
@@ -56,7 +57,12 @@ def test_repeats_are_made_less_likely():
 
 @pytest.mark.parametrize(
     ("field", "value", "limits"),
-    [("temperature", -1, "0 to 100"), ("top_p", 1.5, "0 to 1"), ("min_p", -0.1, "0 to 1"), ("top_k", -1, "0 to 1e+09")],
+    [
+        ("temperature", -1, "0 to 100"),
+        ("top_p", 1.5, "0 to 1"),
+        ("min_p", -0.1, "0 to 1"),
+        ("top_k", -2, "-1 to 1e+09"),
+    ],
 )
 def test_senseless_options_name_the_field(field, value, limits):
     with pytest.raises(TsconvertError) as caught:
@@ -71,3 +77,10 @@ def test_logits_that_are_no_numbers_are_refused():
         "the logits are NaN or infinite: the file's weights are damaged or too large for their type; export the"
         " model again with --type F32"
     )
+
+
+def test_all_tokens_are_recent():
+    def chosen(**options):
+        return Sampler(Sampling(repeat_penalty=100.0, **options)).choose(np.array([1.0, 2.0, 1.5], np.float32), [1, 2])
+
+    assert [chosen(repeat_last=last) for last in (0, 1, 2, -1)] == [1, 1, 0, 0]

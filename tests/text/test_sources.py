@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 
 from tsconvert.common.errors import TsconvertError
@@ -79,7 +80,7 @@ def test_text_that_cannot_serve_is_named(tmp_path: Path, content: bytes, sentenc
 
 def test_a_damaged_jsonl_line_is_named(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
-    with pytest.raises(TsconvertError, match=r"a\.jsonl: a line is no JSON object with a field 'text'"):
+    with pytest.raises(TsconvertError, match=r"a\.jsonl: line 1 has no field 'text', but body; name one of"):
         packed_rows(Bytes(), [Source(path=str(tmp_path / "a.jsonl"))], tokens=100, context=10)[0]
 
 
@@ -92,10 +93,169 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path):
     with pytest.raises(TsconvertError, match=r"a\.parquet: is no parquet file \(.+\); get it again$"):
         packed_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)[0]
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), file)
-    with pytest.raises(
-        TsconvertError, match=r"a\.parquet: has no column 'text' that can be read \(.+\); get it again$"
-    ):
+    with pytest.raises(TsconvertError, match=r"a\.parquet: row 1 has no field 'text', but body; name one of those as"):
         packed_rows(Bytes(), [Source(path=str(file))], tokens=100, context=10)[0]
+
+
+def test_parquet_gives_the_documents_of_jsonl_in_the_same_order(tmp_path: Path):
+    texts = [f"Document {i}. " + "word " * (i % 50) for i in range(2000)]
+    texts[7], texts[1234] = "", None
+    corpus = datasets.Dataset.from_dict({"number": list(range(2000)), "text": texts})
+    lines, columns = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    corpus.to_json(lines)
+    corpus.to_parquet(columns, batch_size=300)
+    found = [list(sources.texts(Source(path=str(file)), random.Random(3))) for file in (lines, columns)]
+    assert found[0] == found[1]
+    in_order = list(sources.texts(Source(path=str(columns))))
+    assert in_order == [
+        text for text in datasets.Dataset.from_parquet(str(columns), cache_dir=tmp_path)["text"] if text is not None
+    ]
+    assert sorted(found[1]) == sorted(in_order)
+    rows, begins = zip(
+        *(packed_rows(Bytes(), [Source(path=str(file))], tokens=6000, context=60) for file in (lines, columns)),
+        strict=True,
+    )
+    assert np.array_equal(*rows)
+    assert np.array_equal(*begins)
+    numbers = [int(word.rstrip(".")) for word in decode(rows[1]).split() if word.rstrip(".").isdigit()]
+    assert max(numbers) - min(numbers) > 1500
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_nulls_are_left_out_and_counted_and_other_values_refused(tmp_path: Path, suffix: str, capsys):
+    def write(texts: list) -> Source:
+        corpus = datasets.Dataset.from_dict({"text": texts})
+        getattr(corpus, {"jsonl": "to_json"}.get(suffix, "to_parquet"))(tmp_path / f"a.{suffix}")
+        return Source(path=str(tmp_path / f"a.{suffix}"))
+
+    source = write(["one", None, "two", None])
+    assert list(sources.texts(source)) == ["one", "two"]
+    assert f"--data {source.path}: 2 records without text (null) were left out\n" in capsys.readouterr().err
+    place = "row" if suffix == "parquet" else "line"
+    for value in (["a", "b"], {"a": "b"}, 5):
+        with pytest.raises(TsconvertError) as caught:
+            list(sources.texts(write([None, value])))
+        assert str(caught.value) == (
+            f"{source.path}: {place} 2 has {value} as 'text', which is no text; write text there or leave it out"
+        )
+
+
+def test_half_a_character_in_a_record_is_a_replacement_character(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83db \\ud83d\\ude42"}\n')
+    assert list(sources.texts(Source(path=str(tmp_path / "a.jsonl")))) == ["a\ufffdb \U0001f642"]
+
+
+def test_a_mixtures_field_counts_for_files(tmp_path: Path):
+    corpus = datasets.Dataset.from_dict({"text": ["no"], "body": ["yes"]})
+    corpus.to_json(tmp_path / "a.jsonl")
+    corpus.to_parquet(tmp_path / "b.parquet")
+    file = tmp_path / "mix.toml"
+    file.write_text("".join(f'[[source]]\ndata = "{name}"\nfield = "body"\n' for name in ("a.jsonl", "b.parquet", ".")))
+    assert [list(sources.texts(part)) for part in mixture(Source(path=str(file)))] == [["yes"], ["yes"], ["yes", "yes"]]
+    file.write_text('[[source]]\ndata = "a.jsonl"\nsplit = "test"\n')
+    with pytest.raises(TsconvertError) as caught:
+        list(sources.texts(mixture(Source(path=str(file)))[0]))
+    assert (
+        str(caught.value)
+        == f"--data {tmp_path / 'a.jsonl'}: a file or folder has no subset and no split; leave them out"
+    )
+
+
+def test_of_a_downloaded_folder_only_the_data_is_read(tmp_path: Path):
+    """As datasets takes a folder's files; it leaves the license to its patterns of suffixes."""
+    names = (
+        "a.txt",
+        "data/b.txt",
+        "data/c",
+        "README.md",
+        ".DS_Store",
+        ".cache/huggingface/download/a.txt",
+        ".hidden.txt",
+    )
+    for name in (*names, "LICENSE", "License.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    right = datasets.data_files.resolve_pattern("**", str(tmp_path))
+    right = sorted(str(Path(file).relative_to(tmp_path)) for file in right if "license" not in file.lower())
+    assert right == ["a.txt", "data/b.txt", "data/c"]
+    assert list(sources.texts(Source(path=str(tmp_path)))) == right
+    assert list(sources.texts(Source(path=str(tmp_path / "README.md")))) == ["README.md"]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("form", ["gzip", "zstd"])
+def test_compressed_text_is_the_same_text(tmp_path: Path, suffix: str, form: str):
+    plain, packed = (
+        tmp_path / f"a.{suffix}",
+        tmp_path / "packed" / f"a.{suffix}.{form[:-2] if form == 'gzip' else 'zst'}",
+    )
+    corpus = datasets.Dataset.from_dict({"text": [f"{i} words " * 300 for i in range(30)]})
+    if suffix == "txt":
+        plain.write_text("\n".join(corpus["text"]))
+    else:
+        getattr(corpus, "to_json" if suffix == "jsonl" else "to_parquet")(plain)
+    packed.parent.mkdir()
+    with pyarrow.output_stream(packed, compression=form) as stream:
+        stream.write(plain.read_bytes())
+    right = list(sources.texts(Source(path=str(plain)), random.Random(0)))
+    assert len(right) > 2
+    for path in (packed, packed.parent, tmp_path / f"other.{suffix}"):
+        if not path.exists():
+            packed.rename(path)
+        assert list(sources.texts(Source(path=str(path)), random.Random(0))) == right, path
+
+
+@pytest.mark.parametrize("form", ["gzip", "zstd"])
+def test_a_compressed_file_that_was_cut_off(tmp_path: Path, form: str):
+    file = tmp_path / "a.jsonl.gz"
+    with pyarrow.output_stream(str(tmp_path / "whole"), compression=form) as stream:
+        stream.write(b"".join(b'{"text": "%d"}\n' % i for i in range(9999)))
+    file.write_bytes((tmp_path / "whole").read_bytes()[:-500])
+    with pytest.raises(TsconvertError, match=rf"a\.jsonl\.gz: is no whole {form} file \(.+\); get it again$"):
+        list(sources.texts(Source(path=str(file))))
+
+
+@pytest.mark.parametrize("name", ["wiki.test.raw", "a.TXT", "a.log", "a", "a.html"])
+def test_a_file_that_is_named_is_read_whatever_its_suffix(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("one two\n")
+    assert list(sources.texts(Source(path=str(tmp_path / name)))) == ["one two\n"]
+
+
+def test_records_and_parquet_under_another_suffix(tmp_path: Path):
+    corpus = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    corpus.to_json(tmp_path / "a.json")
+    corpus.to_parquet(tmp_path / "blob")
+    for name in ("a.json", "blob"):
+        assert list(sources.texts(Source(path=str(tmp_path / name)))) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("a.csv", b"text,label\nx,1\n", "a table of columns"),
+        ("a.json", b'[{"text": "a"}]', "one JSON document, not an object a line"),
+        ("a.json", b'{\n "text": "a"}', "one JSON document, not an object a line"),
+        ("a.zip", b"PK\x03\x04", "a zip archive"),
+        ("a.txt.bz2", b"BZh9", "compressed by bzip2"),
+        ("a.pdf", b"%PDF-1.7\n", "a PDF document"),
+        ("m.gguf", b"GGUF\x03\0\0\0", "a GGUF model"),
+        ("m.bin", b"a\0b", "a binary file"),
+        ("a.raw", "a".encode("utf-16"), "UTF-16 text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_by_what_it_is(tmp_path: Path, name: str, content: bytes, what: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TsconvertError) as caught:
+        list(sources.texts(Source(path=str(tmp_path / name))))
+    assert str(caught.value) == (
+        f"{tmp_path / name}: is {what}; give UTF-8 text, .jsonl (an object with 'text' a line) or .parquet"
+    )
+
+
+def test_a_path_that_exists_is_a_path(tmp_path: Path):
+    (tmp_path / "date=2024").mkdir()
+    assert parse_source(f"{tmp_path}/date=2024") == Source(path=f"{tmp_path}/date=2024")
+    assert parse_source(f"{tmp_path}/date=2024=2") == Source(path=f"{tmp_path}/date=2024", weight=2.0)
 
 
 def test_data_arguments():
@@ -141,8 +301,8 @@ def test_a_data_sets_subset_split_and_field(tmp_path: Path, monkeypatch):
     with pytest.raises(TsconvertError) as caught:
         packed_rows(Bytes(), [replace(source, field="text")], tokens=1000, context=100)[0]
     assert str(caught.value) == (
-        "--data somebody/corpus: its records have no field 'text', but body; name one of those as field in a mixture"
-        " file (.toml)"
+        "--data somebody/corpus: a record has no field 'text', but body; name one of those as field in a mixture file"
+        " (.toml)"
     )
 
 
