@@ -122,14 +122,22 @@ def plan_split(
         out: the PowerInfer file.
 
     Raises:
-        TsconvertError: there are no counts, or the memory does not even hold what comes before the FFN rows.
+        TsconvertError: a type that PowerInfer's GPU kernels do not take, no counts, or memory that does not even hold
+            what comes before the FFN rows.
     """
+    ffn = [tensor for tensor in tensors if re.search(r"\.ffn_(gate|up|down_t)\.", tensor.name)]
+    for tensor in ffn:
+        if tensor.type_name not in ("F16", "Q4_0"):
+            raise TsconvertError(
+                f"{tensor.name}: PowerInfer's GPU kernels take F16 and Q4_0, not {tensor.type_name}; choose one of"
+                " those with --vram"
+            )
     if counts is None:
         raise TsconvertError("--vram needs to know how often neurons fire; give --profile")
     layers = len(counts)
     sizes = {tensor.name: tensor.size_bytes for tensor in tensors}
-    ffn = {name for name in sizes if re.search(r"\.ffn_(gate|up|down_t)\.", name)}
-    before = sum(size for name, size in sizes.items() if name not in ffn and not name.startswith("token_embd"))
+    rows = {tensor.name for tensor in ffn}
+    before = sum(size for name, size in sizes.items() if name not in rows and not name.startswith("token_embd"))
     before += 2 * 2 * kv_width * layers * _KV_TOKENS  # keys and values, F16
     if before > vram_bytes:
         raise TsconvertError(
@@ -137,7 +145,7 @@ def plan_split(
             f" {size_text(before)} on the GPU before any FFN row; give at least that"
         )
     neuron_bytes = [
-        sum(sizes[name] for name in ffn if name.startswith(f"blk.{layer}.")) // len(counts[layer]) + 2 * _INDEX_BYTES
+        sum(sizes[name] for name in rows if name.startswith(f"blk.{layer}.")) // len(counts[layer]) + 2 * _INDEX_BYTES
         for layer in range(layers)
     ]
     split = solve_split(counts, neuron_bytes, vram_bytes - before)
@@ -168,17 +176,3 @@ def split_file(split: GpuSplit, neurons: Sequence[int], path: Path) -> GgufPlan:
 def _indices(name: str, values: Rows) -> TensorPlan:
     assert values.shape[1] < 2**24, "indices are carried as float32"
     return TensorPlan(name=name, shape=(values.shape[1],), type_name="I32", source=lambda: [values])
-
-
-def check_types(tensors: Sequence[TensorPlan]) -> None:
-    """Refuse types that PowerInfer's GPU kernels do not take.
-
-    Raises:
-        TsconvertError: a gate, up or down matrix is neither F16 nor Q4_0.
-    """
-    for tensor in tensors:
-        if re.search(r"\.ffn_(gate|up|down_t)\.", tensor.name) and tensor.type_name not in ("F16", "Q4_0"):
-            raise TsconvertError(
-                f"{tensor.name}: PowerInfer's GPU kernels take F16 and Q4_0, not {tensor.type_name}; choose one of"
-                " those with --vram"
-            )
