@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -44,21 +44,12 @@ class StoredPredictors(Sequence[LayerPredictors]):
     def __len__(self) -> int:
         return len(self.thresholds)
 
-    @overload
-    def __getitem__(self, index: int) -> LayerPredictors: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[LayerPredictors]: ...
-    def __getitem__(self, index: int | slice) -> LayerPredictors | Sequence[LayerPredictors]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: Any) -> Any:
         layer = range(len(self))[index]
         if self._last[0] != layer:
             self._last = (-1, ())  # before the next one is read
             self._last = (layer, self._read(layer))
         return self._last[1]
-
-    def __iter__(self) -> Iterator[LayerPredictors]:
-        return (self[layer] for layer in range(len(self)))
 
     def _path(self, layer: int) -> Path:
         return self.folder / _file_name(layer)
@@ -73,19 +64,15 @@ class StoredPredictors(Sequence[LayerPredictors]):
             tensors = load_file(self._path(layer))
         except Exception as error:  # also KeyError and AttributeError, of a type that NumPy lacks
             raise TsconvertError(f"{self._path(layer)}: cannot be read ({reason(error)}); train them again") from None
-        return [self._predictor(tensors, layer, expert, threshold) for expert, threshold in enumerate(row)]
-
-    def _predictor(
-        self, tensors: dict[str, np.ndarray], layer: int, expert: int, threshold: float | None
-    ) -> Predictor | None:
-        if threshold is None:
-            return None
-        prefix = f"experts.{expert}."
-        own = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
-        try:
-            return Predictor.from_arrays(own, threshold)
-        except ValueError as error:
-            raise TsconvertError(f"{self._path(layer)}: expert {expert}: {error}; train them again") from None
+        found: list[Predictor | None] = []
+        for expert, threshold in enumerate(row):
+            prefix = f"experts.{expert}."
+            own = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+            try:
+                found.append(None if threshold is None else Predictor.from_arrays(own, threshold))
+            except ValueError as error:
+                raise TsconvertError(f"{self._path(layer)}: expert {expert}: {error}; train them again") from None
+        return found
 
 
 def save_predictors(predictors: PredictorSet, out: Path) -> None:

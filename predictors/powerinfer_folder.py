@@ -56,7 +56,7 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
                 f"{path}: fc1 {list(fc1_RD.shape)}, fc2 {list(fc2_FR.shape)}, where the model needs [R, {spec.width}]"
                 f" and [{spec.neurons}, R]; give predictors of this model"
             )
-        norm_D = _norm(checkpoint, layer)
+        norm_D: Array = read_tensor(checkpoint, Place("ffn_norm", layer)).numpy()
         if not norm_D.all():
             place = checkpoint.info(Place("ffn_norm", layer)).name
             raise TsconvertError(
@@ -134,8 +134,3 @@ def _matrix(tensor: "torch.Tensor") -> Array:
         raise ValueError("no plain matrix")
     matrix: Array = tensor.float().contiguous().numpy()
     return matrix
-
-
-def _norm(checkpoint: Checkpoint, layer: int) -> Array:
-    norm_D: Array = read_tensor(checkpoint, Place("ffn_norm", layer)).numpy()
-    return norm_D

@@ -116,8 +116,8 @@ def _train(
         **vars(effect),
     )  # fmt: skip
     if not processes.rank() and config.out is not None:
-        found = report.to_json() | {"data": [source.path for source in config.data], "seed": config.seed}
-        for varying in ("elapsed_s", "out", "cost"):  # the same run gives the same bytes
+        found = report.for_folder(config.data, config.seed)
+        for varying in ("elapsed_s", "cost"):  # the same run gives the same bytes
             found.pop(varying)
         read = (store.read(layer, chosen[layer]) for layer in range(len(chosen)))
         if calibrated is not None:

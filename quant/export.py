@@ -2,21 +2,20 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ..common.errors import TsconvertError
 from ..common.files import atomic_file, refuse_existing
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from .config import ExportConfig
 from .gguf.parallel_file import LARGE_BYTES
-from .gguf.shards import bytes_by_type, sharded, type_lines, write_files
+from .gguf.shards import sharded, write_files
 from .gguf.writer import GGUF_MAGIC
 from .imatrix.file import load_imatrix, with_importance
 from .metadata.model_card import card_path, model_card
 from .metadata.overrides import with_overrides
 from .metadata.provenance import ModelInfo, read_info
+from .report import FileReport
 from .targets import llama_cpp, neuron_order, powerinfer, separate_predictors, sparse
 from .targets.plan import Job, Plan
 from .targets.predictor_source import PredictorSource, find_predictors
@@ -33,38 +32,17 @@ _PLANS: dict[str, Callable[[Job], Plan]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """The file that was written."""
+class ExportReport(FileReport):
+    """The file that was exported."""
 
-    out: Path
-    """The file, or the first of its shards."""
     target: str
     architecture: str
-    size_bytes: int
-    tensors: dict[str, str]
-    """Type of each tensor, by name."""
-    types: dict[str, int]
-    """Bytes of all tensors of a type."""
     predictors: int
     """FFNs that have one in the file."""
-    files: list[str] = field(default_factory=list)
-    """All that belong to it, shards and companions."""
-    notes: list[str] = field(default_factory=list)
-    elapsed_s: float = 0.0
-    dry_run: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them."""
-        return {**vars(self), "out": str(self.out)}
 
     def __str__(self) -> str:
-        verb = "would write" if self.dry_run else "wrote"
-        head = (
-            f"{verb} {self.out}: {self.size_bytes / 1e6:,.1f} MB for {self.target} (architecture {self.architecture})"
-        )
-        lines = type_lines(self.tensors, self.types, width=6)
-        lines.append(f"  predictors for {self.predictors} FFNs" if self.predictors else "  no predictors")
-        return "\n".join([head, *lines, *(f"note: {note}" for note in self.notes)])
+        predictors = f"  predictors for {self.predictors} FFNs" if self.predictors else "  no predictors"
+        return self._text(f"for {self.target} (architecture {self.architecture})", predictors, width=6)
 
 
 def export_unverified(config: ExportConfig) -> ExportReport:
@@ -95,20 +73,11 @@ def export_unverified(config: ExportConfig) -> ExportReport:
     files = sharded(config.out, plan.metadata, plan.tensors, magic=plan.magic, max_bytes=config.split_max_bytes)
     if not config.dry_run:
         write_files([*files, *plan.companions], title="export", threads=config.threads)
-    ranks = [rank for row in predictors.ranks for rank in row] if predictors is not None else []
-    report = ExportReport(
-        out=files[0].path,
-        target=plan.target,
-        architecture=plan.architecture,
-        size_bytes=sum(file.size_bytes for file in files),
-        tensors={tensor.name: tensor.type_name for tensor in plan.tensors},
-        types=bytes_by_type(plan.tensors),
-        predictors=sum(1 for rank in ranks if rank),
-        files=[str(file.path) for file in (*files, *plan.companions)],
-        notes=plan.notes,
-        elapsed_s=round(time.monotonic() - start_s, 3),
-        dry_run=config.dry_run,
-    )
+    report = ExportReport.of_files(
+        files, plan.companions, target=plan.target, architecture=plan.architecture,
+        predictors=sum(1 for row in predictors.ranks for rank in row if rank) if predictors is not None else 0,
+        notes=plan.notes, elapsed_s=round(time.monotonic() - start_s, 3), dry_run=config.dry_run,
+    )  # fmt: skip
     if not config.dry_run:
         card = model_card(
             name=str(plan.metadata["general.name"].value), file=report.out.name, target=plan.target,
@@ -156,15 +125,4 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predictor
         tensors, notes = with_importance(plan.tensors, matrix, types.default)
         plan = replace(plan, tensors=tensors, notes=[*plan.notes, *notes], metadata={**plan.metadata, **matrix.keys()})
     plan = replace(plan, metadata=with_overrides(plan.metadata, plan.architecture, config.metadata))
-    return (_split_predictors(plan, config.out) if config.separate_predictors else plan), predictors, info
-
-
-def _split_predictors(plan: Plan, out: Path) -> Plan:
-    """The plan with the predictors in a file of their own."""
-    if plan.target != "sparse" or not any(separate_predictors.is_predictor(tensor.name) for tensor in plan.tensors):
-        raise TsconvertError(
-            "--separate-predictors: there are no predictors that could go into a file of their own; give --predictors"
-            " and --target sparse"
-        )
-    metadata, tensors, beside = separate_predictors.split_off(plan.metadata, plan.tensors, plan.architecture, out)
-    return replace(plan, metadata=metadata, tensors=tensors, companions=[*plan.companions, beside])
+    return (separate_predictors.split_off(plan, config.out) if config.separate_predictors else plan), predictors, info

@@ -5,7 +5,7 @@ Keys, norms, routers, predictors and orders of neurons are copied; matrices get 
 
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +17,31 @@ from ..common.files import refuse_existing
 from ..model.integrity import not_finite
 from .config import QuantizeConfig
 from .gguf.file import GGUF, GgufFile, GgufTensor
-from .gguf.shards import bytes_by_type, sharded, type_lines, write_files
+from .gguf.shards import sharded, write_files
 from .gguf.tensor_plan import MatrixRows, Rows, TensorPlan, largest_magnitude
 from .gguf.values import Value, Verbatim, u32
 from .imatrix.file import is_imatrix, load_imatrix, with_importance
 from .metadata.model_keys import QUANTIZATION_VERSION, file_type
+from .report import FileReport
+from .targets.separate_predictors import is_predictor
 from .types import ggml, mixes
 from .types.type_choice import TypeChoice
 
 _OWN_RULES = ("falcon", "glm5-next", "bailingmoe3")  # whose tensors llama-quantize treats in other ways
 _DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
-_PREDICTOR = re.compile(r"\.fc[12](_exps)?\.weight$")
 _WHOLE = ("I8", "I16", "I32", "I64", "F64")  # copied as they are
 _VALUES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeReport:
-    """The file that was written."""
+class QuantizeReport(FileReport):
+    """The file that was quantized."""
 
-    out: Path
-    """The file, or the first of its shards."""
     source_bytes: int
-    size_bytes: int
-    tensors: dict[str, str]
-    """Type of each tensor, by name."""
-    types: dict[str, int]
-    """Bytes of all tensors of a type."""
-    files: list[str]
-    notes: list[str] = field(default_factory=list)
-    elapsed_s: float = 0.0
-    dry_run: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them."""
-        return {**vars(self), "out": str(self.out)}
 
     def __str__(self) -> str:
-        verb = "would write" if self.dry_run else "wrote"
-        head = f"{verb} {self.out}: {self.size_bytes / 1e6:,.1f} MB of {self.source_bytes / 1e6:,.1f} MB"
-        if len(self.files) > 1:
-            head += f" in {len(self.files)} files"
-        lines = type_lines(self.tensors, self.types, width=7)
-        return "\n".join([head, *lines, *(f"note: {note}" for note in self.notes)])
+        files = f" in {len(self.files)} files" if len(self.files) > 1 else ""
+        return self._text(f"of {self.source_bytes / 1e6:,.1f} MB{files}", width=7)
 
 
 def quantize(config: QuantizeConfig) -> QuantizeReport:
@@ -95,17 +77,10 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     files = sharded(config.out, metadata, tensors, max_bytes=config.split_max_bytes)
     if not config.dry_run:
         write_files(files, title="quantize", threads=config.threads)
-    return QuantizeReport(
-        out=files[0].path,
-        source_bytes=file.size_bytes,
-        size_bytes=sum(plan.size_bytes for plan in files),
-        tensors={tensor.name: tensor.type_name for tensor in tensors},
-        types=bytes_by_type(tensors),
-        files=[str(plan.path) for plan in files],
-        notes=notes,
-        elapsed_s=round(time.monotonic() - start_s, 3),
+    return QuantizeReport.of_files(
+        files, source_bytes=file.size_bytes, notes=notes, elapsed_s=round(time.monotonic() - start_s, 3),
         dry_run=config.dry_run,
-    )
+    )  # fmt: skip
 
 
 def _open(path: Path) -> GgufFile:
@@ -147,7 +122,7 @@ def _choose(file: GgufFile, types: TypeChoice, config: QuantizeConfig) -> dict[s
     chosen = {name: tensor.type_name for name, tensor in file.tensors.items()}
     for name in sorted(file.tensors, key=_in_layers):
         tensor = file.tensors[name]
-        if not mixes.is_quantized(name, len(tensor.shape)) or _PREDICTOR.search(name) or tensor.type_name in _WHOLE:
+        if not mixes.is_quantized(name, len(tensor.shape)) or is_predictor(name) or tensor.type_name in _WHOLE:
             continue
         chosen[name] = types.matrix(name, tensor.shape[-1])
         quantized = tensor.type_name not in mixes.FLOATS

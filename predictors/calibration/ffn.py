@@ -57,27 +57,20 @@ def thresholds(ffn: FFN, predictor: Predictor, target_energies: Sequence[float])
 def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
     """What ``predictor`` does on the calibration tokens."""
     scores = TorchPredictor(predictor, ffn.device)
-    sums = dict.fromkeys(
-        ("pairs", "fired", "gate", "predicted", "gated", "hit", "all", "kept", "kept0", "predicted0"), 0.0
-    )
+    sums = [0.0] * 10
     for x_TD in ffn.calibration_blocks():
         z_TF, labels = scores(x_TD), ffn.labels(x_TD)
-        chosen_TF = z_TF >= predictor.threshold
-        sums["pairs"] += z_TF.numel()
-        sums["fired"] += float(labels.fires_TF.sum())
-        sums["gate"] += float(labels.gate_TF.sum())
-        sums["predicted"] += float(chosen_TF.sum())
-        sums["gated"] += float((chosen_TF & labels.gate_TF).sum())
-        sums["hit"] += float((chosen_TF & labels.fires_TF).sum())
-        sums["all"] += float(labels.energy_TF.double().sum())
-        sums["kept"] += float(labels.energy_TF[chosen_TF].double().sum())
-        sums["kept0"] += float(labels.energy_TF[z_TF >= 0].double().sum())
-        sums["predicted0"] += float((z_TF >= 0).sum())
-    sums = dict(zip(sums, processes.sums(*sums.values()), strict=True))
-    pairs = max(1.0, sums["pairs"])
+        chosen_TF, above_0_TF, energy_TF = z_TF >= predictor.threshold, z_TF >= 0, labels.energy_TF
+        counted = (
+            labels.fires_TF, labels.gate_TF, chosen_TF, chosen_TF & labels.gate_TF, chosen_TF & labels.fires_TF,
+            above_0_TF, energy_TF.double(), energy_TF[chosen_TF].double(), energy_TF[above_0_TF].double(),
+        )  # fmt: skip
+        sums = [old + new for old, new in zip(sums, [z_TF.numel(), *(float(c.sum()) for c in counted)], strict=True)]
+    pairs, fired, gate, predicted, gated, hit, predicted_at_0, energy, kept, kept_at_0 = processes.sums(*sums)
+    pairs = max(1.0, pairs)
     rates = Rates(
-        gate=sums["gate"] / pairs, fired=sums["fired"] / pairs, predicted=sums["predicted"] / pairs,
-        predicted_gate=sums["gated"] / pairs, hit=sums["hit"] / pairs,
+        gate=gate / pairs, fired=fired / pairs, predicted=predicted / pairs, predicted_gate=gated / pairs,
+        hit=hit / pairs,
     )  # fmt: skip
     size = low_rank_bytes(ffn.width, ffn.neurons, predictor.rank, bits)
     return FFNReport(
@@ -90,11 +83,11 @@ def judge(ffn: FFN, predictor: Predictor, bits: Bits) -> FFNReport:
         density=rates.fired,
         gate_density=rates.gate,
         predicted_density=rates.predicted,
-        recall=_share(sums["hit"], sums["fired"]),
-        precision=_share(sums["hit"], sums["predicted"]),
-        energy=_share(sums["kept"], sums["all"]),
-        energy_at_zero=_share(sums["kept0"], sums["all"]),
-        predicted_density_at_zero=sums["predicted0"] / pairs,
+        recall=_share(hit, fired),
+        precision=_share(hit, predicted),
+        energy=_share(kept, energy),
+        energy_at_zero=_share(kept_at_0, energy),
+        predicted_density_at_zero=predicted_at_0 / pairs,
         bytes_predicted=predicted_bytes(ffn.width, ffn.neurons, size, rates, bits),
         bytes_exact=exact_bytes(ffn.width, ffn.neurons, rates, bits),
     )

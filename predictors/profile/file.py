@@ -16,6 +16,7 @@ from ...common.files import atomic_file
 FORMAT_VERSION = 1
 FORMAT = "tsconvert profile"
 Counts = npt.NDArray[np.int64]
+_SHARES = ("density", "density_percentiles", "gate_density", "hot80", "energy98", "union")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +43,12 @@ class LayerProfile:
     @property
     def densities_C(self) -> list[float]:
         """Density by corpus."""
-        seen_C = self.tokens_CE.sum(1) * self.counts_CEF.shape[2]
-        return [float(fired / max(1, seen)) for fired, seen in zip(self.counts_CEF.sum((1, 2)), seen_C, strict=True)]
+        return _density(self.counts_CEF.sum((1, 2)), self.tokens_CE.sum(1) * self.counts_CEF.shape[2])
 
     @property
     def densities_E(self) -> list[float]:
         """Density by expert."""
-        seen_E = self.tokens_CE.sum(0) * self.counts_CEF.shape[2]
-        return [float(fired / max(1, seen)) for fired, seen in zip(self.counts_CEF.sum((0, 2)), seen_E, strict=True)]
+        return _density(self.counts_CEF.sum((0, 2)), self.tokens_CE.sum(0) * self.counts_CEF.shape[2])
 
     def hot_overlap(self, one: int, other: int) -> float:
         """Jaccard overlap of the neurons that make 80 % of the activations in two corpora."""
@@ -84,24 +83,22 @@ class Profile:
             "corpora": list(self.corpora),
             "tokens": list(self.tokens),
             "density": self.density,
-            "layers": [self._layer_json(layer) for layer in self.layers],
+            "layers": [
+                {name: getattr(layer, name) for name in _SHARES}
+                | {
+                    "density_by_corpus": layer.densities_C,
+                    "hot_overlap": [[*pair, layer.hot_overlap(*pair)] for pair in self._corpus_pairs],
+                    "density_by_expert": layer.densities_E,
+                    "tokens_by_expert": layer.tokens_CE.sum(0).tolist(),
+                }
+                for layer in self.layers
+            ],
             "elapsed_s": self.elapsed_s,
         }
 
-    def _layer_json(self, layer: LayerProfile) -> dict[str, Any]:
-        pairs = combinations(range(len(self.corpora)), 2)
-        return {
-            "density": layer.density,
-            "density_percentiles": {str(p): value for p, value in layer.density_percentiles.items()},
-            "gate_density": layer.gate_density,
-            "hot80": layer.hot80,
-            "energy98": layer.energy98,
-            "union": {str(width): share for width, share in layer.union.items()},
-            "density_by_corpus": layer.densities_C,
-            "hot_overlap": [[one, other, layer.hot_overlap(one, other)] for one, other in pairs],
-            "density_by_expert": layer.densities_E,
-            "tokens_by_expert": layer.tokens_CE.sum(0).tolist(),
-        }
+    @property
+    def _corpus_pairs(self) -> list[tuple[int, int]]:
+        return list(combinations(range(len(self.corpora)), 2))
 
     def __str__(self) -> str:
         lines = [
@@ -109,7 +106,7 @@ class Profile:
             *(f"{i:5}  {_row(layer)}" for i, layer in enumerate(self.layers)),
             f"density {self.density:.3f}, mean over layers, {sum(self.tokens):,} tokens, {self.elapsed_s:.0f} s",
         ]
-        for one, other in combinations(range(len(self.corpora)), 2):
+        for one, other in self._corpus_pairs:
             common = sum(layer.hot_overlap(one, other) for layer in self.layers) / len(self.layers)
             lines.append(f"hot neurons of {self.corpora[one]} and {self.corpora[other]}: overlap {common:.2f}")
         for i, layer in enumerate(self.layers):
@@ -198,6 +195,10 @@ def _layer(summary: dict[str, Any], counts_CEF: Counts, tokens_CE: Counts) -> La
         energy98=float(summary["energy98"]),
         union={int(width): float(share) for width, share in summary["union"].items()},
     )
+
+
+def _density(fired: Counts, seen: Counts) -> list[float]:
+    return [float(part / max(1, whole)) for part, whole in zip(fired, seen, strict=True)]
 
 
 def hot_set(counts_F: Counts, share: float = 0.8) -> Counts:

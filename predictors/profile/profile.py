@@ -1,22 +1,25 @@
 """`tsconvert profile`: how often each neuron of each layer and expert fires over one or several corpora."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ...common import processes
 from ...common.errors import TsconvertError
-from ...common.files import refuse_existing, reserved_name
+from ...common.files import atomic_folder, refuse_existing, reserved_name
 from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.layers import Layer
 from ...model.sweep import Stream, sweep
 from ...text.packing import calibration_rows
+from ...text.sources import Source
 from .config import ProfileConfig
 from .file import LayerProfile, Profile, hot_share, save_profile
-from .powerinfer import require_blocks, save_powerinfer_activations
 from .statistics import EnergyHistogram, fired_union
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons, E experts, C corpora.
@@ -47,15 +50,31 @@ def profile(config: ProfileConfig) -> Profile:
                     f"--powerinfer-dir: {config.model} has experts, and PowerInfer's solver takes dense FFNs only;"
                     " leave it out"
                 )
-            require_blocks(checkpoint.spec.neurons)
+            if checkpoint.spec.neurons % 256:
+                raise TsconvertError(
+                    f"--powerinfer-dir: {checkpoint.spec.neurons} neurons, and PowerInfer's solver wants a multiple of"
+                    " 256; leave it out"
+                )
         with nullcontext() if config.out is None or processes.rank() else reserved_name(config.out):
             found = _count(checkpoint, config)
             found = replace(found, elapsed_s=time.monotonic() - start_s)
             if config.out is not None and not processes.rank():
                 save_profile(found, config.out)
         if config.powerinfer_dir is not None and not processes.rank():
-            save_powerinfer_activations(found, config.powerinfer_dir)
+            _save_powerinfer_activations(found, config.powerinfer_dir)
     return found
+
+
+def _save_powerinfer_activations(found: Profile, out: Path) -> None:
+    """Write PowerInfer's `activation_{i}.pt`: one tensor [F] of counts a layer.
+
+    Its solver reads the numbers, `--layer` of them; nothing else may lie in the folder, because its exporter lists it.
+    """
+    with atomic_folder(out) as folder:
+        for i in range(len(found.layers)):
+            whole = BytesIO()  # torch's own file writer says of a full disk that a position was unexpected
+            torch.save(torch.from_numpy(found.counts(i)), whole)
+            (folder / f"activation_{i}.pt").write_bytes(whole.getbuffer())
 
 
 def _count(checkpoint: Checkpoint, config: ProfileConfig) -> Profile:
@@ -84,21 +103,16 @@ def refuse_dense(checkpoint: Checkpoint, model: str) -> None:
 
 def _corpora(checkpoint: Checkpoint, config: ProfileConfig) -> tuple[list[str], "list[np.typing.NDArray[np.int64]]"]:
     """Each source's name and rows [N, S]."""
+
+    def rows(sources: Sequence[Source], tokens: int) -> "np.typing.NDArray[np.int64]":
+        return calibration_rows(checkpoint, sources, tokens=tokens, context=config.context, seed=config.seed)
+
     if not config.data:
-        rows = calibration_rows(checkpoint, (), tokens=config.tokens, context=config.context, seed=config.seed)
-        return ["embedded text"], [rows]
+        return ["embedded text"], [rows((), config.tokens)]
     weight = sum(source.weight for source in config.data)
-    rows_of = [
-        calibration_rows(
-            checkpoint,
-            (source,),
-            tokens=max(2 * config.context, round(config.tokens * source.weight / weight)),
-            context=config.context,
-            seed=config.seed,
-        )
-        for source in config.data
-    ]
-    return [source.path for source in config.data], rows_of
+    tokens = [max(2 * config.context, round(config.tokens * source.weight / weight)) for source in config.data]
+    own = [rows((source,), count) for source, count in zip(config.data, tokens, strict=True)]
+    return [source.path for source in config.data], own
 
 
 class _Counter:

@@ -63,8 +63,8 @@ class ParsedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content = _map(self.path)
-        reader = _Reader(self.path, self.content)
+        self.content = _map(path)
+        reader = _Reader(path, self.content)
         self.magic, self.version, tensor_count, key_count = _header(reader)
         self.metadata: dict[str, Any] = {}
         self.spans: dict[str, tuple[int, int]] = {}
@@ -73,7 +73,7 @@ class ParsedFile:
             if key in self.metadata:
                 raise reader.damaged(f"key {label(key)} stands there twice")
             start = reader.at
-            self.metadata[key] = reader.value(key)
+            self.metadata[key] = reader.value(f"key {label(key)}")
             self.spans[key] = start, reader.at
         self.alignment = self._alignment()
         infos = [_tensor_info(reader, self.magic) for _ in range(tensor_count)]
@@ -199,11 +199,9 @@ class _Reader:
             raise self.damaged(f"{what} has {size} bytes")
         return bytes(self.take(size, what)).decode("utf-8", errors="replace")
 
-    def value(self, key: str) -> Any:
-        what = f"key {label(key)}"
-        return self._value_of(self.number("I", what), what, 0)
-
-    def _value_of(self, kind: int, what: str, depth: int) -> Any:
+    def value(self, what: str, kind: int | None = None, depth: int = 0) -> Any:
+        """A key's value, or an element of type ``kind`` at a ``depth`` of nested arrays."""
+        kind = self.number("I", what) if kind is None else kind
         if kind in _NUMBERS:
             return self.number(_NUMBERS[kind][0], what)
         if kind == _STRING:
@@ -216,4 +214,4 @@ class _Reader:
             return np.frombuffer(self.take(count * dtype.itemsize, what), dtype).tolist()
         if count * 8 > self.left:
             raise self.damaged(f"it ends within {what}")
-        return [self._value_of(kind, what, depth + 1) for _ in range(count)]
+        return [self.value(what, kind, depth + 1) for _ in range(count)]

@@ -3,7 +3,6 @@
 Shards are llama.cpp's (tools/gguf-split): NAME-00001-of-00003.gguf, the model's keys in the first, `split.*` in each.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -84,20 +83,6 @@ def write_files(files: Sequence[GgufPlan], *, title: str, threads: int | None = 
             for file in files:
                 stream = open_files.enter_context(atomic_file(file.path))
                 write_gguf(stream, file.metadata, file.tensors, magic=file.magic, step=step, threads=threads)
-
-
-def bytes_by_type(tensors: Sequence[TensorPlan]) -> dict[str, int]:
-    """Bytes of all tensors of a type, the most first."""
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + tensor.size_bytes
-    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
-
-
-def type_lines(tensors: dict[str, str], types: dict[str, int], *, width: int) -> list[str]:
-    """A line for each type of a report, from the `tensors`' types by name and the bytes of the ``types``."""
-    counts = Counter(tensors.values())
-    return [f"  {name:<{width}} {counts[name]:>5} tensors {size / 1e6:>12,.1f} MB" for name, size in types.items()]
 
 
 def _split_keys(number: int, count: int, tensors: int) -> dict[str, Value]:

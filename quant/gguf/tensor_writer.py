@@ -8,10 +8,10 @@ Shape suffixes: R rows, C columns, E experts, B bytes.
 """
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +36,9 @@ def check_tensors(tensors: Sequence[TensorPlan], threads: int | None = None) -> 
         TsconvertError: one is NaN or infinite, or too large for F16, which is also the type of blocks' scales; names
             the tensor, the file, the row and the count.
     """
-    with ThreadPoolExecutor(threads or _cores()) as pool:
-        _wait(
-            [pool.submit(_check, tensor) for tensor in tensors],
-            stop=lambda: pool.shutdown(wait=True, cancel_futures=True),
-        )
+    with _threads(threads or _cores()) as pool:
+        for checked in [pool.submit(_check, tensor) for tensor in tensors]:
+            checked.result()
 
 
 def write_tensors(
@@ -50,20 +48,23 @@ def write_tensors(
     threads: int | None = None,
 ) -> None:
     """Encode each tensor and put it at its offset in ``file``; on an error all threads stop, and it is raised."""
-    work = _Work(tensors, step)
-    workers = (threads or _cores()) + _WAITING
-    with ThreadPoolExecutor(workers) as pool:
-        _wait([pool.submit(work.run, file) for _ in range(workers)], stop=work.stop)
+    with _threads((threads or _cores()) + _WAITING) as pool:
+        pieces = [[pool.submit(piece, file) for piece in _pieces(tensor, offset)] for tensor, offset in tensors]
+        for (tensor, _), written in zip(tensors, pieces, strict=True):
+            for piece in written:
+                piece.result()
+            step(tensor.name)
 
 
-def _wait(results: Sequence[Future[None]], *, stop: Callable[[], None]) -> None:
-    """Wait for all; on the first error ``stop`` and raise it."""
-    try:
-        for result in results:
-            result.result()
-    except BaseException:
-        stop()
-        raise
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that take no more work after an error."""
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _cores() -> int:
@@ -71,79 +72,37 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Rows of a matrix, their place in the file, and the tensor they belong to; no matrix: the whole tensor."""
-
-    tensor: int
-    offset: int
-    matrix: MatrixRows | None = None
-    start: int = 0
-    stop: int = 0
-    importance_C: npt.NDArray[np.float32] | None = None
-
-
-class _Work:
-    """The pieces of all tensors in the order of the file, dealt out to threads."""
-
-    def __init__(self, tensors: Sequence[tuple[TensorPlan, int]], step: Callable[[str], None]) -> None:
-        self._tensors, self._step = tensors, step
-        self._lock, self._stopped = threading.Lock(), False
-        self._pieces = (piece for i in range(len(tensors)) for piece in self._split(i))
-        self._left = [sum(1 for _ in self._split(i)) for i in range(len(tensors))]
-
-    def stop(self) -> None:
-        """Deal out no more."""
-        self._stopped = True
-
-    def run(self, file: ParallelFile) -> None:
-        """Take pieces until there are none."""
-        try:
-            while (piece := self._next()) is not None:
-                self._write(file, piece)
-                with self._lock:
-                    self._left[piece.tensor] -= 1
-                    if not self._left[piece.tensor]:
-                        self._step(self._tensors[piece.tensor][0].name)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _next(self) -> _Piece | None:
-        with self._lock:
-            return None if self._stopped else next(self._pieces, None)
-
-    def _split(self, i: int) -> Iterator[_Piece]:
-        tensor, offset = self._tensors[i]
-        if callable(tensor.source):
-            yield _Piece(i, offset)
-            return
-        row_bytes = ggml.row_bytes(tensor.type_name, tensor.shape[-1])
-        rows = max(1, PIECE_WEIGHTS // tensor.shape[-1])
-        step = rows * -(-_WRITE_BYTES // (rows * row_bytes))
-        for expert, matrix in enumerate(tensor.source):
-            importance_C = None if tensor.importance_EC is None else tensor.importance_EC[expert]
-            for start in range(0, matrix.rows, step):
-                stop = min(start + step, matrix.rows)
-                yield _Piece(i, offset + start * row_bytes, matrix, start, stop, importance_C)
-            offset += matrix.rows * row_bytes
-
-    def _write(self, file: ParallelFile, piece: _Piece) -> None:
-        tensor = self._tensors[piece.tensor][0]
-        if piece.matrix is None:
-            _write_made_rows(file, tensor, piece.offset)
-            return
-        columns = tensor.shape[-1]
-        rows, row_bytes = piece.stop - piece.start, ggml.row_bytes(tensor.type_name, columns)
-        room_RB = file.room(piece.offset, rows * row_bytes).reshape(rows, row_bytes)
-        step = max(1, PIECE_WEIGHTS // columns)
-        for at in range(0, rows, step):
-            raw_RC = piece.matrix.read(piece.start + at, piece.start + min(at + step, rows))
-            encode(raw_RC, piece.matrix.dtype, tensor.type_name, piece.importance_C, room_RB[at : at + step])
-        file.write(piece.offset, room_RB)
+def _pieces(tensor: TensorPlan, offset: int) -> Iterator[Callable[[ParallelFile], None]]:
+    """What writes a tensor at ``offset``, some rows of a matrix at a time."""
+    if callable(tensor.source):
+        yield partial(_write_made_rows, tensor, offset)
+        return
+    row_bytes = ggml.row_bytes(tensor.type_name, tensor.shape[-1])
+    rows = max(1, PIECE_WEIGHTS // tensor.shape[-1])
+    step = rows * -(-_WRITE_BYTES // (rows * row_bytes))
+    for expert, matrix in enumerate(tensor.source):
+        importance_C = None if tensor.importance_EC is None else tensor.importance_EC[expert]
+        for start in range(0, matrix.rows, step):
+            span = range(start, min(start + step, matrix.rows))
+            yield partial(_write_rows, matrix, span, importance_C, tensor.type_name, offset + start * row_bytes)
+        offset += matrix.rows * row_bytes
 
 
-def _write_made_rows(file: ParallelFile, tensor: TensorPlan, start: int) -> None:
+def _write_rows(
+    matrix: MatrixRows, span: range, importance_C: npt.NDArray[np.float32] | None, type_name: str, offset: int,
+    file: ParallelFile,
+) -> None:  # fmt: skip
+    row_bytes = ggml.row_bytes(type_name, matrix.columns)
+    room_RB = file.room(offset, len(span) * row_bytes).reshape(len(span), row_bytes)
+    step = max(1, PIECE_WEIGHTS // matrix.columns)
+    for at in range(0, len(span), step):
+        rows = span[at : at + step]
+        raw_RC = matrix.read(rows.start, rows.stop)
+        encode(raw_RC, matrix.dtype, type_name, importance_C, room_RB[at : at + step])
+    file.write(offset, room_RB)
+
+
+def _write_made_rows(tensor: TensorPlan, start: int, file: ParallelFile) -> None:
     assert callable(tensor.source)
     offset = start
     for rows_RC in tensor.source():
@@ -168,12 +127,9 @@ def _check(tensor: TensorPlan) -> None:
     else:
         peak = max((matrix.check() for matrix in tensor.source), default=0.0)
     if tensor.type_name not in _UNLIMITED and peak >= _F16_LIMIT:
-        if tensor.type_name != "F16":  # ggml's own encoders end the process, or store a scale of infinity
-            raise TsconvertError(
-                f"{tensor.name}: values reach {peak:g}, more than the F16 scales of {tensor.type_name} may hold; choose"
-                f" another type, for this tensor alone with --tensor-type {tensor.name}=F32"
-            )
+        # ggml's own encoders end the process, or store a scale of infinity
+        blocks = f", more than the F16 scales of {tensor.type_name} may hold"
         raise TsconvertError(
-            f"{tensor.name}: values reach {peak:g} and F16 ends at 65504; choose another type,"
-            f" for this tensor alone with --tensor-type {tensor.name}=F32"
+            f"{tensor.name}: values reach {peak:g}{' and F16 ends at 65504' if tensor.type_name == 'F16' else blocks};"
+            f" choose another type, for this tensor alone with --tensor-type {tensor.name}=F32"
         )

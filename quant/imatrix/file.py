@@ -166,8 +166,10 @@ def with_importance(
                 )
             missing += [tensor.name] if kind_of(tensor.name) not in ("token_embd", "output") else []
         found.append(replace(tensor, importance_EC=importance_EC))
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    notes = [f"{matrix.path} holds nothing on {missing[0]}{more}: all their columns count alike"] if missing else []
     names = {tensor.name for tensor in tensors}
-    return found, [*_missing(matrix, missing), *coverage({n: e for n, e in matrix.entries.items() if n in names})]
+    return found, [*notes, *coverage({n: e for n, e in matrix.entries.items() if n in names})]
 
 
 def coverage(entries: Mapping[str, Entry]) -> list[str]:
@@ -181,13 +183,6 @@ def coverage(entries: Mapping[str, Entry]) -> list[str]:
         " columns count alike, give it more text"
         for layer, (missed, count) in layers.items()
     ]
-
-
-def _missing(matrix: ImportanceMatrix, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return [f"{matrix.path} holds nothing on {names[0]}{more}: all their columns count alike"]
 
 
 def is_imatrix(file: GgufFile) -> bool:

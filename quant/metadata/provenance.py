@@ -73,16 +73,16 @@ def read_info(checkpoint: Checkpoint, predictor_report: dict[str, Any]) -> Model
     told = read_provenance(folder)
     settings, report = (told.settings, told.report) if told else ({}, {})
     made_from = str(settings.get("model", ""))
-    card, base_card = _card(folder), _card(_local(made_from)) if made_from else {}
+    card, base_card = _card(folder), _card(_local_folder(made_from)) if made_from else {}
     sparse = ("drelu", "sparse") if checkpoint.spec.sparse else ()
     tags = ["text-generation", *sparse, *card.get("tags", ())]
-    bases = card.get("base_models") or ([BaseModel(name=_base_name(made_from))] if made_from else [])
+    hub_id = not Path(made_from).is_absolute() and made_from.count("/") == 1
+    made = [BaseModel(name=made_from if hub_id else Path(made_from).name)] if made_from else []
+    licenses = {name: card.get(name) or base_card.get(name, "") for name in ("license", "license_name", "license_link")}
     return ModelInfo(
-        license=card.get("license") or base_card.get("license", ""),
-        license_name=card.get("license_name") or base_card.get("license_name", ""),
-        license_link=card.get("license_link") or base_card.get("license_link", ""),
+        **licenses,
         description=card.get("description", ""),
-        base_models=tuple(bases),
+        base_models=tuple(card.get("base_models") or made),
         tags=tuple(dict.fromkeys(tags)),
         languages=tuple(card.get("languages") or base_card.get("languages", ())),
         datasets=tuple(card.get("datasets", ())),
@@ -139,14 +139,8 @@ def _card(folder: Path | None) -> dict[str, Any]:
     return fields
 
 
-def _local(model: str) -> Path | None:
+def _local_folder(model: str) -> Path | None:
     """The folder of a base model, if it is on this machine; a hub is never asked."""
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
+    if Path(model).is_dir():
+        return Path(model)
     return embedded.folder(model) if model in embedded.NAMES else None
-
-
-def _base_name(model: str) -> str:
-    """A hub id as it is, a folder's last part."""
-    return model if not Path(model).is_absolute() and model.count("/") == 1 else Path(model).name

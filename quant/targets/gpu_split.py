@@ -48,16 +48,13 @@ class GpuSplit:
         return sum(map(len, self.chosen))
 
 
-def solve_split(
-    counts: Sequence[Counts], neuron_bytes: Sequence[int], budget_bytes: int, *, threshold: int = 0
-) -> GpuSplit:
+def solve_split(counts: Sequence[Counts], neuron_bytes: Sequence[int], budget_bytes: int) -> GpuSplit:
     """Choose the neurons whose activations are most, within a budget.
 
     Args:
         counts: by layer, how often each neuron [F] fired, in the file's order.
         neuron_bytes: by layer, what one neuron takes on the GPU.
         budget_bytes: what all may take.
-        threshold: neurons that a layer has on the GPU at least, or none.
 
     Returns:
         The neurons; whole groups of 256, the last of a layer what is left.
@@ -74,49 +71,36 @@ def solve_split(
         for layer, order_F in enumerate(orders)
         for start in range(0, len(order_F), GROUP)
     ]
-    layer_of = np.array([layer for layer, _ in groups])
-    size = np.array([len(rows) for _, rows in groups], np.float64)
     value = np.array([float(np.asarray(counts[layer])[rows].sum()) for layer, rows in groups])
-    cost = size * np.array([neuron_bytes[layer] for layer in layer_of], np.float64)
-    layers, total = len(counts), len(groups)
-    # variables: a group is on the GPU (total of them), a layer takes part (layers of them)
-    memory = np.concatenate([cost, np.zeros(layers)]) / max(1.0, float(cost.max(initial=1.0)))
-    member = (layer_of[None, :] == np.arange(layers)[:, None]).astype(np.float64)
-    needed = np.array([min(threshold, len(count_F)) for count_F in counts], np.float64)
-    enough = np.concatenate([-member * size, np.diag(needed)], axis=1)
-    only = np.concatenate([member, -np.diag(member.sum(axis=1))], axis=1)
-    hotter = _hotter_first(layer_of, layers)
-    limits = np.zeros(1 + 2 * layers + len(hotter))
-    limits[0] = budget_bytes / max(1.0, float(cost.max(initial=1.0)))
-    scale = max(1.0, float(value.max(initial=1.0)))
+    cost = np.array([len(rows) * neuron_bytes[layer] for layer, rows in groups], np.float64)
+    unit = max(1.0, float(cost.max(initial=1.0)))
+    hotter = _hotter_first([layer for layer, _ in groups])
+    limits = np.array([budget_bytes / unit] + [0.0] * len(hotter))
     found = milp(
-        np.concatenate([-value / scale, np.zeros(layers)]),
-        integrality=np.ones(total + layers),
+        -value / max(1.0, float(value.max(initial=1.0))),
+        integrality=np.ones(len(groups)),
         bounds=Bounds(0, 1),
-        constraints=LinearConstraint(csr_array(np.vstack([memory[None, :], enough, only, hotter])), -np.inf, limits),
+        constraints=LinearConstraint(csr_array(np.vstack([cost[None, :] / unit, hotter])), -np.inf, limits),
         options={"time_limit": 50, "mip_rel_gap": 1e-5},
     )
     if found.x is None:
         raise TsconvertError(f"--vram: the solver found no split ({found.message}); give another size")
-    taken = found.x[:total] > 0.5
-    chosen: list[npt.NDArray[np.int64]] = [
-        np.sort(np.concatenate([np.empty(0, np.int64), *(rows for (at, rows), use in zip(groups, taken, strict=True)
-                                                         if use and at == layer)]))
-        for layer in range(layers)
-    ]  # fmt: skip
+    taken = found.x > 0.5
+    rows_of: list[list[npt.NDArray[np.int64]]] = [[np.empty(0, np.int64)] for _ in counts]
+    for (layer, rows), on_gpu in zip(groups, taken, strict=True):
+        rows_of[layer] += [rows] if on_gpu else []
     return GpuSplit(
-        chosen=chosen, required_bytes=int(cost[taken].sum()), share=float(value[taken].sum() / max(value.sum(), 1e-30))
+        chosen=[np.sort(np.concatenate(rows)) for rows in rows_of],
+        required_bytes=int(cost[taken].sum()),
+        share=float(value[taken].sum() / max(value.sum(), 1e-30)),
     )
 
 
-def _hotter_first(layer_of: npt.NDArray[np.int64], layers: int) -> npt.NDArray[np.float64]:
+def _hotter_first(layer_of: Sequence[int]) -> npt.NDArray[np.float64]:
     """Constraints: no last group of a layer, which may be a small one, without the group before it."""
-    last = [
-        at
-        for at in range(1, len(layer_of))
-        if layer_of[at] == layer_of[at - 1] and (layer_of[at:] == layer_of[at]).sum() == 1
-    ]
-    rows = np.zeros((len(last), len(layer_of) + layers))
+    ends = [at for at in range(1, len(layer_of)) if layer_of[at] not in layer_of[at + 1 :]]
+    last = [at for at in ends if layer_of[at] == layer_of[at - 1]]
+    rows = np.zeros((len(last), len(layer_of)))
     rows[range(len(last)), last] = 1
     rows[range(len(last)), [at - 1 for at in last]] = -1
     return rows
@@ -138,14 +122,22 @@ def plan_split(
         out: the PowerInfer file.
 
     Raises:
-        TsconvertError: there are no counts, or the memory does not even hold what comes before the FFN rows.
+        TsconvertError: a type that PowerInfer's GPU kernels do not take, no counts, or memory that does not even hold
+            what comes before the FFN rows.
     """
+    ffn = [tensor for tensor in tensors if re.search(r"\.ffn_(gate|up|down_t)\.", tensor.name)]
+    for tensor in ffn:
+        if tensor.type_name not in ("F16", "Q4_0"):
+            raise TsconvertError(
+                f"{tensor.name}: PowerInfer's GPU kernels take F16 and Q4_0, not {tensor.type_name}; choose one of"
+                " those with --vram"
+            )
     if counts is None:
         raise TsconvertError("--vram needs to know how often neurons fire; give --profile")
     layers = len(counts)
     sizes = {tensor.name: tensor.size_bytes for tensor in tensors}
-    ffn = {name for name in sizes if re.search(r"\.ffn_(gate|up|down_t)\.", name)}
-    before = sum(size for name, size in sizes.items() if name not in ffn and not name.startswith("token_embd"))
+    rows = {tensor.name for tensor in ffn}
+    before = sum(size for name, size in sizes.items() if name not in rows and not name.startswith("token_embd"))
     before += 2 * 2 * kv_width * layers * _KV_TOKENS  # keys and values, F16
     if before > vram_bytes:
         raise TsconvertError(
@@ -153,7 +145,7 @@ def plan_split(
             f" {size_text(before)} on the GPU before any FFN row; give at least that"
         )
     neuron_bytes = [
-        sum(sizes[name] for name in ffn if name.startswith(f"blk.{layer}.")) // len(counts[layer]) + 2 * _INDEX_BYTES
+        sum(sizes[name] for name in rows if name.startswith(f"blk.{layer}.")) // len(counts[layer]) + 2 * _INDEX_BYTES
         for layer in range(layers)
     ]
     split = solve_split(counts, neuron_bytes, vram_bytes - before)
@@ -184,17 +176,3 @@ def split_file(split: GpuSplit, neurons: Sequence[int], path: Path) -> GgufPlan:
 def _indices(name: str, values: Rows) -> TensorPlan:
     assert values.shape[1] < 2**24, "indices are carried as float32"
     return TensorPlan(name=name, shape=(values.shape[1],), type_name="I32", source=lambda: [values])
-
-
-def check_types(tensors: Sequence[TensorPlan]) -> None:
-    """Refuse types that PowerInfer's GPU kernels do not take.
-
-    Raises:
-        TsconvertError: a gate, up or down matrix is neither F16 nor Q4_0.
-    """
-    for tensor in tensors:
-        if re.search(r"\.ffn_(gate|up|down_t)\.", tensor.name) and tensor.type_name not in ("F16", "Q4_0"):
-            raise TsconvertError(
-                f"{tensor.name}: PowerInfer's GPU kernels take F16 and Q4_0, not {tensor.type_name}; choose one of"
-                " those with --vram"
-            )

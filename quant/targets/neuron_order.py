@@ -3,12 +3,13 @@
 The FFN's output is a sum over neurons, so their order is free. Hot neurons side by side are read in long runs, stay in
 caches together, and are a prefix of the file for an engine that keeps some on a GPU. The permutation stays in the file:
 as the tensors `blk.N.ffn_order` in the sparse dialect, as one key where an engine refuses extra tensors.
-Shape suffixes: D model width, F neurons, E experts.
+Shape suffixes: L layers, E experts, F neurons.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,9 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
-from ...predictors.profile.file import Profile, load_profile
+from ...predictors.profile.file import load_profile
 from ..gguf.file import GgufFile
-from ..gguf.tensor_plan import Rows, Source, TensorPlan
+from ..gguf.tensor_plan import TensorPlan
 from ..gguf.values import Value, array
 from .predictor_source import PredictorSource
 
@@ -37,25 +38,6 @@ def firing_order(counts: Counts) -> Orders:
     return {pair: np.argsort(-count_F, kind="stable") for pair, count_F in counts.items()}
 
 
-def _profile_counts(spec: ModelSpec, profile: Profile) -> Counts:
-    """How often the profile saw each neuron fire.
-
-    Raises:
-        TsconvertError: the profile has other layers, experts or neurons than the model.
-    """
-    shape = (len(profile.layers), *profile.layers[0].counts_CEF.shape[1:]) if profile.layers else ()
-    if shape != (spec.layers, spec.ffns, spec.neurons):
-        raise TsconvertError(
-            f"the profile has layers, experts and neurons {list(shape)}, the model"
-            f" {[spec.layers, spec.ffns, spec.neurons]}; make a profile of this model"
-        )
-    return {
-        (layer, expert): profile.counts(layer, expert).astype(np.float64)
-        for layer in range(spec.layers)
-        for expert in range(spec.ffns)
-    }
-
-
 def find_counts(checkpoint: Checkpoint, profile: Path | None, predictors: PredictorSource | None) -> Counts:
     """How often neurons fire: by the profile, or by what the predictors' training counted; empty without either.
 
@@ -63,18 +45,31 @@ def find_counts(checkpoint: Checkpoint, profile: Path | None, predictors: Predic
         TsconvertError: a profile of another model, or one for a model all of whose neurons fire.
     """
     spec = checkpoint.spec
+    counts: dict[tuple[int, int], npt.NDArray[Any] | None] = {}
     if profile is not None:
         if not spec.sparse:
             raise TsconvertError(
                 f"{checkpoint.folder}: no neuron of a SwiGLU model is silent, so there is no order of firing; leave"
                 " --profile out"
             )
-        return _profile_counts(spec, load_profile(profile, checkpoint.fingerprint))
-    if predictors is None:
-        return {}
-    pairs = ((layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns))
-    counts = {pair: predictors.fired(*pair) for pair in pairs}
+        found = load_profile(profile, checkpoint.fingerprint)
+        shape, wanted = (
+            [len(found.layers), *found.layers[0].counts_CEF.shape[1:]],
+            [spec.layers, spec.ffns, spec.neurons],
+        )
+        if shape != wanted:
+            raise TsconvertError(
+                f"the profile has layers, experts and neurons {shape}, the model {wanted}; make a profile of this model"
+            )
+        counts = {pair: found.counts(*pair) for pair in _ffns(spec)}
+    elif predictors is not None:
+        counts = {pair: predictors.fired(*pair) for pair in _ffns(spec)}
     return {pair: count_F.astype(np.float64) for pair, count_F in counts.items() if count_F is not None}
+
+
+def _ffns(spec: ModelSpec) -> list[tuple[int, int]]:
+    """The layer and expert of every FFN, in the order of files."""
+    return [(layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns)]
 
 
 def in_order(rows: Ordered, orders: Orders, layer: int, expert: int) -> Ordered:
@@ -85,25 +80,19 @@ def in_order(rows: Ordered, orders: Orders, layer: int, expert: int) -> Ordered:
 
 def order_tensors(spec: ModelSpec, orders: Orders) -> list[TensorPlan]:
     """`blk.N.ffn_order`, I32 [F], or [E, F]: for each neuron of the file, its number in the source."""
-    plans = []
-    for layer in range(spec.layers if orders else 0):
-        order_EF = np.stack([_order(spec, orders, layer, expert) for expert in range(spec.ffns)]).astype(np.float32)
-        shape = (spec.experts, spec.neurons) if spec.experts else (spec.neurons,)
-        name = _TENSOR.format(layer)
-        plans.append(TensorPlan(name=name, shape=shape, type_name="I32", source=_constant(order_EF)))
-    return plans
-
-
-def _constant(rows: Rows) -> Source:
-    return lambda: [rows]
+    if not orders:
+        return []
+    shape = (spec.experts, spec.neurons) if spec.experts else (spec.neurons,)
+    order_LEF = _whole_order(spec, orders).astype(np.float32)
+    return [
+        TensorPlan(name=_TENSOR.format(layer), shape=shape, type_name="I32", source=partial(list, [order_EF]))
+        for layer, order_EF in enumerate(order_LEF)
+    ]
 
 
 def order_key(spec: ModelSpec, orders: Orders) -> dict[str, Value]:
     """The key `tsconvert.neuron_order`, i32 [layers x E x F], for engines that refuse extra tensors."""
-    if not orders:
-        return {}
-    pairs = ((layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns))
-    return {KEY: array("i32", np.concatenate([_order(spec, orders, *pair) for pair in pairs]).tolist())}
+    return {KEY: array("i32", _whole_order(spec, orders).reshape(-1).tolist())} if orders else {}
 
 
 def read_orders(file: GgufFile, spec: ModelSpec) -> Orders:
@@ -126,13 +115,13 @@ def read_orders(file: GgufFile, spec: ModelSpec) -> Orders:
         raise TsconvertError(
             f"{file.path}: {where} is no permutation of {spec.neurons} neurons in every FFN; export it again"
         )
-    pairs = [(layer, expert) for layer in range(spec.layers) for expert in range(spec.ffns)]
-    return dict(zip(pairs, whole, strict=True))
+    return dict(zip(_ffns(spec), whole, strict=True))
 
 
-def _order(spec: ModelSpec, orders: Orders, layer: int, expert: int) -> Index:
-    order_F = orders.get((layer, expert))
-    return np.arange(spec.neurons) if order_F is None else order_F
+def _whole_order(spec: ModelSpec, orders: Orders) -> Index:
+    """The order of all neurons, [L, E, F]."""
+    whole = [orders.get(pair, np.arange(spec.neurons)) for pair in _ffns(spec)]
+    return np.stack(whole).reshape(spec.layers, spec.ffns, spec.neurons)
 
 
 def _whole_numbers(value: object) -> Index:

@@ -70,7 +70,6 @@ def plan(job: Job) -> Plan:
 
 def _gpu_split(job: Job, tensors: list[TensorPlan]) -> tuple[GgufPlan, str]:
     spec = job.spec
-    gpu_split.check_types(tensors)
     known = [layer for layer in range(spec.layers) if (layer, 0) in job.counts]
     counts = [in_order(job.counts[layer, 0], job.orders, layer, 0) for layer in known]
     whole = counts if len(counts) == spec.layers else None

@@ -39,13 +39,17 @@ class PredictorSource:
             shape = (len(self._set.ffns), *{len(experts) for experts in self._set.ffns})
             if shape != (spec.layers, spec.ffns):
                 raise TsconvertError(f"{self.folder}: the layers and experts are not this model's; train them again")
-        self.ranks = [[self._rank(layer, expert) for expert in range(spec.ffns)] for layer in range(spec.layers)]
+        self.ranks: list[list[int]] = []
         """Per layer and expert; 0 where an FFN has no predictor."""
-        self.thresholds = [
-            [self._threshold(layer, expert) if rank else float("nan") for expert, rank in enumerate(ranks)]
-            for layer, ranks in enumerate(self.ranks)
-        ]
+        self.thresholds: list[list[float]] = []
         """Per layer and expert, for the normed input; NaN where an FFN has no predictor."""
+        for layer in range(spec.layers):
+            self.ranks.append([self._rank(layer, expert) for expert in range(spec.ffns)])
+            trained = [self._trained(layer, expert) for expert in range(spec.ffns)]
+            found = [predictor.threshold if predictor is not None else 0.0 for predictor in trained]
+            self.thresholds.append(
+                [at if rank else float("nan") for at, rank in zip(found, self.ranks[-1], strict=True)]
+            )
 
     @property
     def report(self) -> dict[str, Any]:
@@ -73,17 +77,21 @@ class PredictorSource:
 
     def fired(self, layer: int, expert: int) -> Rows | None:
         """How often each neuron [F] fired on the tokens that calibrated its predictor; None if that is not known."""
-        predictor = self._set.ffns[layer][expert] if self._set is not None else None
+        predictor = self._trained(layer, expert)
         return predictor.fired_F if predictor is not None else None
+
+    def _trained(self, layer: int, expert: int) -> Predictor | None:
+        """The predictor in a folder, as it is there."""
+        return self._set.ffns[layer][expert] if self._set is not None else None
 
     def _norm(self, layer: int) -> Rows:
         return checked(self.checkpoint, Place("ffn_norm", layer))
 
     def _read(self, layer: int, expert: int) -> Predictor:
         if self._set is None:
-            fc1, fc2 = (self._place(part, layer, expert) for part in PREDICTOR)
+            fc1, fc2 = self._places(layer, expert)
             return Predictor(fc1_RD=checked(self.checkpoint, fc1), fc2_FR=checked(self.checkpoint, fc2))
-        predictor = self._set.ffns[layer][expert]
+        predictor = self._trained(layer, expert)
         if predictor is None:
             raise ValueError(f"layer {layer}, expert {expert} has no predictor")
         if not (np.isfinite(predictor.fc1_RD).all() and np.isfinite(predictor.fc2_FR).all()):
@@ -94,14 +102,13 @@ class PredictorSource:
 
     def _rank(self, layer: int, expert: int) -> int:
         if self._set is None:
-            fc1, fc2 = (self._place(part, layer, expert) for part in PREDICTOR)
+            fc1, fc2 = self._places(layer, expert)
             if fc1 not in self.checkpoint or fc2 not in self.checkpoint:
                 return 0
             fc1_shape, fc2_shape = self.checkpoint.info(fc1).shape, self.checkpoint.info(fc2).shape
+        elif (predictor := self._trained(layer, expert)) is None:
+            return 0
         else:
-            predictor = self._set.ffns[layer][expert]
-            if predictor is None:
-                return 0
             fc1_shape, fc2_shape = predictor.fc1_RD.shape, predictor.fc2_FR.shape
         rank, spec = fc1_shape[0], self.checkpoint.spec
         if fc1_shape != (rank, spec.width) or fc2_shape != (spec.neurons, rank):
@@ -112,12 +119,8 @@ class PredictorSource:
             )
         return rank
 
-    def _threshold(self, layer: int, expert: int) -> float:
-        predictor = self._set.ffns[layer][expert] if self._set is not None else None
-        return predictor.threshold if predictor is not None else 0.0
-
-    def _place(self, part: str, layer: int, expert: int) -> Place:
-        return Place(part, layer, expert if self.checkpoint.spec.experts else None)
+    def _places(self, layer: int, expert: int) -> list[Place]:
+        return [Place(part, layer, expert if self.checkpoint.spec.experts else None) for part in PREDICTOR]
 
 
 def find_predictors(checkpoint: Checkpoint, folder: Path | None) -> PredictorSource | None:

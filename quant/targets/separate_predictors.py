@@ -4,13 +4,17 @@ The first file names it; both hold the fingerprint of the checkpoint that they w
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...common.errors import TsconvertError
 from ..gguf.file import GgufFile
 from ..gguf.shards import GgufPlan
-from ..gguf.tensor_plan import TensorPlan
-from ..gguf.values import Value, text
+from ..gguf.values import text
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 SUFFIX = ".predictors.gguf"
 ARCHITECTURE = "turbosparse-predictors"
@@ -19,25 +23,27 @@ _LONGEST_NAME = 200  # characters of a file's
 _KEYS = ("format_version", "source_fingerprint", "predictor.threshold", "predictor.rank")
 
 
-def split_off(
-    metadata: dict[str, Value], tensors: list[TensorPlan], architecture: str, out: Path
-) -> tuple[dict[str, Value], list[TensorPlan], GgufPlan]:
-    """A file's keys and tensors without the predictors, and the second file that holds them.
+def split_off(plan: "Plan", out: Path) -> "Plan":
+    """The plan of the file ``out`` with the predictors in a file of their own.
 
-    Args:
-        out: the first file.
+    Raises:
+        TsconvertError: there are none, or the target keeps them in the file.
     """
-    inside = [tensor for tensor in tensors if is_predictor(tensor.name)]
-    rest = [tensor for tensor in tensors if not is_predictor(tensor.name)]
-    prefix = f"{architecture}."
-    moved = {f"{prefix}{name}": metadata[f"{prefix}{name}"] for name in _KEYS}
-    keys = {"general.architecture": text(ARCHITECTURE), "general.name": metadata["general.name"]} | moved
-    beside = out.with_name(out.name + SUFFIX)
-    first = dict(metadata)
+    inside = [tensor for tensor in plan.tensors if is_predictor(tensor.name)]
+    if plan.target != "sparse" or not inside:
+        raise TsconvertError(
+            "--separate-predictors: there are no predictors that could go into a file of their own; give --predictors"
+            " and --target sparse"
+        )
+    prefix, metadata = f"{plan.architecture}.", dict(plan.metadata)
+    keys = {"general.architecture": text(ARCHITECTURE), "general.name": metadata["general.name"]}
+    keys |= {f"{prefix}{name}": metadata[f"{prefix}{name}"] for name in _KEYS}
     for name in ("predictor.threshold", "predictor.rank"):
-        del first[prefix + name]
-    first[f"{prefix}predictor.file"] = text(beside.name)
-    return first, rest, GgufPlan(path=beside, metadata=keys, tensors=inside)
+        del metadata[prefix + name]
+    beside = GgufPlan(path=out.with_name(out.name + SUFFIX), metadata=keys, tensors=inside)
+    metadata[f"{prefix}predictor.file"] = text(beside.path.name)
+    rest = [tensor for tensor in plan.tensors if not is_predictor(tensor.name)]
+    return replace(plan, metadata=metadata, tensors=rest, companions=[*plan.companions, beside])
 
 
 def find_separate(file: GgufFile) -> GgufFile | None:

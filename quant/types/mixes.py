@@ -56,19 +56,6 @@ class Model:
         return self.experts == 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """One matrix, as the rules see it."""
-
-    kind: str
-    """`kind_of` its name."""
-    columns: int
-    index: int = 0
-    """Its number among the tensors of its kind, in the order of the layers."""
-    stacked: bool = False
-    """Whether it holds several experts."""
-
-
 def mix_named(name: str) -> str:
     """The mix called ``name``, in any case and under llama-quantize's shorter names too.
 
@@ -98,18 +85,23 @@ def is_quantized(name: str, dimensions: int) -> bool:
     return dimensions > 1 and name.endswith("weight") and not any(part in name for part in kept)
 
 
-def choose_type(mix: str, tensor: Tensor, model: Model) -> str:
-    """The type of ``tensor`` in ``mix``, before `fitting_type`."""
+def choose_type(mix: str, kind: str, columns: int, index: int, model: Model, *, stacked: bool) -> str:
+    """The type of a matrix in ``mix``, before `fitting_type`.
+
+    Args:
+        kind: `kind_of` its name.
+        index: its number among the tensors of its kind, in the order of the layers.
+        stacked: it holds several experts.
+    """
     base = MIXES.get(mix, mix)
     if base in FLOATS or mix not in MIXES:
         return base
-    if tensor.kind == "output" or (model.tied and tensor.kind == "token_embd"):
-        return _output(mix, base, tensor.columns)
+    if kind == "output" or (model.tied and kind == "token_embd"):
+        return _output(mix, base, columns)
     if mix == "MXFP4_MOE":
-        return "MXFP4" if tensor.stacked else "Q8_0"
-    rules = _LOW_RULES if mix in LOW and tensor.kind != "token_embd" else _RULES
-    rule = rules.get(tensor.kind)
-    return (rule(mix, tensor.index, model) if rule is not None else None) or base
+        return "MXFP4" if stacked else "Q8_0"
+    rule = (_LOW_RULES if mix in LOW and kind != "token_embd" else _RULES).get(kind)
+    return (rule(mix, index, model) if rule is not None else None) or base
 
 
 def fitting_type(type_name: str, columns: int) -> str:

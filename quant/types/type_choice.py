@@ -105,8 +105,7 @@ class TypeChoice:
         named = self.model.experts > 1 and kind.startswith("ffn") and self.default not in mixes.LOW and layer
         index = int(layer[1]) if named and layer else self._seen[kind]
         self._seen[kind] += 1
-        tensor = mixes.Tensor(kind=kind, columns=columns, index=index, stacked="_exps." in name)
-        return mixes.choose_type(self.default, tensor, self.model)
+        return mixes.choose_type(self.default, kind, columns, index, self.model, stacked="_exps." in name)
 
     def _override(self, name: str) -> str | None:
         for pattern, type_name in self.overrides:

@@ -35,7 +35,9 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
         raise no_tokenizer(folder)
     hf = auto_tokenizer(folder)
     try:
-        content = content or _made(hf, folder)
+        if not content:
+            sentencepiece.correct(hf, model_file)
+            content = json.loads(hf.backend_tokenizer.to_str())
         vocabulary = _read(content, hf, folder, pre)
         _fit(vocabulary, rows, folder)
         _observe(vocabulary, hf, eos)
@@ -50,22 +52,20 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
 
 
 def _read(content: dict[str, Any], hf: Any, folder: Path, pre: str | None) -> Vocabulary:
-    kind = _kind(content, folder)
+    model = content.get("model") or {}
+    if model.get("type") != "BPE":
+        raise TsconvertError(
+            f"{folder}: the tokenizer is {model.get('type')!r} and GGUF's Llama engines take SentencePiece BPE and"
+            " byte-level BPE; this model cannot be exported with it"
+        )
     _check_ids(content, folder)
-    if kind == "gpt2":
+    if not model.get("byte_fallback"):
         return bpe.read(content, hf, folder, pre)
     if pre is not None:
         raise TsconvertError(
             f"{folder}: --pre names a byte-level BPE's pre-tokenizer and this vocabulary is SentencePiece; leave it out"
         )
     return sentencepiece.read(content, folder / "tokenizer.model")
-
-
-def _made(hf: Any, folder: Path) -> dict[str, Any]:
-    """The tokenizer.json of a folder that has tokenizer.model alone."""
-    sentencepiece.correct(hf, folder / "tokenizer.model")
-    made: dict[str, Any] = json.loads(hf.backend_tokenizer.to_str())
-    return made
 
 
 def _check_ids(content: dict[str, Any], folder: Path) -> None:
@@ -115,16 +115,6 @@ def corrected_tokenizer(folder: Path) -> Any:
     if not (folder / "tokenizer.json").is_file():
         sentencepiece.correct(hf, folder / "tokenizer.model")
     return hf
-
-
-def _kind(content: dict[str, Any], folder: Path) -> str:
-    model = content.get("model") or {}
-    if model.get("type") == "BPE":
-        return "llama" if model.get("byte_fallback") else "gpt2"
-    raise TsconvertError(
-        f"{folder}: the tokenizer is {model.get('type')!r} and GGUF's Llama engines take SentencePiece BPE and"
-        " byte-level BPE; this model cannot be exported with it"
-    )
 
 
 def _fit(vocabulary: Vocabulary, rows: int, folder: Path) -> None:

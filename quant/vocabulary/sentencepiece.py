@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,7 @@ LONGEST_TOKEN = 2048
 _VARINT_BITS = 70  # ten bytes of seven
 _BPE = 2  # TrainerSpec.ModelType (sentencepiece_model.proto)
 Piece = tuple[str, float, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SentencePieceModel:
-    """The content of tokenizer.model."""
-
-    pieces: list[Piece]
-    """(text, score, type)."""
-    add_dummy_prefix: bool
-    """A text gets a space in front."""
+"""Text, score, type."""
 
 
 def read(content: dict[str, Any], model_file: Path) -> Vocabulary:
@@ -36,7 +26,7 @@ def read(content: dict[str, Any], model_file: Path) -> Vocabulary:
         TsconvertError: tokenizer.model is no SentencePiece BPE model.
     """
     vocab: dict[str, int] = content["model"]["vocab"]
-    pieces = read_model(model_file).pieces if model_file.is_file() else _derived(content)
+    pieces = read_model(model_file)[0] if model_file.is_file() else _derived(content)
     added = {token["id"]: token for token in content.get("added_tokens", [])}
     size = max([len(pieces) - 1, *vocab.values(), *added]) + 1
     by_id = {index: piece for piece, index in vocab.items()}
@@ -61,17 +51,17 @@ def correct(hf: Any, model_file: Path) -> None:
     """
     from tokenizers import AddedToken, models, normalizers
 
-    source = read_model(model_file)
+    pieces, dummy_prefix = read_model(model_file)
     backend = hf.backend_tokenizer
-    vocab = {piece: index for index, (piece, _, _) in enumerate(source.pieces)}
-    unknown = next((piece for piece, _, kind in source.pieces if kind == UNKNOWN), None)
-    normal = {piece: index for index, (piece, _, kind) in enumerate(source.pieces) if kind == NORMAL}
-    merges = merges_of(normal, [score for _, score, _ in source.pieces])
+    vocab = {piece: index for index, (piece, _, _) in enumerate(pieces)}
+    unknown = next((piece for piece, _, kind in pieces if kind == UNKNOWN), None)
+    normal = {piece: index for index, (piece, _, kind) in enumerate(pieces) if kind == NORMAL}
+    merges = merges_of(normal, [score for _, score, _ in pieces])
     backend.model = models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    prefix = [normalizers.Prepend("▁")] if source.add_dummy_prefix else []
+    prefix = [normalizers.Prepend("▁")] if dummy_prefix else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
-    defined = [piece for piece, _, kind in source.pieces if kind == USER_DEFINED]
+    defined = [piece for piece, _, kind in pieces if kind == USER_DEFINED]
     backend.add_tokens([AddedToken(piece, normalized=False) for piece in defined])
     config = model_file.with_name("tokenizer_config.json")
     backend.post_processor = _around(hf, vocab, read_json_object(config) if config.is_file() else {})
@@ -104,8 +94,8 @@ def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str
     return [pair for *_, pair in sorted(ranked)]
 
 
-def read_model(path: Path) -> SentencePieceModel:
-    """Read a SentencePiece model. Follows sentencepiece_model.proto.
+def read_model(path: Path) -> tuple[list[Piece], bool]:
+    """The pieces of a SentencePiece model, and whether a text gets a space in front (sentencepiece_model.proto).
 
     Raises:
         TsconvertError: the file is damaged, or a unigram model, which merges otherwise.
@@ -126,7 +116,7 @@ def read_model(path: Path) -> SentencePieceModel:
         raise TsconvertError(
             f"{path}: not a SentencePiece BPE model, the only kind that GGUF has; this model cannot be exported with it"
         )
-    return SentencePieceModel(pieces=pieces, add_dummy_prefix=bool(dummy_prefix))
+    return pieces, bool(dummy_prefix)
 
 
 def _piece(message: bytes) -> Piece:

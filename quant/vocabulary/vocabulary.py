@@ -80,19 +80,18 @@ class Vocabulary:
                     f"token {index} {what}, and PowerInfer needs them distinct; export with --target sparse"
                 )
             seen.add(token)
+        notes = []
         if self.model == "gpt2" and self.pre not in ("gpt-2", "default"):
-            note = (
+            notes.append(
                 f"PowerInfer splits text as GPT-2 does and this tokenizer is {self.pre}: digits and punctuation may"
                 " fall into other tokens than in training"
             )
-            return [note]
         if self.model == "llama" and self.add_space_prefix:
-            note = (
+            notes.append(
                 "PowerInfer's main leaves out the space that this tokenizer puts before a text: begin a prompt with a"
                 " space there"
             )
-            return [note]
-        return []
+        return notes
 
     def _chat_keys(self) -> dict[str, Value]:
         named = {name: template for name, template in self.chat_templates.items() if name != "default"}

@@ -89,14 +89,6 @@ def test_no_split_does_better(seed: int):
         assert not len(rows) or not len(rest) or count_F[rows].min() >= rest.max()
 
 
-def test_a_threshold_leaves_no_layer_with_a_few_neurons():
-    counts = falling(6, 8 * GROUP)
-    found = solve_split(counts, [100] * 6, 100 * 14 * GROUP, threshold=4 * GROUP)
-    sizes = [len(rows) for rows in found.chosen]
-    assert all(size == 0 or size >= 4 * GROUP for size in sizes)
-    assert 0 < sum(sizes) <= 14 * GROUP
-
-
 def test_the_7b_shape_is_solved_in_under_a_minute_and_fits():
     """32 layers of 14,336 neurons, Q4_0 rows of 4,096 weights, 2 GB."""
     counts = falling(32, 14336)
