@@ -61,7 +61,7 @@ class Limit:
 
     @property
     def side(self) -> int:
-        """The side on which a drift counts: 1 (a rise) with a max and no min, -1 with a min and no max, else 0 (both)."""
+        """Which drift counts: 1 (a rise) with a max and no min, -1 (a fall) with a min and no max, else 0 (both)."""
         return (self.maximum is not None) - (self.minimum is not None)
 
     @property

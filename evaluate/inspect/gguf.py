@@ -1,6 +1,7 @@
 """`tsconvert inspect` of GGUF files: models of any engine, and importance matrices."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def inspect_gguf(path: Path, tensors: bool) -> Inspection:
     listed = list(file.tensors.values()) if tensors else []
     rows = [(tensor.name, tensor.type_name, list(tensor.shape), tensor.size_bytes) for tensor in listed]
     found = _imatrix(path) if is_imatrix(file) else _model(path, file)
-    return Inspection(**{**vars(found), "tensors": rows})
+    return replace(found, tensors=rows)
 
 
 def _model(path: Path, file: GgufFile) -> Inspection:
@@ -58,6 +59,7 @@ def _shape(model: ModelFile) -> dict[str, Any]:
     spec = model.spec
     thresholds = [float(value) for value in model.thresholds.ravel() if math.isfinite(value)]
     ffns = spec.layers * spec.ffns
+    modes = ["dense"] + ["exact"] * (spec.sparse and model.transposed) + ["predicted"] * model.has_predictors
     spread = f", thresholds {min(thresholds):.3g} to {max(thresholds):.3g}" if thresholds else ""
     return {
         "activation": spec.activation,
@@ -65,13 +67,8 @@ def _shape(model: ModelFile) -> dict[str, Any]:
         "width": spec.width,
         "neurons": f"{spec.neurons}" + (f" in each of {spec.experts} experts" if spec.experts else ""),
         "predictors": f"{len(thresholds)} of {ffns} FFNs, rank {model.rank}{spread}" if thresholds else None,
-        "modes": ", ".join(_modes(model)),
+        "modes": ", ".join(modes),
     }
-
-
-def _modes(model: ModelFile) -> list[str]:
-    exact = model.spec.sparse and model.transposed
-    return ["dense"] + ["exact"] * exact + ["predicted"] * model.has_predictors
 
 
 def _imatrix(path: Path) -> Inspection:
