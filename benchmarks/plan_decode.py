@@ -29,7 +29,7 @@ from tsconvert.predictors.cost import Rates
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.runner.kernels.elementwise import bandwidth
+from tsconvert.runner.kernels import bandwidth
 from tsconvert.runner.model import Model, load
 
 RANK, TOKENS = 512, 24

@@ -7,7 +7,7 @@ layers  one FFN's predictor alone from random weights, and then for 100 steps mo
         it learns beside its layer
 model   local recovery with predictors, then the whole model under their mask, with thresholds left at 0
 
-98 % of the energy is asked for. Each line is the mean over layers and three seeds, with the largest distance from
+98 % of the energy is asked for. Each line is the mean over layers and the seeds, with the largest distance from
 98 %: what a good price has is a small distance, and few neurons predicted at it.
 """
 

@@ -21,7 +21,7 @@ def fill(model: Model, seed: int = 0) -> None:
     """Random float16 keys and values in every slot, drawn once and repeated."""
     pool = np.random.default_rng(seed).standard_normal(1 << 20).astype(np.float16).view(np.uint8)
     for name in ("keys", "values"):
-        flat = model._arrays[name].reshape(-1)
+        flat = model._engine.buffers[name].reshape(-1)
         for start in range(0, len(flat), len(pool)):
             flat[start : start + len(pool)] = pool[: len(flat) - start]
 

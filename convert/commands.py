@@ -3,6 +3,7 @@
 import click
 
 from ..common.commands import Asked, command, heading
+from ..common.errors import TsconvertError
 from ..common.options import COUNT, OUT_FOLDER, PRECISION, RANK, Rule, argument, not_with, only_with, setting
 from ..predictors.config import Training
 from ..predictors.cost import STORED_BITS
@@ -130,23 +131,21 @@ def relufy(asked: Asked) -> None:
     """
     from .relufy import relufy as run_relufy
 
-    _note_layer_options(asked)
+    _refuse_layer_options(asked)
     joint = asked.config(JointConfig, training=joint_training(asked["stored_as"])) if asked["predictors"] else None
     training, full = asked.config(LocalRecovery), asked.config(FullRecovery)
     asked.emit(run_relufy(asked.config(RelufyConfig, training=training, full=full, predictors=joint)))
 
 
-def _note_layer_options(asked: Asked) -> None:
-    """A sparse MODEL goes straight to the whole model's training, where the layers' options have no effect.
-
-    That is a note and no refusal: the same command line resumes a run and repeats it on the model that came of it.
-    """
+def _refuse_layer_options(asked: Asked) -> None:
+    """Raise if options of the layers' training are given for a sparse MODEL, whose whole is trained at once."""
     given = asked.given("steps", "batch_tokens", "learning_rate", "attention", "min_expert_tokens")
     if asked["recover"] != "full" or not given:
         return
-    from ..common.progress import note
     from ..model.checkpoint import open_checkpoint
 
     if open_checkpoint(asked["model"]).spec.sparse:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        note(f"{named}: without effect, for {asked['model']} is sparse and its layers are not trained one by one")
+        raise TsconvertError(
+            f"{named}: {asked['model']} is sparse already, so its layers are not trained one by one; leave it out"
+        )

@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..model.spec import ModelSpec
-from .kernels.tables import DOWN_ROWS, FIRED, GATE_ROWS, MISSED, PREDICTED_ROWS, UP_ROWS
 
 Shares = npt.NDArray[np.float64]
 
@@ -29,14 +28,11 @@ class Density:
     """Neurons that fired without being predicted; 0 unless the model's ``audit`` was on."""
 
     @classmethod
-    def of(cls, counts: npt.NDArray[np.int64], tokens: int, spec: ModelSpec) -> "Density":
-        """From counters [layers, tables.COUNTS] over ``tokens`` tokens."""
+    def of(cls, counts: npt.NDArray[Any], tokens: int, spec: ModelSpec) -> "Density":
+        """From the kernels' counters (records COUNTS [N, L]) over ``tokens`` tokens."""
         whole = max(1, tokens) * spec.neurons * max(1, spec.experts_per_token)
-        share = counts / whole
-        return cls(
-            tokens=tokens, gate=share[:, GATE_ROWS], up=share[:, UP_ROWS], down=share[:, DOWN_ROWS],
-            fired=share[:, FIRED], predicted=share[:, PREDICTED_ROWS], missed=share[:, MISSED],
-        )  # fmt: skip
+        shares = {name: counts[name].sum(axis=0) / whole for name in counts.dtype.names or ()}
+        return cls(tokens=tokens, **shares)
 
     @property
     def recall(self) -> Shares:

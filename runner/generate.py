@@ -3,16 +3,38 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .model import Model
+from .density import Density
+from .dialects import ModelFile
 from .sampling import Sampler, Sampling
 from .stops import StopStrings
-from .tokenizer import TextStream
+from .tokenizer import GgufTokenizer, TextStream
 from .traffic import weight_bytes
+
+
+class LanguageModel(Protocol):
+    """What generating asks of a model (`model.Model`)."""
+
+    @property
+    def source(self) -> ModelFile: ...  # noqa: D102
+    @property
+    def tokenizer(self) -> GgufTokenizer: ...  # noqa: D102
+    @property
+    def context(self) -> int: ...  # noqa: D102
+    @property
+    def position(self) -> int: ...  # noqa: D102
+    @property
+    def mode(self) -> str: ...  # noqa: D102
+    @property
+    def threads(self) -> int: ...  # noqa: D102
+    @property
+    def density(self) -> Density: ...  # noqa: D102
+    def reset(self, position: int = 0) -> None: ...  # noqa: D102
+    def feed(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +55,7 @@ class Generation:
         ...     print(piece.text, end="", flush=True)
     """
 
-    model: Model
+    model: LanguageModel
     prompt: Sequence[int]
     limit: int
     """Tokens at most."""
@@ -152,7 +174,7 @@ class Generation:
 
 
 def generate(
-    model: Model,
+    model: LanguageModel,
     prompt: str | Sequence[int],
     *,
     limit: int = 128,

@@ -4,27 +4,22 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError
-from ..model.tensor_names import MATRICES
 from ..quant.types import ggml
 from .density import Density
 from .dialects import ModelFile, open_model
-from .kernels import tables
-from .kernels.access import TENSOR_FIELDS
-from .kernels.rows import type_table
-from .kernels.step import build_step
-from .kernels.threads import Team, default_threads
+from .generate import Generation, generate
+from .kernels.engine import Engine, Weights, slots_of
+from .kernels.parameters import BLOCK
+from .kernels.threads import default_threads
 from .rope import angles
 from .sampling import Sampling
 from .tokenizer import GgufTokenizer
-
-if TYPE_CHECKING:
-    from .generate import Generation
 
 # Shape suffixes: T tokens, V vocabulary.
 MODES = ("auto", "predicted", "exact", "dense")
@@ -54,22 +49,18 @@ class Model:
         self.source, self.spec, self.context = source, source.spec, context
         self.audit = False
         self.mode = resolve_mode(source, mode)
-        numbers = _numbers(source, context, cache_type)
-        names = {tensor.type_name for (role, _), tensor in source.tensors.items() if not role.endswith("norm")}
-        self._team = Team(threads)
-        slots, row = numbers[tables.SLOTS], numbers[tables.CACHE_ROW]
         try:
-            self._arrays = _weights(source, context, names | {cache_type}, as_llama_cpp) | {"sync": self._team.sync}
-            self._arrays |= tables.new_buffers(source.spec, slots, row, source.rank, threads, names)
+            self._engine = Engine(
+                _weights(source, context), threads=threads, context=context, cache_type=cache_type,
+                as_llama_cpp=as_llama_cpp,
+            )  # fmt: skip
         except MemoryError:
-            self._team.close()
-            cache = 2 * source.spec.layers * source.spec.kv_heads * slots * row
+            row = self.spec.kv_heads * ggml.row_bytes(cache_type, self.spec.head_dim)
+            cache = 2 * self.spec.layers * slots_of(self.spec, context) * row
             raise TsconvertError(
                 f"{source.file.path}: there is no memory for {context} tokens, whose keys and values take"
                 f" {cache / 1e9:.1f} GB; load it with a smaller context"
             ) from None
-        self._table = tables.new_table(numbers, float(source.spec.norm_eps), self._arrays)
-        self._step = _compiled_step()
         self.position = self._forwarded = 0
 
     @functools.cached_property
@@ -89,16 +80,14 @@ class Model:
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
         stops: Sequence[str] = (),
-    ) -> "Generation":
+    ) -> Generation:
         """`generate.generate` with this model."""
-        from .generate import generate
-
         return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos, stops=stops)
 
     @property
     def threads(self) -> int:
         """How many threads run a step."""
-        return self._team.threads
+        return self._engine.threads
 
     @property
     def mode(self) -> str:
@@ -158,16 +147,16 @@ class Model:
     @property
     def density(self) -> Density:
         """What share of the neurons was read, predicted and fired since `reset_density`."""
-        return Density.of(self._arrays["counts"].sum(axis=0), self._forwarded, self.spec)
+        return Density.of(self._engine.counts, self._forwarded, self.spec)
 
     def reset_density(self) -> None:
         """Start counting anew."""
-        self._arrays["counts"][:] = 0
+        self._engine.counts[:] = 0
         self._forwarded = 0
 
     def close(self) -> None:
         """End the threads."""
-        self._team.close()
+        self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -192,23 +181,16 @@ class Model:
         return tokens_T
 
     def _blocks(self, tokens_T: npt.NDArray[np.int64], *, every: bool) -> Iterator[Floats]:
-        for start in range(0, len(tokens_T), tables.BLOCK):
-            block_T = tokens_T[start : start + tables.BLOCK]
-            last = start + tables.BLOCK >= len(tokens_T)
+        for start in range(0, len(tokens_T), BLOCK):
+            block_T = tokens_T[start : start + BLOCK]
+            last = start + BLOCK >= len(tokens_T)
             logits_OV = np.empty((len(block_T) if every else int(last), self.spec.vocab), np.float32)
             self._run(block_T, logits_OV)
             if len(logits_OV):
                 yield logits_OV
 
     def _run(self, tokens_T: npt.NDArray[np.int64], logits_OV: Floats) -> None:
-        mode, team, step = tables.MODES[self.mode], self._team, self._step
-        block_T = np.ascontiguousarray(tokens_T)
-        rest = (
-            team.threads, block_T.ctypes.data, len(block_T), self.position, mode, int(self.audit),
-            logits_OV.ctypes.data, len(logits_OV),
-        )  # fmt: skip
-        table = self._table.ctypes.data
-        team.run(lambda thread: step(table, thread, *rest))
+        self._engine.step(tokens_T, self.position, self.mode, self.audit, logits_OV)
         self.position += len(tokens_T)
         self._forwarded += len(tokens_T)
 
@@ -282,58 +264,13 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
     return mode
 
 
-@functools.cache
-def _compiled_step() -> Any:
-    return build_step()
-
-
-def _numbers(source: ModelFile, context: int, cache_type: str) -> dict[int, int]:
-    spec = source.spec
-    window = min(spec.sliding_window or context, context)
-    return {
-        tables.LAYERS: spec.layers,
-        tables.WIDTH: spec.width,
-        tables.NEURONS: spec.neurons,
-        tables.HEADS: spec.heads,
-        tables.KV_HEADS: spec.kv_heads,
-        tables.HEAD_DIM: spec.head_dim,
-        tables.WINDOW: window,
-        tables.SLOTS: min(context, window + tables.BLOCK),
-        tables.CACHE_TYPE: ggml.TYPES[cache_type].id,
-        tables.CACHE_ROW: ggml.row_bytes(cache_type, spec.head_dim),
-        tables.ACTIVATION: tables.ACTIVATIONS[spec.activation],
-        tables.TRANSPOSED: int(source.transposed),
-        tables.NORMED_PREDICTORS: int(source.normed_predictors),
-        tables.EXPERTS: spec.experts,
-        tables.CHOSEN: max(1, spec.experts_per_token),
-        tables.ROTATED: source.rope.dimensions,
-    }
-
-
-def _weights(source: ModelFile, context: int, type_names: set[str], as_llama_cpp: bool) -> dict[str, npt.NDArray[Any]]:
-    spec = source.spec
-    table = np.zeros((spec.layers + 1, tables.ROLES, TENSOR_FIELDS), np.int64)
-    for (role, layer), tensor in source.tensors.items():
-        if role.endswith("norm"):
-            continue
-        slot = (
-            {"token_embd": tables.TOKEN_EMBD, "output": tables.OUTPUT}[role] if layer is None else MATRICES.index(role)
-        )
-        table[-1 if layer is None else layer, slot] = _entry(tensor)
-    if spec.tied:
-        table[-1, tables.OUTPUT] = table[-1, tables.TOKEN_EMBD]
-    norms = [source.tensors[role, layer] for layer in range(spec.layers) for role in ("attn_norm", "ffn_norm")]
-    norms.append(source.tensors["output_norm", None])
+def _weights(source: ModelFile, context: int) -> Weights:
     cos, sin = angles(source.rope, context)
-    return {
-        "tensors": table, "types": type_table(sorted(type_names), as_llama_cpp=as_llama_cpp), "cos": cos, "sin": sin,
-        "norms": np.stack([norm.to_float32() for norm in norms]), "thresholds": np.ascontiguousarray(source.thresholds),
-        "shifts": np.array(source.spec.thresholds or (0.0,) * source.spec.layers, np.float32),
-    }  # fmt: skip
-
-
-def _entry(tensor: Any) -> tuple[int, ...]:
-    """A tensor's row of the weight table; the fields as tables.py names them."""
-    rows, columns = tensor.shape[-2:]
-    size = ggml.row_bytes(tensor.type_name, columns)
-    return (tensor.raw.ctypes.data, ggml.TYPES[tensor.type_name].id, rows, columns, size, rows * size)
+    tensors = {
+        place: tensor.to_float32() if place[0].endswith("norm") else tensor for place, tensor in source.tensors.items()
+    }
+    return Weights(
+        spec=source.spec, tensors=tensors, thresholds=np.ascontiguousarray(source.thresholds), cos=cos, sin=sin,
+        rotated=source.rope.dimensions, rank=source.rank, transposed=source.transposed,
+        normed_predictors=source.normed_predictors,
+    )  # fmt: skip

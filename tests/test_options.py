@@ -232,12 +232,13 @@ def test_all_options_without_effect_are_named_at_once_even_where_one_is_missing(
     assert said(capsys, line) == said(capsys, f"{line} --out o") == sentence
 
 
-def test_options_of_single_layers_are_noted_where_a_sparse_model_has_none_to_train(capsys, dense, tmp_path: Path):
+def test_options_of_single_layers_are_refused_where_a_sparse_model_has_none_to_train(capsys, dense, tmp_path: Path):
     sparse = tmp_path / "sparse"
     cli.main(["relufy", str(dense), "--out", str(sparse), "--recover", "none", "--no-align"])
     line = f"relufy {sparse} --out {tmp_path / 'o'} --recover full --steps 5 --no-attention"
-    assert said(capsys, line).startswith(
-        f"--steps, --attention: without effect, for {sparse} is sparse and its layers are not trained one by one\n"
+    assert said(capsys, line) == (
+        f"error: --steps, --attention: {sparse} is sparse already, so its layers are not trained one by one;"
+        " leave it out\n"
     )
 
 

@@ -75,9 +75,12 @@ def test_pre_commit_and_the_dev_extra_have_the_same_versions():
 def test_constraints_fit_what_pyproject_allows():
     pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M))
     for requirement in PROJECT["project"]["dependencies"]:
-        name, least = requirement.split(">=")
+        name, least, ceiling = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?", requirement).groups()
         if name in pinned:
-            assert [int(n) for n in pinned[name].split(".")[:2]] >= [int(n) for n in least.split(".")[:2]], name
+            least_2, pinned_2, ceiling_2 = (
+                [int(n) for n in version.split(".")[:2]] for version in (least, pinned[name], ceiling or "9999")
+            )
+            assert least_2 <= pinned_2 < ceiling_2, name
 
 
 @pytest.mark.parametrize("module", ["tsconvert", "tsconvert.cli"])

@@ -16,9 +16,9 @@ import torch
 from ...common import processes
 
 # Shape suffixes: T tokens, F neurons.
-SMOOTHING = 0.2
+SMOOTHING = 0.1
 """Share of the latest step in the running mean of the energy that is lost."""
-GAIN = 0.1
+GAIN = 0.03
 """Change of the price's logarithm in a step at which e times as much energy is lost as may be."""
 _LIMITS = (1e-6, 1e4)
 

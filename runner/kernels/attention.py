@@ -3,140 +3,122 @@
 The cache is a ring: position p is in slot p modulo the number of slots, those of window and block, or of the context.
 """
 
+from typing import Any
+
 import numpy as np
+from numba import njit
 
-from .access import at, number, row_bytes, tensor_of, type_field
+from .barrier import meet
 from .compiling import compiled
-from .elementwise import rotate, softmax
-from .inputs import round_input
-from .native import call_add, call_products, call_row, load_f32, store_f16, store_f32
-from .parts import add_to_residual, clear, gather_all, multiply_run, normalise, ready, run_of
-from .rows import ADD, FLOATS, FROM_FLOAT, KIND, PRODUCTS
-from .tables import (
-    ADDED,
-    ATTENDED,
-    CACHE_ROW,
-    CACHE_TYPE,
-    COS,
-    HEAD_DIM,
-    HEADS,
-    KEY,
-    KEYS,
-    KV_HEADS,
-    NORMED,
-    PREPARED,
-    QUERIES,
-    QUERY,
-    ROTATED,
-    SCORES,
-    SCRATCH,
-    SIN,
-    SLOTS,
-    TYPES,
-    VALUE,
-    VALUES,
-    WINDOW,
-    K,
-    O,
-    Q,
-    V,
-)
+from .matrix_products import multiply_run, ready
+from .memory import call_row, load_f32, store_f16, store_f32
+from .parameters import Layer, Parameters, row_at
+from .residual import add_to_residual, clear, normalise
+from .rounded_inputs import round_input
+from .row_kernels import call_add, call_products
+from .simd.float_vectors import exp_shifted
+from .weight_types import FLOATS
+from .work_shares import run_start
 
 
 @compiled
-def attention(m: int, thread: int, threads: int, layer: int, position: int, tokens: int) -> None:
-    """x += attention(norm(x)), with the new positions' keys and values put into the cache."""
-    normalise(m, thread, threads, tokens, 2 * layer)
-    row = thread if tokens == 1 else 0
-    x, form = at(m, NORMED, row), 0
-    for role in (Q, K, V):
-        tensor = tensor_of(m, layer, role)
-        form = ready(m, thread, threads, tokens, tensor, x, PREPARED, form)
-        out = at(m, QUERY if role == Q else KEY if role == K else VALUE, 0)
-        multiply_run(m, thread, threads, tensor, 0, x, PREPARED, row, 0, tokens, out)
-    _place(m, thread, threads, layer, position, tokens)
-    gather_all(m, thread, threads)
-    _attend(m, thread, threads, layer, position, tokens)
-    gather_all(m, thread, threads)
-    tensor, x = tensor_of(m, layer, O), at(m, ATTENDED, 0)
-    ready(m, thread, threads, tokens, tensor, x, PREPARED, 0)
-    multiply_run(m, thread, threads, tensor, 0, x, PREPARED, row, 0, tokens, at(m, ADDED, 0))
-    gather_all(m, thread, threads)
-    add_to_residual(m, thread, threads, tokens)
+def rotate(params: Parameters, x: int, cos: int, sin: int, first: int, end: int) -> None:
+    """Turn neighbouring pairs (2i, 2i+1) of each head by the angles of a position; rows ``first`` to ``end``.
+
+    Of a head the first `rotated` dimensions turn; at ``cos`` and ``sin`` stand half as many numbers.
+    """
+    head_dim, rotated = params.head_dim, params.rotated
+    for r in range(first, end, 2):
+        within = r % head_dim
+        if within < rotated:
+            a, b, c, s = load_f32(x, r), load_f32(x, r + 1), load_f32(cos, within // 2), load_f32(sin, within // 2)
+            store_f32(x, r, a * c - b * s)
+            store_f32(x, r + 1, a * s + b * c)
 
 
 @compiled
-def _place(m: int, thread: int, threads: int, layer: int, position: int, tokens: int) -> None:
-    """Turn this thread's rows of queries and keys, and put its rows of keys and values into the cache."""
-    head_dim, rotated = number(m, HEAD_DIM), number(m, ROTATED)
-    first_q, end_q = run_of(number(m, HEADS) * head_dim, thread, threads)
-    first, end = run_of(number(m, KV_HEADS) * head_dim, thread, threads)
-    slots, size, type_id = number(m, SLOTS), number(m, CACHE_ROW), number(m, CACHE_TYPE)
-    types = at(m, TYPES, 0)
-    convert = size // head_dim if type_field(types, type_id, KIND) == FLOATS else type_field(types, type_id, FROM_FLOAT)
-    for t in range(tokens):
-        p = position + t
-        rotate(at(m, QUERY, t), head_dim, at(m, COS, p), at(m, SIN, p), rotated, first_q, end_q)
-        rotate(at(m, KEY, t), head_dim, at(m, COS, p), at(m, SIN, p), rotated, first, end)
-        for new, cache in ((KEY, KEYS), (VALUE, VALUES)):
-            slot = at(m, cache, layer) + p % slots * size
-            place_rows(at(m, new, t), first, end, head_dim, slot, slots * size, convert, size)
-
-
-@compiled
-def place_rows(
-    x: int, first: int, end: int, head_dim: int, slot: int, head_bytes: int, convert: int, size: int
-) -> None:
+def place_rows(params: Parameters, x: int, first: int, end: int, slot: int) -> None:
     """Rows ``first`` to ``end`` of a new key or value into a slot, whose address is that of the first head.
 
-    As floats of 2 or 4 bytes if that is ``convert``, or by ggml's from_float there in runs of 32.
+    As floats of 2 or 4 bytes, or by ggml's from_float in runs of 32.
     """
-    if convert <= 4:
+    head_dim, size = params.head_dim, params.cache_row
+    head_bytes = params.slots * size
+    if params.cache_type.kind == FLOATS:
         for r in range(first, end):
             place = slot + r // head_dim * head_bytes
-            if convert == 2:
+            if size == 2 * head_dim:
                 store_f16(place, r % head_dim, load_f32(x, r))
             else:
                 store_f32(place, r % head_dim, load_f32(x, r))
-        return
-    run_bytes = size * 32 // head_dim
-    for r in range(first, end, 32):
-        call_row(convert, x + 4 * r, slot + r // head_dim * head_bytes + r % head_dim // 32 * run_bytes, 32)
+    else:
+        run_bytes = size * 32 // head_dim
+        for r in range(first, end, 32):
+            place = slot + r // head_dim * head_bytes + r % head_dim // 32 * run_bytes
+            call_row(params.cache_type.from_float, x + 4 * r, place, 32)
 
 
 @compiled
-def _attend(m: int, thread: int, threads: int, layer: int, position: int, tokens: int) -> None:
-    """Each thread takes tokens' heads in turn: those that share keys together, if that leaves no thread idle."""
-    heads, head_dim, slots = number(m, HEADS), number(m, HEAD_DIM), number(m, SLOTS)
-    group = heads // number(m, KV_HEADS)
-    some = group if tokens > 1 or number(m, KV_HEADS) % threads == 0 else 1
-    units = heads // some
-    for unit in range(thread, units * tokens, threads):
-        t, head = unit // units, unit % units * some
-        p = position + t
-        start = head // group * slots * number(m, CACHE_ROW)
-        attend_heads(
-            at(m, TYPES, 0), number(m, CACHE_TYPE), number(m, CACHE_ROW), slots, head_dim, some,
-            max(0, p - number(m, WINDOW) + 1), p + 1, at(m, QUERY, t) + 4 * head * head_dim,
-            at(m, KEYS, layer) + start, at(m, VALUES, layer) + start, at(m, ATTENDED, t) + 4 * head * head_dim,
-            at(m, SCORES, thread), at(m, QUERIES, thread), row_bytes(m, QUERIES) // group, at(m, SCRATCH, thread),
-        )  # fmt: skip
+def place_in_cache(params: Parameters, thread: int, layer: Layer) -> None:
+    """Turn this thread's rows of queries and keys, and put its rows of keys and values into the cache."""
+    first_q, end_q = (
+        run_start(params, params.heads * params.head_dim, thread),
+        run_start(params, params.heads * params.head_dim, thread + 1),
+    )
+    first, end = (
+        run_start(params, params.kv_heads * params.head_dim, thread),
+        run_start(params, params.kv_heads * params.head_dim, thread + 1),
+    )
+    for t in range(params.tokens):
+        p = params.position + t
+        cos, sin = row_at(params.cos, p), row_at(params.sin, p)
+        rotate(params, row_at(params.query, t), cos, sin, first_q, end_q)
+        rotate(params, row_at(params.key, t), cos, sin, first, end)
+        slot = p % params.slots * params.cache_row
+        place_rows(params, row_at(params.key, t), first, end, row_at(params.keys, layer.index) + slot)
+        place_rows(params, row_at(params.value, t), first, end, row_at(params.values, layer.index) + slot)
+
+
+@njit(fastmath={"nnan", "nsz", "reassoc"})
+def _largest(at: int, count: int) -> Any:
+    top = load_f32(at, 0)
+    for i in range(1, count):
+        top = max(top, load_f32(at, i))
+    return top
+
+
+@compiled
+def softmax(params: Parameters, at: int, count: int, scale: float) -> np.float32:  # noqa: ARG001
+    """Replace ``count`` floats x at an address by exp(scale (x - largest)); returns their sum.
+
+    There is room for 16 more: they are overwritten.
+    """
+    top = np.float32(_largest(at, count) * scale)
+    for i in range(count):
+        store_f32(at, i, load_f32(at, i) * scale)
+    for i in range(count, count + 16):
+        store_f32(at, i, np.float32(-1e30))
+    total = np.float32(0)
+    for i in range(0, count, 16):
+        total += exp_shifted(at + 4 * i, top)
+    return total
 
 
 @compiled
 def attend_heads(
-    types: int, type_id: int, size: int, slots: int, head_dim: int, heads: int, first: int, end: int,
-    queries: int, keys: int, values: int, out: int, scores: int, prepared: int, prepared_stride: int, scratch: int,
-) -> None:  # fmt: skip
+    params: Parameters, thread: int, heads: int, first: int, end: int, queries: int, keys: int, values: int, out: int
+) -> None:
     """Softmax attention of ``heads`` queries that share keys over positions ``first`` to ``end``; all by address.
 
     Positions lie in one run of slots, or in two where they pass the ring's end.
     """
+    head_dim, size, slots, kind = params.head_dim, params.cache_row, params.slots, params.cache_type
+    scores, scratch = row_at(params.scores, thread), row_at(params.scratch, thread)
     x, stride, total = queries, 4 * head_dim, end - first
-    if type_field(types, type_id, KIND) != FLOATS:
+    if kind.kind != FLOATS:
+        x, stride = row_at(params.queries, thread), params.queries.row_bytes // (params.heads // params.kv_heads)
         for h in range(heads):
-            round_input(queries + 4 * head_dim * h, head_dim, prepared + prepared_stride * h, 1)
-        x, stride = prepared, prepared_stride
+            round_input(params, queries + 4 * head_dim * h, head_dim, x + stride * h, 1)
     room = total + 32
     slot = first % slots
     run = min(total, slots - slot)
@@ -144,19 +126,56 @@ def attend_heads(
         begin, count, done = (slot, run, 0) if part == 0 else (0, total - run, run)
         target = scores + 4 * (done - begin)
         call_products(
-            type_field(types, type_id, PRODUCTS),
-            (0, keys, size, 0, begin, count, head_dim, x, stride, 0, heads, target, 1, room, scratch),
+            params, kind, keys, size, 0, begin, count, head_dim, x, stride, 0, heads, target, 1, room, scratch
         )
     for h in range(heads):
         mine, target = scores + 4 * room * h, out + 4 * head_dim * h
-        share = np.float32(1) / softmax(mine, total, np.float32(1.0 / np.sqrt(head_dim)))
-        clear(target, head_dim)
+        share = np.float32(1) / softmax(params, mine, total, np.float32(1.0 / np.sqrt(head_dim)))
+        clear(params, target, head_dim)
         for part in range(2 if run < total else 1):
             begin, count, done = (slot, run, 0) if part == 0 else (0, total - run, run)
             weights = mine + 4 * (done - begin)
-            call_add(
-                type_field(types, type_id, ADD),
-                (0, values, size, 0, begin, count, begin + count, weights, head_dim, target, scratch),
-            )
+            call_add(params, kind, values, size, 0, begin, count, begin + count, weights, head_dim, target, scratch)
         for i in range(head_dim):
             store_f32(target, i, load_f32(target, i) * share)
+
+
+@compiled
+def attend(params: Parameters, thread: int, layer: Layer) -> None:
+    """Each thread takes tokens' heads in turn: those that share keys together, if that leaves no thread idle."""
+    heads, head_dim, kv_heads = params.heads, params.head_dim, params.kv_heads
+    group = heads // kv_heads
+    some = group if params.tokens > 1 or kv_heads % params.threads == 0 else 1
+    units = heads // some
+    for unit in range(thread, units * params.tokens, params.threads):
+        t, head = unit // units, unit % units * some
+        p = params.position + t
+        start, place = head // group * params.slots * params.cache_row, 4 * head * head_dim
+        attend_heads(
+            params, thread, some, max(0, p - params.window + 1), p + 1, row_at(params.query, t) + place,
+            row_at(params.keys, layer.index) + start, row_at(params.values, layer.index) + start,
+            row_at(params.attended, t) + place,
+        )  # fmt: skip
+
+
+@compiled
+def attention(params: Parameters, thread: int, layer: Layer) -> None:
+    """x += attention(norm(x)), with the new positions' keys and values put into the cache."""
+    normalise(params, thread, layer.attn_norm)
+    row, tokens = thread if params.tokens == 1 else 0, params.tokens
+    x, prepared = row_at(params.normed, row), params.prepared
+    form = ready(params, thread, layer.attn_q, x, prepared, 0)
+    multiply_run(params, thread, layer.attn_q, 0, x, prepared, row, 0, tokens, params.query.address)
+    form = ready(params, thread, layer.attn_k, x, prepared, form)
+    multiply_run(params, thread, layer.attn_k, 0, x, prepared, row, 0, tokens, params.key.address)
+    ready(params, thread, layer.attn_v, x, prepared, form)
+    multiply_run(params, thread, layer.attn_v, 0, x, prepared, row, 0, tokens, params.value.address)
+    place_in_cache(params, thread, layer)
+    meet(params, thread)
+    attend(params, thread, layer)
+    meet(params, thread)
+    x = params.attended.address
+    ready(params, thread, layer.attn_output, x, prepared, 0)
+    multiply_run(params, thread, layer.attn_output, 0, x, prepared, row, 0, tokens, params.added.address)
+    meet(params, thread)
+    add_to_residual(params, thread)

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .simd import I64, LANES, Emit
+from .simd.emit import I64, LANES, Emit, emitted
 
 _BUFFER_BYTES = 1 << 29  # larger than any cache
 _ROUNDS = 2
@@ -26,28 +24,24 @@ _WAYS = ((1, 0), (1, 4096), (1, 8192), (2, 4096), (4, 2048), (4, 4096))
 _WORDS = ir.VectorType(I64, LANES // 2)
 
 
-@intrinsic
-def _read_run(typingctx: Any, address: Any, ahead: Any) -> Any:  # noqa: ARG001
+@emitted(types.int64, types.int64, types.int64)
+def _read_run(e: Emit, address: Any, ahead: Any) -> Any:
     """Read _RUN_BYTES from an address on, asking for the lines ``ahead`` bytes further; returns their sum."""
+    b, place = e.b, e.variable(e.all(_WORDS, 0))
+    with e.loop(ir.Constant(I64, _RUN_BYTES // (8 * _LINE))) as index:
+        line = b.add(address, b.mul(index, ir.Constant(I64, 8 * _LINE)))
+        words = [e.load(_WORDS, line, _LINE * i) for i in range(8)]
+        for i in range(8):
+            e.prefetch(b.add(line, ahead), _LINE * i)
+        b.store(b.add(b.load(place), _sum(b, words)), place)
+    total = b.load(place)
+    return _sum(b, [b.extract_element(total, ir.Constant(ir.IntType(32), i)) for i in range(_WORDS.count)])
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        e = Emit(builder, "")
-        place = cgutils.alloca_once_value(builder, e.all(_WORDS, 0))
-        with cgutils.for_range(builder, ir.Constant(I64, _RUN_BYTES // (8 * _LINE)), intp=I64) as loop:
-            line = builder.add(args[0], builder.mul(loop.index, ir.Constant(I64, 8 * _LINE)))
-            words = [e.load(_WORDS, line, _LINE * i) for i in range(8)]
-            for i in range(8):
-                e.prefetch(builder.add(line, args[1]), _LINE * i)
-            while len(words) > 1:
-                words = [builder.add(a, b) for a, b in zip(words[::2], words[1::2], strict=True)]
-            builder.store(builder.add(builder.load(place), words[0]), place)
-        total = builder.load(place)
-        lanes = [builder.extract_element(total, ir.Constant(ir.IntType(32), i)) for i in range(_WORDS.count)]
-        while len(lanes) > 1:
-            lanes = [builder.add(a, b) for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
-        return lanes[0]
 
-    return types.int64(types.int64, types.int64), codegen
+def _sum(builder: Any, values: list[Any]) -> Any:
+    while len(values) > 1:
+        values = [builder.add(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
 
 
 def _read(address: int, size: int, streams: int, ahead: int) -> int:

@@ -4,13 +4,12 @@ The counter only rises, so nothing is reset between meetings. A thread that wait
 machine the one that is waited for may need it. A thread that dies sets the abort word, and nobody waits any more.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from .compiling import compiled
-from .native import atomic_add, atomic_load, call_yield, load_i64, pause, store_i64
+from .memory import atomic_add, atomic_load, call_yield, load_i64, pause, store_i64
+from .parameters import Parameters
 
 # Words of the sync array; each stands in a cache line of its own.
 _LINE = 8
@@ -19,7 +18,7 @@ _SPINS = 2000  # pauses before the core is given away, some 50 microseconds
 
 
 def new_sync(threads: int, yield_function: int) -> npt.NDArray[np.int64]:
-    """The words that ``threads`` threads meet over. ``yield_function`` is `native.yield_address()`."""
+    """The words that ``threads`` threads meet over. ``yield_function`` is `memory.yield_address()`."""
     sync = np.zeros(FIRST_THREAD + threads * _LINE, np.int64)
     sync[YIELD] = yield_function
     return sync
@@ -32,8 +31,9 @@ def reset(sync: npt.NDArray[np.int64]) -> None:
 
 
 @compiled
-def meet(sync: int, thread: int, threads: int) -> None:
-    """Wait until all threads are here, or one has aborted. ``sync`` is the words' address."""
+def meet(params: Parameters, thread: int) -> None:
+    """Wait until all threads are here, or one has aborted."""
+    threads, sync = params.threads, params.sync
     if threads == 1:
         return
     mine = FIRST_THREAD + thread * _LINE
@@ -51,6 +51,6 @@ def meet(sync: int, thread: int, threads: int) -> None:
 
 
 @compiled
-def aborted(sync: int) -> Any:
-    """Whether a thread has died or asked all to stop."""
-    return atomic_load(sync + 8 * ABORT) != 0
+def aborted(params: Parameters) -> int:
+    """Other than 0 when a thread has died or asked all to stop."""
+    return atomic_load(params.sync + 8 * ABORT)

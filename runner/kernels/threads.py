@@ -8,7 +8,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError
 from . import barrier
-from .native import yield_address
+from .memory import yield_address
 
 Job = Callable[[int], Any]
 _MOST_THREADS = 256

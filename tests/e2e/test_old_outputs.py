@@ -88,7 +88,7 @@ def test_files_and_the_checkpoint_are_equally_good(call, file: str):
     assert dense["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-3)
     assert exact["perplexity"] == pytest.approx(dense["perplexity"], rel=1e-5)
     assert predicted["perplexity"] == pytest.approx(exact["perplexity"], rel=0.05)
-    assert predicted["predicted_density"] == pytest.approx([0.486, 0.456], abs=0.01)
+    assert predicted["predicted_density"] == pytest.approx([0.483, 0.457], abs=0.01)
 
 
 def test_kept_predictions_are_those_of_the_model(call):
@@ -182,7 +182,7 @@ def test_finished_predictors_are_taken_from_what_was_kept(call, old: Path):
 def test_the_whole_models_training_goes_on_from_its_checkpoint(command_line: Any, old: Path, name: str):
     code, _, said = command_line.run([*shlex.split(RUNS[name]["command"]), "--resume"], old)
     assert code == 0, said
-    assert "going on from step 1\n" in said
+    assert "going on from step 2\n" in said
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_the_whole_models_training_goes_on_from_its_checkpoint(command_line: Any
         ("joint", "joint.partial", "--target-sparsity 0.7"),
         ("late", "late.partial", "--learning-rate 0.01"),
         ("searched", "searched.partial", "--target-energy 0.9"),
-        ("early", "early.full", "--evaluations 2"),
+        ("early", "early.full", "--evaluations 4"),
         ("full", "full.full", "--full-tokens 2K"),
         ("both", "both.full", "--seed 1"),
     ],

@@ -26,7 +26,9 @@ Pin = dict[str, str]
 
 # name -> the command, which runs in a folder of that name, beside those of the others
 _LOCAL = "--tokens 2K --context 128 --steps 4 --batch-tokens 256"
-_FULL = f"{_LOCAL} --recover full --full-tokens 1K --full-batch-tokens 256 --micro-tokens 256 --evaluations 2"
+_WHOLE = "--recover full --full-tokens 1K --full-batch-tokens 256 --micro-tokens 256 --evaluations 2"
+_FULL = f"{_LOCAL} {_WHOLE}"
+_AGAIN = f"--tokens 2K --context 128 {_WHOLE}"
 _TEXT = "--tokens 1K --context 128"
 _PREDICTORS = "--tokens 2K --context 128 --steps 10 --batch-tokens 256"
 _RUN = "-p 'The people of the' -n 24 -t 1"
@@ -63,7 +65,7 @@ EVERYWHERE = {
     "plan-mixtral": f"plan tiny-mixtral {_MACHINE}",
 }
 THIS_MACHINE = {
-    "relufy-align": f"relufy tiny-mistral --out sparse --recover none {_LOCAL}",
+    "relufy-align": "relufy tiny-mistral --out sparse --recover none --tokens 2K --context 128",
     "relufy-local": f"relufy tiny-mistral --out sparse {_LOCAL}",
     "relufy-local-mixtral": f"relufy tiny-mixtral --out sparse --min-expert-tokens 500 {_LOCAL}",
     "relufy-local-sparser": f"relufy tiny-mistral --out sparse --precision f32 --target-sparsity 0.9 --shift 0.99"
@@ -74,11 +76,9 @@ THIS_MACHINE = {
     "relufy-full": f"relufy tiny-mistral --out sparse {_FULL}",
     "relufy-full-joint": f"relufy tiny-mistral --out sparse --predictors predictors --rank 16 {_FULL}",
     "relufy-full-steered": f"relufy ../relufy-local/sparse --teacher tiny-mistral --out sparse --target-sparsity 0.9"
-    f" --hidden 0.1 --top-logits 32 --train-embeddings {_FULL}",
-    "relufy-full-sine": f"relufy ../relufy-local/sparse --teacher tiny-mistral --out sparse --target-sparsity 0.9"
-    f" --penalty sine --baseline --shift 0.99 {_FULL}",
+    f" --hidden 0.1 --top-logits 32 --train-embeddings {_AGAIN}",
     "relufy-full-stream": f"relufy ../relufy-local/sparse --teacher tiny-mistral --out sparse --stream"
-    f" --data ../words.txt {_FULL} --context 32 --evaluations 1",
+    f" --data ../words.txt {_AGAIN} --context 32 --evaluations 1",
     "profile": f"profile ../relufy-local/sparse --out p.safetensors --powerinfer-dir counts {_TEXT}",
     "profile-mixtral": f"profile ../relufy-local-mixtral/sparse --out p.safetensors {_TEXT}",
     "imatrix": f"imatrix tiny-mistral --out i.gguf {_TEXT}",
@@ -91,8 +91,6 @@ THIS_MACHINE = {
     f" --stored-as Q8_0 --precision f32 {_PREDICTORS}",
     "predictors-from": f"predictors ../relufy-joint/sparse --from ../relufy-joint/predictors --out predictors"
     f" {_PREDICTORS}",
-    "predictors-svd": f"predictors ../relufy-local/sparse --out predictors --method svd --rank 16 {_PREDICTORS}",
-    "predictors-sign": f"predictors ../relufy-local/sparse --out predictors --method sign {_PREDICTORS}",
     "export-sparse": "export-gguf ../relufy-joint/sparse --predictors ../relufy-joint/predictors --out m.gguf -t 1",
     "export-sparse-q8_0": "export-gguf ../relufy-joint/sparse --predictors ../relufy-joint/predictors --out m.gguf"
     f" --type Q8_0 --predictor-type Q8_0 --separate-predictors {_EXPORT}",

@@ -210,7 +210,7 @@ def test_routers_of_nan_choose_each_expert_once(bases, tmp_path: Path):
     path = made(bases, tmp_path / "m.gguf", "experts", change)
     with load(path, threads=1, context=64) as model:
         model.logits([1] * 40)
-        choice = model._arrays["choice"][:40]
+        choice = model._engine.buffers["choice"][:40]
         assert (choice[:, 0] != choice[:, 1]).all()
         with pytest.raises(TsconvertError, match="the logits are NaN or infinite"):
             list(model.generate([1, 2, 3], limit=1))

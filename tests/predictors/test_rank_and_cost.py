@@ -99,7 +99,7 @@ def test_the_search_widens_until_the_density_is_met():
     assert trials[way.candidate].rank == 96
 
 
-def best_by_trial(ffns: list[list[Choice]], budget: float) -> float:
+def best_by_candidate(ffns: list[list[Choice]], budget: float) -> float:
     reads = [sum(way.bytes for way in ways) for ways in product(*ffns) if sum(way.weights for way in ways) <= budget]
     return min(reads)
 
@@ -114,12 +114,12 @@ def test_a_budget_goes_where_it_saves_most(seed: int):
         ffns.append([*ways, Choice(0, exact, None)])
     budget = 32.0 * generator.integers(1, 12)
     taken = spend(ffns, budget)
-    ways = [next(way for way in ffn if way.trial == trial) for ffn, trial in zip(ffns, taken, strict=True)]
+    ways = [next(way for way in ffn if way.candidate == candidate) for ffn, candidate in zip(ffns, taken, strict=True)]
     assert sum(way.weights for way in ways) <= budget
     # the greedy choice may leave over what is less than one step, whose saving bounds what it misses
     largest = max((max(way.bytes for way in ffn) - min(way.bytes for way in ffn)) for ffn in ffns)
-    assert sum(way.bytes for way in ways) <= best_by_trial(ffns, budget) + largest
-    assert spend(ffns, None) == [min(ffn, key=lambda way: (way.bytes, way.weights)).trial for ffn in ffns]
+    assert sum(way.bytes for way in ways) <= best_by_candidate(ffns, budget) + largest
+    assert spend(ffns, None) == [min(ffn, key=lambda way: (way.bytes, way.weights)).candidate for ffn in ffns]
 
 
 def test_a_budget_is_spent_on_the_layer_that_saves_more():

@@ -29,7 +29,7 @@ from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 
 Make = Callable[..., Path]
-QUICK = Training(steps=60, batch_tokens=256)
+QUICK = Training(steps=120, batch_tokens=256)
 
 
 def config(folder: Path, text: Source, **fields: object) -> PredictorConfig:

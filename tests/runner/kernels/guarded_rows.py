@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_rows import FLOATS, ROWS, TOKENS, Kernel
+from test_row_kernels import FLOATS, ROWS, TOKENS, Kernel
 
 from tsconvert.quant.types import ggml
-from tsconvert.runner.kernels import rows
+from tsconvert.runner.kernels import weight_types
 
 _NO_ACCESS = 0
 _RNG = np.random.default_rng(7)
@@ -53,7 +53,7 @@ def main() -> None:
     """Every type that the runner computes with, rows of one block and of several."""
     with np.errstate(all="ignore"):
         for name in ggml.weight_types():
-            if rows.kind_of(name) == rows.UNKNOWN:
+            if weight_types.kind_of(name) == weight_types.UNKNOWN:
                 continue
             block = ggml.TYPES[name].weights
             for columns in (1, 16, 77) if name in FLOATS else (block, 3 * block):

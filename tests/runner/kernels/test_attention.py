@@ -4,38 +4,32 @@ import numpy as np
 import pytest
 
 from tsconvert.quant.types import ggml
-from tsconvert.runner.kernels import attention
-from tsconvert.runner.kernels.products import SCRATCH_BYTES
-from tsconvert.runner.kernels.rows import FROM_FLOAT, input_bytes, type_table
+from tsconvert.runner.kernels.attention import attend_heads, place_rows, rotate, softmax
+from tsconvert.runner.kernels.parameters import SCRATCH_BYTES
+from tsconvert.runner.kernels.weight_types import input_bytes, type_record
 
 RNG = np.random.default_rng(3)
 HEADS, HEAD_DIM, SLOTS, SHARED = 3, 64, 24, 2  # three cached heads, of which the second is asked by two queries
 
 
-def attend(type_name, first, end, head_dim=HEAD_DIM):
+def attend(params_of, type_name, first, end, head_dim=HEAD_DIM):
     """What the kernels make of random keys and values of positions 0 to end, and the same in NumPy."""
-    types, kind = type_table([type_name]), ggml.TYPES[type_name].id
     size = ggml.row_bytes(type_name, head_dim)
     key_PHD, value_PHD = (RNG.standard_normal((end, HEADS, head_dim)).astype(np.float32) for _ in range(2))
     caches = [np.zeros((HEADS, SLOTS, size), np.uint8) for _ in range(2)]
-    convert = {"F16": 2, "F32": 4}.get(type_name, types[kind, FROM_FLOAT])
+    params = params_of(
+        cache_type=type_record(type_name), cache_row=size, slots=SLOTS, head_dim=head_dim, heads=SHARED, kv_heads=1,
+        scores=np.zeros((1, SHARED * (SLOTS + 32)), np.float32), scratch=np.zeros((1, SCRATCH_BYTES), np.uint8),
+        queries=np.zeros((1, SHARED * input_bytes(head_dim, ["Q8_0"])), np.uint8),
+    )  # fmt: skip
     for p in range(end):
         for x_PHD, cache in zip((key_PHD, value_PHD), caches, strict=True):
             cut, whole = 32, HEADS * head_dim
             for start, stop in ((0, cut), (cut, whole)):  # as two threads do it
-                place = cache.ctypes.data + p % SLOTS * size
-                attention.place_rows(x_PHD[p].ctypes.data, start, stop, head_dim, place, SLOTS * size, convert, size)
+                place_rows(params, x_PHD[p].ctypes.data, start, stop, cache.ctypes.data + p % SLOTS * size)
     query, out = RNG.standard_normal((SHARED, head_dim)).astype(np.float32), np.zeros((SHARED, head_dim), np.float32)
-    scores, prepared = (
-        np.zeros(SHARED * (SLOTS + 32), np.float32),
-        np.zeros((SHARED, input_bytes(head_dim, ["Q8_0"])), np.uint8),
-    )
-    scratch = np.zeros(SCRATCH_BYTES, np.uint8)
-    attention.attend_heads(
-        types.ctypes.data, kind, size, SLOTS, head_dim, SHARED, first, end, query.ctypes.data,
-        caches[0][1].ctypes.data, caches[1][1].ctypes.data, out.ctypes.data, scores.ctypes.data, prepared.ctypes.data,
-        prepared.strides[0], scratch.ctypes.data,
-    )  # fmt: skip
+    keys, values = (cache[1].ctypes.data for cache in caches)
+    attend_heads(params, 0, SHARED, first, end, query.ctypes.data, keys, values, out.ctypes.data)
     score = query @ key_PHD[first:end, 1].T / np.sqrt(head_dim)
     share = np.exp(score - score.max(axis=1, keepdims=True))
     return out, share / share.sum(axis=1, keepdims=True) @ value_PHD[first:end, 1]
@@ -43,11 +37,33 @@ def attend(type_name, first, end, head_dim=HEAD_DIM):
 
 @pytest.mark.parametrize(("first", "end"), [(0, 1), (0, 20), (7, 24), (3, 26), (20, 40), (30, 31), (25, 49)])
 @pytest.mark.parametrize(("type_name", "bound"), [("F32", 1e-5), ("F16", 2e-3), ("Q8_0", 4e-2)])
-def test_a_ring_of_slots(type_name, bound, first, end):
-    ours, twin = attend(type_name, first, end)
+def test_a_ring_of_slots(params_of, type_name, bound, first, end):
+    ours, twin = attend(params_of, type_name, first, end)
     np.testing.assert_allclose(ours, twin, rtol=0, atol=bound)
 
 
-def test_heads_of_an_odd_size():
-    ours, twin = attend("F16", 2, 19, head_dim=22)
+def test_heads_of_an_odd_size(params_of):
+    ours, twin = attend(params_of, "F16", 2, 19, head_dim=22)
     np.testing.assert_allclose(ours, twin, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(("head_dim", "rotated"), [(16, 16), (20, 12), (6, 2)])
+def test_rotation_turns_neighbouring_pairs(params_of, head_dim, rotated):
+    x_HD, angle = RNG.standard_normal((5, head_dim)).astype(np.float32), RNG.uniform(0, 6, rotated // 2)
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    twin, flat, params = x_HD.copy(), x_HD.reshape(-1).copy(), params_of(head_dim=head_dim, rotated=rotated)
+    turned = (x_HD[:, 0:rotated:2] + 1j * x_HD[:, 1:rotated:2]) * np.exp(1j * angle)
+    twin[:, 0:rotated:2], twin[:, 1:rotated:2] = turned.real, turned.imag
+    cut = flat.size // 4 * 2
+    for first, end in ((0, cut), (cut, flat.size)):
+        rotate(params, flat.ctypes.data, cos.ctypes.data, sin.ctypes.data, first, end)
+    np.testing.assert_allclose(flat.reshape(5, head_dim), twin, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 7, 16, 17, 100])
+def test_softmax(params_of, count):
+    x_P, scale = RNG.standard_normal(count + 16).astype(np.float32) * 30, np.float32(0.3)
+    twin = np.exp((x_P[:count] - x_P[:count].max()).astype(np.float64) * scale)
+    total = softmax(params_of(), x_P.ctypes.data, count, scale)
+    np.testing.assert_allclose(x_P[:count], twin, rtol=5e-6, atol=1e-37)
+    np.testing.assert_allclose(total, twin.sum(), rtol=5e-6)

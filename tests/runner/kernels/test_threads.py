@@ -9,29 +9,34 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.runner.kernels import rows, step
+from tsconvert.runner import kernels
 from tsconvert.runner.kernels.barrier import meet
-from tsconvert.runner.kernels.compiling import compiled
+from tsconvert.runner.kernels.parameters import new_parameters
 from tsconvert.runner.kernels.threads import Team
 
 
-@compiled
-def relay(sync, thread, threads, rounds, numbers, seen):
+def relay(params, thread, threads, rounds, numbers, seen):
     """Every thread writes its round, all meet, every thread checks the others' words, all meet."""
     for turn in range(rounds):
         numbers[thread * 8] = turn
-        meet(sync, thread, threads)
+        meet(params, thread)
         for other in range(threads):
             seen[thread] += numbers[other * 8] == turn
-        meet(sync, thread, threads)
+        meet(params, thread)
+
+
+def parameters_of(team):
+    """The record of a team's threads."""
+    return new_parameters(sync=team.sync.ctypes.data, threads=team.threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_nobody_passes_before_all_are_there(threads):
-    team, rounds = Team(threads), 200
+    team, rounds = Team(threads), 50
+    record = parameters_of(team)
     numbers, seen = np.full(threads * 8, -1), np.zeros(threads, np.int64)
     for _ in range(3):
-        team.run(lambda thread: relay(team.sync.ctypes.data, thread, threads, rounds, numbers, seen))
+        team.run(lambda thread: relay(record.ctypes.data, thread, threads, rounds, numbers, seen))
     assert seen.tolist() == [3 * rounds * threads] * threads
     team.close()
 
@@ -39,17 +44,18 @@ def test_nobody_passes_before_all_are_there(threads):
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_dead_thread_does_not_hang_the_others(victim):
     team = Team(3)
+    record = parameters_of(team)
     numbers, seen = np.zeros(24, np.int64), np.zeros(3, np.int64)
 
     def job(thread):
         if thread == victim:
             raise RuntimeError("dead")
-        relay(team.sync.ctypes.data, thread, 3, 1000, numbers, seen)
+        relay(record.ctypes.data, thread, 3, 1000, numbers, seen)
 
     with pytest.raises(RuntimeError, match="dead"):
         team.run(job)
     seen[:] = 0
-    team.run(lambda thread: relay(team.sync.ctypes.data, thread, 3, 10, numbers, seen))
+    team.run(lambda thread: relay(record.ctypes.data, thread, 3, 10, numbers, seen))
     assert seen.tolist() == [30, 30, 30]
     team.close()
 
@@ -73,23 +79,9 @@ def test_a_senseless_number_of_threads(threads):
 
 
 def test_the_runner_needs_neither_torch_nor_transformers():
-    folder = Path(rows.__file__).parents[1]
+    folder = Path(kernels.__file__).parents[1]
     modules = [path.relative_to(folder).with_suffix("").parts for path in folder.rglob("*.py")]
     code = "import sys\n" + "".join(f"import tsconvert.runner.{'.'.join(parts)}\n" for parts in modules)
     code += "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-
-
-def test_without_a_folder_to_write_to_the_step_is_compiled_uncached(monkeypatch):
-    asked = []
-
-    def build(cache):
-        asked.append(cache)
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return "compiled"
-
-    monkeypatch.setattr(step, "_build", build)
-    assert step.build_step() == "compiled"
-    assert asked == [True, False]

@@ -8,12 +8,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .groups import FORMATS, GROUP, RUN, RUNS, Group, Neighbours
-from .simd import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
-from .tiles import KINDS, blocks_at
+from .block_groups import FORMATS, GROUP, RUN, RUNS, Group, Neighbours
+from .block_tiles import KINDS, blocks_at
+from .emit import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
 
 _SIXTEEN = ir.VectorType(I8, 16)
 
@@ -26,7 +25,7 @@ def _make(isa: str) -> Any:
     ) -> Any:  # fmt: skip
         """into[i] += sum over rows of weight x row[i].
 
-        ``kind`` (an index of tiles.KINDS) and the number of ``rows`` are constants; int64 addresses stand at
+        ``kind`` (an index of block_tiles.KINDS) and the number of ``rows`` are constants; int64 addresses stand at
         ``rows_at``, float32 weights at ``weights_at``. Lines of rows at ``ahead_at`` are asked for at the same pace.
         """
         number, count = kind.literal_value, rows.literal_value
@@ -67,10 +66,10 @@ def _emit_looked_up(
     steps = b.udiv(columns, ir.Constant(I64, GROUP))
     shares = e.join([e.pick(weight, range(RUNS)) for weight in weights])
     left = b.udiv(b.urem(columns, ir.Constant(I64, GROUP)), ir.Constant(I64, form.weights))
-    with cgutils.for_range(b, steps, intp=I64) as loop:
-        offset = b.mul(loop.index, ir.Constant(I64, form.blocks * form.size_bytes))
+    with e.loop(steps) as index:
+        offset = b.mul(index, ir.Constant(I64, form.blocks * form.size_bytes))
         _ask_ahead(e, ahead, offset, form.blocks * form.size_bytes)
-        target = b.add(into, b.mul(loop.index, ir.Constant(I64, 4 * GROUP)))
+        target = b.add(into, b.mul(index, ir.Constant(I64, 4 * GROUP)))
         blocks = [blocks_at(e, form, row, offset) for row in rows]
         scales = _scales(e, blocks, shares)
         for run in range(RUNS):
@@ -126,10 +125,10 @@ def _emit_groups(
     b, form = e.b, FORMATS[kind]
     steps = b.udiv(columns, ir.Constant(I64, form.step_weights))
     step_bytes = ir.Constant(I64, form.blocks * form.size_bytes)
-    with cgutils.for_range(b, steps, intp=I64) as loop:
-        offset = b.mul(loop.index, step_bytes)
+    with e.loop(steps) as index:
+        offset = b.mul(index, step_bytes)
         _ask_ahead(e, ahead, offset, form.blocks * form.size_bytes)
-        target = b.add(into, b.mul(loop.index, ir.Constant(I64, 4 * form.step_weights)))
+        target = b.add(into, b.mul(index, ir.Constant(I64, 4 * form.step_weights)))
         expanded = [form.expand(e, blocks_at(e, form, row, offset)) for row in rows]
         for number in range(len(expanded[0])):
             for run in range(RUNS):

@@ -10,11 +10,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .groups import FORMATS, GROUP, RUNS, Format, Group, Neighbours, spread
-from .simd import BYTES, FLOAT, FLOATS, I64, INTS, Emit, instruction_set
+from .block_groups import FORMATS, GROUP, RUNS, Format, Group, Neighbours, spread
+from .emit import BYTES, FLOAT, FLOATS, I64, INTS, Emit, instruction_set
 
 KINDS = tuple(FORMATS)
 FACTOR_BYTES = 8 * 4  # of a group: four scales of the input, four sums
@@ -22,7 +21,7 @@ _FOUR = ir.VectorType(FLOAT, RUNS)
 
 
 def input_bytes(columns: int) -> int:
-    """Bytes of an input of ``columns`` values in the form that tiles take (inputs.py)."""
+    """Bytes of an input of ``columns`` values in the form that tiles take (rounded_inputs.py)."""
     groups = -(-columns // GROUP)
     return -(-groups * (GROUP + FACTOR_BYTES) // 64) * 64
 
@@ -44,11 +43,8 @@ class _Tile:
 
     def __init__(self, builder: Any, isa: str, kind: str, rows: Sequence[Any], inputs: Sequence[Any]) -> None:
         self.e, self.format, self.rows, self.inputs = Emit(builder, isa), FORMATS[kind], rows, inputs
-        self.zero = ir.Constant(FLOATS, [0.0] * FLOATS.count)
-        self.sums = [[cgutils.alloca_once(builder, FLOATS) for _ in inputs] for _ in rows]
-        for row in self.sums:
-            for place in row:
-                builder.store(self.zero, place)
+        zero = self.e.all(FLOATS, 0.0)
+        self.sums = [[self.e.variable(zero) for _ in inputs] for _ in rows]
 
     def run(self, columns: Any, ahead: Sequence[Any]) -> list[list[Any]]:
         """The products, one list a row; lines of the rows ``ahead`` are asked for at the same pace."""
@@ -56,12 +52,12 @@ class _Tile:
         groups = b.udiv(b.add(columns, ir.Constant(I64, GROUP - 1)), ir.Constant(I64, GROUP))
         factors = b.mul(groups, ir.Constant(I64, GROUP))
         steps = b.udiv(columns, ir.Constant(I64, step))
-        with cgutils.for_range(b, steps, intp=I64) as loop:
-            offset = b.mul(loop.index, ir.Constant(I64, self.format.blocks * self.format.size_bytes))
+        with self.e.loop(steps) as index:
+            offset = b.mul(index, ir.Constant(I64, self.format.blocks * self.format.size_bytes))
             for address in ahead:
                 for line in range(0, self.format.blocks * self.format.size_bytes, 64):
                     self.e.prefetch(b.add(address, offset), line)
-            self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], loop.index, factors)
+            self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], index, factors)
         if self.format.weights < GROUP:
             left = b.udiv(b.urem(columns, ir.Constant(I64, step)), ir.Constant(I64, self.format.weights))
             with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):

@@ -1,16 +1,15 @@
 """Products and weighted sums of rows of F32, F16 and BF16 in registers, and exponentials: prompts and attention.
 
-The same register blocking as tiles.py. Rows are widened to float32 and meet float32 inputs.
+The same register blocking as block_tiles.py. Rows are widened to float32 and meet float32 inputs.
 """
 
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .simd import FLOAT, FLOATS, HALF, I16, I32, I64, INTS, LANES, Emit, instruction_set
+from .emit import FLOAT, FLOATS, HALF, I16, I32, I64, INTS, LANES, Emit, emitted, instruction_set
 
 KINDS = ("F32", "F16", "BF16")
 SIZES = (4, 2, 2)
@@ -35,28 +34,21 @@ def _addresses(e: Emit, at: Any, count: int) -> list[Any]:
     return [e.load(I64, at, 8 * i) for i in range(count)]
 
 
-def _new_sums(builder: Any, rows: int, columns: int) -> list[list[Any]]:
-    sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(columns)] for _ in range(rows)]
-    for place in (place for row in sums for place in row):
-        builder.store(ir.Constant(FLOATS, [0.0] * LANES), place)
-    return sums
-
-
 @intrinsic(prefer_literal=True)
 def float_tile(
     typingctx: Any, kind: Any, rows: Any, inputs: Any, rows_at: Any, inputs_at: Any, columns: Any, out: Any,  # noqa: ARG001
 ) -> Any:  # fmt: skip
-    """As `tiles.tile`, of rows of float ``kind`` and float32 inputs; ``columns`` is a multiple of 16."""
+    """As `block_tiles.tile`, of rows of float ``kind`` and float32 inputs; ``columns`` is a multiple of 16."""
     number, row_count, input_count = (each.literal_value for each in (kind, rows, inputs))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
         e = Emit(builder, _ISA)
         row_p, input_p = _addresses(e, args[3], row_count), _addresses(e, args[4], input_count)
-        sums = _new_sums(builder, row_count, input_count)
-        with cgutils.for_range(builder, builder.udiv(args[5], ir.Constant(I64, LANES)), intp=I64) as loop:
-            at = builder.mul(loop.index, ir.Constant(I64, LANES * SIZES[number]))
+        sums = [[e.variable(e.all(FLOATS, 0.0)) for _ in input_p] for _ in row_p]
+        with e.loop(builder.udiv(args[5], ir.Constant(I64, LANES))) as index:
+            at = builder.mul(index, ir.Constant(I64, LANES * SIZES[number]))
             weights = [load_floats(e, number, builder.add(row, at)) for row in row_p]
-            at = builder.mul(loop.index, ir.Constant(I64, LANES * 4))
+            at = builder.mul(index, ir.Constant(I64, LANES * 4))
             for t, x in enumerate(input_p):
                 values = e.load(FLOATS, builder.add(x, at))
                 for r, weight in enumerate(weights):
@@ -82,16 +74,14 @@ def blend(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
         e = Emit(builder, _ISA)
-        sums = _new_sums(builder, 1, width)[0]
-        for v, place in enumerate(sums):
-            builder.store(e.load(FLOATS, args[7], 4 * LANES * v), place)
+        sums = [e.variable(e.load(FLOATS, args[7], 4 * LANES * v)) for v in range(width)]
         four, zero = ir.Constant(I64, 4), ir.Constant(I64, 0)
         has_list = builder.icmp_unsigned("!=", args[4], zero)
         somewhere = builder.select(has_list, args[4], args[5])  # any readable place
-        with cgutils.for_range(builder, args[6], intp=I64) as loop:
-            at = builder.mul(loop.index, four)
+        with e.loop(args[6]) as index:
+            at = builder.mul(index, four)
             number_of = builder.sext(e.load(I32, builder.add(somewhere, at)), I64)
-            row = builder.select(has_list, number_of, loop.index)
+            row = builder.select(has_list, number_of, index)
             row = builder.add(args[2], builder.mul(row, args[3]))
             share = e.splat(e.load(FLOAT, builder.add(args[5], at)))
             for v, place in enumerate(sums):
@@ -118,28 +108,17 @@ def exponential(e: Emit, x: Any) -> Any:
     return b.fmul(total, b.bitcast(exponent, FLOATS))
 
 
-@intrinsic
-def exp_shifted(typingctx: Any, at: Any, shift: Any) -> Any:  # noqa: ARG001
+@emitted(types.float32, types.int64, types.float32)
+def exp_shifted(e: Emit, at: Any, shift: Any) -> Any:
     """Replace the 16 floats x at an address by exp(x - shift); returns their sum."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        e = Emit(builder, _ISA)
-        values = exponential(e, builder.fsub(e.load(FLOATS, args[0]), e.splat(args[1])))
-        e.store(values, args[0])
-        return e.total(values)
-
-    return types.float32(types.int64, types.float32), codegen
+    values = exponential(e, e.b.fsub(e.load(FLOATS, at), e.splat(shift)))
+    e.store(values, at)
+    return e.total(values)
 
 
-@intrinsic
-def swish_times(typingctx: Any, gate: Any, up: Any) -> Any:  # noqa: ARG001
+@emitted(types.void, types.int64, types.int64)
+def swish_times(e: Emit, gate: Any, up: Any) -> None:
     """Replace the 16 floats g at address ``gate`` by g / (1 + exp(-g)) x those at ``up``."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        e = Emit(builder, _ISA)
-        g = e.load(FLOATS, args[0])
-        one_more = builder.fadd(exponential(e, builder.fneg(g)), e.all(FLOATS, 1.0))
-        e.store(builder.fmul(builder.fdiv(g, one_more), e.load(FLOATS, args[1])), args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    g = e.load(FLOATS, gate)
+    one_more = e.b.fadd(exponential(e, e.b.fneg(g)), e.all(FLOATS, 1.0))
+    e.store(e.b.fmul(e.b.fdiv(g, one_more), e.load(FLOATS, up)), gate)

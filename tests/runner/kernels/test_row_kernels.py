@@ -1,30 +1,23 @@
 """Products and sums of rows of every type against ggml's own decoding and NumPy."""
 
+import ctypes
+
 import numpy as np
 import pytest
-from numba import njit
 
 from tsconvert.quant.types import ggml
 from tsconvert.quant.types.encoding import quantize
-from tsconvert.runner.kernels import rows, tiles
-from tsconvert.runner.kernels.native import call_add, call_products
-from tsconvert.runner.kernels.products import SCRATCH_BYTES
+from tsconvert.runner.kernels import step  # noqa: F401  imports every function
+from tsconvert.runner.kernels.compiling import function_table
+from tsconvert.runner.kernels.parameters import SCRATCH_BYTES, new_parameters
+from tsconvert.runner.kernels.simd.block_tiles import KINDS as OWN
+from tsconvert.runner.kernels.weight_types import input_bytes, prepare_inputs, type_record
 
 FLOATS = ("F32", "F16", "BF16")
-OWN = tiles.KINDS
 GGML = ("Q4_1", "IQ4_XS")
 ROWS, TOKENS = 21, 11
 RNG = np.random.default_rng(7)
-
-
-@njit
-def run_products(function, arguments):
-    return call_products(function, arguments)
-
-
-@njit
-def run_add(function, arguments):
-    return call_add(function, arguments)
+FUNCTIONS = function_table()
 
 
 def widths(type_name):
@@ -41,7 +34,7 @@ def sample(type_name, columns):
 
 
 def rounded(x_TC, run=32):
-    """The slow twin of inputs.round_input: bytes with a scale per 32 or, as in Q8_K, per 256."""
+    """The slow twin of rounded_inputs.round_input: bytes with a scale per 32 or, as in Q8_K, per 256."""
     runs = x_TC.reshape(len(x_TC), -1, run).astype(np.float64)
     scale = np.abs(runs).max(axis=2, keepdims=True) / 127
     steps = np.divide(runs, scale, out=np.zeros_like(runs), where=scale > 0)
@@ -49,42 +42,39 @@ def rounded(x_TC, run=32):
 
 
 class Kernel:
-    """One type's kernels, called as the step calls them."""
+    """One type's kernels, called by their addresses as the step calls them."""
 
     def __init__(self, type_name, raw, columns, *, as_llama_cpp=False):
         self.name, self.raw, self.columns = type_name, raw, columns
-        self.types, self.id = rows.type_table([type_name], as_llama_cpp=as_llama_cpp), ggml.TYPES[type_name].id
+        self.kind = type_record(type_name, as_llama_cpp=as_llama_cpp)
+        self.params = new_parameters(functions=FUNCTIONS.ctypes.data)
         self.scratch = np.zeros(SCRATCH_BYTES + 4 * columns, np.uint8)
 
+    def call(self, name, *numbers):
+        function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * len(numbers))
+        function(int(self.kind[name]))(self.params.ctypes.data, self.kind.ctypes.data, *numbers)
+
     def products(self, x_TC, listed, first, count, chosen=None, tokens=None):
-        size = rows.input_bytes(self.columns, [self.name])
+        size = input_bytes(self.columns, [self.name])
         place = np.zeros(len(x_TC) * size + 64, np.uint8)
         address = place.ctypes.data + -place.ctypes.data % 64
-        rows.prepare_inputs(
-            self.types.ctypes.data, self.id, x_TC.ctypes.data, self.columns, len(x_TC), address, size, 0
+        prepare_inputs(
+            self.params.ctypes.data, self.kind.ctypes.data, x_TC.ctypes.data, self.columns, len(x_TC), address, size, 0
         )
         if self.name in FLOATS:
             address, size = x_TC.ctypes.data, 4 * self.columns
         out_RT = np.full((ROWS, len(x_TC)), 5, np.float32)
-        run_products(
-            self.types[self.id, rows.PRODUCTS],
-            (
-                self.types[self.id, rows.VEC_DOT], self.raw.ctypes.data, self.raw.shape[1],
-                0 if listed is None else listed.ctypes.data, first, count, self.columns, address, size,
-                0 if chosen is None else chosen.ctypes.data, len(x_TC) if tokens is None else tokens,
-                out_RT.ctypes.data, len(x_TC), 1, self.scratch.ctypes.data,
-            ),
+        self.call(
+            "products", self.raw.ctypes.data, self.raw.shape[1], 0 if listed is None else listed.ctypes.data, first,
+            count, self.columns, address, size, 0 if chosen is None else chosen.ctypes.data,
+            len(x_TC) if tokens is None else tokens, out_RT.ctypes.data, len(x_TC), 1, self.scratch.ctypes.data,
         )  # fmt: skip
         return out_RT
 
     def add(self, weights_R, listed, first, count, into_C):
-        run_add(
-            self.types[self.id, rows.ADD],
-            (
-                self.types[self.id, rows.TO_FLOAT], self.raw.ctypes.data, self.raw.shape[1],
-                0 if listed is None else listed.ctypes.data, first, count, first + count, weights_R.ctypes.data,
-                self.columns, into_C.ctypes.data, self.scratch.ctypes.data,
-            ),
+        self.call(
+            "add", self.raw.ctypes.data, self.raw.shape[1], 0 if listed is None else listed.ctypes.data, first, count,
+            first + count, weights_R.ctypes.data, self.columns, into_C.ctypes.data, self.scratch.ctypes.data,
         )  # fmt: skip
         return into_C
 
@@ -157,31 +147,37 @@ def test_sums_are_those_of_the_decoded_rows(type_name):
                 np.testing.assert_allclose(ours_C, twin_C, rtol=1e-5, atol=2e-5)
 
 
+class Prepared:
+    """A buffer that an input is prepared in, for one type after another."""
+
+    def __init__(self, x_C, **options):
+        self.x, self.params, self.options = x_C, new_parameters(functions=FUNCTIONS.ctypes.data), options
+        self.place = np.zeros(input_bytes(len(x_C), ["Q4_0", "IQ4_XS"]), np.uint8)
+
+    def form(self, type_name, last):
+        kind, place = type_record(type_name, **self.options), self.place
+        return prepare_inputs(
+            self.params.ctypes.data, kind.ctypes.data, self.x.ctypes.data, len(self.x), 1, place.ctypes.data,
+            place.size, last,
+        )  # fmt: skip
+
+
 def test_an_input_of_another_form_is_prepared_anew():
-    x_C, types = np.ones(256, np.float32), rows.type_table(["Q4_0", "Q8_0", "IQ4_XS", "F32"])
-    place = np.zeros(rows.input_bytes(256, ["Q4_0", "IQ4_XS"]), np.uint8)
-    form = lambda name, last: rows.prepare_inputs(  # noqa: E731
-        types.ctypes.data, ggml.TYPES[name].id, x_C.ctypes.data, 256, 1, place.ctypes.data, place.size, last
-    )
-    own = form("Q4_0", 0)
-    before = place.copy()
+    prepared = Prepared(np.ones(256, np.float32))
+    own = prepared.form("Q4_0", 0)
+    before = prepared.place.copy()
     assert before.any()
-    place[:] = 0
-    assert form("Q8_0", own) == own
-    assert form("F32", own) == own
-    assert not place.any()
-    assert form("IQ4_XS", own) not in (0, own)
-    assert (place != before).any()
+    prepared.place[:] = 0
+    assert prepared.form("Q8_0", own) == own
+    assert prepared.form("F32", own) == own
+    assert not prepared.place.any()
+    assert prepared.form("IQ4_XS", own) not in (0, own)
+    assert (prepared.place != before).any()
 
 
 def test_a_coarser_input_is_another_form():
-    x_C, types = np.linspace(-1, 9, 256, dtype=np.float32), rows.type_table(["Q4_K", "Q8_0"], as_llama_cpp=True)
-    place = np.zeros(rows.input_bytes(256, ["Q4_K"]), np.uint8)
-    form = lambda name, last: rows.prepare_inputs(  # noqa: E731
-        types.ctypes.data, ggml.TYPES[name].id, x_C.ctypes.data, 256, 1, place.ctypes.data, place.size, last
-    )
-    fine = form("Q8_0", 0)
-    before = place.copy()
-    coarse = form("Q4_K", fine)
-    assert coarse not in (0, fine)
-    assert (place != before).any()
+    prepared = Prepared(np.linspace(-1, 9, 256, dtype=np.float32), as_llama_cpp=True)
+    fine = prepared.form("Q8_0", 0)
+    before = prepared.place.copy()
+    assert prepared.form("Q4_K", fine) not in (0, fine)
+    assert (prepared.place != before).any()

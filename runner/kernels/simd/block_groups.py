@@ -2,7 +2,8 @@
 
 A group is four runs a, b, c, d of 32 neighbouring weights. Its bytes are two vectors: ``low`` has the first 16 of each
 run, ``high`` the second 16, so that lanes 4k to 4k+3 of a four-byte product belong to run k, and one vector of scales
-serves both. Inputs are stored the same way (inputs.py). Block layouts: ggml-common.h, ggml-quants.c (dequantize_row_*).
+serves both. Inputs are stored the same way (rounded_inputs.py). Block layouts: ggml-common.h, ggml-quants.c
+(dequantize_row_*).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .simd import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, Emit
+from .emit import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, Emit
 
 GROUP = 128
 RUN = 32

@@ -1,45 +1,45 @@
 """The kernels of a block type behind two addresses: products of rows and inputs, and weighted sums of rows.
 
-A step calls them by address, so only those of the types in a file are compiled, each cached on disk. All arguments are
-int64: addresses, bytes, and steps counted in float32.
+A step calls them by address, so only those of the types in a file are compiled, each cached on disk. All arguments but
+two records are int64: addresses, bytes, and steps counted in float32.
 
-    products(function, base, stride, listed, first, count, columns, x, x_stride, chosen, tokens, out, row_step,
+    products(params, kind, base, stride, listed, first, count, columns, x, x_stride, chosen, tokens, out, row_step,
              token_step, scratch)
         out[j row_step + t token_step] = row j . input t, for ``count`` rows from ``first`` on (of the int32 list at
         ``listed``, if that is not 0) and ``tokens`` inputs (of the list at ``chosen``, if that is not 0)
-    add(function, base, stride, listed, first, count, last, weights, columns, into, scratch)
+    add(params, kind, base, stride, listed, first, count, last, weights, columns, into, scratch)
         into += sum of weights[j] x row j over those rows; rows before ``last`` may be asked for ahead
 
-``function`` is ggml's vec_dot or to_float for types without own kernels, ``scratch`` a thread's own.
+``kind`` is the type's record: types without own kernels use its addresses of ggml's functions. ``scratch`` is a
+thread's own.
 """
 
 import functools
-import hashlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba import njit, types
 
-from . import float_tiles, tiles
-from .adders import add_rows
-from .compiling import compiled, compiled_sum, whole
-from .float_tiles import blend, float_tile
-from .native import (
+from .compiling import SUM, compile_c, signature_of
+from .memory import (
     call_row,
     call_vec_dot,
     load_bf16,
     load_f16,
     load_f32,
     load_i32,
-    prefetch,
     store_f32,
     store_i64,
 )
-from .tiles import tile
+from .parameters import SCRATCH_BYTES, TYPE, BlockType, Parameters, numba_type, offset_of
+from .simd import block_tiles, float_vectors
+from .simd.block_sums import add_rows
+from .simd.block_tiles import tile
+from .simd.emit import FLOAT, I32, I64, Emit, emitted
+from .simd.float_vectors import blend, float_tile
 
-PRODUCTS_ARGUMENTS, ADD_ARGUMENTS = 15, 11
-SCRATCH_BYTES = 512  # of a thread, before the floats of a decoded row
-_ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in it addresses and results stand
+_ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in the scratch addresses and results stand
 _ROW_CHUNK, _TOKENS = 32, 8  # rows that stay in the cache while groups of so many inputs pass
 _AHEAD_BYTES = 9 << 10  # of rows that are asked for before they are needed
 _LISTED = 4  # rows here and there that are read side by side, while as many are asked for
@@ -53,62 +53,80 @@ class Kernels(NamedTuple):
 
 
 @functools.cache
-def source_stamp() -> int:
-    """A number that changes with any source that is compiled: Numba's caches look at one file each."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "little")
-
-
-@functools.cache
 def kernels(type_name: str) -> Kernels:
     """The kernels of a type: own ones where there are, else loops over ggml's row functions."""
-    if type_name in float_tiles.KINDS:
-        makers, number = (_float_products, _float_add), float_tiles.KINDS.index(type_name)
-    elif type_name in tiles.KINDS:
-        makers, number = (_block_products, _block_add), tiles.KINDS.index(type_name)
+    if type_name in float_vectors.KINDS:
+        makers, number = (_float_products, _float_add), float_vectors.KINDS.index(type_name)
+    elif type_name in block_tiles.KINDS:
+        makers, number = (_block_products, _block_add), block_tiles.KINDS.index(type_name)
     else:
         makers, number = (_ggml_products, _ggml_add), 0
-    try:
-        made = [make(number, source_stamp(), True) for make in makers]
-    except RuntimeError:  # Numba found no folder that it may write to
-        made = [make(number, source_stamp(), False) for make in makers]
+    made = []
+    for function in (make(number) for make in makers):
+        # Numba names machine code by function and by a counter that begins anew in each process: of two types' kernels,
+        # compiled in two processes and cached, the names would be the same, and LLVM would have two of a name
+        if makers[0] is not _ggml_products:
+            function.__qualname__ = f"{function.__name__}_{type_name}"
+        made.append(compile_c(function, signature_of(function)))
     _keep.extend(made)
     return Kernels(*(function.address for function in made))
 
 
-_keep: list[Any] = []
+_keep: list[Any] = []  # compiled code lives as long as the object that Numba made
 
 
-@compiled
-def _number(listed: int, i: int) -> Any:
-    """Row or token ``i`` of a list, or without one ``i`` itself."""
-    return load_i32(listed, i) if listed else i
+def _kernel_call(name: str, count: int) -> Any:
+    offset = offset_of(TYPE, name)
+
+    @emitted(types.void, numba_type(Parameters), numba_type(BlockType), *[types.int64] * count)
+    def call(e: Emit, params: Any, kind: Any, *numbers: Any) -> None:
+        arguments = [params, kind, *numbers]
+        function = ir.FunctionType(ir.IntType(8).as_pointer(), [each.type for each in arguments]).as_pointer()
+        e.b.call(e.b.inttoptr(e.load(I64, e.b.ptrtoint(kind, I64), offset), function), arguments)
+
+    return call
 
 
-@compiled
-def _ask(address: int, size: int) -> None:
-    for offset in range(0, size, 64):
-        prefetch(address + offset)
+call_products, call_add = _kernel_call("products", 14), _kernel_call("add", 10)
 
 
-@compiled
-def _fill(places: int, base: int, stride: int, listed: int, first: int, last: int, slots: int) -> None:
+@emitted(types.int64, types.int64, types.int64)
+def _number(e: Emit, listed: Any, i: Any) -> Any:
+    """Row or token ``i`` of an int32 list, or without one ``i`` itself."""
+    number = e.variable(i)
+    with e.b.if_then(e.b.icmp_unsigned("!=", listed, ir.Constant(I64, 0))):
+        e.b.store(e.b.sext(e.b.load(e.at(I32, listed, i)), I64), number)
+    return e.b.load(number)
+
+
+@emitted(types.void, types.int64, types.int64)
+def _ask(e: Emit, address: Any, size: Any) -> None:
+    """Ask for the cache lines of so many bytes."""
+    lines = e.b.udiv(e.b.add(size, ir.Constant(I64, 63)), ir.Constant(I64, 64))
+    with e.loop(lines) as line:
+        e.prefetch(e.b.add(address, e.b.mul(line, ir.Constant(I64, 64))))
+
+
+@emitted(types.void, *[types.int64] * 7)
+def _fill(e: Emit, places: Any, base: Any, stride: Any, listed: Any, first: Any, last: Any, slots: Any) -> None:
     """Addresses of rows or inputs ``first`` to ``last``; the last fills the slots that are left."""
-    for s in range(slots):
-        store_i64(places, s, base + _number(listed, min(first + s, last)) * stride)
+    with e.loop(slots) as slot:
+        i = e.b.add(first, slot)
+        i = e.b.select(e.b.icmp_signed("<", i, last), i, last)
+        e.b.store(e.b.add(base, e.b.mul(_number(e, listed, i), stride)), e.at(I64, places, slot))
 
 
-@compiled
-def _float(kind: int, row: int, i: int) -> Any:
-    """Number ``i`` of a row of a float type (an index of float_tiles.KINDS)."""
-    if kind == 0:
-        return load_f32(row, i)
-    return load_f16(row, i) if kind == 1 else load_bf16(row, i)
+@emitted(types.float32, *[types.int64] * 3)
+def _float(e: Emit, kind: Any, row: Any, i: Any) -> Any:
+    """Number ``i`` of a row of a float type (an index of float_vectors.KINDS, a constant)."""
+    number = e.variable(ir.Constant(FLOAT, 0.0))
+    for index, load in enumerate((load_f32, load_f16, load_bf16)):
+        with e.b.if_then(e.b.icmp_unsigned("==", kind, ir.Constant(I64, index))):
+            e.b.store(load(e, row, i), number)
+    return e.b.load(number)
 
 
-@compiled_sum
+@njit(fastmath=SUM)
 def _dot(kind: int, row: int, x: int, n: int) -> Any:
     total = np.float32(0)
     for i in range(n):
@@ -117,12 +135,11 @@ def _dot(kind: int, row: int, x: int, n: int) -> Any:
 
 
 # Numba caches a function by what it closes over, pickled: numbers are the same in every process, functions are not.
-def _block_products(number: int, stamp: int, cache: bool) -> Any:
-    @whole(PRODUCTS_ARGUMENTS, cache=cache)
+def _block_products(number: int) -> Any:
     def products(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         rows, xs, outs, nexts = scratch + _ROWS, scratch + _INPUTS, scratch + _OUT, scratch + _AHEAD
         end, ahead = first + count, max(1, _AHEAD_BYTES // stride)
         for t in range(tokens if tokens <= 2 else 0):
@@ -143,7 +160,7 @@ def _block_products(number: int, stamp: int, cache: bool) -> Any:
                 for r in range(min(_LISTED, end - i)):
                     store_f32(target, load_i32(listed, i + r) * row_step, load_f32(outs, r))
         if tokens <= 2:
-            return stamp
+            return
         for start in range(first, end, _ROW_CHUNK):
             stop = min(start + _ROW_CHUNK, end)
             for t in range(0, tokens, _TOKENS):
@@ -157,17 +174,15 @@ def _block_products(number: int, stamp: int, cache: bool) -> Any:
                         at = _number(listed, i + r) * row_step
                         for s in range(some):
                             store_f32(out, at + _number(chosen, t + s) * token_step, load_f32(outs, 2 * s + r))
-        return stamp
 
     return products
 
 
-def _block_add(number: int, stamp: int, cache: bool) -> Any:
-    @whole(ADD_ARGUMENTS, cache=cache)
+def _block_add(number: int) -> Any:
     def add(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
         weights: int, columns: int, into: int, scratch: int,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         rows, shares, nexts, end = scratch + _ROWS, scratch + _OUT, scratch + _AHEAD, first + count
         for i in range(first, min(first + 4, end)):
             _ask(base + _number(listed, i) * stride, stride)
@@ -183,17 +198,15 @@ def _block_add(number: int, stamp: int, cache: bool) -> Any:
             else:
                 add_rows(number, 1, rows, shares, columns, into, nexts)
             i += some
-        return stamp
 
     return add
 
 
-def _float_products(number: int, stamp: int, cache: bool) -> Any:
-    @whole(PRODUCTS_ARGUMENTS, cache=cache)
+def _float_products(number: int) -> Any:
     def products(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         rows, xs, outs, end = scratch + _ROWS, scratch + _INPUTS, scratch + _OUT, first + count
         if tokens == 1 or columns % 16:
             for i in range(first, end):
@@ -209,7 +222,7 @@ def _float_products(number: int, stamp: int, cache: bool) -> Any:
                     else:
                         float_tile(number, 1, 1, rows, xs, columns, outs)
                     store_f32(out, j * row_step + token * token_step, load_f32(outs, 0))
-            return stamp
+            return
         for start in range(first, end, _ROW_CHUNK):
             stop = min(start + _ROW_CHUNK, end)
             for t in range(0, tokens, 4):
@@ -222,25 +235,23 @@ def _float_products(number: int, stamp: int, cache: bool) -> Any:
                         at = _number(listed, i + r) * row_step
                         for s in range(some):
                             store_f32(out, at + _number(chosen, t + s) * token_step, load_f32(outs, 4 * s + r))
-        return stamp
 
     return products
 
 
-def _float_add(number: int, stamp: int, cache: bool) -> Any:
-    size = float_tiles.SIZES[number]
+def _float_add(number: int) -> Any:
+    size = float_vectors.SIZES[number]
 
-    @whole(ADD_ARGUMENTS, cache=cache)
     def add(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
         weights: int, columns: int, into: int, scratch: int,  # noqa: ARG001
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         end = first + count
         if listed == 0 and columns % 64 == 0:  # cached values
             rows = base + first * stride
             for d in range(0, columns, 64):
                 blend(number, 4, rows + d * size, stride, 0, weights + 4 * first, count, into + 4 * d)
-            return stamp
+            return
         for i in range(first, end):
             if i + 1 < last:
                 _ask(base + _number(listed, i + 1) * stride, stride)
@@ -248,17 +259,16 @@ def _float_add(number: int, stamp: int, cache: bool) -> Any:
             row, share = base + j * stride, load_f32(weights, j)
             for d in range(columns):
                 store_f32(into, d, load_f32(into, d) + share * _float(number, row, d))
-        return stamp
 
     return add
 
 
-def _ggml_products(number: int, stamp: int, cache: bool) -> Any:  # noqa: ARG001
-    @whole(PRODUCTS_ARGUMENTS, cache=cache)
+def _ggml_products(number: int) -> Any:  # noqa: ARG001
     def products(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, columns: int,
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int,  # noqa: ARG001
+        columns: int,
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         outs, end = scratch + _OUT, first + count
         for i in range(first, end):
             if listed and i + 1 < end:
@@ -266,28 +276,26 @@ def _ggml_products(number: int, stamp: int, cache: bool) -> Any:  # noqa: ARG001
             j = _number(listed, i)
             for t in range(tokens):
                 token = _number(chosen, t)
-                call_vec_dot(function, columns, outs, base + j * stride, x + token * x_stride)
+                call_vec_dot(kind.vec_dot, columns, outs, base + j * stride, x + token * x_stride)
                 store_f32(out, j * row_step + token * token_step, load_f32(outs, 0))
-        return stamp
 
     return products
 
 
-def _ggml_add(number: int, stamp: int, cache: bool) -> Any:  # noqa: ARG001
-    @whole(ADD_ARGUMENTS, cache=cache)
+def _ggml_add(number: int) -> Any:  # noqa: ARG001
     def add(
-        function: int, base: int, stride: int, listed: int, first: int, count: int, last: int,
+        params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int,  # noqa: ARG001
+        last: int,
         weights: int, columns: int, into: int, scratch: int,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         decoded = scratch + SCRATCH_BYTES
         for i in range(first, first + count):
             if i + 1 < last:
                 _ask(base + _number(listed, i + 1) * stride, stride)
             j = _number(listed, i)
             share = load_f32(weights, j)
-            call_row(function, base + j * stride, decoded, columns)
+            call_row(kind.to_float, base + j * stride, decoded, columns)
             for d in range(columns):
                 store_f32(into, d, load_f32(into, d) + share * load_f32(decoded, d))
-        return stamp
 
     return add

@@ -4,13 +4,16 @@ Kernels are written once, over vectors of 16 floats, 16 int32 or 64 bytes. LLVM 
 narrower. Only the byte product is chosen by instruction set: VNNI (AVX-512 or AVX), AVX2's pmaddwd, or plain LLVM.
 """
 
+import contextlib
+import inspect
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba.extending import lower_builtin, type_callable
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 HALF, FLOAT = ir.HalfType(), ir.FloatType()
@@ -31,6 +34,35 @@ def instruction_set() -> str:
         return GENERIC
     features = llvm.get_host_cpu_features()
     return next((name for name, needed in _NEEDED.items() if all(features.get(key) for key in needed)), GENERIC)
+
+
+def register(function: Any, signature: Any, write: Callable[..., Any]) -> None:
+    """Let compiled code call ``function``, of a Numba signature; ``write(context, e, *args)`` writes the LLVM code."""
+    names = [inspect.Parameter(f"a{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(len(signature.args))]
+
+    def typed(*_args: Any) -> Any:
+        return signature
+
+    def lower(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        value = write(context, Emit(builder, instruction_set()), *args)
+        return context.get_dummy_value() if value is None else value
+
+    typed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    type_callable(function)(lambda _context: typed)
+    lower_builtin(function, *signature.args)(lower)
+
+
+def emitted(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A function for compiled code, of Numba types, whose LLVM code the decorated function writes.
+
+    The decorated function has an `Emit` and the arguments' LLVM values, and returns the result's.
+    """
+
+    def decorate(write: Callable[..., Any]) -> Any:
+        register(write, result(*arguments), lambda _context, e, *args: write(e, *args))
+        return write
+
+    return decorate
 
 
 class Emit:
@@ -73,6 +105,33 @@ class Emit:
             lanes = range(2 * parts[0].type.count)
             parts = [self.pick(a, lanes, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
         return parts[0]
+
+    def at(self, kind: Any, address: Any, index: Any) -> Any:
+        """A pointer to element ``index`` of the row of ``kind`` at an int64 ``address``."""
+        return self.b.gep(self.b.inttoptr(address, kind.as_pointer()), [index])
+
+    def variable(self, initial: Any) -> Any:
+        """A pointer to a place on the stack, which LLVM turns into a register; its value at first is ``initial``."""
+        with self.b.goto_entry_block():
+            place = self.b.alloca(initial.type)
+        self.b.store(initial, place)
+        return place
+
+    @contextlib.contextmanager
+    def loop(self, count: Any) -> Iterator[Any]:
+        """What is written inside runs ``count`` times; yields the index, an int64."""
+        b, before = self.b, self.b.block
+        head, body, after = (b.append_basic_block(name) for name in ("head", "body", "after"))
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(ir.Constant(I64, 0), before)
+        b.cbranch(b.icmp_signed("<", index, count), body, after)
+        b.position_at_end(body)
+        yield index
+        index.add_incoming(b.add(index, ir.Constant(I64, 1)), b.block)
+        b.branch(head)
+        b.position_at_end(after)
 
     def call(self, name: str, result: Any, *values: Any) -> Any:
         """The LLVM intrinsic ``name``."""

@@ -6,7 +6,7 @@ import pytest
 from numba import njit, types
 from numba.extending import intrinsic
 
-from tsconvert.runner.kernels import simd
+from tsconvert.runner.kernels.simd import emit as simd
 
 
 @pytest.mark.parametrize("isa", [simd.AVX512, simd.AVXVNNI, simd.AVX2, simd.GENERIC])

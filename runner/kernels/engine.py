@@ -1,0 +1,165 @@
+"""A model's weights, buffers and threads, ready for steps: the only door to the compiled code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...model.spec import ModelSpec
+from ...model.tensor_names import MATRICES
+from ...quant.types import ggml
+from .compiling import function_table
+from .parameters import (
+    ACTIVATIONS,
+    BLOCK,
+    BUFFERS,
+    COUNTS,
+    LAYER,
+    MODES,
+    SCRATCH_BYTES,
+    TENSOR,
+    new_buffers,
+    new_parameters,
+)
+from .step import step
+from .threads import Team
+from .weight_types import input_bytes, type_record
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a step reads, and never writes."""
+
+    spec: ModelSpec
+    tensors: Mapping[tuple[str, int | None], Any]
+    """By role and layer: GGUF tensors, those of norms as float32 arrays."""
+    thresholds: npt.NDArray[np.float32]
+    """[L, E] of predictors; NaN where an FFN has none."""
+    cos: npt.NDArray[np.float32]
+    """[P, rotated / 2]"""
+    sin: npt.NDArray[np.float32]
+    rotated: int
+    """Dimensions of a head that turn, the first ones."""
+    rank: int
+    """The largest of a predictor, 0 without."""
+    transposed: bool
+    """Down matrices have a row a neuron."""
+    normed_predictors: bool
+    """Predictors see the normalised input."""
+
+
+def slots_of(spec: ModelSpec, context: int) -> int:
+    """Positions that the cache holds."""
+    return min(context, min(spec.sliding_window or context, context) + BLOCK)
+
+
+class Engine:
+    """Runs steps.
+
+    Attributes:
+        buffers: arrays by name (parameters.py), and the counters.
+
+    Raises:
+        MemoryError: there is no room for the buffers.
+    """
+
+    def __init__(
+        self, weights: Weights, *, threads: int, context: int, cache_type: str, as_llama_cpp: bool = False
+    ) -> None:
+        spec = weights.spec
+        self._team = Team(threads)
+        self._kinds: dict[str, Array] = {}
+        self._as_llama_cpp = as_llama_cpp
+        try:
+            self.buffers = self._buffers(weights, context, cache_type)
+        except MemoryError:
+            self._team.close()
+            raise
+        layers = np.array([self._layer(weights, index) for index in range(spec.layers)], LAYER)
+        functions, output_norm = function_table(), weights.tensors["output_norm", None]
+        embedding = self._tensor(weights.tensors["token_embd", None])
+        self._kept = layers, functions, weights  # the record holds their addresses only
+        self._parameters = new_parameters(
+            functions=functions.ctypes.data, sync=self._team.sync.ctypes.data, eps=float(spec.norm_eps),
+            layers=spec.layers, width=spec.width, neurons=spec.neurons, heads=spec.heads, kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim, rotated=weights.rotated, window=min(spec.sliding_window or context, context),
+            slots=slots_of(spec, context), activation=ACTIVATIONS[spec.activation], transposed=weights.transposed,
+            normed_predictors=weights.normed_predictors, experts=spec.experts,
+            experts_per_token=max(1, spec.experts_per_token), threads=threads, layer_table=layers.ctypes.data,
+            token_embd=embedding,
+            output=embedding if spec.tied else self._tensor(weights.tensors["output", None]),
+            output_norm=output_norm.ctypes.data, cache_type=self._kind(cache_type),
+            cache_row=ggml.row_bytes(cache_type, spec.head_dim), cos=weights.cos, sin=weights.sin,
+            **{name: self.buffers[name] for name in ("counts", *BUFFERS)},
+        )  # fmt: skip
+
+    @property
+    def threads(self) -> int:
+        """How many threads run a step."""
+        return self._team.threads
+
+    @property
+    def counts(self) -> Array:
+        """Records COUNTS [N, L], of all steps; they may be set to zero."""
+        return self.buffers["counts"]
+
+    def step(self, tokens_T: npt.NDArray[np.int64], position: int, mode: str, audit: bool, logits_OV: Array) -> None:
+        """At most BLOCK tokens from a position on; writes the logits of the last ones, as many as there are rows."""
+        parameters, block_T = self._parameters, np.ascontiguousarray(tokens_T)
+        parameters["token_ids"], parameters["tokens"] = block_T.ctypes.data, len(block_T)
+        parameters["position"], parameters["mode"], parameters["audit"] = position, MODES[mode], audit
+        parameters["logits_out"], parameters["outputs"] = logits_OV.ctypes.data, len(logits_OV)
+        address, run = parameters.ctypes.data, step
+        self._team.run(lambda thread: run(address, thread))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
+    def _kind(self, type_name: str) -> Array:
+        if type_name not in self._kinds:
+            self._kinds[type_name] = type_record(type_name, as_llama_cpp=self._as_llama_cpp)
+        return self._kinds[type_name]
+
+    def _tensor(self, tensor: Any) -> Array:
+        rows, columns = tensor.shape[-2:]
+        size = ggml.row_bytes(tensor.type_name, columns)
+        fields = (self._kind(tensor.type_name), tensor.raw.ctypes.data, rows, columns, size, rows * size)
+        return np.array(fields, TENSOR)
+
+    def _layer(self, weights: Weights, index: int) -> Array:
+        layer, tensors = np.zeros((), LAYER), weights.tensors
+        layer["index"], layer["shift"] = index, weights.spec.thresholds[index] if weights.spec.thresholds else 0.0
+        layer["thresholds"] = weights.thresholds.ctypes.data + index * weights.thresholds.strides[0]
+        for norm in ("attn_norm", "ffn_norm"):
+            layer[norm] = tensors[norm, index].ctypes.data
+        for role in MATRICES:
+            if (role, index) in tensors:
+                layer[role] = self._tensor(tensors[role, index])
+        return layer
+
+    def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Array]:
+        spec, threads, slots = weights.spec, self._team.threads, slots_of(weights.spec, context)
+        names = {tensor.type_name for (role, _), tensor in weights.tensors.items() if not role.endswith("norm")}
+        chosen, heads, group = (
+            max(1, spec.experts_per_token),
+            spec.heads * spec.head_dim,
+            -(-spec.heads // spec.kv_heads),
+        )
+        widest = max(spec.width, heads)
+        made = new_buffers({
+            "L": spec.layers, "D": spec.width, "F": spec.neurons, "E": max(1, spec.experts), "K": chosen,
+            "R": max(1, weights.rank), "N": threads, "X": max(BLOCK, threads), "lines": max(BLOCK, chosen),
+            "heads": heads, "kv": spec.kv_heads * spec.head_dim, "group": group, "scores": slots + 32,
+            "cache_bytes": spec.kv_heads * slots * ggml.row_bytes(cache_type, spec.head_dim),
+            "input_bytes": input_bytes(widest, names),
+            "hidden_bytes": input_bytes(max(spec.neurons, weights.rank), names),
+            "query_bytes": input_bytes(spec.head_dim, {"Q8_0"}), "scratch_bytes": SCRATCH_BYTES + 4 * widest,
+        })  # fmt: skip
+        made["share"][:] = 1
+        made["counts"] = np.zeros((threads, spec.layers), COUNTS)
+        return made

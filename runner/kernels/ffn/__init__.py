@@ -1,0 +1,1 @@
+"""The FFN half of a layer."""

@@ -1,0 +1,280 @@
+"""The FFN of a block of tokens with a transposed down matrix: gates and ups by neuron, then sums by column.
+
+A neuron's row is multiplied with the tokens for which it may fire only. The down product is sparse too: some rows are
+decoded into a panel that stays in the cache, and each token adds those whose neuron fired for it.
+"""
+
+import numpy as np
+
+from ..barrier import meet
+from ..compiling import compiled
+from ..matrix_products import multiply, multiply_run, ready
+from ..memory import load_f32, load_i32, store_f32, store_i32
+from ..parameters import (
+    BLOCK,
+    DENSE,
+    PANEL_COLUMNS,
+    PANEL_ROWS,
+    SWIGLU,
+    BlockType,
+    Layer,
+    Parameters,
+    counts_at,
+    row_at,
+)
+from ..residual import add_to_residual, clear
+from ..row_kernels import call_add
+from ..simd.float_vectors import blend
+from ..work_shares import UNIT, run_start, share_start
+from .activations import activation_of, shift_gates, shift_ups
+from .active_neurons import has_predictor
+from .routing import choose_tokens, share_for
+
+_ONE = 100  # where a weight of 1 stands in a thread's scratch, in floats
+
+
+@compiled
+def chosen_above(params: Parameters, thread: int, some: int, values: int, threshold: float) -> int:
+    """List the chosen tokens whose float reaches the threshold; returns how many."""
+    chosen, listed, kept = row_at(params.chosen_tokens, thread), row_at(params.firing_tokens, thread), 0
+    for i in range(some):
+        t = load_i32(chosen, i)
+        store_i32(listed, kept, t)
+        kept += load_f32(values, t) >= threshold
+    return kept
+
+
+@compiled
+def chosen_open(params: Parameters, thread: int, some: int, values: int) -> int:
+    """List the chosen tokens whose float is above zero; returns how many."""
+    chosen, listed, kept = row_at(params.chosen_tokens, thread), row_at(params.firing_tokens, thread), 0
+    for i in range(some):
+        t = load_i32(chosen, i)
+        store_i32(listed, kept, t)
+        kept += load_f32(values, t) > 0
+    return kept
+
+
+@compiled
+def predictor_logits(params: Parameters, thread: int, layer: Layer, expert: int, some: int, form: int) -> int:
+    """The predictor's logits of this thread's neurons into `logits`; returns the form of the normed inputs."""
+    tensor, normed, chosen = layer.fc1, params.normed_predictors, row_at(params.chosen_tokens, thread)
+    x, hidden, rank = params.normed.address if normed else params.x.address, params.hidden.address, layer.fc1.rows
+    if not normed and form != 0:
+        meet(params, thread)
+    form = ready(params, thread, tensor, x, params.prepared, form if normed else 0)
+    multiply_run(params, thread, tensor, expert, x, params.prepared, 0, chosen, some, hidden)
+    first, end = run_start(params, rank, thread), run_start(params, rank, thread + 1)
+    for t in range(params.tokens):
+        for r in range(first, end):
+            store_f32(hidden, t * rank + r, max(load_f32(hidden, t * rank + r), np.float32(0)))
+    meet(params, thread)
+    tensor, out = layer.fc2, params.logits.address
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
+    ready(params, thread, tensor, hidden, params.prepared_hidden, 0)
+    multiply(
+        params, thread, tensor, expert, 0, first, end - first, hidden, params.prepared_hidden, 0, chosen, some, out,
+        BLOCK, 1,
+    )  # fmt: skip
+    return form if normed else 0
+
+
+@compiled
+def predicted_gates(params: Parameters, thread: int, layer: Layer, expert: int, some: int) -> None:
+    """Gates of the tokens for which a neuron is predicted, zero for the others."""
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
+    listed, threshold = row_at(params.firing_tokens, thread), load_f32(layer.thresholds, expert)
+    x, gate, logits, all_found = params.normed.address, params.gate.address, params.logits.address, 0
+    for j in range(first, end):
+        found = chosen_above(params, thread, some, logits + 4 * BLOCK * j, threshold)
+        all_found += found
+        clear(params, gate + 4 * BLOCK * j, BLOCK)
+        if found:
+            multiply(
+                params, thread, layer.ffn_gate, expert, 0, j, 1, x, params.prepared, 0, listed, found, gate, BLOCK, 1
+            )
+            shift_gates(params, layer, gate, 0, BLOCK * j, BLOCK)
+    counts = counts_at(row_at(params.counts, thread), layer.index)
+    counts.predicted += all_found
+    counts.gate += all_found
+
+
+@compiled
+def open_ups(params: Parameters, thread: int, layer: Layer, expert: int, some: int) -> None:
+    """Ups of the tokens whose gate is open."""
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
+    listed, x, up, all_found = row_at(params.firing_tokens, thread), params.normed.address, params.up.address, 0
+    for j in range(first, end):
+        found = chosen_open(params, thread, some, params.gate.address + 4 * BLOCK * j)
+        all_found += found
+        if found:
+            multiply(params, thread, layer.ffn_up, expert, 0, j, 1, x, params.prepared, 0, listed, found, up, BLOCK, 1)
+            shift_ups(params, layer, up, 0, BLOCK * j, BLOCK)
+    counts = counts_at(row_at(params.counts, thread), layer.index)
+    counts.up += all_found
+
+
+@compiled
+def drop_missed(params: Parameters, thread: int, some: int, first: int, end: int, threshold: float) -> int:
+    """Silence neurons that were not predicted; returns how many would have fired."""
+    chosen, gate, up, logits = (
+        row_at(params.chosen_tokens, thread),
+        params.gate.address,
+        params.up.address,
+        params.logits.address,
+    )
+    missed, activation = 0, params.activation
+    for j in range(first, end):
+        for i in range(some):
+            place = BLOCK * j + load_i32(chosen, i)
+            if load_f32(logits, place) < threshold:
+                missed += activation_of(activation, load_f32(gate, place), load_f32(up, place)) != 0
+                store_f32(gate, place, 0.0)
+    return missed
+
+
+@compiled
+def activate_tokens(params: Parameters, thread: int, expert: int, some: int, neuron: int) -> int:
+    """Turn a neuron's gates into activations times the tokens' shares; returns how many are not zero.
+
+    A shut gate needs no up.
+    """
+    chosen, place, fired = row_at(params.chosen_tokens, thread), 4 * BLOCK * neuron, 0
+    gate, up, activation = params.gate.address + place, params.up.address + place, params.activation
+    for i in range(some):
+        t = load_i32(chosen, i)
+        g, h = load_f32(gate, t), np.float32(0)
+        if g > 0 or activation == SWIGLU:
+            h = activation_of(activation, g, load_f32(up, t)) * share_for(params, t, expert)
+        store_f32(gate, t, h)
+        fired += h != 0
+    return fired
+
+
+@compiled
+def block_activations(params: Parameters, thread: int, layer: Layer, expert: int, some: int, form: int) -> int:
+    """Activations of this thread's neurons for the chosen tokens into `gate`, zero where they do not fire."""
+    first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
+    size, counts = end - first, counts_at(row_at(params.counts, thread), layer.index)
+    x, prepared, chosen = params.normed.address, params.prepared, row_at(params.chosen_tokens, thread)
+    gate, up, logits = params.gate.address, params.up.address, params.logits.address
+    known, whole = has_predictor(params, layer, expert), params.mode == DENSE or params.audit != 0
+    if known:
+        form = predictor_logits(params, thread, layer, expert, some, form)
+    tensor = layer.ffn_gate
+    form = ready(params, thread, tensor, x, prepared, form)
+    if whole or not known:
+        multiply(params, thread, tensor, expert, 0, first, size, x, prepared, 0, chosen, some, gate, BLOCK, 1)
+        shift_gates(params, layer, gate, 0, BLOCK * first, BLOCK * size)
+        counts.gate += some * size
+    else:
+        predicted_gates(params, thread, layer, expert, some)
+    tensor = layer.ffn_up
+    form = ready(params, thread, tensor, x, prepared, form)
+    if whole:
+        multiply(params, thread, tensor, expert, 0, first, size, x, prepared, 0, chosen, some, up, BLOCK, 1)
+        shift_ups(params, layer, up, 0, BLOCK * first, BLOCK * size)
+        counts.up += some * size
+    else:
+        open_ups(params, thread, layer, expert, some)
+    if params.audit and known:
+        threshold = load_f32(layer.thresholds, expert)
+        for j in range(first, end):
+            counts.predicted += chosen_above(params, thread, some, logits + 4 * BLOCK * j, threshold)
+        counts.missed += drop_missed(params, thread, some, first, end, threshold)
+    fired = 0
+    for j in range(first, end):
+        fired += activate_tokens(params, thread, expert, some, j)
+    counts.fired += fired
+    counts.down += some * size if params.mode == DENSE else fired
+    return form
+
+
+@compiled
+def list_firing(params: Parameters, thread: int, some: int, start: int, rows: int) -> int:
+    """For each chosen token, which of ``rows`` neurons from ``start`` on fire, how much, and how many; a bit a row."""
+    chosen, h = row_at(params.chosen_tokens, thread), params.gate.address + 4 * BLOCK * start
+    lists, shares = row_at(params.firing, thread), row_at(params.firing_shares, thread)
+    lengths, used = row_at(params.firing_counts, thread), 0
+    for i in range(some):
+        store_i32(lengths, i, 0)
+    for r in range(rows):
+        fires = False
+        for i in range(some):
+            value, length = load_f32(h, BLOCK * r + load_i32(chosen, i)), load_i32(lengths, i)
+            store_i32(lists, PANEL_ROWS * i + length, r)
+            store_f32(shares, PANEL_ROWS * i + length, value)
+            store_i32(lengths, i, length + (value != 0))
+            fires |= value != 0
+        used |= fires << r
+    return used
+
+
+@compiled
+def decode_part(params: Parameters, kind: BlockType, row: int, width: int, target: int, scratch: int) -> None:
+    """``width`` weights from address ``row`` on as float32 at ``target``."""
+    clear(params, target, width)
+    store_f32(scratch, _ONE, 1.0)
+    call_add(params, kind, row, 0, 0, 0, 1, 1, scratch + 4 * _ONE, width, target, scratch)
+
+
+@compiled
+def add_panel(params: Parameters, panel: int, listed: int, shares: int, length: int, out: int, width: int) -> None:  # noqa: ARG001
+    """out += sum of share x panel row over listed rows."""
+    if width == PANEL_COLUMNS:
+        for c in range(0, PANEL_COLUMNS, 128):
+            blend(0, 8, panel + 4 * c, 4 * PANEL_COLUMNS, listed, shares, length, out + 4 * c)
+        return
+    whole = width // 32 * 32
+    for c in range(0, whole, 32):
+        blend(0, 2, panel + 4 * c, 4 * PANEL_COLUMNS, listed, shares, length, out + 4 * c)
+    for i in range(length if whole < width else 0):
+        row = panel + 4 * PANEL_COLUMNS * load_i32(listed, i)
+        for c in range(whole, width):
+            store_f32(out, c, load_f32(out, c) + load_f32(shares, i) * load_f32(row, c))
+
+
+@compiled
+def sum_down_rows(params: Parameters, thread: int, layer: Layer, expert: int, some: int, first: int, end: int) -> None:
+    """added += activations x down rows, for the columns from ``first`` to ``end``."""
+    tensor, size = layer.ffn_down, layer.ffn_down.row_bytes
+    base, panel, scratch = (
+        tensor.address + expert * tensor.expert_bytes,
+        row_at(params.panel, thread),
+        row_at(params.scratch, thread),
+    )
+    chosen, lists = row_at(params.chosen_tokens, thread), row_at(params.firing, thread)
+    shares, lengths = row_at(params.firing_shares, thread), row_at(params.firing_counts, thread)
+    for start in range(0, params.neurons, PANEL_ROWS):
+        rows = min(PANEL_ROWS, params.neurons - start)
+        used = list_firing(params, thread, some, start, rows)
+        for c in range(first, end, PANEL_COLUMNS):
+            width = min(PANEL_COLUMNS, end - c)
+            for r in range(rows):
+                if used >> r & 1:
+                    row = base + (start + r) * size + size * c // params.width
+                    decode_part(params, tensor.type, row, width, panel + 4 * PANEL_COLUMNS * r, scratch)
+            for i in range(some):
+                place, out = 4 * PANEL_ROWS * i, row_at(params.added, load_i32(chosen, i)) + 4 * c
+                add_panel(params, panel, lists + place, shares + place, load_i32(lengths, i), out, width)
+
+
+@compiled
+def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
+    """x += FFN(normed) of a block of tokens; under audit all neurons are looked at."""
+    width, form = params.width, 0
+    unit = PANEL_COLUMNS if width % PANEL_COLUMNS == 0 else UNIT
+    first, end = (
+        share_start(params, width, thread, params.threads, unit),
+        share_start(params, width, thread + 1, params.threads, unit),
+    )
+    for t in range(params.tokens):
+        clear(params, row_at(params.added, t) + 4 * first, end - first)
+    for expert in range(max(1, params.experts)):
+        some = choose_tokens(params, thread, expert)
+        if some:
+            form = block_activations(params, thread, layer, expert, some, form)
+            meet(params, thread)
+            sum_down_rows(params, thread, layer, expert, some, first, end)
+            meet(params, thread)
+    add_to_residual(params, thread)

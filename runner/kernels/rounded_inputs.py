@@ -1,0 +1,83 @@
+"""Inputs of own products: rounded to bytes, a scale per run of 32, laid out as block_groups.py lays out weights.
+
+llama.cpp rounds what K-quants meet with one scale for 256 (quantize_row_q8_K_ref), which can be asked for: the products
+are then further from those of the float inputs, and a model's perplexity is llama.cpp's.
+
+A group of 128 values is 64 bytes (the first 16 of each run) and 64 more (the second 16), each value / scale + 128.
+After all groups' bytes come, per group, the four scales and four times -scale x (sum of the run's values / scale) / 4.
+A last group that is not full is filled up with zeros.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from .compiling import compiled
+from .memory import store_f32
+from .parameters import Parameters
+from .simd.block_groups import GROUP, RUN, RUNS
+from .simd.block_tiles import FACTOR_BYTES
+from .simd.emit import FLOAT, I8, I32, Emit, emitted
+
+_FLOATS, _INTS = ir.VectorType(FLOAT, RUN), ir.VectorType(I32, RUN)
+_MOST = 127.0
+
+
+@emitted(types.float32, types.int64)
+def _largest_of_run(e: Emit, x: Any) -> Any:
+    """The largest magnitude of 32 floats at ``x``."""
+    vector, count = e.call(f"llvm.fabs.v{RUN}f32", _FLOATS, e.load(_FLOATS, x)), RUN
+    while count > 1:
+        count //= 2
+        a, b = e.pick(vector, range(count)), e.pick(vector, range(count, 2 * count))
+        vector = e.b.select(e.b.fcmp_ordered(">", a, b), a, b)
+    return e.b.extract_element(vector, ir.Constant(I32, 0))
+
+
+@emitted(types.void, types.int64, types.float32, *[types.int64] * 4)
+def _round_run(e: Emit, x: Any, largest: Any, low: Any, high: Any, scale_at: Any, sum_at: Any) -> None:
+    """32 floats at ``x``: bytes to ``low`` and ``high``, the scale and the sum to the other two addresses."""
+    b, zero, most = e.b, ir.Constant(FLOAT, 0.0), ir.Constant(FLOAT, _MOST)
+    empty = b.fcmp_ordered("==", largest, zero)
+    inverse = b.select(empty, zero, b.fdiv(most, largest))
+    scale = b.fdiv(largest, most)
+    rounded = e.call(f"llvm.rint.v{RUN}f32", _FLOATS, b.fmul(e.load(_FLOATS, x), e.splat(inverse, RUN)))
+    shifted = b.trunc(b.add(b.fptosi(rounded, _INTS), e.all(_INTS, 128)), ir.VectorType(I8, RUN))
+    e.store(e.pick(shifted, range(16)), low)
+    e.store(e.pick(shifted, range(16, 32)), high)
+    e.store(scale, scale_at)
+    e.store(b.fmul(e.total(rounded), b.fmul(scale, ir.Constant(FLOAT, -0.25))), sum_at)
+
+
+@emitted(types.void, types.int64, types.int64)
+def _zero_run(e: Emit, low: Any, high: Any) -> None:
+    """The bytes of 32 zeros."""
+    for address in (low, high):
+        e.store(e.all(ir.VectorType(I8, 16), -128), address)
+
+
+@compiled
+def round_input(params: Parameters, x: int, columns: int, target: int, sharing: int) -> None:  # noqa: ARG001
+    """Round ``columns`` floats, a multiple of 32, at address ``x`` into `block_tiles.input_bytes` bytes at ``target``.
+
+    Args:
+        sharing: runs of 32 that have one scale: 1, or 8 as llama.cpp's Q8_K has it.
+    """
+    runs = columns // RUN
+    groups, largest = (runs + RUNS - 1) // RUNS, np.float32(0)
+    for run in range(groups * RUNS):
+        group, k = run // RUNS, run % RUNS
+        low = target + group * GROUP + k * 16
+        factors = target + groups * GROUP + group * FACTOR_BYTES
+        if run < runs:
+            if run % sharing == 0:
+                largest = np.float32(0)
+                for other in range(run, min(run + sharing, runs)):
+                    largest = max(largest, _largest_of_run(x + 4 * RUN * other))
+            _round_run(x + 4 * RUN * run, largest, low, low + GROUP // 2, factors + 4 * k, factors + 4 * (RUNS + k))
+        else:
+            _zero_run(low, low + GROUP // 2)
+            store_f32(factors, k, 0.0)
+            store_f32(factors, RUNS + k, 0.0)

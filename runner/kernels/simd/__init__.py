@@ -1,0 +1,1 @@
+"""LLVM vector code: how weights of each type become products and sums."""
