@@ -10,8 +10,8 @@ from .plots import horizontal_bars, measured, percent
 Score = dict[str, Any]
 """One result of `tsconvert eval`."""
 _STATES = {
-    ("none", False): "dReLU put in, nothing trained",
-    ("none", True): "signs chosen, nothing trained",
+    "none": "dReLU put in, nothing trained",
+    "aligned": "signs chosen, nothing trained",
     "local": "recovered layer by layer",
     "full": "recovered as a whole",
 }
@@ -87,7 +87,8 @@ def _label(found: Findings, score: Score) -> str:
     if not settings:
         return name
     how = settings.get("recover", "")
-    return f"{name}: {_STATES.get((how, bool(settings.get('align'))) if how == 'none' else how, how)}"
+    state = "aligned" if how == "none" and settings.get("align") else how
+    return f"{name}: {_STATES.get(state, state)}"
 
 
 def _text(score: Score) -> str:
@@ -106,12 +107,10 @@ def _divergences(found: Findings, group: Sequence[Score]) -> Table:
         if score.get("kl_mean") is None:
             continue
         figures = [score.get(key) for key in ("kl_mean", "kl_median", "kl_99", "kl_max")]
+        cells = ["–" if value is None else f"{max(0.0, value):.4f}" for value in figures]
         same = score.get("top1_agreement")
-        rows.append([
-            _label(found, score).partition(":")[0], found.name(score["against"]),
-            *("–" if value is None else f"{max(0.0, value):.4f}" for value in figures),
-            "–" if same is None else percent(same),
-        ])  # fmt: skip
+        cells.append("–" if same is None else percent(same))
+        rows.append([_label(found, score).partition(":")[0], found.name(score["against"]), *cells])
     return Table(
         head=("model", "held against", "KL mean", "median", "99 %", "largest", "same first choice"), rows=rows,
         note="KL divergence in nats a token, between the two models' next-token distributions.",

@@ -71,12 +71,7 @@ def _energy(ffns: list[dict[str, Any]]) -> Figure:
 
 
 def _table(ffns: list[dict[str, Any]], moe: bool) -> Table:
-    expert = ("expert",) if moe else ()
+    which = ("layer", "expert", "rank") if moe else ("layer", "rank")
     shares = ("density", "predicted_density", "recall", "precision", "energy")
-    return Table(
-        head=("layer", *expert, "rank", "fires", "named", "recall", "precision", "energy"),
-        rows=[
-            [*(str(ffn[name]) for name in ("layer", *expert, "rank")), *(percent(ffn[name]) for name in shares)]
-            for ffn in ffns
-        ],
-    )
+    rows = [[*(str(ffn[name]) for name in which), *(percent(ffn[name]) for name in shares)] for ffn in ffns]
+    return Table(head=(*which, "fires", "named", "recall", "precision", "energy"), rows=rows)

@@ -8,6 +8,8 @@ from .elements import LAYERS, Element, Figure, series
 from .findings import Findings
 from .plots import columns, curves, number, percent
 
+_GOALS = {"cross_entropy": "the text", "divergence": "the dense model's predictions", "hidden": "its hidden states"}
+
 
 def training(found: Findings) -> Iterator[Element]:
     """How every checkpoint on the way was trained."""
@@ -45,10 +47,7 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
 
 def _goals(full: dict[str, Any]) -> str:
     """What the loss of the whole model's training is made of."""
-    goals = {
-        "cross_entropy": "the text", "divergence": "the dense model's predictions", "hidden": "its hidden states"
-    }  # fmt: skip
-    named = [goal for name, goal in goals.items() if full.get(name)]
+    named = [goal for name, goal in _GOALS.items() if full.get(name)]
     return " and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else "".join(named)
 
 
