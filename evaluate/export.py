@@ -1,7 +1,6 @@
 """`tsconvert export-gguf`: write the file, then prove it against its source before it is handed over."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..common.command_line import typed
@@ -56,31 +55,24 @@ def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
         >>> export_gguf(ExportConfig(model="tiny-mistral", out=Path("tiny.gguf"), type_name="Q8_0")).require()
     """
     report = export_unverified(config)
-    exported = VerifiedExport(export=report, verification=None)
-    if config.dry_run:
-        return exported
-    if check:
-        exported = _verified(config, report)
-    write_json(record_path(config.out), {**exported.to_json(), "format": "tsconvert export", "command": typed()})
+    found = _verified(config, report) if check and not config.dry_run else None
+    exported = VerifiedExport(export=report, verification=found)
+    if not config.dry_run:
+        record = config.out.with_name(config.out.name + ".json")
+        write_json(record, {**exported.to_json(), "format": "tsconvert export", "command": typed()})
     return exported
 
 
-def record_path(out: Path) -> Path:
-    """Where the record of a file goes: what was written, from what, and how it compares."""
-    return out.with_name(out.name + ".json")
-
-
-def _verified(config: ExportConfig, report: ExportReport) -> VerifiedExport:
+def _verified(config: ExportConfig, report: ExportReport) -> VerifyReport:
+    """The file compared with its source; the model card says how."""
+    overridden = frozenset(key for key, _ in config.metadata)
     found = verify(
         VerifyConfig(
-            model=config.model,
-            file=report.out,
-            predictors=config.predictors,
-            overridden=frozenset(key for key, _ in config.metadata),
-            importances=getattr(config, "imatrix", None) is not None,
+            model=config.model, file=report.out, predictors=config.predictors, overridden=overridden,
+            importances=config.imatrix is not None,
         )
-    )
+    )  # fmt: skip
     card = card_path(config.out).read_bytes()
     with atomic_file(card_path(config.out)) as stream:
         stream.write(card + f"\nVerified against the checkpoint when it was written:\n\n```\n{found}\n```\n".encode())
-    return VerifiedExport(export=report, verification=found)
+    return found

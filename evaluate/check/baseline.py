@@ -24,9 +24,7 @@ class Baseline:
     def allowed(self, limit: Limit) -> str:
         """What a limit's drift allows, for people."""
         base = self.figures.get(limit.figure)
-        side = {(False, True): "above", (True, False): "below"}.get(
-            (limit.minimum is not None, limit.maximum is not None), "off"
-        )
+        side = {1: "above", -1: "below", 0: "off"}[limit.side]
         return f"{limit.drift:.3g} of it {side} the baseline's" + ("" if base is None else f" {base:.5g}")
 
     def problem(self, limit: Limit, found: float) -> str:
@@ -41,11 +39,7 @@ class Baseline:
             return f"is not in the baseline {self.path or ''}".rstrip() + "; write it with --update-baseline"
         assert limit.drift is not None
         off = found - base
-        if limit.maximum is not None and limit.minimum is None:
-            off = max(0.0, off)
-        elif limit.minimum is not None and limit.maximum is None:
-            off = min(0.0, off)
-        if abs(off) <= limit.drift * abs(base):
+        if off * limit.side < 0 or abs(off) <= limit.drift * abs(base):
             return ""
         share = f"{off / base:+.2%}" if base else "away"
         return f"is {found:.5g}, {share} from the baseline's {base:.5g}, where {limit.drift:.3g} of it is allowed"

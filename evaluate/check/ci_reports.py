@@ -16,28 +16,26 @@ def junit(spec: CheckSpec, lines: Sequence[Line], stages: Sequence[StageResult])
     Valid for Ant's schema and for Jenkins's, which between them are what CI systems read: so attributes and order are
     those that the stricter one asks for.
     """
-    failures = [line for line in lines if line.status == FAILED]
-    skipped = [line for line in lines if line.status == SKIPPED]
-    elapsed_s = sum(stage.elapsed_s for stage in stages if not stage.reused)
+    status = [line.status for line in lines]
+    times = {f"stage {stage.name}": stage.elapsed_s for stage in stages if not stage.reused}
     root = Xml.Element("testsuites")
     suite = Xml.SubElement(
         root, "testsuite", name=f"tsconvert check {spec.name}", package="tsconvert.check", id="0",
         timestamp=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), hostname=socket.gethostname() or "localhost",
-        tests=str(len(lines)), failures=str(len(failures)), errors="0", skipped=str(len(skipped)),
-        time=f"{elapsed_s:.3f}",
+        tests=str(len(lines)), failures=str(status.count(FAILED)), errors="0", skipped=str(status.count(SKIPPED)),
+        time=f"{sum(times.values()):.3f}",
     )  # fmt: skip
     properties = Xml.SubElement(suite, "properties")
     for stage in stages:
         Xml.SubElement(properties, "property", name=f"stage {stage.name}", value=_clean(stage.command))
-    times = {f"stage {stage.name}": stage.elapsed_s for stage in stages if not stage.reused}
     for line in lines:
         case = Xml.SubElement(
             suite, "testcase", name=_clean(line.what), classname=f"check.{spec.name}",
             time=f"{times.get(line.what, 0):.3f}",
         )  # fmt: skip
         if line.status == FAILED:
-            failure = Xml.SubElement(case, "failure", type=line.key[0] if line.key else "check")
-            failure.set("message", _clean(f"{line.what} {line.problem}"))
+            said = _clean(f"{line.what} {line.problem}")
+            failure = Xml.SubElement(case, "failure", type=line.key[0] if line.key else "check", message=said)
             failure.text = _clean(f"{line.what} {line.problem}\n{spec.path}:{spec.line(line.key)}\n")
         elif line.status == SKIPPED:
             Xml.SubElement(case, "skipped")

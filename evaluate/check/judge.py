@@ -1,6 +1,5 @@
 """Judging what a check found: one line for each stage, each output and each limit."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -93,27 +92,22 @@ def _problem(limit: Limit, found: Any, results: Mapping[str, dict[str, Any] | No
         other = _named(limit.same_as, results)
         if found != other:
             return f"is not that of {limit.same_as}{_first_difference(found, other)}"
-    for worst, bound, word in _bounds(limit, found):
-        if math.isnan(worst) or (worst > bound if word == "most" else worst < bound):
-            return f"is {shown(worst)}, must be at {word} {shown(bound)}"
+    if limit.minimum is not None or limit.maximum is not None:
+        values = found if isinstance(found, list | tuple) else [found]
+        if not values or not all(is_number(value) for value in values):
+            raise TsconvertError(
+                f"is {shown(found)}, no number that could be held to a limit; give equal in place of min and max"
+            )
+        most, least = max(values), min(values)
+        if limit.maximum is not None and not most <= limit.maximum:
+            return f"is {shown(most)}, must be at most {shown(limit.maximum)}"
+        if limit.minimum is not None and not least >= limit.minimum:
+            return f"is {shown(least)}, must be at least {shown(limit.minimum)}"
     if limit.drift is not None:
         if not is_number(found):
             return f"is {shown(found)}, and only a number can drift; give .mean, .min or .max of it"
         return baseline.problem(limit, found)
     return ""
-
-
-def _bounds(limit: Limit, found: Any) -> list[tuple[float, float, str]]:
-    """(value, bound, most or least); of a list, its worst entry."""
-    if limit.minimum is None and limit.maximum is None:
-        return []
-    values = found if isinstance(found, list | tuple) else [found]
-    if not values or not all(is_number(value) for value in values):
-        raise TsconvertError(
-            f"is {shown(found)}, no number that could be held to a limit; give equal in place of min and max"
-        )
-    most = [] if limit.maximum is None else [(max(values), limit.maximum, "most")]
-    return most + ([] if limit.minimum is None else [(min(values), limit.minimum, "least")])
 
 
 def _first_difference(found: Any, other: Any) -> str:

@@ -6,7 +6,6 @@ docs/check.md describes the file.
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...common.errors import CheckFailedError, TsconvertError
@@ -94,10 +93,11 @@ def _checked(config: CheckConfig, spec: CheckSpec, baseline: Baseline, drifts: s
     results: dict[str, dict[str, Any] | None] = {stage.name: stage.result if stage.ran else None for stage in stages}
     lines = [_stage_line(stage) for stage in stages]
     for name, path in spec.outputs.items():
-        results[name], problem = _output(path)
-        if problem:
+        try:
+            results[name] = read_record(path).figures
+        except TsconvertError as error:
             key = ("outputs", name)
-            lines.append(Line(what=f"output {name}", status=FAILED, allowed="is whole", problem=problem, key=key))
+            lines.append(Line(what=f"output {name}", status=FAILED, allowed="is whole", problem=str(error), key=key))
     lines += [judge(limit, results, baseline) for limit in spec.limits]
     report = CheckReport(spec=spec, stages=stages, lines=lines)
     if config.update_baseline and not report.failed and baseline.path is not None:
@@ -121,18 +121,10 @@ def _hand_over(config: CheckConfig, report: CheckReport) -> None:
 
 
 def _stage_line(stage: StageResult) -> Line:
-    key, what = ("stages", stage.name), f"stage {stage.name}"
-    if stage.exit_code is None:
-        return Line(what=what, status=SKIPPED, allowed="exit code 0", problem=stage.error, key=key)
-    problem = f"ended with exit code {stage.exit_code}: {stage.error}" if stage.exit_code or not stage.ran else ""
-    status = FAILED if problem else PASSED
-    return Line(
-        what=what, status=status, found=f"exit code {stage.exit_code}", allowed="exit code 0", problem=problem, key=key
-    )
-
-
-def _output(path: Path) -> tuple[dict[str, Any] | None, str]:
-    try:
-        return read_record(path).figures, ""
-    except TsconvertError as error:
-        return None, str(error)
+    status, found, problem = SKIPPED, None, stage.error
+    if stage.exit_code is not None:
+        found = f"exit code {stage.exit_code}"
+        problem = f"ended with {found}: {stage.error}" if stage.exit_code or not stage.ran else ""
+        status = FAILED if problem else PASSED
+    key = ("stages", stage.name)
+    return Line(what=f"stage {stage.name}", status=status, found=found, allowed="exit code 0", problem=problem, key=key)

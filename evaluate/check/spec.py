@@ -60,6 +60,11 @@ class Limit:
         return f"{name} / {self.over}" if self.over else name
 
     @property
+    def side(self) -> int:
+        """Which drift counts: 1 (a rise) with a max and no min, -1 (a fall) with a min and no max, else 0 (both)."""
+        return (self.maximum is not None) - (self.minimum is not None)
+
+    @property
     def key(self) -> tuple[str, ...]:
         """Where it stands in the spec."""
         return ("limits", self.where, *self.path)
@@ -111,174 +116,167 @@ def read_spec(
         raise TsconvertError(f"{path}: no such file; give a check file (docs/check.md)") from None
     except (ValueError, RecursionError) as error:  # of which TOML and UTF-8 errors are kinds
         raise TsconvertError(f"{path}: is no TOML ({error}); correct it") from None
-    _known(path, "the file", table, TOP_KEYS)
+    try:
+        return _spec(path, text, table, out, variables or {}, options)
+    except TsconvertError as error:
+        raise TsconvertError(f"{path}: {error}") from None
+
+
+def _spec(
+    path: Path,
+    text: str,
+    table: dict[str, Any],
+    out: Path | None,
+    variables: Mapping[str, str],
+    options: Options | None,
+) -> CheckSpec:
+    """The spec that ``table`` is; what is wrong is said without the file's name."""
+    _require_known("the file", table, TOP_KEYS)
     if table.get("format") != FORMAT_VERSION:
         raise TsconvertError(
-            f"{path}: format is {table.get('format')!r}; this tsconvert reads format = {FORMAT_VERSION}, so write that"
+            f"format is {table.get('format')!r}; this tsconvert reads format = {FORMAT_VERSION}, so write that"
         )
-    values = _variables(path, table, variables or {})
-    stages = tuple(_stages(path, _table(path, table, "stages"), values, options))
-    outputs = _table(path, table, "outputs")
-    names = [stage.name for stage in stages]
+    own = {key: str(value) for key, value in _table(table, "variables").items()}
+    _require_known("[variables]", variables, own)
+    values = {"here": str(path.parent.resolve()), **own, **variables}
+    stages = tuple(_stage(name, command, values, options) for name, command in _table(table, "stages").items())
+    names, outputs = [stage.name for stage in stages], _table(table, "outputs")
     for name, value in outputs.items():
         if not isinstance(value, str) or not _NAME.fullmatch(name) or name in names:
-            raise TsconvertError(f"{path}: outputs.{name} must be a path under a name of its own; write it like that")
+            raise TsconvertError(f"outputs.{name} must be a path under a name of its own; write it like that")
     names += outputs
-    limits = tuple(_limits(path, _table(path, table, "limits"), names))
+    limits: list[Limit] = []
+    for where, below in _table(table, "limits").items():
+        if where not in names:
+            raise TsconvertError(f"limits.{where}: there is no stage or output {where}; {nearest(where, names)}")
+        if not isinstance(below, dict):
+            raise TsconvertError(f"limits.{where} is {below!r}; make it a table, [limits.{where}]")
+        limits += _limits(where, (), below, names)
     if not limits:
-        raise TsconvertError(f"{path}: limits is missing or empty; say what may come out, such as [limits.eval]")
-    where = out or path.parent / _filled(path, "out", _string(path, table, "out", "check-out"), values)
-    baseline = _string(path, table, "baseline", "")
+        raise TsconvertError("limits is missing or empty; say what may come out, such as [limits.eval]")
+    folder = out or path.parent / _filled("out", _string(table, "out", "check-out"), values)
+    baseline = _string(table, "baseline", "")
     return CheckSpec(
-        path=path, text=text, name=_string(path, table, "name", path.stem.removesuffix(".check")), out=where,
-        baseline=path.parent / baseline if baseline else None, stages=stages, limits=limits,
-        outputs={name: where / _filled(path, f"outputs.{name}", value, values) for name, value in outputs.items()},
+        path=path, text=text, name=_string(table, "name", path.stem.removesuffix(".check")), out=folder,
+        baseline=path.parent / baseline if baseline else None, stages=stages, limits=tuple(limits),
+        outputs={name: folder / _filled(f"outputs.{name}", value, values) for name, value in outputs.items()},
     )  # fmt: skip
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """`; did you mean X?`, or the choices if nothing is near."""
+    """`did you mean X?`, or the choices if nothing is near."""
     near = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
 
 
-def _known(path: Path, where: str, table: Mapping[str, Any], keys: Collection[str]) -> None:
+def _require_known(where: str, table: Mapping[str, Any], keys: Collection[str]) -> None:
     for key in table:
         if key not in keys:
-            raise TsconvertError(f"{path}: {where} has no key {key}; {nearest(key, keys)}")
+            raise TsconvertError(f"{where} has no key {key}; {nearest(key, keys)}")
 
 
-def _table(path: Path, table: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _table(table: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise TsconvertError(f"{path}: {key} is {value!r}; make it a table, [{key}]")
+        raise TsconvertError(f"{key} is {value!r}; make it a table, [{key}]")
     return value
 
 
-def _string(path: Path, table: Mapping[str, Any], key: str, default: str) -> str:
+def _string(table: Mapping[str, Any], key: str, default: str) -> str:
     value = table.get(key, default)
     if not isinstance(value, str):
-        raise TsconvertError(f"{path}: {key} is {value!r}; make it a string")
+        raise TsconvertError(f"{key} is {value!r}; make it a string")
     return value
 
 
-def _variables(path: Path, table: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, str]:
-    own = {key: str(value) for key, value in _table(path, table, "variables").items()}
-    _known(path, "[variables]", given, own)
-    return {"here": str(path.parent.resolve()), **own, **given}
-
-
-def _filled(path: Path, key: str, text: str, values: Mapping[str, str]) -> str:
+def _filled(key: str, text: str, values: Mapping[str, str]) -> str:
     """``text`` with its {variables} filled in."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in values:
-            raise TsconvertError(f"{path}: {key}: there is no variable {match[1]}; {nearest(match[1], values)}")
+            raise TsconvertError(f"{key}: there is no variable {match[1]}; {nearest(match[1], values)}")
         return values[match[1]]
 
     return _VARIABLE.sub(value, text)
 
 
-def _stages(
-    path: Path, table: Mapping[str, Any], values: Mapping[str, str], options: Options | None
-) -> Iterator[Stage]:
-    for name, command in table.items():
-        key = f"stages.{name}"
-        if not _NAME.fullmatch(name) or name == "check":
-            raise TsconvertError(f"{path}: {key}: a stage needs another name; use letters, digits, - and _, not check")
-        if not isinstance(command, str):
-            raise TsconvertError(f"{path}: {key} is {command!r}; make it a command as you would type it, in one string")
-        try:  # variables go in after the split, so that a path with spaces stays one argument
-            words = [_filled(path, key, word, values) for word in shlex.split(command, comments=True)]
-        except ValueError as error:
-            raise TsconvertError(f"{path}: {key}: {error}; close it") from None
-        if words[:1] == ["tsconvert"]:
-            words = words[1:]
-        if options is not None:
-            _check_command(path, key, words, options)
-        yield Stage(name=name, arguments=tuple(words))
+def _stage(name: str, line: object, values: Mapping[str, str], options: Options | None) -> Stage:
+    key = f"stages.{name}"
+    if not _NAME.fullmatch(name) or name == "check":
+        raise TsconvertError(f"{key}: a stage needs another name; use letters, digits, - and _, not check")
+    if not isinstance(line, str):
+        raise TsconvertError(f"{key} is {line!r}; make it a command as you would type it, in one string")
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        raise TsconvertError(f"{key}: {error}; close it") from None
+    words = [_filled(key, word, values) for word in words]  # after the split: a path with spaces stays one argument
+    words = words[1:] if words[:1] == ["tsconvert"] else words
+    known = {command: names for command, names in (options or {}).items() if command not in _NEVER_STAGES}
+    if options is not None and (words or [""])[0] not in known:
+        command = words[0] if words else ""
+        raise TsconvertError(f"{key}: {command!r} is no command of tsconvert; {nearest(command, known)}")
+    for option in (word.partition("=")[0] for word in words[1:] if options is not None):
+        if option.startswith("--") and option != "--" and option not in known[words[0]]:
+            choice = nearest(option, known[words[0]])
+            raise TsconvertError(f"{key}: {words[0]} has no option {option}; {choice}")
+    return Stage(name=name, arguments=tuple(words))
 
 
-def _check_command(path: Path, key: str, words: list[str], options: Options) -> None:
-    known = {command: names for command, names in options.items() if command not in _NEVER_STAGES}
-    command = words[0] if words else ""
-    if command not in known:
-        raise TsconvertError(f"{path}: {key}: {command!r} is no command of tsconvert; {nearest(command, known)}")
-    for word in words[1:]:
-        option = word.partition("=")[0]
-        if option.startswith("--") and option != "--" and option not in known[command]:
-            raise TsconvertError(f"{path}: {key}: {command} has no option {option}; {nearest(option, known[command])}")
-
-
-def _limits(path: Path, table: Mapping[str, Any], names: list[str]) -> Iterator[Limit]:
-    for where, below in table.items():
-        if where not in names:
-            raise TsconvertError(
-                f"{path}: limits.{where}: there is no stage or output {where}; {nearest(where, names)}"
-            )
-        if not isinstance(below, dict):
-            raise TsconvertError(f"{path}: limits.{where} is {below!r}; make it a table, [limits.{where}]")
-        yield from _below(path, where, (), below, names)
-
-
-def _below(path: Path, where: str, at: tuple[str, ...], table: dict[str, Any], names: list[str]) -> Iterator[Limit]:
+def _limits(where: str, at: tuple[str, ...], table: dict[str, Any], names: list[str]) -> Iterator[Limit]:
     """The limits in a table: it is one itself as soon as it has a key whose value is no table."""
     if at and any(not isinstance(value, dict) for value in table.values()):
-        yield _limit(path, where, at, table, names)
+        yield _limit(where, at, table, names)
         return
     for key, value in table.items():
         if not isinstance(value, dict):
             name = ".".join(("limits", where, *at, key))
-            raise TsconvertError(f"{path}: {name} is {value!r}; write what it may be, such as {{ max = {value!r} }}")
-        yield from _below(path, where, (*at, key), value, names)
+            raise TsconvertError(f"{name} is {value!r}; write what it may be, such as {{ max = {value!r} }}")
+        yield from _limits(where, (*at, key), value, names)
 
 
-def _limit(path: Path, where: str, at: tuple[str, ...], table: dict[str, Any], names: list[str]) -> Limit:
+def _limit(where: str, at: tuple[str, ...], table: dict[str, Any], names: list[str]) -> Limit:
     key = ".".join(("limits", where, *at))
-    _known(path, key, table, LIMIT_KEYS)
+    _require_known(key, table, LIMIT_KEYS)
     for name in ("same_as", "over"):
         other = table.get(name)
         if other is not None and (not isinstance(other, str) or other.partition(".")[0] not in names):
-            raise TsconvertError(
-                f"{path}: {key}.{name} is {other!r}; name a figure as STAGE.KEY, of {', '.join(names)}"
-            )
+            raise TsconvertError(f"{key}.{name} is {other!r}; name a figure as STAGE.KEY, of {', '.join(names)}")
+    minimum, maximum, drift = (_number(f"{key}.{name}", table.get(name)) for name in ("min", "max", "drift"))
     limit = Limit(
-        where=where, path=at, equal=table.get("equal"), same_as=table.get("same_as"), over=table.get("over"),
-        minimum=_number(path, f"{key}.min", table.get("min")), maximum=_number(path, f"{key}.max", table.get("max")),
-        drift=_number(path, f"{key}.drift", table.get("drift")), why=_string(path, table, "why", ""),
+        where=where, path=at, minimum=minimum, maximum=maximum, equal=table.get("equal"), same_as=table.get("same_as"),
+        over=table.get("over"), drift=drift, why=_string(table, "why", ""),
     )  # fmt: skip
-    if all(getattr(limit, name) is None for name in ("minimum", "maximum", "equal", "same_as", "drift")):
-        raise TsconvertError(f"{path}: {key} limits nothing; give it min, max, equal, same_as or drift")
-    if limit.drift is not None and limit.drift < 0:
-        raise TsconvertError(f"{path}: {key}.drift is {limit.drift:g}; it is a share of the baseline, such as 0.02")
+    if all(value is None for value in (minimum, maximum, limit.equal, limit.same_as, drift)):
+        raise TsconvertError(f"{key} limits nothing; give it min, max, equal, same_as or drift")
+    if drift is not None and drift < 0:
+        raise TsconvertError(f"{key}.drift is {drift:g}; it is a share of the baseline, such as 0.02")
     return limit
 
 
-def _number(path: Path, key: str, value: Any) -> float | None:
+def _number(key: str, value: Any) -> float | None:
     if isinstance(value, str):
         try:
             return float(parse_count(value))
         except TsconvertError as error:
-            raise TsconvertError(f"{path}: {key}: {error}") from None
+            raise TsconvertError(f"{key}: {error}") from None
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TsconvertError(f"{path}: {key} is {value!r}; give a number, or a size such as '12M'")
+        raise TsconvertError(f"{key} is {value!r}; give a number, or a size such as '12M'")
     return value
 
 
-def _keys_by_line(text: str) -> list[tuple[int, tuple[str, ...]]]:
+def _keys_by_line(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(line, key) of every table and key."""
-    found: list[tuple[int, tuple[str, ...]]] = []
     header: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         try:
             if line.lstrip().startswith("["):
                 header = _only_path(tomllib.loads(line))
-                found.append((number, header))
+                yield number, header
             elif "=" in line:
-                found.append((number, header + _only_path(tomllib.loads(line.partition("=")[0] + "= 0"))))
+                yield number, header + _only_path(tomllib.loads(line.partition("=")[0] + "= 0"))
         except tomllib.TOMLDecodeError:  # within a string of several lines
             continue
-    return found
 
 
 def _only_path(table: Any) -> tuple[str, ...]:

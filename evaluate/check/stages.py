@@ -62,17 +62,16 @@ def run_stages(spec: CheckSpec, *, resume: bool) -> list[StageResult]:
     results: list[StageResult] = []
     broken = ""
     for stage in spec.stages:
-        found = None if broken else earlier.get(stage.name)
+        found = earlier.get(stage.name)
         if broken:
             results.append(StageResult(name=stage.name, command=str(stage), error=f"not run: {broken} failed"))
-            continue
-        if found is not None and found.command == str(stage) and found.exit_code == 0:
+        elif found is not None and found.command == str(stage) and found.exit_code == 0:
             results.append(found)
-            continue
-        earlier = {}  # what follows on a stage that is run anew is run anew as well
-        results.append(_run(stage, spec.out))
-        broken = "" if results[-1].ran else stage.name
-        write_journal(spec, results)
+        else:
+            earlier = {}  # what follows on a stage that is run anew is run anew as well
+            results.append(_run(stage, spec.out))
+            broken = "" if results[-1].ran else stage.name
+            write_journal(spec, results)
     return results
 
 
@@ -106,8 +105,7 @@ def _earlier(journal: Path, *, resume: bool) -> dict[str, StageResult]:
 def _run(stage: Stage, out: Path) -> StageResult:
     note(f"-- {stage.name}: {stage}")
     command = [sys.executable, "-P", "-m", "tsconvert", *stage.arguments]
-    if "--json" not in stage.arguments:
-        command.append("--json")
+    command += [] if "--json" in stage.arguments else ["--json"]
     start_s = time.monotonic()
     printed, said, code, used = _follow(command, out)
     try:
@@ -119,9 +117,7 @@ def _run(stage: Stage, out: Path) -> StageResult:
         result = {**result, "command": str(stage), "process": figures}
         write_json(out / f"{stage.name}.json", result)
     error = said if code else ""
-    return StageResult(
-        name=stage.name, command=str(stage), exit_code=code, error=error, result=result, **figures,
-    )  # fmt: skip
+    return StageResult(name=stage.name, command=str(stage), exit_code=code, error=error, result=result, **figures)
 
 
 def _follow(command: list[str], folder: Path) -> tuple[bytes, str, int, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`tsconvert inspect` of GGUF files: models of any engine, and importance matrices."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from ...common.errors import TsconvertError
 from ...common.units import size_text
 from ...model.tensor_names import GGUF_NAMES
-from ...quant.gguf.file import GgufFile, GgufTensor
+from ...quant.gguf.file import GgufFile
 from ...quant.imatrix.file import is_imatrix, load_imatrix
 from ...runner.dialects import ModelFile, open_model
 from .summary import Inspection, Table, part_of, parts_table
@@ -25,13 +26,13 @@ def inspect_gguf(path: Path, tensors: bool) -> Inspection:
     listed = list(file.tensors.values()) if tensors else []
     rows = [(tensor.name, tensor.type_name, list(tensor.shape), tensor.size_bytes) for tensor in listed]
     found = _imatrix(path) if is_imatrix(file) else _model(path, file)
-    return Inspection(**{**vars(found), "tensors": rows})
+    return replace(found, tensors=rows)
 
 
 def _model(path: Path, file: GgufFile) -> Inspection:
     facts: dict[str, Any] = {
         "size": size_text(file.size_bytes) + (f" in {file.shards} shards" if file.shards > 1 else ""),
-        "weights": f"{sum(_weights(tensor) for tensor in file.tensors.values()) / 1e6:,.1f}M",
+        "weights": f"{sum(math.prod(tensor.shape) for tensor in file.tensors.values()) / 1e6:,.1f}M",
         "tensors": len(file.tensors),
     }
     try:
@@ -44,9 +45,9 @@ def _model(path: Path, file: GgufFile) -> Inspection:
         whole, state = True, f"all {len(file.tensors)} tensors lie within the file; its architecture is not known here"
     facts |= {key: _short(value) for key, value in file.metadata.items()}
     kind = {"GGUF": "GGUF file", "PWRI": "PowerInfer GGUF file"}[file.magic]
-    parts = (
-        (_part(tensor.name), tensor.type_name, _weights(tensor), tensor.size_bytes) for tensor in file.tensors.values()
-    )
+    parts = [
+        (_part(each.name), each.type_name, math.prod(each.shape), each.size_bytes) for each in file.tensors.values()
+    ]
     return Inspection(
         path=str(path), kind=f"{kind}, {file.architecture or 'no architecture'}", whole=whole, state=state, facts=facts,
         tables=[parts_table(parts)],
@@ -58,6 +59,7 @@ def _shape(model: ModelFile) -> dict[str, Any]:
     spec = model.spec
     thresholds = [float(value) for value in model.thresholds.ravel() if math.isfinite(value)]
     ffns = spec.layers * spec.ffns
+    modes = ["dense"] + ["exact"] * (spec.sparse and model.transposed) + ["predicted"] * model.has_predictors
     spread = f", thresholds {min(thresholds):.3g} to {max(thresholds):.3g}" if thresholds else ""
     return {
         "activation": spec.activation,
@@ -65,13 +67,8 @@ def _shape(model: ModelFile) -> dict[str, Any]:
         "width": spec.width,
         "neurons": f"{spec.neurons}" + (f" in each of {spec.experts} experts" if spec.experts else ""),
         "predictors": f"{len(thresholds)} of {ffns} FFNs, rank {model.rank}{spread}" if thresholds else None,
-        "modes": ", ".join(_modes(model)),
+        "modes": ", ".join(modes),
     }
-
-
-def _modes(model: ModelFile) -> list[str]:
-    exact = model.spec.sparse and model.transposed
-    return ["dense"] + ["exact"] * exact + ["predicted"] * model.has_predictors
 
 
 def _imatrix(path: Path) -> Inspection:
@@ -81,9 +78,7 @@ def _imatrix(path: Path) -> Inspection:
     for name, entry in matrix.entries.items():
         weights_EC = entry.importance()
         spread = float(weights_EC.max() / max(float(weights_EC.mean()), 1e-30))
-        rows.append(
-            [name, weights_EC.shape[0], weights_EC.shape[1], int(entry.counts_E.sum(dtype=np.float64)), f"{spread:.1f}"]
-        )
+        rows.append([name, *weights_EC.shape, int(entry.counts_E.sum(dtype=np.float64)), f"{spread:.1f}"])
     facts = {
         "of model": matrix.model_fingerprint,
         "size": size_text(path.stat().st_size),
@@ -108,10 +103,6 @@ def _part(name: str) -> str:
     word = name.removesuffix(".weight").split(".")[-1].removesuffix("_exps")
     role = _ROLES.get(word) or _ROLES.get(word.removesuffix("_t"))
     return part_of(role) if role else "other"
-
-
-def _weights(tensor: GgufTensor) -> int:
-    return math.prod(tensor.shape)
 
 
 def _short(value: Any) -> str:

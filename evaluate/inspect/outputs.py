@@ -58,7 +58,7 @@ def _file(path: Path, tensors: bool) -> Inspection:
 def _checkpoint(folder: Path, tensors: bool) -> Inspection:
     checkpoint = Checkpoint(folder)
     spec = checkpoint.spec
-    infos = {place: checkpoint.info(place) for place in checkpoint.places}
+    infos, scans = {place: checkpoint.info(place) for place in checkpoint.places}, checkpoint.scans
     facts: dict[str, Any] = {
         "parameters": f"{spec.parameters / 1e6:,.1f}M",
         "size": size_text(checkpoint.size_bytes),
@@ -78,22 +78,16 @@ def _checkpoint(folder: Path, tensors: bool) -> Inspection:
     places = (
         (part_of(place.role), info.dtype, math.prod(info.shape), info.size_bytes) for place, info in infos.items()
     )
-    whole, state = _values(checkpoint)
+    broken = next((infos[at].name for at in infos if scans[at].largest_bits >= INFINITE_BITS[infos[at].dtype]), None)
+    state = f"all {len(infos)} tensors are there, none holds NaN or infinity"
+    if broken:
+        state = f"tensor {broken} holds NaN or infinity"
     listed = infos.values() if tensors else ()
     return Inspection(
-        path=str(folder), kind=f"{spec.family} checkpoint", whole=whole, state=state, facts=facts | told,
+        path=str(folder), kind=f"{spec.family} checkpoint", whole=not broken, state=state, facts=facts | told,
         tables=[parts_table(places), *tables],
         tensors=[(info.name, info.dtype, list(info.shape), info.size_bytes) for info in listed],
     )  # fmt: skip
-
-
-def _values(checkpoint: Checkpoint) -> tuple[bool, str]:
-    """Whether a tensor holds NaN or infinity; that all are there is known since the checkpoint was opened."""
-    for place in checkpoint.places:
-        info = checkpoint.info(place)
-        if checkpoint.scans[place].largest_bits >= INFINITE_BITS[info.dtype]:
-            return False, f"tensor {info.name} holds NaN or infinity"
-    return True, f"all {len(checkpoint.places)} tensors are there, none holds NaN or infinity"
 
 
 def _provenance(folder: Path) -> tuple[dict[str, Any], list[Table]]:

@@ -1,6 +1,6 @@
 """What `tsconvert inspect` found, for people and as JSON."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,9 +21,9 @@ class Table:
 
     def __str__(self) -> str:
         cells = [self.header, *([_cell(value) for value in row] for row in self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
-        lines = ["  " + "  ".join(_aligned(row, widths)) for row in cells]
-        return "\n".join([f"{self.title}:", *(line.rstrip() for line in lines)])
+        first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        rows = ([row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in cells)
+        return "\n".join([f"{self.title}:", *(f"  {'  '.join(row)}".rstrip() for row in rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,7 @@ class Inspection:
 
 
 def parts_table(parts: Iterable[tuple[str, str, int, int]]) -> Table:
-    """Sizes by part of the model.
-
-    Args:
-        parts: of each tensor its part, type, weights and bytes.
-    """
+    """Sizes by part of the model; ``parts`` are of each tensor its part, type, weights and bytes."""
     rows: dict[str, list[Any]] = {}
     for part, kind, weights, size in parts:
         row = rows.setdefault(part, [part, 0, 0, {}, 0])
@@ -69,7 +65,7 @@ def parts_table(parts: Iterable[tuple[str, str, int, int]]) -> Table:
     shown: list[list[Any]] = []
     for part, count, weights, kinds, size in rows.values():
         types = " ".join(sorted(kinds, key=kinds.__getitem__, reverse=True))
-        shown.append([part, count, weights, types, size_text(size), share(size, whole)])
+        shown.append([part, count, weights, types, size_text(size), f"{size / max(whole, 1):.1%}"])
     return Table(title="parts", header=["part", "tensors", "weights", "types", "size", "share"], rows=shown)
 
 
@@ -86,17 +82,7 @@ def part_of(role: str) -> str:
     return "predictors" if role.startswith("fc") else "other"
 
 
-def share(part: float, whole: float) -> str:
-    """A share for people."""
-    return f"{part / max(whole, 1):.1%}"
-
-
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first, *rest = zip(row, widths, strict=True)
-    return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]

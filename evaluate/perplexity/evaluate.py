@@ -8,7 +8,6 @@ output's keys, which scripts and `tsconvert check` count on.
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,17 +18,7 @@ from ...common.progress import progress
 from ...text.sources import Source
 from ..records.eval_report import CorpusScore, EvalReport, mean_or_none
 from ..records.reference_logits import LogitsWriter, StoredReference
-from ..scoring.divergence import (
-    Compared,
-    Divergence,
-    Doubles,
-    LiveReference,
-    Reference,
-    diverge,
-    log_softmax,
-    loss_of,
-    mean_error,
-)
+from ..scoring.divergence import Compared, Doubles, LiveReference, Reference, diverge, log_softmax, loss_of, mean_error
 from ..scoring.scorer import Scorer, open_scorer
 from ..scoring.windowing import Windowing
 from ..scoring.windows import Windows, cut
@@ -47,18 +36,27 @@ def evaluate(config: EvalConfig) -> EvalReport:
     model = open_scorer(config.model, config.mode, config.threads, how.context)
     if stored is None:
         how = replace(how, context=min(how.context, model.context))
-        windows = cut(model.encode, model.bos, config.data or _embedded(), how)
+        data = config.data or (Source(path=str(embedded.text("heldout.txt"))),)
+        windows = cut(model.encode, model.bos, data, how)
     else:
         windows = stored.windows
     with reserved_name(config.save_logits) if config.save_logits else nullcontext():
         writer = LogitsWriter(config.save_logits, config.top) if config.save_logits else None
-        reference = stored or _live(config, windows, how)
+        reference: Reference | None = stored
+        if stored is None and config.against is not None:
+            other = open_scorer(config.against, "auto", config.threads, how.context)
+            reference = LiveReference(config.against, other.logits(windows))
         loss_P, compared = _score(model, windows, reference, writer)
         if writer:
             writer.write(windows, how, config.model, model.fingerprint)
-    divergence = diverge(loss_P, compared) if reference else None
     report = _report(config, model, windows, how, loss_P)
-    return replace(report, **_compared(reference, divergence))
+    if reference is None:
+        return report
+    found = asdict(diverge(loss_P, compared))
+    names = {"perplexity": "against_perplexity", "ratio": "perplexity_ratio", "ratio_error": "perplexity_ratio_error"}
+    kept = stored.top if stored else None
+    fields = {names.get(name, name): value for name, value in found.items()}
+    return replace(report, against=reference.name, kept_logits=kept, **fields)
 
 
 def _stored(config: EvalConfig) -> StoredReference | None:
@@ -68,17 +66,6 @@ def _stored(config: EvalConfig) -> StoredReference | None:
     if config.data:
         raise TsconvertError(f"--against {config.against}: the file says on which tokens to compare; leave --data out")
     return StoredReference(Path(config.against))
-
-
-def _live(config: EvalConfig, windows: Windows, how: Windowing) -> Reference | None:
-    if config.against is None:
-        return None
-    other = open_scorer(config.against, "auto", config.threads, how.context)
-    return LiveReference(config.against, other.logits(windows))
-
-
-def _embedded() -> tuple[Source, ...]:
-    return (Source(path=str(embedded.text("heldout.txt"))),)
 
 
 def _score(
@@ -127,16 +114,3 @@ def _corpus(number: int, model: Scorer, windows: Windows, loss_P: Doubles) -> Co
         predicted_density=mean_or_none(activity.predicted_density(number)),
         recall=mean_or_none(activity.recall(number)),
     )  # fmt: skip
-
-
-def _compared(reference: Reference | None, found: Divergence | None) -> dict[str, Any]:
-    """The report's fields of a comparison."""
-    if reference is None or found is None:
-        return {}
-    fields = asdict(found)
-    renamed = {"perplexity": "against_perplexity", "ratio": "perplexity_ratio", "ratio_error": "perplexity_ratio_error"}
-    kept = reference.top if isinstance(reference, StoredReference) else None
-    return {renamed.get(name, name): value for name, value in fields.items()} | {
-        "against": reference.name,
-        "kept_logits": kept,
-    }

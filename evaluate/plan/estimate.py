@@ -50,19 +50,14 @@ class PlanReport:
 
     def __str__(self) -> str:
         head = f"{self.model}: {self.parameters / 1e9:.2f}B weights, checkpoint {size_text(self.source_bytes)}"
-        return "\n".join([head, f"machine: {self.machine}", "", *self._stages(), "", *self._speeds()])
-
-    def _stages(self) -> list[str]:
-        lines = [f"{'stage':<22} {'memory':>10} {'disk':>10} {'time':>10}"]
+        lines = [head, f"machine: {self.machine}", "", f"{'stage':<22} {'memory':>10} {'disk':>10} {'time':>10}"]
         for stage in self.stages:
             disk = size_text(stage.disk_bytes + stage.scratch_bytes)
             line = f"{stage.name:<22} {size_text(stage.memory_bytes):>10} {disk:>10} {duration(stage.time_s):>10}"
             lines.append(line + (f"   DOES NOT FIT: {stage.problem}" if stage.problem else ""))
-        return lines
-
-    def _speeds(self) -> list[str]:
         shares = f"{self.density:.0%} of the neurons fire, {self.predicted:.0%} are predicted (rank {self.rank})"
-        lines = [
+        lines += [
+            "",
             f"generation, {self.batch} at once; sparse modes: {shares}",
             f"{'type':<8} {'mode':<10} {'file':>10} {'memory':>10} {'read/step':>10} {'tokens/s':>9}",
         ]
@@ -72,7 +67,7 @@ class PlanReport:
                 f" {size_text(row.bytes_per_step):>10} {row.tokens_per_s:>9.1f}"
             )
             lines.append(line + ("" if row.fits else "   DOES NOT FIT: the rest is read from the disk"))
-        return lines
+        return "\n".join(lines)
 
 
 def plan(config: PlanConfig) -> PlanReport:
@@ -109,11 +104,7 @@ def plan(config: PlanConfig) -> PlanReport:
 
 
 def read_model_config(model: str) -> tuple[dict[str, Any], ModelSpec]:
-    """The content of a config.json, and the spec that it describes.
-
-    Args:
-        model: the file, a folder, an embedded model or a hub id.
-    """
+    """The content of a config.json, and the spec that it describes; as `PlanConfig.model` names it."""
     path = Path(model)
     if path.is_file():
         try:

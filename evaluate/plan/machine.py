@@ -45,12 +45,8 @@ class Machine:
         )
 
 
-def machine_of(said: Described, folder: Path | None = None) -> Machine:
-    """The machine that ``said`` describes. Nothing said: this one, measured.
-
-    Args:
-        folder: the disk that is meant when this machine's is.
-    """
+def machine_of(said: Described) -> Machine:
+    """The machine that ``said`` describes. Nothing said: this one, measured, with the disk of the current folder."""
     here = said.measure or (said.bandwidth_gb is None and said.cores is None and said.memory_bytes is None)
     if said.bandwidth_gb is None and not here:
         raise TsconvertError("--bandwidth is missing: say how fast the machine's memory is, or add --measure")
@@ -67,12 +63,13 @@ def machine_of(said: Described, folder: Path | None = None) -> Machine:
 
     bandwidth = known("bandwidth", said.bandwidth_gb, lambda: measure_bandwidth(cores), 0.0)
     flops = known("flops", said.gflops, measure_products, cores * _CORE_FLOPS)
-    disk = known("disk", said.disk_speed_gb, lambda: measure_disk(folder or Path.cwd()), _DISK_BYTES_PER_S)
+    disk = known("disk", said.disk_speed_gb, lambda: measure_disk(Path.cwd()), _DISK_BYTES_PER_S)
     free = said.disk_free_bytes
     if free is None and here:
-        free = shutil.disk_usage(folder or Path.cwd()).free
+        free = shutil.disk_usage(Path.cwd()).free
     return Machine(
-        bandwidth=bandwidth, cores=cores, memory_bytes=said.memory_bytes or _memory_bytes(), flops=flops,
+        bandwidth=bandwidth, cores=cores, flops=flops,
+        memory_bytes=said.memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         disk_bytes_per_s=disk, disk_free_bytes=free, measured=tuple(measured),
     )  # fmt: skip
 
@@ -101,7 +98,3 @@ def measure_products(clock: Callable[[], float] = time.perf_counter) -> float:
         float((left @ right)[0, 0])
         best_s = min(best_s, clock() - start_s)
     return 2 * left.shape[0] * right.numel() / best_s
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -17,7 +17,8 @@ with b the tokens that reach the same expert. Neurons are not independent, the s
 union is smaller, and `tsconvert profile` measures it.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from ...common.errors import TsconvertError
 from ...model.spec import ModelSpec
@@ -26,7 +27,6 @@ from ...predictors.cost import Rates
 from ...quant.types import ggml, mixes
 from ...quant.types.type_choice import TypeChoice
 
-MODES = ("dense", "exact", "predicted")
 # neurons whose gate is positive over those that fire: 1.66 at 21 %, 1.9 at 12 % (SmolLM2, recovered)
 _GATE_OF_FIRED = 1.8
 _PREDICTED_OF_FIRED = 1.2
@@ -94,14 +94,9 @@ class TokenBytes:
         return sum(read.size for read in self.reads if not read.rows)
 
     @property
-    def scattered(self) -> float:
-        """Bytes of rows here and there."""
-        return sum(read.size for read in self.reads if read.rows)
-
-    @property
     def total(self) -> float:
-        """Both."""
-        return self.streamed + self.scattered
+        """Bytes, rows here and there included."""
+        return self.streamed + sum(read.size for read in self.reads if read.rows)
 
 
 def file_bytes(spec: ModelSpec, type_name: str, rank: int = 0, predictor_type: str = "F16") -> FileBytes:
@@ -114,18 +109,14 @@ def file_bytes(spec: ModelSpec, type_name: str, rank: int = 0, predictor_type: s
     Raises:
         TsconvertError: there is no such type.
     """
-    try:
-        return _file_bytes(spec, _choice(spec, type_name, predictor_type, importance=False), rank)
-    except TsconvertError:
-        return _file_bytes(spec, _choice(spec, type_name, predictor_type, importance=True), rank)
-
-
-def _choice(spec: ModelSpec, type_name: str, predictor_type: str, *, importance: bool) -> TypeChoice:
     model = mixes.Model(
-        layers=spec.layers, heads=spec.heads, kv_heads=spec.kv_heads, experts=spec.experts, tied=spec.tied,
-        importance=importance,
-    )  # fmt: skip
-    return TypeChoice(type_name, predictor_type, model=model)
+        layers=spec.layers, heads=spec.heads, kv_heads=spec.kv_heads, experts=spec.experts, tied=spec.tied
+    )
+    try:
+        return _file_bytes(spec, TypeChoice(type_name, predictor_type, model=model), rank)
+    except TsconvertError:  # of a type that needs an importance matrix
+        model = replace(model, importance=True)
+        return _file_bytes(spec, TypeChoice(type_name, predictor_type, model=model), rank)
 
 
 def _file_bytes(spec: ModelSpec, choice: TypeChoice, rank: int) -> FileBytes:
@@ -138,7 +129,10 @@ def _file_bytes(spec: ModelSpec, choice: TypeChoice, rank: int) -> FileBytes:
         types = parts[_PARTS.get(place.role, "attention")]
         types[kind] = types.get(kind, 0) + size
     if rank:
-        parts["predictors"] = {choice.predictor: spec.layers * spec.ffns * _predictor_bytes(spec, rank, choice)}
+        fc1 = choice.predictor_matrix("blk.0.fc1.weight", spec.width)
+        fc2 = choice.predictor_matrix("blk.0.fc2.weight", rank)
+        size = rank * ggml.row_bytes(fc1, spec.width) + spec.neurons * ggml.row_bytes(fc2, rank)
+        parts["predictors"] = {choice.predictor: spec.layers * spec.ffns * size}
     return FileBytes(**{name: sum(types.values()) for name, types in parts.items()}, parts=parts)
 
 
@@ -148,21 +142,11 @@ _PARTS = {"token_embd": "embedding", "output": "output", "ffn_gate": "gate", "ff
 
 def _stored(spec: ModelSpec, place: Place, choice: TypeChoice) -> tuple[str, int]:
     """Type and bytes of one tensor, of one expert."""
-    shape = shape_of(spec, place)
-    if place.role == "ffn_down" and spec.sparse:
-        shape = shape[::-1]
-    if len(shape) == 1 or place.role == "router":
-        rows, columns, kind = (shape[0] if len(shape) > 1 else 1), shape[-1], "F32"
-    else:
-        rows, columns = shape
-        suffix = "_t" if place.role == "ffn_down" and spec.sparse else ""
-        kind = choice.matrix(gguf_name(place, suffix=suffix), columns)
-    return kind, rows * ggml.row_bytes(kind, columns)
-
-
-def _predictor_bytes(spec: ModelSpec, rank: int, choice: TypeChoice) -> int:
-    fc1, fc2 = (choice.predictor_matrix(f"blk.0.{part}.weight", n) for part, n in (("fc1", spec.width), ("fc2", rank)))
-    return rank * ggml.row_bytes(fc1, spec.width) + spec.neurons * ggml.row_bytes(fc2, rank)
+    transposed = place.role == "ffn_down" and spec.sparse
+    *rows, columns = shape_of(spec, place)[:: -1 if transposed else 1]
+    plain = not rows or place.role == "router"
+    kind = "F32" if plain else choice.matrix(gguf_name(place, suffix="_t" if transposed else ""), columns)
+    return kind, math.prod(rows) * ggml.row_bytes(kind, columns)
 
 
 def typical_rates(density: float, predicted: float | None = None) -> Rates:

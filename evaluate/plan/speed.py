@@ -78,17 +78,9 @@ def seconds(read: TokenBytes, layers: int, machine: Machine, engine: Engine) -> 
 
 
 def speed(
-    spec: ModelSpec,
-    size: FileBytes,
-    machine: Machine,
-    *,
-    type_name: str,
-    mode: str,
-    rates: Rates,
-    batch: int = 1,
-    position: int = 512,
-    engine: Engine = RUNNER,
-) -> Speed:
+    spec: ModelSpec, size: FileBytes, machine: Machine, *, type_name: str, mode: str, rates: Rates, batch: int = 1,
+    position: int = 512, engine: Engine = RUNNER,
+) -> Speed:  # fmt: skip
     """What ``mode`` would give on ``machine``.
 
     Args:

@@ -1,9 +1,9 @@
 """What each stage of a conversion takes in memory, disk and time on a machine."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...common.cost import LIBRARIES_BYTES
+from ...common.cost import LIBRARIES_BYTES, Cost
 from ...convert.config import RelufyConfig
 from ...convert.config.local import LocalRecovery
 from ...convert.cost import relufy_cost
@@ -69,7 +69,8 @@ def stages(
     found = [] if spec.sparse else [_relufy(spec, machine, settings)]
     found.append(_sweep("profile", spec, machine, settings, _PROFILE_FFNS, spec.layers * spec.ffns * spec.neurons * 8))
     found.append(_predictors(spec, machine, settings))
-    found.append(_sweep("imatrix", spec, machine, settings, _IMATRIX_FFNS, _imatrix_bytes(spec)))
+    columns = 4 * spec.width + spec.heads * spec.head_dim + spec.ffns * (2 * spec.width + spec.neurons)
+    found.append(_sweep("imatrix", spec, machine, settings, _IMATRIX_FFNS, 4 * spec.layers * columns))
     found += [_export(spec, machine, settings, name, size) for name, size in files.items()]
     return [_judged(stage, machine, disk_free_bytes) for stage in found]
 
@@ -79,26 +80,23 @@ def _relufy(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
         model="", out=Path(), tokens=settings.tokens, context=settings.context, training=settings.recovery
     )
     size = settings.source_bytes
-    cost = relufy_cost(spec, size, size, config, machine.flops)
-    return Stage(
-        name="relufy", memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes, scratch_bytes=cost.scratch_bytes,
-        time_s=cost.time_s + _START_S,
-    )  # fmt: skip
+    return _reported("relufy", relufy_cost(spec, size, size, config, machine.flops), _START_S)
 
 
 def _predictors(spec: ModelSpec, machine: Machine, settings: Settings) -> Stage:
     config = PredictorConfig(
-        model="",
-        tokens=settings.tokens,
-        context=settings.context,
-        rank=settings.rank or None,
+        model="", tokens=settings.tokens, context=settings.context, rank=settings.rank or None,
         training=settings.training,
-    )
-    cost = predictors_cost(spec, config, machine.flops)
+    )  # fmt: skip
     read_s = settings.source_bytes / machine.disk_bytes_per_s
+    return _reported("predictors", predictors_cost(spec, config, machine.flops), read_s + _START_S)
+
+
+def _reported(name: str, cost: Cost, start_s: float) -> Stage:
+    """A stage whose command's own --dry-run reports its cost."""
     return Stage(
-        name="predictors", memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes,
-        scratch_bytes=cost.scratch_bytes, time_s=cost.time_s + read_s + _START_S,
+        name=name, memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes, scratch_bytes=cost.scratch_bytes,
+        time_s=cost.time_s + start_s,
     )  # fmt: skip
 
 
@@ -117,11 +115,6 @@ def _sweep(name: str, spec: ModelSpec, machine: Machine, settings: Settings, ffn
         scratch_bytes=0 if in_memory else hidden,
         time_s=flops / machine.flops + settings.source_bytes / machine.disk_bytes_per_s + _START_S,
     )  # fmt: skip
-
-
-def _imatrix_bytes(spec: ModelSpec) -> int:
-    columns = 4 * spec.width + spec.heads * spec.head_dim + spec.ffns * (2 * spec.width + spec.neurons)
-    return 4 * spec.layers * columns
 
 
 def _export(spec: ModelSpec, machine: Machine, settings: Settings, type_name: str, size: FileBytes) -> Stage:
@@ -146,4 +139,4 @@ def _judged(stage: Stage, machine: Machine, disk_free_bytes: int | None) -> Stag
         )
     if disk_free_bytes is not None and disk > disk_free_bytes:
         problems.append(f"needs {disk / 1e9:.1f} GB of disk, {disk_free_bytes / 1e9:.1f} are free")
-    return stage if not problems else Stage(**{**vars(stage), "problem": "; ".join(problems)})
+    return replace(stage, problem="; ".join(problems))

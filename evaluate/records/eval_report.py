@@ -76,18 +76,11 @@ class EvalReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        return "\n".join([*self._perplexity(), *self._density(), *self._divergence()])
-
-    def _perplexity(self) -> list[str]:
         cut = f"{self.windows} windows of {self.context}" + (f", stride {self.stride}" if self.stride else "")
         found = f"perplexity {self.perplexity:.4f} +/- {self.perplexity_error:.4f}"
         lines = [f"{self.model} ({self.mode}): {found} on {self.counted:,} tokens ({self.method}, {cut})"]
         if len(self.corpora) > 1:
             lines += [f"  {each.name}: {each.perplexity:.4f} on {each.counted:,} tokens" for each in self.corpora]
-        return lines
-
-    def _density(self) -> list[str]:
-        lines = []
         if self.mean_density is not None:
             lines.append(f"density {self.mean_density:.1%} ({', '.join(f'{d:.0%}' for d in self.density)})")
             if len(self.corpora) > 1:
@@ -97,19 +90,16 @@ class EvalReport:
             lines.append(f"  layer {number}, density of each expert and its share of the tokens: {each}")
         if self.mean_predicted_density is not None:
             lines.append(f"predicted density {self.mean_predicted_density:.1%}, recall {self.mean_recall or 0:.1%}")
-        return lines
-
-    def _divergence(self) -> list[str]:
-        if self.against is None:
-            return []
-        kept = f", its {self.kept_logits} likeliest tokens and the rest" if self.kept_logits else ""
-        ratio = f"ratio {self.perplexity_ratio:.5f} +/- {self.perplexity_ratio_error:.5f}"
-        divergence = f"mean {self.kl_mean:.6f} +/- {self.kl_mean_error:.6f}, median {self.kl_median:.6f}"
-        return [
-            f"against {self.against}{kept} (perplexity {self.against_perplexity:.4f}): {ratio}",
-            f"KL divergence, nats a token: {divergence}, 99 % {self.kl_99:.6f}, maximum {self.kl_max:.6f}",
-            f"the same first choice for {self.top1_agreement:.2%} of the tokens",
-        ]
+        if self.against is not None:
+            kept = f", its {self.kept_logits} likeliest tokens and the rest" if self.kept_logits else ""
+            ratio = f"ratio {self.perplexity_ratio:.5f} +/- {self.perplexity_ratio_error:.5f}"
+            divergence = f"mean {self.kl_mean:.6f} +/- {self.kl_mean_error:.6f}, median {self.kl_median:.6f}"
+            lines += [
+                f"against {self.against}{kept} (perplexity {self.against_perplexity:.4f}): {ratio}",
+                f"KL divergence, nats a token: {divergence}, 99 % {self.kl_99:.6f}, maximum {self.kl_max:.6f}",
+                f"the same first choice for {self.top1_agreement:.2%} of the tokens",
+            ]
+        return "\n".join(lines)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -79,14 +79,6 @@ def _format_of(path: Path) -> str:
         return profile_file.FORMAT  # whose reader says what is wrong with the file
 
 
-def _logits(path: Path) -> dict[str, Any]:
-    return read_about(path) | {"size_bytes": size_of(path)}
-
-
-def _profile(path: Path) -> dict[str, Any]:
-    return profile_file.load_profile(path).to_json() | {"size_bytes": size_of(path)}
-
-
 def _gguf(path: Path) -> dict[str, Any]:
     file = GgufFile(path)
     types: dict[str, int] = {}
@@ -116,12 +108,19 @@ def _is_imatrix(path: Path) -> bool:
     return is_gguf(path) and path.name.endswith(".gguf") and is_imatrix(GgufFile(path))
 
 
+# kind, whether a path is of that kind, and its figures
 _KINDS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path], dict[str, Any]]], ...] = (
     ("predictors", lambda path: path.is_dir() and _config(path).get("format") == "tsconvert predictors", _predictors),
     ("checkpoint", lambda path: path.is_dir() and "model_type" in _config(path), _checkpoint),
     ("imatrix", _is_imatrix, _gguf),
     ("gguf", is_gguf, _gguf),
-    ("profile", lambda path: _format_of(path) == profile_file.FORMAT, _profile),
-    ("logits", lambda path: _format_of(path) == LOGITS_FORMAT, _logits),
+    (
+        "profile", lambda path: _format_of(path) == profile_file.FORMAT,
+        lambda path: profile_file.load_profile(path).to_json() | {"size_bytes": size_of(path)},
+    ),
+    (
+        "logits", lambda path: _format_of(path) == LOGITS_FORMAT,
+        lambda path: read_about(path) | {"size_bytes": size_of(path)},
+    ),
     ("json", lambda path: path.suffix == ".json", _json),
-)
+)  # fmt: skip

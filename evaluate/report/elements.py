@@ -1,7 +1,11 @@
 """What the page is made of: sections of text, figures and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+Legend = Sequence[tuple[str, str]]
+"""(CSS class of its colour, what it is)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,8 +15,7 @@ class Figure:
     title: str
     note: str
     svg: str
-    legend: tuple[tuple[str, str], ...] = ()
-    """(CSS class of its colour, what it is)."""
+    legend: Legend = ()
     wide: bool = False
     """Across both columns."""
 
@@ -21,34 +24,37 @@ class Figure:
 class Table:
     """Rows of text; the first column names, the others are figures."""
 
-    head: tuple[str, ...]
+    head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     words: bool = False
     """The other columns are words as well, and stand at the left."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One heading and what is below it."""
+class Sample(NamedTuple):
+    """What a model wrote."""
 
-    id: str
-    title: str
-    text: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Table, ...] = ()
-    samples: tuple[tuple[str, str, str], ...] = ()
-    """(mode, prompt, what the model wrote)."""
-    commands: tuple[str, ...] = ()
+    mode: str
+    prompt: str
+    text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tile:
+class Command(NamedTuple):
+    """A command line."""
+
+    line: str
+
+
+Element = str | Figure | Table | Sample | Command
+"""What a section yields: sentences come first on the page, then figures, tables, samples and commands."""
+
+
+class Tile(NamedTuple):
     """One of the few figures at the top."""
 
     value: str
     label: str
-    note: str = ""
+    note: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +63,14 @@ class Step:
 
     name: str
     what: str
-    facts: tuple[str, ...] = ()
+    facts: Sequence[str] = ()
     by: str = ""
     """The stage that made it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """All that the template shows."""
+def series(names: Iterable[str]) -> Legend:
+    """The legend of things in the page's colours, by their order."""
+    return [(f"s{i % 6}", name) for i, name in enumerate(names)]
 
-    title: str
-    sentences: tuple[str, ...]
-    tiles: tuple[Tile, ...]
-    chain: tuple[tuple[Step, ...], ...]
-    """Columns from left to right."""
-    sections: tuple[Section, ...]
-    missing: tuple[tuple[str, str], ...] = ()
-    """(figure, command that would add it)."""
-    unreadable: tuple[str, ...] = ()
-    footer: str = ""
+
+LAYERS: Legend = (("early", "first layer"), ("late", "last layer"))

@@ -2,14 +2,14 @@
 
 import re
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from ...common.units import size_text
 from ..records.outputs import Record
-from .elements import Figure, Section, Table
+from .elements import Element, Figure, Table, series
 from .findings import Findings
-from .plots import Point, stacked_bars, strip
-from .svg import percent
+from .plots import Point, percent, stacked_bars, strip
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _ENGINES = {"turbosparse": "tsconvert's runner", "bamboo": "PowerInfer", "llama": "llama.cpp", "mistral": "llama.cpp"}
@@ -17,26 +17,25 @@ _MOST_FILES = 6
 _NEGLIGIBLE = 1e-6  # below, it is the rounding of the comparison itself
 
 
-def files(found: Findings) -> Section | None:
+def files(found: Findings) -> Iterator[Element]:
     """Every GGUF file: for whom, how big, of which types."""
     if not found.files:
-        return None
+        return
     kinds = list(dict.fromkeys(kind for file in found.files for kind in file.figures["types"]))
     rows = [
         (found.name(file.path), file.figures["types"], size_text(file.figures["size_bytes"])) for file in found.files
     ]
-    figure = Figure(
+    yield Figure(
         title="Bytes by type",
         note="Weights as they are stored; norms and small tensors stay F32.",
         svg=stacked_bars("bytes of each file by type", rows, kinds),
         wide=True,
-        legend=tuple((f"s{i % 6}", kind) for i, kind in enumerate(kinds)),
+        legend=series(kinds),
     )
-    table = Table(
+    yield Table(
         head=("file", "runs on", "size", "tensors", "bits a weight", "compared with its source"),
         rows=[_row(found, file) for file in found.files],
     )
-    return Section(id="files", title="The files", figures=(figure,), tables=(table,))
 
 
 def engine(file: Record) -> str:
@@ -57,19 +56,17 @@ def _row(found: Findings, file: Record) -> list[str]:
     return [found.name(file.path), engine(file), size_text(size_bytes), str(figures["tensor_count"]), bits, state]
 
 
-def quantization(found: Findings) -> Section | None:
+def quantization(found: Findings) -> Iterator[Element]:
     """What storing each tensor cost, where the export recorded it."""
-    changed = {id(file): errors for file in found.files if (errors := _errors(file))}
-    recorded = [file for file in found.files if id(file) in changed]
+    recorded = [(file, errors) for file in found.files if (errors := _errors(file))]
     if not recorded:
-        return None
-    names = list(dict.fromkeys(name for file in recorded for name in file.figures["tensors"]))
-    places, groups = _places(names)
-    series: dict[str, list[Point]] = {}
+        return
+    places, groups = _places(list(dict.fromkeys(name for file, _ in recorded for name in file.figures["tensors"])))
+    points: dict[str, list[Point]] = {}
     rows = []
-    for file in recorded:
-        errors, types = changed[id(file)], file.figures["tensors"]
-        series[found.name(file.path)] = [
+    for file, errors in recorded:
+        types = file.figures["tensors"]
+        points[found.name(file.path)] = [
             (places[name], error, f"{name} {types[name]}: {percent(error)}")
             for name, error in errors.items()
             if name in types
@@ -77,17 +74,16 @@ def quantization(found: Findings) -> Section | None:
         worst = max(errors, key=errors.__getitem__)
         figures = (str(len(errors)), percent(statistics.median(errors.values())), percent(errors[worst]))
         rows.append([found.name(file.path), *figures, f"{worst} {types.get(worst, '')}"])
-    drawn = dict(list(series.items())[:_MOST_FILES])
-    figure = Figure(
+    drawn = dict(list(points.items())[:_MOST_FILES])
+    yield Figure(
         title="Error of each tensor",
         note="|stored − source| / |source| over all weights of a tensor, on a logarithmic scale, in the order of the"
         " file; rest the pointer on a dot for its name. What is stored as it was has no dot.",
         svg=strip("quantization error of each tensor", drawn, groups, title="relative error"),
-        legend=tuple((f"s{i}", name) for i, name in enumerate(drawn)),
+        legend=series(drawn),
         wide=True,
     )
-    table = Table(head=("file", "tensors that changed", "median error", "largest", "where"), rows=rows)
-    return Section(id="quantization", title="What storing the weights cost", figures=(figure,), tables=(table,))
+    yield Table(head=("file", "tensors that changed", "median error", "largest", "where"), rows=rows)
 
 
 def _errors(file: Record) -> dict[str, Any]:

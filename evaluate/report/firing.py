@@ -1,18 +1,17 @@
 """The report's section on which neurons fire, how often, and how few make most activations."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...predictors.profile.file import Profile
-from .elements import Figure, Section
+from .elements import LAYERS, Element, Figure, series
 from .findings import Findings
-from .plots import columns, curves, heat_map, histogram
+from .plots import columns, curves, heat_map, histogram, percent
 from .predictors import layer_means
-from .svg import percent
 
 _BINS = 40
-_LAYER_LEGEND = (("early", "first layer"), ("late", "last layer"))
 _ABOUT = (
     "A neuron fires for a token when its activation is not zero. The rows of the weight matrices that belong to a"
     " silent neuron need not be read: that is where the speed comes from."
@@ -41,24 +40,20 @@ def layer_density(found: Findings) -> LayerDensity | None:
     if predictors is not None:
         ffns = predictors.figures["ffns"]
         named, gate = layer_means(ffns, "predicted_density"), layer_means(ffns, "gate_density")
-        return LayerDensity(
-            fires=layer_means(ffns, "density"), others={"named by the predictor": named, "gate positive": gate},
-            tokens=f"the predictors' calibration tokens ({found.name(predictors.path)})",
-        )  # fmt: skip
+        tokens = f"the predictors' calibration tokens ({found.name(predictors.path)})"
+        others = {"named by the predictor": named, "gate positive": gate}
+        return LayerDensity(fires=layer_means(ffns, "density"), others=others, tokens=tokens)
     if found.profiles:
         record, profile = found.profiles[-1]
-        return LayerDensity(
-            fires=[layer.density for layer in profile.layers],
-            others={"gate positive": [layer.gate_density for layer in profile.layers]},
-            tokens=f"{sum(profile.tokens):,} tokens ({found.name(record.path)})",
-        )
+        others = {"gate positive": [layer.gate_density for layer in profile.layers]}
+        tokens = f"{sum(profile.tokens):,} tokens ({found.name(record.path)})"
+        return LayerDensity(fires=[layer.density for layer in profile.layers], others=others, tokens=tokens)
     if scored:
         score = max(scored, key=lambda each: len(each.get("predicted_density") or ()))
         foreseen = score.get("predicted_density")
-        return LayerDensity(
-            fires=score["density"], others={"named by the predictor": foreseen} if foreseen else {},
-            tokens=f"{score['tokens']:,} tokens that {found.name(score['model'])} was scored on",
-        )  # fmt: skip
+        others = {"named by the predictor": foreseen} if foreseen else {}
+        tokens = f"{score['tokens']:,} tokens that {found.name(score['model'])} was scored on"
+        return LayerDensity(fires=score["density"], others=others, tokens=tokens)
     if found.sparse is None:
         return None
     figures = found.sparse.figures
@@ -67,16 +62,18 @@ def layer_density(found: Findings) -> LayerDensity | None:
     return LayerDensity(fires=fires, tokens="the tokens that recovery kept from training") if fires else None
 
 
-def firing(found: Findings) -> Section | None:
+def firing(found: Findings) -> Iterator[Element]:
     """Density per layer and expert, how often neurons fire, how few make most activations."""
-    density, profile = layer_density(found), found.profiles[-1][1] if found.profiles else None
-    figures = [] if density is None else [_density(density)]
-    figures += [] if profile is None else [_rates(profile)]
-    figures += _experts(found)
-    figures += [] if profile is None else [_most_active(profile), *_together(profile)]
-    return (
-        Section(id="activity", title="Which neurons fire", text=(_ABOUT,), figures=tuple(figures)) if figures else None
-    )
+    yield _ABOUT
+    if density := layer_density(found):
+        yield _density(density)
+    profile = found.profiles[-1][1] if found.profiles else None
+    if profile:
+        yield _rates(profile)
+    yield from _experts(found)
+    if profile:
+        yield _most_active(profile)
+        yield from _together(profile)
 
 
 def _density(density: LayerDensity) -> Figure:
@@ -87,11 +84,11 @@ def _density(density: LayerDensity) -> Figure:
         title="Density of each layer",
         note=notes,
         svg=columns("density of each layer", density.fires, density.others, title="share of the neurons"),
-        legend=tuple((f"s{i}", name) for i, name in enumerate(("fires", *density.others))),
+        legend=series(("fires", *density.others)),
     )
 
 
-def _experts(found: Findings) -> list[Figure]:
+def _experts(found: Findings) -> Iterator[Figure]:
     scored = [score for score in found.of("eval") if score.get("expert_density")]
     if found.profiles and found.profiles[-1][1].layers[0].counts_CEF.shape[1] > 1:
         layers = found.profiles[-1][1].layers
@@ -100,19 +97,13 @@ def _experts(found: Findings) -> list[Figure]:
     elif scored:
         density, tokens = scored[-1]["expert_density"], scored[-1]["expert_tokens"]
     else:
-        return []
-    return [
-        Figure(
-            title="Density of each expert",
-            note="Share of an expert's neurons that fire for a token that was routed to it.",
-            svg=heat_map("density of each expert", density, title="expert"),
-        ),
-        Figure(
-            title="Tokens of each expert",
-            note="Share of a layer's routed tokens that each expert saw.",
-            svg=heat_map("tokens of each expert", tokens, title="expert"),
-        ),
-    ]
+        return
+    for of, note, rows in (
+        ("Density", "Share of an expert's neurons that fire for a token that was routed to it.", density),
+        ("Tokens", "Share of a layer's routed tokens that each expert saw.", tokens),
+    ):
+        svg = heat_map(f"{of.lower()} of each expert", rows, title="expert")
+        yield Figure(title=f"{of} of each expert", note=note, svg=svg)
 
 
 def _rates(profile: Profile) -> Figure:
@@ -150,26 +141,24 @@ def _most_active(profile: Profile) -> Figure:
             "share of activations by share of neurons", lines, x_title="share of the neurons, hottest first",
             title="share of the activations", x_form=percent, y_form=percent,
         ),
-        legend=_LAYER_LEGEND,
+        legend=LAYERS,
     )  # fmt: skip
 
 
-def _together(profile: Profile) -> list[Figure]:
+def _together(profile: Profile) -> Iterator[Figure]:
     widths = sorted(profile.layers[0].union)
     if len(widths) < 2:
-        return []
+        return
     shares = [[layer.union.get(width, 0.0) for width in widths] for layer in profile.layers]
     lines = [(f"layer {i}", list(map(float, range(len(widths)))), row) for i, row in enumerate(shares)]
     last = sum(row[-1] for row in shares) / len(shares)
-    return [
-        Figure(
-            title="Neurons that several tokens need together",
-            note="When consecutive tokens are computed at once, every neuron that one of them needs is read."
-            f" {widths[-1]} tokens need {percent(last)} of a layer's neurons, mean over layers.",
-            svg=curves(
-                "neurons needed by several tokens together", lines, x_title="consecutive tokens",
-                title="share of the neurons", y_form=percent, x_form=lambda at: str(widths[round(at)]),
-            ),
-            legend=_LAYER_LEGEND,
-        )
-    ]  # fmt: skip
+    yield Figure(
+        title="Neurons that several tokens need together",
+        note="When consecutive tokens are computed at once, every neuron that one of them needs is read."
+        f" {widths[-1]} tokens need {percent(last)} of a layer's neurons, mean over layers.",
+        svg=curves(
+            "neurons needed by several tokens together", lines, x_title="consecutive tokens",
+            title="share of the neurons", y_form=percent, x_form=lambda at: str(widths[round(at)]),
+        ),
+        legend=LAYERS,
+    )  # fmt: skip

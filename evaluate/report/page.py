@@ -15,7 +15,7 @@ from ...common.files import atomic_file
 from ...common.units import size_text
 from . import summary
 from .config import ReportConfig
-from .elements import Page
+from .elements import Command, Figure, Sample, Table
 from .files import files, quantization
 from .findings import Findings, read_findings
 from .firing import firing
@@ -25,8 +25,18 @@ from .predictors import predictors
 from .training import training
 
 _SECTIONS = (
-    perplexity, firing, predictors, speed, training, files, quantization, samples, checks, provenance,
-)  # fmt: skip
+    ("perplexity", "What it costs", perplexity),
+    ("activity", "Which neurons fire", firing),
+    ("predictors", "How well firing is foreseen", predictors),
+    ("speed", "How fast it runs", speed),
+    ("training", "How it was recovered", training),
+    ("files", "The files", files),
+    ("quantization", "What storing the weights cost", quantization),
+    ("samples", "What it writes", samples),
+    ("checks", "Thresholds", checks),
+    ("commands", "How it was made", provenance),
+)
+_KINDS = {"text": str, "figures": Figure, "tables": Table, "samples": Sample, "commands": Command}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +73,7 @@ def report(config: ReportConfig) -> WrittenReport:
         raise TsconvertError(f"{config.out}: is a folder; give --out the page's name, such as {config.out}/report.html")
     found = read_findings(config.folder)
     try:
-        page = build(found)
+        page = page_of(found)
         content = render(page).encode()
     except Exception as error:
         raise TsconvertError(
@@ -72,8 +82,8 @@ def report(config: ReportConfig) -> WrittenReport:
     with atomic_file(config.out) as stream:
         stream.write(content)
     return WrittenReport(
-        out=config.out, size_bytes=len(content), sections=[section.title for section in page.sections],
-        missing=[what for what, _ in page.missing], unreadable=list(page.unreadable),
+        out=config.out, size_bytes=len(content), sections=[section["title"] for section in page["sections"]],
+        missing=[what for what, _ in page["missing"]], unreadable=found.unreadable,
     )  # fmt: skip
 
 
@@ -82,25 +92,30 @@ def _strange(found: Findings) -> Path:
     for kind, records in found.results.items():
         for record in records:
             try:
-                render(build(Findings(folder=found.folder, results={kind: [record]})))
+                render(page_of(Findings(folder=found.folder, results={kind: [record]})))
             except Exception:
                 return record.path
     return found.folder
 
 
-def build(found: Findings) -> Page:
-    """The page's content."""
-    sections = [section for make in _SECTIONS if (section := make(found)) is not None]
+def page_of(found: Findings) -> dict[str, Any]:
+    """All that the template shows, by the names that it has there."""
+    sections = []
+    for id_, title, make in _SECTIONS:
+        elements = list(make(found))
+        if any(not isinstance(element, str) for element in elements):
+            kinds = {name: [each for each in elements if isinstance(each, kind)] for name, kind in _KINDS.items()}
+            sections.append({"id": id_, "title": title, **kinds})
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return Page(
-        title=summary.title(found), sentences=tuple(summary.sentences(found)), tiles=tuple(summary.tiles(found)),
-        chain=tuple(summary.chain(found)), sections=tuple(sections), missing=tuple(summary.missing(found)),
-        unreadable=tuple(found.unreadable),
-        footer=f"Written by tsconvert {version('tsconvert')} on {now} from {found.folder.resolve()}.",
-    )  # fmt: skip
+    return {
+        "title": summary.title(found), "sentences": list(summary.sentences(found)),
+        "tiles": list(summary.tiles(found)), "chain": list(summary.chain(found)), "sections": sections,
+        "missing": list(summary.missing(found)), "unreadable": found.unreadable,
+        "footer": f"Written by tsconvert {version('tsconvert')} on {now} from {found.folder.resolve()}.",
+    }  # fmt: skip
 
 
-def render(page: Page) -> str:
+def render(page: dict[str, Any]) -> str:
     """The page as HTML."""
     from jinja2 import Environment, StrictUndefined
 

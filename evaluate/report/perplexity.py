@@ -1,18 +1,17 @@
 """The report's section on what sparsity cost: perplexity, and divergence from the dense model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .elements import Figure, Section, Table
+from .elements import Element, Figure, Table
 from .findings import Findings
-from .plots import horizontal_bars
-from .svg import measured, percent
+from .plots import horizontal_bars, measured, percent
 
 Score = dict[str, Any]
 """One result of `tsconvert eval`."""
 _STATES = {
-    ("none", False): "dReLU put in, nothing trained",
-    ("none", True): "signs chosen, nothing trained",
+    "none": "dReLU put in, nothing trained",
+    "aligned": "signs chosen, nothing trained",
     "local": "recovered layer by layer",
     "full": "recovered as a whole",
 }
@@ -46,44 +45,35 @@ def dense_perplexity(found: Findings, group: Sequence[Score]) -> float | None:
     return None
 
 
-def perplexity(found: Findings) -> Section | None:
-    """The perplexities of all models and modes, and divergences."""
-    figures, tables = [], []
-    for group in score_groups(found):
-        dense = dense_perplexity(found, group)
+def perplexity(found: Findings) -> Iterator[Element]:
+    """The perplexities of all models and modes, and divergences; without an eval, what relufy itself measured."""
+    groups = score_groups(found)
+    if groups:
+        yield _ABOUT
+    elif found.sparse is not None and found.sparse.figures.get("perplexity"):
+        report = found.sparse.figures
+        dense, now = float(report["dense_perplexity"]), float(report["perplexity"])
+        rows = [("dense", dense, _times(dense, dense)), (found.name(found.sparse.path), now, _times(now, dense))]
+        yield Figure(
+            title="Perplexity on the sequences that relufy kept from training",
+            note="Lower is better.",
+            svg=horizontal_bars("perplexity before and after", rows, reference=dense),
+            wide=True,
+        )
+    for group in groups:
+        reference = dense_perplexity(found, group)
         values = [float(score["perplexity"]) for score in group]
         log = max(values) > 4 * min(values)
-        rows = [(_label(found, score), value, _times(value, dense)) for score, value in zip(group, values, strict=True)]
+        rows = [
+            (_label(found, score), value, _times(value, reference)) for score, value in zip(group, values, strict=True)
+        ]
         note = "Lower is better."
-        note += " The dashed line is the dense model." if dense else ""
+        note += " The dashed line is the dense model." if reference else ""
         note += " The scale is logarithmic." if log else ""
-        svg = horizontal_bars("perplexity of each model and mode", rows, reference=dense, log=log)
-        figures.append(Figure(title=f"Perplexity on {_text(group[0])}", note=note, svg=svg, wide=True))
+        svg = horizontal_bars("perplexity of each model and mode", rows, reference=reference, log=log)
+        yield Figure(title=f"Perplexity on {_text(group[0])}", note=note, svg=svg, wide=True)
         if any(score.get("kl_mean") is not None for score in group):
-            tables.append(_divergences(found, group))
-    if figures:
-        about = _ABOUT
-    elif found.sparse is not None and found.sparse.figures.get("perplexity"):
-        about, figures = "", [_kept_from_training(found, found.sparse.figures)]
-    else:
-        return None
-    return Section(
-        id="perplexity", title="What it costs", text=(about,) if about else (), figures=tuple(figures),
-        tables=tuple(tables),
-    )  # fmt: skip
-
-
-def _kept_from_training(found: Findings, report: dict[str, Any]) -> Figure:
-    """Without an eval: what relufy itself measured."""
-    assert found.sparse is not None
-    dense, now = float(report["dense_perplexity"]), float(report["perplexity"])
-    rows = [("dense", dense, _times(dense, dense)), (found.name(found.sparse.path), now, _times(now, dense))]
-    return Figure(
-        title="Perplexity on the sequences that relufy kept from training",
-        note="Lower is better.",
-        svg=horizontal_bars("perplexity before and after", rows, reference=dense),
-        wide=True,
-    )
+            yield _divergences(found, group)
 
 
 def _label(found: Findings, score: Score) -> str:
@@ -97,7 +87,8 @@ def _label(found: Findings, score: Score) -> str:
     if not settings:
         return name
     how = settings.get("recover", "")
-    return f"{name}: {_STATES.get((how, bool(settings.get('align'))) if how == 'none' else how, how)}"
+    state = "aligned" if how == "none" and settings.get("align") else how
+    return f"{name}: {_STATES.get(state, state)}"
 
 
 def _text(score: Score) -> str:
@@ -116,12 +107,10 @@ def _divergences(found: Findings, group: Sequence[Score]) -> Table:
         if score.get("kl_mean") is None:
             continue
         figures = [score.get(key) for key in ("kl_mean", "kl_median", "kl_99", "kl_max")]
+        cells = ["–" if value is None else f"{max(0.0, value):.4f}" for value in figures]
         same = score.get("top1_agreement")
-        rows.append([
-            _label(found, score).partition(":")[0], found.name(score["against"]),
-            *("–" if value is None else f"{max(0.0, value):.4f}" for value in figures),
-            "–" if same is None else percent(same),
-        ])  # fmt: skip
+        cells.append("–" if same is None else percent(same))
+        rows.append([_label(found, score).partition(":")[0], found.name(score["against"]), *cells])
     return Table(
         head=("model", "held against", "KL mean", "median", "99 %", "largest", "same first choice"), rows=rows,
         note="KL divergence in nats a token, between the two models' next-token distributions.",

@@ -1,11 +1,11 @@
 """The report's section on how well the predictors foresee what fires, and at what price."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from .elements import Figure, Section, Table
+from .elements import Element, Figure, Table, series
 from .findings import Findings
-from .plots import columns, scatter
-from .svg import percent
+from .plots import columns, percent, scatter
 
 _MOST_ROWS = 80
 
@@ -17,30 +17,29 @@ def layer_means(ffns: list[dict[str, Any]], name: str) -> list[float]:
     return [sum(each) / len(each) if each else 0.0 for each in values]
 
 
-def predictors(found: Findings) -> Section | None:
+def predictors(found: Findings) -> Iterator[Element]:
     """What the predictors find, and at what price."""
     record = found.best_predictors
     report = record.figures if record else {"ffns": []}
     ffns = [ffn for ffn in report["ffns"] if ffn.get("used", True)]
     if not ffns:
-        return None
+        return
     exact, named = report.get("perplexity_exact"), report.get("perplexity_predicted")
-    first = (
+    yield (
         f"{len(ffns)} of {len(report['ffns'])} FFNs have a predictor ({report.get('method', 'trained')}), with"
         f" {report.get('predictor_parameters', 0):,} weights in all, {percent(report.get('size_share', 0.0))} of the"
         " model's."
     )
-    second = ""
     if exact and named:
-        second = (
+        yield (
             f"On sequences kept from training, perplexity is {named:.2f} when only the named neurons are computed and"
             f" {exact:.2f} when all are: {percent(named / exact - 1)} more."
         )
     moe = any(ffn["expert"] for ffn in ffns)
-    return Section(
-        id="predictors", title="How well firing is foreseen", text=(first, second) if second else (first,),
-        figures=(_recall(ffns, moe), _energy(ffns)), tables=(_table(ffns, moe),) if len(ffns) <= _MOST_ROWS else (),
-    )  # fmt: skip
+    yield _recall(ffns, moe)
+    yield _energy(ffns)
+    if len(ffns) <= _MOST_ROWS:
+        yield _table(ffns, moe)
 
 
 def _recall(ffns: list[dict[str, Any]], moe: bool) -> Figure:
@@ -67,17 +66,12 @@ def _energy(ffns: list[dict[str, Any]]) -> Figure:
         note="Share of the activation energy (h · |down|)²: a missed neuron costs what it carries. The dash is the"
         " recall, which counts strong and faint neurons alike.",
         svg=columns("energy kept in each layer", energy, {"recall": recall}, title="share"),
-        legend=(("s0", "energy"), ("s1", "recall")),
+        legend=series(("energy", "recall")),
     )
 
 
 def _table(ffns: list[dict[str, Any]], moe: bool) -> Table:
-    expert = ("expert",) if moe else ()
+    which = ("layer", "expert", "rank") if moe else ("layer", "rank")
     shares = ("density", "predicted_density", "recall", "precision", "energy")
-    return Table(
-        head=("layer", *expert, "rank", "fires", "named", "recall", "precision", "energy"),
-        rows=[
-            [*(str(ffn[name]) for name in ("layer", *expert, "rank")), *(percent(ffn[name]) for name in shares)]
-            for ffn in ffns
-        ],
-    )
+    rows = [[*(str(ffn[name]) for name in which), *(percent(ffn[name]) for name in shares)] for ffn in ffns]
+    return Table(head=(*which, "fires", "named", "recall", "precision", "energy"), rows=rows)

@@ -1,6 +1,6 @@
 """The top of the report: what happened, in a few sentences, figures and boxes; and what the folder does not say."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...common.units import size_text
 from ..records.eval_report import mean
@@ -10,8 +10,8 @@ from .files import engine
 from .findings import Findings
 from .firing import layer_density
 from .perplexity import dense_perplexity, is_source, score_groups
+from .plots import measured, percent
 from .predictors import layer_means
-from .svg import measured, percent
 
 _NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU"}
 _RECOVERED = {
@@ -55,16 +55,16 @@ def _perplexities(found: Findings) -> tuple[float, float, str] | None:
 
 def _speedup(found: Findings) -> tuple[float, str] | None:
     """How many times as fast as dense mode the fastest mode is, and which that is."""
-    found_speedups = []
+    speedups = []
     for bench in found.of("bench"):
         rates = {row["mode"]: row["tokens_per_s"] for row in bench["rows"]}
         dense = rates.pop("dense", 0)
-        found_speedups += [(rate / dense, mode) for mode, rate in rates.items() if dense]
-    return max(found_speedups, key=lambda each: each[0], default=None)
+        speedups += [(rate / dense, mode) for mode, rate in rates.items() if dense]
+    return max(speedups, key=lambda each: each[0], default=None)
 
 
 def sentences(found: Findings) -> Iterator[str]:
-    """What happened; each sentence only where its figures are known."""
+    """What happened."""
     sparse = found.sparse
     if sparse is None:
         yield f"A folder of {len(found.outputs)} outputs and {sum(map(len, found.results.values()))} measurements."
@@ -76,48 +76,51 @@ def sentences(found: Findings) -> Iterator[str]:
         f"{_model(found)}, a {spec['family'].capitalize()} model of {_parameters(figures['parameters'])} parameters in"
         f" {spec['layers']} layers{experts}, was turned from SwiGLU into {_NAMES[spec['activation']]} and {how}."
     )
-    if density := layer_density(found):
-        yield f"Of its FFN neurons {percent(density.mean)} now fire for a token; the others need not be computed."
-    if perplexities := _perplexities(found):
-        dense, now, where = perplexities
-        yield (
-            f"On {where} its perplexity is {measured(now)}, where the dense model has {measured(dense)}:"
-            f" {now / dense:.2f} times."
-        )
-    if predictors := found.best_predictors:
-        ffns = predictors.figures["ffns"]
-        named, recall, energy = (mean(layer_means(ffns, name)) for name in ("predicted_density", "recall", "energy"))
-        yield (
-            f"Small predictors, {percent(predictors.figures.get('size_share', 0.0))} of the model's weights, name"
-            f" {percent(named)} of the neurons in advance; these are {percent(recall)} of those that fire and carry"
-            f" {percent(energy)} of their energy."
-        )
-    if speedup := _speedup(found):
-        yield f"Generation in {speedup[1]} mode is {speedup[0]:.2f} times as fast as computing every neuron."
+    yield from (sentence for sentence, _ in _highlights(found).values())
 
 
 def _parameters(count: int) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:,.1f} million"
 
 
+def _highlights(found: Findings) -> dict[str, tuple[str, Tile]]:
+    """What is known of the result: each a sentence and a tile."""
+    known = {}
+    if density := layer_density(found):
+        fire = percent(density.mean)
+        said = f"Of its FFN neurons {fire} now fire for a token; the others need not be computed."
+        known["density"] = said, Tile(fire, "of the neurons fire", "mean over layers")
+    if perplexities := _perplexities(found):
+        dense, now, times = *map(measured, perplexities[:2]), f"{perplexities[1] / perplexities[0]:.2f}"
+        said = f"On {perplexities[2]} its perplexity is {now}, where the dense model has {dense}: {times} times."
+        known["perplexity"] = said, Tile(f"{times} ×", "perplexity", f"{now}, dense {dense}")
+    if predictors := found.best_predictors:
+        ffns = predictors.figures["ffns"]
+        named, recall, energy = (
+            percent(mean(layer_means(ffns, name))) for name in ("predicted_density", "recall", "energy")
+        )
+        said = (
+            f"Small predictors, {percent(predictors.figures.get('size_share', 0.0))} of the model's weights, name"
+            f" {named} of the neurons in advance; these are {recall} of those that fire and carry {energy} of their"
+            " energy."
+        )
+        known["predictors"] = said, Tile(energy, "of the energy foreseen", f"in {named} of the neurons")
+    if speedup := _speedup(found):
+        said = f"Generation in {speedup[1]} mode is {speedup[0]:.2f} times as fast as computing every neuron."
+        known["speed"] = said, Tile(f"{speedup[0]:.2f} ×", "as fast as dense mode", f"in {speedup[1]} mode")
+    return known
+
+
 def tiles(found: Findings) -> Iterator[Tile]:
     """The few figures that most readers want."""
-    if perplexities := _perplexities(found):
-        dense, now, _ = perplexities
-        yield Tile(value=f"{now / dense:.2f} ×", label="perplexity", note=f"{measured(now)}, dense {measured(dense)}")
-    if density := layer_density(found):
-        yield Tile(value=percent(density.mean), label="of the neurons fire", note="mean over layers")
-    if predictors := found.best_predictors:
-        energy, named = (mean(layer_means(predictors.figures["ffns"], key)) for key in ("energy", "predicted_density"))
-        yield Tile(value=percent(energy), label="of the energy foreseen", note=f"in {percent(named)} of the neurons")
-    if speedup := _speedup(found):
-        yield Tile(value=f"{speedup[0]:.2f} ×", label="as fast as dense mode", note=f"in {speedup[1]} mode")
+    known = _highlights(found)
+    yield from (known[name][1] for name in ("perplexity", "density", "predictors", "speed") if name in known)
     if found.files:
         file = min(found.files, key=lambda file: file.figures["size_bytes"])
-        yield Tile(value=size_text(file.figures["size_bytes"]), label="smallest file", note=found.name(file.path))
+        yield Tile(size_text(file.figures["size_bytes"]), "smallest file", found.name(file.path))
 
 
-def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
+def chain(found: Findings) -> Iterator[Sequence[Step]]:
     """From the dense model to the files, as columns of boxes."""
     sparse = found.sparse
     if sparse is None:
@@ -128,21 +131,21 @@ def chain(found: Findings) -> Iterator[tuple[Step, ...]]:
     yield (Step(name=found.source or "dense model", what=what, facts=(parameters,)),)
     for record in found.history:
         yield (_converted(found, record),)
-    beside = []
-    for record in found.predictors[-1:]:
-        weights = f"{record.figures.get('predictor_parameters', 0):,} weights"
-        beside.append(Step(name=found.name(record.path), what="predictors", facts=(weights,), by="predictors"))
-    for record, profile in found.profiles[-1:]:
-        tokens = f"{sum(profile.tokens):,} tokens"
-        beside.append(Step(name=found.name(record.path), what="profile", facts=(tokens,), by="profile"))
-    beside += [
-        Step(name=found.name(record.path), what="importance matrix", by="imatrix") for record in found.imatrices[-1:]
+
+    def step(record: Record, what: str, by: str, *facts: str) -> Step:
+        return Step(name=found.name(record.path), what=what, facts=facts, by=by)
+
+    beside = [
+        step(record, "predictors", "predictors", f"{record.figures.get('predictor_parameters', 0):,} weights")
+        for record in found.predictors[-1:]
     ]
-    files = []
-    for file in found.files[:6]:
-        size = size_text(file.figures["size_bytes"])
-        files.append(Step(name=found.name(file.path), what=f"for {engine(file)}", facts=(size,), by="export-gguf"))
-    yield from (tuple(column) for column in (beside, files) if column)
+    beside += [step(each, "profile", "profile", f"{sum(of.tokens):,} tokens") for each, of in found.profiles[-1:]]
+    beside += [step(record, "importance matrix", "imatrix") for record in found.imatrices[-1:]]
+    files = [
+        step(file, f"for {engine(file)}", "export-gguf", size_text(file.figures["size_bytes"]))
+        for file in found.files[:6]
+    ]
+    yield from (column for column in (beside, files) if column)
 
 
 def _converted(found: Findings, record: Record) -> Step:

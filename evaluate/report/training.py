@@ -4,23 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .elements import Figure, Section
+from .elements import LAYERS, Element, Figure, series
 from .findings import Findings
-from .plots import columns, curves
-from .svg import number, percent
+from .plots import columns, curves, number, percent
+
+_GOALS = {"cross_entropy": "the text", "divergence": "the dense model's predictions", "hidden": "its hidden states"}
 
 
-def training(found: Findings) -> Section | None:
+def training(found: Findings) -> Iterator[Element]:
     """How every checkpoint on the way was trained."""
-    figures: list[Figure] = []
-    text: list[str] = []
     for record in found.history:
-        full = record.figures.get("full") or {}
-        figures += [*_layers(record.figures), *_losses(full), *_evaluations(full)]
-        text += _sentences(record.figures)
-    if not figures:
-        return None
-    return Section(id="training", title="How it was recovered", text=tuple(text), figures=tuple(figures))
+        yield from _sentences(record.figures)
+        yield from _layers(record.figures)
+        yield from _whole(record.figures.get("full") or {})
 
 
 def _sentences(report: dict[str, Any]) -> Iterator[str]:
@@ -51,10 +47,7 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
 
 def _goals(full: dict[str, Any]) -> str:
     """What the loss of the whole model's training is made of."""
-    goals = {
-        "cross_entropy": "the text", "divergence": "the dense model's predictions", "hidden": "its hidden states"
-    }  # fmt: skip
-    named = [goal for name, goal in goals.items() if full.get(name)]
+    named = [goal for name, goal in _GOALS.items() if full.get(name)]
     return " and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else "".join(named)
 
 
@@ -81,7 +74,7 @@ def _layers(report: dict[str, Any]) -> Iterator[Figure]:
                 "training loss of each layer", lines, x_title="share of the steps", title="error", x_form=percent,
                 log=True,
             ),
-            legend=(("early", "first layer"), ("late", "last layer")),
+            legend=LAYERS,
         )  # fmt: skip
     after, before = ([layer[f"error_{when}"] for layer in layers] for when in ("after", "before"))
     yield Figure(
@@ -89,11 +82,11 @@ def _layers(report: dict[str, Any]) -> Iterator[Figure]:
         note="On tokens kept from training: the squared distance of the layer's output from the dense model's, over its"
         " squared norm.",
         svg=columns("error of each layer", after, {"before": before}, title="error", form=number),
-        legend=(("s0", "after"), ("s1", "before")),
+        legend=series(("after", "before")),
     )
 
 
-def _losses(full: dict[str, Any]) -> Iterator[Figure]:
+def _whole(full: dict[str, Any]) -> Iterator[Figure]:
     losses = full.get("losses") or []
     if len(losses) > 1:
         line = ("loss", [float(step) for step, _ in losses], [float(loss) for _, loss in losses])
@@ -102,9 +95,6 @@ def _losses(full: dict[str, Any]) -> Iterator[Figure]:
             note="Cross-entropy with the text and divergence from the dense model, weighted as it was asked for.",
             svg=curves("loss over steps", [line], x_title="step", title="loss", ordered=False, zero=False),
         )
-
-
-def _evaluations(full: dict[str, Any]) -> Iterator[Figure]:
     evaluations = full.get("evaluations") or []
     if len(evaluations) < 2:
         return
@@ -116,7 +106,7 @@ def _evaluations(full: dict[str, Any]) -> Iterator[Figure]:
         title="Perplexity while the whole model was trained",
         note=f"On held-out text; the dense model has {number(full['dense_perplexity'])}.",
         svg=curves("perplexity over steps", lines, x_title="step", title="perplexity", ordered=False, zero=False),
-        legend=tuple((f"s{i}", name) for i, (name, _, _) in enumerate(lines)),
+        legend=series(name for name, _, _ in lines),
     )
     density = [("neurons that fire", steps, [each["density"] for each in evaluations])]
     yield Figure(

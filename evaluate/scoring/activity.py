@@ -59,9 +59,9 @@ class Activity:
 
     @staticmethod
     def _layers(part_CLE: Counts, whole_CLE: Counts, corpus: int | None, none: float = 0.0) -> list[float]:
-        chosen = slice(None) if corpus is None else slice(corpus, corpus + 1)
-        shares_L = _share(part_CLE[chosen].sum((0, 2)), whole_CLE[chosen].sum((0, 2)), none)
-        return [float(share) for share in shares_L]
+        corpora = slice(None) if corpus is None else slice(corpus, corpus + 1)
+        shares_L: list[float] = _share(part_CLE[corpora].sum((0, 2)), whole_CLE[corpora].sum((0, 2)), none).tolist()
+        return shares_L
 
 
 _NAMES = ("seen", "fired", "predicted", "hit", "tokens")

@@ -78,11 +78,10 @@ class ScorerLM(TemplateLM):  # type: ignore[misc]
         first = [len(row) - len(continuation) - 1 for row, (_, continuation) in zip(rows, pairs, strict=True)]
         if min(first, default=0) < 0:
             raise TsconvertError(f"a continuation is longer than the model's context of {room}; leave the task out")
-        length = max(map(len, rows), default=0)
-        alone = self._scorer.mode != "checkpoint"
-        batches = [[i] for i in range(len(rows))] if alone else [list(range(len(rows)))]
-        for batch in batches:
-            width = len(rows[batch[0]]) if alone else length
+        size = len(rows) if self._scorer.mode == "checkpoint" else 1
+        for at in range(0, len(rows), max(1, size)):
+            batch = range(at, at + size)
+            width = max(len(rows[i]) for i in batch)
             rows_NS = np.array([rows[i] + [0] * (width - len(rows[i])) for i in batch], np.int64)
             windows = Windows(
                 rows_NS=rows_NS, first_N=[first[i] for i in batch], corpus_N=[0] * len(batch), corpora=["tasks"]

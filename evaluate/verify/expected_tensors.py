@@ -5,7 +5,7 @@ that a mistake there is found here. Shape suffixes: D model width, F neurons, R 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,46 +36,29 @@ class Expected:
 
 def expected_tensors(spec: ModelSpec, dialect: str) -> Iterator[Expected]:
     """What a file of a dialect (`llama.cpp`, `powerinfer`, `sparse`) holds of a model, predictors left out."""
-    yield _whole(spec, "token_embd")
+    yield _expected(spec, "token_embd")
     for layer in range(spec.layers):
-        for role in (*ATTENTION, "ffn_norm", *(("router",) if spec.experts else ())):
-            yield _whole(spec, role, layer)
-        for role in FFN:
-            yield _ffn(spec, role, layer, transposed=role == "ffn_down" and dialect != "llama.cpp")
-    yield _whole(spec, "output_norm")
+        for role in (*ATTENTION, "ffn_norm", *(("router",) if spec.experts else ()), *FFN):
+            yield _expected(spec, role, layer, transposed=role == "ffn_down" and dialect != "llama.cpp")
+    yield _expected(spec, "output_norm")
     if not spec.tied:
-        yield _whole(spec, "output")
+        yield _expected(spec, "output")
     elif dialect == "powerinfer":
-        source = Place("token_embd")
-        yield Expected(
-            name=gguf_name(Place("output")), shape=shape_of(spec, source), role="output", layer=None, places=(source,)
-        )
+        yield replace(_expected(spec, "output"), places=(Place("token_embd"),))
 
 
-def _whole(spec: ModelSpec, role: str, layer: int | None = None) -> Expected:
-    place = Place(role, layer)
-    return Expected(name=gguf_name(place), shape=shape_of(spec, place), role=role, layer=layer, places=(place,))
-
-
-def _ffn(spec: ModelSpec, role: str, layer: int, *, transposed: bool) -> Expected:
-    places = tuple(ffn_places(spec, layer, role))
+def _expected(spec: ModelSpec, role: str, layer: int | None = None, *, transposed: bool = False) -> Expected:
+    places = [Place(role)] if layer is None else ffn_places(spec, layer, role) if role in FFN else [Place(role, layer)]
     shape = shape_of(spec, places[0])
-    stack = (len(places),) if spec.experts else ()
-    shape = shape[::-1] if transposed else shape
+    stack = (len(places),) if role in FFN and spec.experts else ()
     return Expected(
-        name=gguf_name(places[0], suffix="_t" if transposed else ""), shape=(*stack, *shape), role=role, layer=layer,
-        places=places, transposed=transposed,
+        name=gguf_name(places[0], suffix="_t" if transposed else ""), role=role, layer=layer, places=tuple(places),
+        shape=(*stack, *(shape[::-1] if transposed else shape)), transposed=transposed,
     )  # fmt: skip
 
 
 class SourceRows:
-    """The rows of one matrix of a checkpoint, in the file's order.
-
-    Args:
-        expected: the file's tensor.
-        expert: which of its places.
-        order: of the neurons.
-    """
+    """The rows of one matrix of a checkpoint, that of ``expert``, in the file's order."""
 
     def __init__(self, checkpoint: Checkpoint, expected: Expected, expert: int, orders: Orders) -> None:
         place = expected.places[expert]

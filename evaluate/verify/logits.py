@@ -37,11 +37,11 @@ _BOUND, _QUANTIZED_BOUND = 0.005, 0.25
 class LogitsResult:
     """How the runner's logits compare with transformers'."""
 
-    prompts: int
-    tokens: int
-    difference: float
+    prompts: int = 0
+    tokens: int = 0
+    difference: float = 0.0
     """Root mean square of the difference over that of the logits around their mean; the worst prompt's."""
-    agreement: float
+    agreement: float = 0.0
     """Share of the positions with the same first choice."""
     problem: str = ""
     skipped: str = ""
@@ -55,20 +55,20 @@ def compare_logits(file: GgufFile, checkpoint: Checkpoint, orders: Orders, diale
     free = _free_bytes()
     if needs > free:
         skipped = f"skipped, one layer needs {needs / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
-        return LogitsResult(prompts=0, tokens=0, difference=0.0, agreement=0.0, skipped=skipped)
+        return LogitsResult(skipped=skipped)
     encoded = [hf.encode(prompt) for prompt in PROMPTS]
     length = min(_TOKENS, spec.context, *map(len, encoded))
     rows_NS = np.array([ids[:length] for ids in encoded], np.int64)
     decoded = DecodedCheckpoint(checkpoint, file, orders, dialect)
     wanted = _transformers_logits(decoded, rows_NS)
+    mode = "exact" if spec.sparse else "dense"
     try:
-        found = _runner_logits(file, rows_NS, "exact" if spec.sparse else "dense")
+        with load(file.path, mode=mode, context=length, cache_type="F32") as model:
+            found = [model.logits(row_S.tolist()) for row_S in rows_NS]
     except TsconvertError as error:
-        return LogitsResult(prompts=0, tokens=0, difference=0.0, agreement=0.0, problem=str(error))
-    return _judge(found, wanted, rows_NS, bound=_bound(file))
-
-
-def _judge(found: list[Floats], wanted: list[Floats], rows_NS: npt.NDArray[np.int64], bound: float) -> LogitsResult:
+        return LogitsResult(problem=str(error))
+    types = {tensor.type_name for name, tensor in file.tensors.items() if name.startswith("blk.")}
+    bound = _BOUND if types <= {*FLOAT_TYPES, "I32"} else _QUANTIZED_BOUND
     worst, same = 0.0, 0
     for found_SV, wanted_SV in zip(found, wanted, strict=True):
         centred_SV = wanted_SV - wanted_SV.mean(axis=1, keepdims=True)
@@ -81,11 +81,6 @@ def _judge(found: list[Floats], wanted: list[Floats], rows_NS: npt.NDArray[np.in
     )
 
 
-def _bound(file: GgufFile) -> float:
-    types = {tensor.type_name for name, tensor in file.tensors.items() if name.startswith("blk.")}
-    return _BOUND if types <= {*FLOAT_TYPES, "I32"} else _QUANTIZED_BOUND
-
-
 def _transformers_logits(checkpoint: Checkpoint, rows_NS: npt.NDArray[np.int64]) -> list[Floats]:
     import torch
 
@@ -93,11 +88,6 @@ def _transformers_logits(checkpoint: Checkpoint, rows_NS: npt.NDArray[np.int64])
 
     stream = sweep(checkpoint, torch.from_numpy(rows_NS), [])
     return [logits_SV.numpy() for logits_SV in stream.logits(slice(None))]
-
-
-def _runner_logits(file: GgufFile, rows_NS: npt.NDArray[np.int64], mode: str) -> list[Floats]:
-    with load(file.path, mode=mode, context=rows_NS.shape[1], cache_type="F32") as model:
-        return [model.logits(row_S.tolist()) for row_S in rows_NS]
 
 
 def _free_bytes() -> int:
@@ -108,12 +98,7 @@ def _free_bytes() -> int:
 
 
 class DecodedCheckpoint(Checkpoint):
-    """A checkpoint whose weights are a GGUF file's, in Hugging Face's layout and order, as float32.
-
-    Args:
-        source: what the file was made from; its config says what to compute.
-        orders: of the file's neurons.
-    """
+    """A checkpoint like ``source`` whose weights are a GGUF file's, in Hugging Face's layout and order, as float32."""
 
     def __init__(self, source: Checkpoint, file: GgufFile, orders: Orders, dialect: str) -> None:
         self.folder, self.config, self.spec = source.folder, source.config, source.spec

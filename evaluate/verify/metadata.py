@@ -2,11 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ...model.checkpoint import Checkpoint
-from ...model.spec import ModelSpec
 from ...quant.gguf.file import POWERINFER, GgufFile
 from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
@@ -42,27 +41,16 @@ def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
         keys |= {"activation": spec.activation, "attention.sliding_window": spec.sliding_window}
         keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
         keys |= {"format_version": 1, "source_fingerprint": checkpoint.fingerprint}
-    keys |= _scaling(spec)
-    out = {f"{architecture}.{name}": value for name, value in keys.items()}
-    return {"general.architecture": architecture} | out
-
-
-def _scaling(spec: ModelSpec) -> dict[str, Any]:
-    scaling: Mapping[str, Any] = spec.rope_scaling or {}
-    if scaling.get("rope_type") not in ("linear", "yarn"):
-        return {"rope.scaling.type": None}
-    return {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
+    scaling, keys["rope.scaling.type"] = spec.rope_scaling or {}, None
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
+    return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in keys.items()}
 
 
 def compare_keys(
     file: GgufFile, checkpoint: Checkpoint, predictors: PredictorSource | None, overridden: frozenset[str]
 ) -> Iterator[tuple[str, str]]:
-    """(key, problem) for each key that is compared; the problem is empty where the key is right.
-
-    Args:
-        predictors: what the file's come from, if that is known.
-        overridden: keys that the user set.
-    """
+    """(key, problem) for each key that is compared; the problem is empty where the key is right."""
     dialect = dialect_of(file)
     wanted = expected_keys(checkpoint, dialect)
     if dialect == "powerinfer":
@@ -83,12 +71,8 @@ def compare_keys(
 
 def _same(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, list):
-        if not isinstance(found, list) or len(found) != len(wanted):
-            return False
-        return all(_same(one, other) for one, other in zip(found, wanted, strict=True))
-    if isinstance(wanted, float):
-        if not isinstance(found, int | float):
-            return False
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(_same, found, wanted))
+    if isinstance(wanted, float) and isinstance(found, int | float):
         both_nan = math.isnan(found) and math.isnan(wanted)
         return both_nan or math.isclose(found, wanted, rel_tol=_TOLERANCE, abs_tol=1e-12)
     return bool(found == wanted)

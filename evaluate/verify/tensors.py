@@ -26,8 +26,8 @@ class TensorResult:
     """How one tensor compares with its source."""
 
     name: str
-    type_name: str
-    worst: float
+    type_name: str = ""
+    worst: float = 0.0
     """Largest error as a share of what the type allows it; 0 where the bits are the same."""
     error: float = 0.0
     """What storing it cost: |stored - source| / |source|, over the whole tensor (root of the sums of squares)."""
@@ -91,22 +91,22 @@ def _compare(
     """How a tensor compares with its experts' ``sources``, and the first expert that differs."""
     tensor = file.tensors.get(name)
     if tensor is None:
-        return TensorResult(name=name, type_name="", worst=0.0, problem="is missing"), None
+        return TensorResult(name=name, problem="is missing"), None
     if tensor.shape != shape:
         problem = f"has shape {list(tensor.shape)} where the model makes it {list(shape)}"
-        return TensorResult(name=name, type_name="", worst=0.0, problem=problem), None
+        return TensorResult(name=name, problem=problem), None
     worst, error_square, source_square = 0.0, 0.0, 0.0
     rows = int(np.prod(shape[:-1], dtype=np.int64)) // experts
     for expert, source in enumerate(sources):
         bad: list[int] = []
         for start, raw_RB, stored_RC in _pieces(tensor, expert * rows, rows):
             wanted_RC = source(start, start + len(stored_RC))
-            found = compare_rows(raw_RB, stored_RC, wanted_RC, tensor.type_name, importances=importances)
+            bad_R, share = compare_rows(raw_RB, stored_RC, wanted_RC, tensor.type_name, importances=importances)
             error_RC = stored_RC - wanted_RC
             error_square += float(np.vdot(error_RC, error_RC))
             source_square += float(np.vdot(wanted_RC, wanted_RC))
-            worst = max(worst, found.worst)
-            bad += (start + np.flatnonzero(found.bad_R)).tolist()
+            worst = max(worst, share)
+            bad += (start + np.flatnonzero(bad_R)).tolist()
         if bad:
             where = f" of expert {expert}" if experts > 1 else ""
             exact = tensor.type_name in FLOAT_TYPES

@@ -1,6 +1,5 @@
 """The file's tokenizer against transformers': the same ids for nasty texts, and the same texts back."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from ...common.errors import TsconvertError
@@ -24,21 +23,14 @@ LEADING = (
 """Texts that start with a space or spell special tokens: here llama.cpp's SentencePiece may differ by design."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextResult:
-    """What the comparison found."""
-
-    texts: int
-    problems: list[tuple[str, str]]
-    """(which table of the file, what is wrong)."""
-    notes: list[str]
-
-
-def compare_texts(file: GgufFile, hf: Any) -> TextResult:
+def compare_texts(file: GgufFile, hf: Any) -> tuple[list[tuple[str, str]], list[str]]:
     """Encode and decode every nasty text with the file's tokenizer and with transformers'.
 
     Files that carry the whole tokenizer.json are judged by that for all texts. The `tokenizer.ggml.*` keys, which other
     engines read, must do for all but those that start with a space or spell special tokens; there a note says so.
+
+    Returns:
+        Problems, each as (which table of the file, what is wrong), and notes.
     """
     problems: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -49,7 +41,7 @@ def compare_texts(file: GgufFile, hf: Any) -> TextResult:
         plain = GgufTokenizer(file, huggingface=False)
     except TsconvertError as error:
         notes.append(f"the tokenizer.ggml keys were not tried: {error}")
-        return TextResult(texts=len(NASTY) + len(LEADING), problems=problems, notes=notes)
+        return problems, notes
     problems += [("tokenizer.ggml", problem) for problem in _differences(plain, hf, NASTY)[:1]]
     loose = _differences(plain, hf, LEADING)
     if loose:
@@ -57,7 +49,7 @@ def compare_texts(file: GgufFile, hf: Any) -> TextResult:
             f"engines that read the tokenizer.ggml keys may take other tokens for {len(loose)} of {len(LEADING)} texts"
             f" that begin with a space or spell special tokens: {loose[0]}"
         )
-    return TextResult(texts=len(NASTY) + len(LEADING), problems=problems, notes=notes)
+    return problems, notes
 
 
 def _differences(tokenizer: GgufTokenizer, hf: Any, texts: tuple[str, ...]) -> list[str]:

@@ -39,9 +39,9 @@ class Grid:
 
     quants: slice
     """Which of the block's bytes hold the quants (ggml-common.h)."""
-    lowest: int
+    lowest: int = 0x00
     """The byte that sets all quants to one end of the grid."""
-    highest: int
+    highest: int = 0xFF
     half_step: float
     """Half the widest gap between levels, as a share of the grid's width."""
     scale_steps: float
@@ -52,18 +52,17 @@ class Grid:
     """With importances the scale is fitted after the levels were chosen."""
 
 
-def _uniform(start: int, stop: int, levels: int, clip: float | None = None, **fields: float | bool) -> Grid:
-    steps = fields.pop("scale_steps", float(levels))
+def _uniform(
+    start: int, stop: int, levels: int, clip: float | None = None, *, scale_steps: float = 0.0, fitted: bool = False
+) -> Grid:
     return Grid(
-        quants=slice(start, stop), lowest=0x00, highest=0xFF, half_step=0.5 / (levels - 1), clip=clip,
-        scale_steps=float(steps), fitted=bool(fields.get("fitted")),
+        quants=slice(start, stop), half_step=0.5 / (levels - 1), clip=clip, scale_steps=scale_steps or float(levels),
+        fitted=fitted,
     )  # fmt: skip
 
 
 GRIDS = {
-    "Q8_0": Grid(
-        quants=slice(2, 34), lowest=0x81, highest=0x7F, half_step=0.5 / 254, scale_steps=127.0, clip=0.0
-    ),
+    "Q8_0": Grid(quants=slice(2, 34), lowest=0x81, highest=0x7F, half_step=0.5 / 254, scale_steps=127.0, clip=0.0),
     "Q4_0": _uniform(2, 18, 16, 1 / 8, fitted=True),
     "Q4_1": _uniform(4, 20, 16, 0.0, fitted=True),
     "Q5_0": _uniform(2, 22, 32, 1 / 16, fitted=True),
@@ -74,41 +73,31 @@ GRIDS = {
     "Q5_K": _uniform(16, 176, 32, scale_steps=1953.0),
     "Q6_K": _uniform(0, 192, 64, scale_steps=4096.0),
     # the code book's widest gap is 24 of 240
-    "IQ4_NL": Grid(quants=slice(2, 18), lowest=0x00, highest=0xFF, half_step=0.05, scale_steps=127.0, clip=None),
-    "IQ4_XS": Grid(quants=slice(8, 136), lowest=0x00, highest=0xFF, half_step=0.05, scale_steps=4064.0, clip=None),
+    "IQ4_NL": Grid(quants=slice(2, 18), half_step=0.05, scale_steps=127.0, clip=None),
+    "IQ4_XS": Grid(quants=slice(8, 136), half_step=0.05, scale_steps=4064.0, clip=None),
     # levels 0, 1, 2, 3, 4, 6, 8, 12 and their negatives; the exponent leaves peaks up to 4/3 of the grid's end
     "MXFP4": Grid(quants=slice(1, 17), lowest=0xFF, highest=0x77, half_step=1 / 12, scale_steps=0.0, clip=1 / 4),
-    "TQ1_0": Grid(quants=slice(0, 52), lowest=0x00, highest=0xFF, half_step=0.25, scale_steps=1.0, clip=0.0),
-    "TQ2_0": Grid(quants=slice(0, 64), lowest=0x00, highest=0xAA, half_step=0.25, scale_steps=1.0, clip=0.0),
+    "TQ1_0": Grid(quants=slice(0, 52), half_step=0.25, scale_steps=1.0, clip=0.0),
+    "TQ2_0": Grid(quants=slice(0, 64), highest=0xAA, half_step=0.25, scale_steps=1.0, clip=0.0),
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How some stored rows compare with their source."""
-
-    bad_R: npt.NDArray[np.bool_]
-    """Rows that break the bound."""
-    worst: float
-    """Largest error as a share of what the type allows it; 0 where the bits are the same."""
 
 
 def compare_rows(
     raw_RB: Bytes, stored_RC: Floats, wanted_RC: Floats, type_name: str, *, importances: bool
-) -> Comparison:
-    """Compare rows with their source.
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """Compare stored rows (``stored_RC``: decoded) with their source.
 
     Args:
-        raw_RB: as they lie in the file.
-        stored_RC: the same, decoded.
-        wanted_RC: the source, in the file's order.
-        type_name: of ``raw_RB``.
         importances: they were encoded with an importance matrix.
+
+    Returns:
+        Which rows [R] break the bound, and the largest error as a share of what the type allows it; 0 where the bits
+        are the same.
     """
     if type_name in FLOAT_TYPES:
         exact_RC = to_float32(from_float32(wanted_RC, type_name), type_name).reshape(wanted_RC.shape)
         same_RC = stored_RC == exact_RC
-        return Comparison(bad_R=~same_RC.all(axis=1), worst=0.0 if same_RC.all() else float("inf"))
+        return ~same_RC.all(axis=1), 0.0 if same_RC.all() else float("inf")
     error_RC = np.abs(stored_RC - wanted_RC)
     finite_RC = np.isfinite(error_RC)
     far_R, worst = _row_by_row(error_RC, stored_RC, wanted_RC, type_name)
@@ -118,7 +107,7 @@ def compare_rows(
         share_RC = _share_of_bound(raw_RB, error_RC, wanted_RC, type_name, grid)
         bad_R |= ~(share_RC <= 1.0).all(axis=1)
         worst = float(np.nanmax(share_RC, initial=0.0))
-    return Comparison(bad_R=bad_R, worst=worst if finite_RC.all() else float("inf"))
+    return bad_R, worst if finite_RC.all() else float("inf")
 
 
 def _share_of_bound(raw_RB: Bytes, error_RC: Floats, wanted_RC: Floats, type_name: str, grid: Grid) -> Floats:
