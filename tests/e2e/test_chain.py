@@ -95,8 +95,8 @@ def test_the_runner_gives_the_logits_of_transformers(tmp_path: Path, model: str,
 
 
 def test_predictors_of_another_model_are_refused_by_name(capsys, tmp_path: Path):
-    for name, how in (("a", "--align"), ("b", "--no-align")):
-        call(capsys, "relufy", "tiny-mistral", "--out", tmp_path / name, "--tokens", "2K", "--recover", "none", how)
+    for name, how in (("a", ["--align", "--tokens", "2K"]), ("b", ["--no-align"])):
+        call(capsys, "relufy", "tiny-mistral", "--out", tmp_path / name, "--recover", "none", *how)
     call(capsys, "predictors", tmp_path / "a", "--out", tmp_path / "p", "--tokens", "4K", "--rank", 8, "--steps", 5)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

@@ -181,5 +181,7 @@ def test_tokens_and_contexts_are_checked(tiny, gguf_of, tmp_path):
         with pytest.raises(TsconvertError, match=r"^no tokens to go on with; give a prompt$"):
             model.feed([])
         assert model.logits([]).shape == (0, 101)
-    with pytest.raises(TsconvertError, match=r"^context is 0: it must be at least 1$"):
-        load(path, context=0)
+    with pytest.raises(TsconvertError, match=r"^context is -1: it must be at least 0$"):
+        load(path, context=-1)
+    with load(path, context=0) as model:  # what the model was trained for, as in llama.cpp
+        assert model.context == 96
