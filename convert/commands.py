@@ -31,7 +31,7 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
 # What --dry-run does not need is not refused beside it: it answers for the command line of the run to come.
 @command(
     "relufy",
-    argument(RelufyConfig, "model", "The dense model: a Hugging Face folder, a hub id, a dense GGUF file, or"
+    argument(RelufyConfig, "model", "The dense model: a Hugging Face folder, a hub id, or"
              " tiny-mistral or tiny-mixtral.", "MODEL"),
     heading(
         "Output",
