@@ -25,7 +25,7 @@ from tsconvert.predictors.calibration.predicted_mode import compare, predicted_s
 from tsconvert.predictors.cost import Bits
 from tsconvert.predictors.energy import FFN, ffns_of
 from tsconvert.predictors.folder import PredictorSet, load_predictors
-from tsconvert.predictors.predictor import AnyPredictor
+from tsconvert.predictors.predictor import Predictor
 from tsconvert.text.packing import calibration_rows
 from tsconvert.text.sources import Source
 
@@ -37,7 +37,7 @@ class Thresholds:
 
     def __init__(self, predictors: PredictorSet, tokens: int) -> None:
         self.predictors, self.half = predictors, tokens // 2
-        self.made: dict[float | None, list[list[AnyPredictor | None]]] = {}
+        self.made: dict[float | None, list[list[Predictor | None]]] = {}
         self.reports: dict[float | None, list[Any]] = {}
 
     def visit(self, layer: Layer, stream: Stream) -> str:
@@ -59,7 +59,7 @@ class Thresholds:
         return ""
 
 
-def at_energies(predictor: AnyPredictor, ffn: FFN) -> list[AnyPredictor]:
+def at_energies(predictor: Predictor, ffn: FFN) -> list[Predictor]:
     """As stored, then with the threshold for each of ENERGIES."""
     return [predictor, *(replace(predictor, threshold=t) for t in thresholds(ffn, predictor, ENERGIES))]
 

@@ -104,3 +104,18 @@ def test_the_runner_runs_without_torch():
     code = "import sys, tsconvert.runner.model; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "[]"
+
+
+def test_the_benchmarks_and_examples_find_what_they_import():
+    code = """
+import sys
+from importlib import import_module
+from pathlib import Path
+for folder in sys.argv[1:]:
+    sys.path.insert(0, folder)
+    for file in sorted(Path(folder).glob("*.py")):
+        import_module(file.stem)
+"""
+    folders = [str(ROOT / name) for name in ("benchmarks", "examples")]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *folders], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
