@@ -51,7 +51,7 @@ def flops(spec: ModelSpec, config: RelufyConfig) -> float:
 
 
 def _full_flops(spec: ModelSpec, config: RelufyConfig) -> float:
-    """Of the whole model's training: forward and backward, the teacher's forward, the head's weights untouched."""
+    """Operations of the whole model's training: forward, backward, the teacher's forward; the head stays as it is."""
     attention, ffn = spec.layer_weights
     active = ffn // spec.ffns * spec.active_ffns
     layer = attention + active + 2 * spec.heads * spec.head_dim * config.context

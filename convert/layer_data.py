@@ -26,7 +26,7 @@ class LayerData:
     first_token: int
     """Where this process's training tokens begin among those of all processes."""
     all_train_tokens: int
-    """Of all processes."""
+    """The count over all processes."""
 
     @property
     def train(self) -> slice:

@@ -25,7 +25,7 @@ class PredictorSet:
     """
 
     model_fingerprint: str
-    """Of the checkpoint (`Checkpoint.fingerprint`) that they were trained for."""
+    """The fingerprint of the checkpoint that they were trained for (`Checkpoint.fingerprint`)."""
     ffns: Sequence[LayerPredictors]
     report: dict[str, Any]
     """Data, tokens, and per FFN recall, density, energy kept: what `inspect` shows."""

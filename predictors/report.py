@@ -72,7 +72,7 @@ class PredictorReport:
     same_top: float = 0.0
     """Share of the tokens for which both modes find the same next token most likely."""
     cost: Cost | None = None
-    """Of a dry run, which has nothing else."""
+    """What a dry run found; it has nothing else."""
     elapsed_s: float = 0.0
 
     @property

@@ -145,7 +145,7 @@ def _choose(store: CandidateStore, checkpoint: Checkpoint, config: PredictorConf
 
 
 def _reports(ffns: Sequence[Sequence[FFNReport]], chosen: Choices, config: PredictorConfig) -> list[FFNReport]:
-    """Of one layer's FFNs, each with the reason if it is left to exact mode; notes for what the user asked in vain."""
+    """The reports on one layer's FFNs, with the reason where exact mode stays; notes for what cannot be as asked."""
     found = []
     for reports, i in zip(ffns, chosen, strict=True):
         report = reports[0] if i is None else reports[i]

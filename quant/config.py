@@ -17,7 +17,7 @@ class ExportConfig:
     out: Path
     """The GGUF file to write."""
     type_name: str = "F16"
-    """Of the weight matrices: a mix as llama-quantize knows them (F16, Q8_0, Q4_K_M, IQ3_XS, ...); norms and routers
+    """Weight matrices' types: a mix as llama-quantize knows them (F16, Q8_0, Q4_K_M, IQ3_XS, ...); norms and routers
     are always F32. PowerInfer's files have one type for all matrices."""
     pure: bool = False
     """One type for all matrices, whatever the mix's rules say."""
@@ -28,7 +28,7 @@ class ExportConfig:
     predictors: Path | None = None
     """A predictor folder; None takes the predictors inside the checkpoint, if there are any."""
     predictor_type: str | None = None
-    """Of the predictors' matrices; None is F16."""
+    """Type of the predictors' matrices; None is F16."""
     separate_predictors: bool = False
     """Put them into a file of their own, for engines that refuse tensors which they do not know."""
     profile: Path | None = None
@@ -36,7 +36,7 @@ class ExportConfig:
     order: bool = True
     """Put neurons that fire often first, where a profile or predictors say which do."""
     vram_bytes: int | None = None
-    """Of the GPU that PowerInfer is to use: the neurons that go there are chosen and written beside the file."""
+    """Memory of the GPU that PowerInfer is to use: the neurons that go there are chosen and written beside the file."""
     tensor_types: tuple[tuple[str, str], ...] = ()
     """(pattern, type) for matrices whose GGUF name the pattern fits, the first match wins."""
     metadata: tuple[tuple[str, str], ...] = ()

@@ -29,9 +29,9 @@ class BenchRow:
     deviation: float
     """Standard deviation of the generation's."""
     spread: float
-    """Of the generation's repetitions: (largest - smallest) / median."""
+    """Spread of the generation's repetitions: (largest - smallest) / median."""
     bytes_per_token: int
-    """Of weights that a generated token read."""
+    """Bytes of weights that a generated token read."""
     bandwidth_share: float
     """Bytes of weights a second over what this machine reads."""
     density: dict[str, Any]

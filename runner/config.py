@@ -67,7 +67,7 @@ class BenchConfig:
     modes: tuple[str, ...] = ("all",)
     """`dense`, `exact`, `predicted`, `auto`, or `all` for every one that the file allows."""
     seed: int = 0
-    """Of the prompt's random tokens."""
+    """Seed of the prompt's random tokens."""
 
     def __post_init__(self) -> None:
         for name in ("prompt", "generate"):

@@ -36,7 +36,7 @@ class Density:
 
     @property
     def recall(self) -> Shares:
-        """Of the neurons that fire, the share that was predicted, per layer; known only if ``audit`` was on."""
+        """Share of the firing neurons that was predicted, per layer; known only if ``audit`` was on."""
         firing = self.fired + self.missed
         return np.divide(self.fired, firing, out=np.ones_like(firing), where=firing > 0)
 

@@ -36,7 +36,7 @@ class Stage:
     config: RelufyConfig
     how: FullRecovery
     folder: Path
-    """Of the trainer and its checkpoints."""
+    """The folder of the trainer and its checkpoints."""
     train: Packed | StreamedRows
     held: Packed
     logits: TeacherLogits | None = None
@@ -130,7 +130,7 @@ def batches(packed: Packed, rows: int, device: str) -> Iterator[tuple[dict[str, 
 
 @torch.no_grad()
 def perplexity(model: Any, held: Packed, device: str) -> float:
-    """Of ``model`` on some sequences."""
+    """The perplexity of ``model`` on some sequences."""
     total, count = 0.0, 0
     for inputs, label_T in batches(held, 4, device):
         known = int((label_T != IGNORED).sum())

@@ -43,7 +43,7 @@ class Calibrated:
 
     @property
     def loss(self) -> float:
-        """Of perplexity, as a share of exact mode's."""
+        """The loss of perplexity, as a share of exact mode's."""
         return self.effect.perplexity_predicted / self.effect.perplexity_exact - 1
 
     def apply(self, layer: int, row: Sequence[Predictor | None]) -> list[Predictor | None]:

@@ -19,9 +19,12 @@ _NO_NEURON = 2**31 - 1
 
 @compiled
 def take_share(params: Parameters, thread: int, k: int) -> int:
-    """Of what all threads have listed for chosen expert ``k``, in their order, one thread's leaves; returns how many.
+    """Take one thread's leaves from what all threads have listed for chosen expert ``k``, in their order.
 
     They go to `mine`; to `ends`, for each of its leaves, the neuron that the next one begins with.
+
+    Returns:
+        How many neurons they are.
     """
     place, total = 4 * k * params.neurons, 0
     mine, ends = row_at(params.mine, thread) + place, row_at(params.ends, thread) + 4 * k * LEAVES
