@@ -57,7 +57,7 @@ class ModelSpec:
     """E, 0 for a dense FFN."""
     experts_per_token: int = 0
     thresholds: tuple[float, ...] = ()
-    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516); empty is 0 for all."""
+    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516); empty: all 0."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
