@@ -2,7 +2,7 @@
 
 Where a piece goes is known before it is made, so threads do not wait for each other: while one reads, another encodes
 or writes (ggml, Numba's loops and the system's calls all run without Python's lock). Memory is a few pieces a thread,
-whatever the model's size.
+and two KB for each piece that waits.
 
 Shape suffixes: R rows, C columns, E experts, B bytes.
 """
