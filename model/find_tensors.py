@@ -194,13 +194,13 @@ def _refuse_wrapped(unknown: list[TensorInfo], spec: ModelSpec) -> None:
                 f"{info.file}: tensor {label(info.name)} is of a LoRA adapter; merge it into the model (peft's"
                 " merge_and_unload) and save that"
             )
-        for prefix, todo in _PREFIXES.items():
+        for prefix, advice in _PREFIXES.items():
             bare = info.name.removeprefix(prefix)
             names = (bare, f"model.{bare}") if bare != info.name else ()
             if any(_places_of(replace(info, name=name), spec) for name in names):
                 raise TsconvertError(
                     f"{info.file}: tensor {label(info.name)} has {prefix!r} before its name, so transformers would not"
-                    f" find it either; {todo}"
+                    f" find it either; {advice}"
                 )
 
 

@@ -55,10 +55,10 @@ def _other_format(folder: Path) -> str | None:
             f"{consolidated[0]} is in its maker's own form, which names tensors otherwise: take the Hugging Face form"
             " (model.safetensors or model-00001-of-*.safetensors) of the same model"
         )
-    for ending, todo in ((".bin", _TO_SAFETENSORS), (".pth", _TO_SAFETENSORS), (".pt", _TO_SAFETENSORS)):
+    for ending, advice in ((".bin", _TO_SAFETENSORS), (".pth", _TO_SAFETENSORS), (".pt", _TO_SAFETENSORS)):
         pickles = sorted(name for name in names if name.endswith(ending) and name != "training_args.bin")
         if pickles:
-            return f"{pickles[0]} is there, a pickle, which could run code and is not read: {todo}"
+            return f"{pickles[0]} is there, a pickle, which could run code and is not read: {advice}"
     files = sorted(name for name in names if name.endswith(".gguf"))
     if files:
         return f"{files[0]} is a GGUF file: convert the Hugging Face checkpoint that it was made of"
