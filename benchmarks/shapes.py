@@ -20,11 +20,11 @@ import numpy as np
 
 from tsconvert import embedded
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.model.dtypes import DTYPE_BYTES, from_float32
+from tsconvert.model.files.dtypes import DTYPE_BYTES, from_float32
+from tsconvert.model.files.writer import CheckpointWriter, PlannedTensor
 from tsconvert.model.sparse_checkpoint import sparse_config, write_companions
 from tsconvert.model.spec import ModelSpec, spec_of
 from tsconvert.model.tensor_names import hf_name, model_places, shape_of
-from tsconvert.model.writer import CheckpointWriter, PlannedTensor
 
 _POOL_VALUES = (1 << 24) - 3  # odd, so that runs of equal length start at ever different values
 _RUN_VALUES = 1 << 22

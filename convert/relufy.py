@@ -20,11 +20,11 @@ from ..common.errors import TsconvertError
 from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
-from ..model.dtypes import from_float32, to_float32
+from ..model.files.dtypes import from_float32, to_float32
+from ..model.files.writer import CheckpointWriter, PlannedTensor, plan_like
 from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sparse_checkpoint import sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
-from ..model.writer import CheckpointWriter, PlannedTensor, plan_like
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
 from .config import RelufyConfig

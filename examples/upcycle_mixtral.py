@@ -16,11 +16,11 @@ import numpy as np
 
 from tsconvert.common.files import atomic_folder, write_json
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
-from tsconvert.model.dtypes import from_float32
+from tsconvert.model.files.dtypes import from_float32
+from tsconvert.model.files.writer import CheckpointWriter, PlannedTensor
 from tsconvert.model.sparse_checkpoint import copy_tokenizer
 from tsconvert.model.spec import spec_of
 from tsconvert.model.tensor_names import FFN, Place, hf_name
-from tsconvert.model.writer import CheckpointWriter, PlannedTensor
 
 
 def upcycle(model: str, out: Path, experts: int = 4, experts_per_token: int = 2, seed: int = 0) -> None:

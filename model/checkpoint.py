@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.progress import note
-from .dtypes import to_float32
+from .files.dtypes import to_float32
+from .files.integrity import INFINITE_BITS, TensorScans, not_finite
+from .files.locate import find_model
+from .files.safetensors_files import TensorInfo
 from .find_tensors import find_tensors
-from .integrity import INFINITE_BITS, TensorScans, not_finite
-from .locate import find_model
-from .safetensors_files import TensorInfo
 from .tensor_names import Place
 
 

@@ -13,9 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError, label
-from .dtypes import to_float32
 from .families import FAMILIES
-from .safetensors_files import INDEX, SINGLE, TensorInfo, UnreadableTypeError, read_header, shard_files, weight_map
+from .files.dtypes import to_float32
+from .files.safetensors_files import (
+    INDEX,
+    SINGLE,
+    TensorInfo,
+    UnreadableTypeError,
+    read_header,
+    shard_files,
+    weight_map,
+)
 from .spec import ModelSpec, quantization_method, read_config, spec_of
 from .tensor_names import Place, hf_name, model_places, shape_of
 

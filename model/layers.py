@@ -9,9 +9,9 @@ from torch import nn
 
 from ..common.errors import TsconvertError, reason
 from .checkpoint import Checkpoint
-from .dtypes import to_float32
 from .families import FAMILIES
 from .families.family import Family
+from .files.dtypes import to_float32
 from .modeling_turbosparse import SparseExperts, activate, sparsify
 from .tensor_names import FFN, PREDICTOR, Place
 

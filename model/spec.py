@@ -14,7 +14,7 @@ from ..common.files import read_json_object
 from .config_values import real, whole
 from .families import DENSE_TYPES, SPARSE_TYPES
 from .families.family import Family
-from .found_files import no_config
+from .files.found_files import no_config
 from .rope import read_rope
 
 ACTIVATIONS = ("swiglu", "drelu", "reglu")

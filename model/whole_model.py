@@ -8,12 +8,12 @@ import torch
 
 from . import modeling_turbosparse
 from .checkpoint import Checkpoint
-from .dtypes import from_float32
 from .families import FAMILIES
 from .families.family import Family
+from .files.dtypes import from_float32
+from .files.writer import CheckpointWriter, plan_like
 from .sparse_checkpoint import sparse_config, write_companions
 from .tensor_names import Place
-from .writer import CheckpointWriter, plan_like
 
 
 def sparse_model(checkpoint: Checkpoint) -> Any:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
-from ..model.integrity import not_finite
+from ..model.files.integrity import not_finite
 from .config import QuantizeConfig
 from .gguf.file import GGUF, GgufFile, GgufTensor
 from .gguf.shards import sharded, write_files

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError, reason
-from ..model.found_files import no_tokenizer
+from ..model.files.found_files import no_tokenizer
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -14,13 +14,13 @@ import torch
 from ...common import processes
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint
-from ...model.dtypes import from_float32, to_float32
+from ...model.files.dtypes import from_float32, to_float32
+from ...model.files.safetensors_files import read_header, shard_files
+from ...model.files.writer import CheckpointWriter
 from ...model.journal import Journal
 from ...model.layers import Layer
-from ...model.safetensors_files import read_header, shard_files
 from ...model.sweep import Stream
 from ...model.tensor_names import hf_name
-from ...model.writer import CheckpointWriter
 from ...text.sequences import Sequences
 from ..alignment import SignAlignment
 from ..config import RelufyConfig

@@ -12,9 +12,9 @@ from ...common.errors import TsconvertError
 from ...common.files import PARTIAL
 from ...common.units import size_text
 from ...model.checkpoint import Checkpoint
-from ...model.integrity import INFINITE_BITS
+from ...model.files.integrity import INFINITE_BITS
+from ...model.files.locate import find_model
 from ...model.journal import JOURNAL
-from ...model.locate import find_model
 from ...model.provenance import PROVENANCE, not_relufys, read_provenance
 from .summary import Inspection, Table, part_of, parts_table
 

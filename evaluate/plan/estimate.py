@@ -10,7 +10,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError
 from ...common.units import duration, size_text
-from ...model.locate import find_model
+from ...model.files.locate import find_model
 from ...model.spec import ModelSpec, read_config, spec_of
 from ...predictors.training.rank import default_rank
 from .config import PlanConfig

@@ -59,7 +59,7 @@ def open_scorer(model: str, mode: str = "auto", threads: int | None = None, cont
             f"--sparsity {mode}: a checkpoint always computes all of its neurons; leave it out, or export a GGUF file"
         )
     from ...model.families import DENSE_TYPES, SPARSE_TYPES
-    from ...model.locate import find_model
+    from ...model.files.locate import find_model
     from ...model.spec import read_config
 
     folder = find_model(model)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...common.errors import TsconvertError, reason
-from ...model.safetensors_files import shard_files
+from ...model.files.safetensors_files import shard_files
 from ...text.tokenizer import load_tokenizer
 from .activity import Activity
 from .checkpoint_scorer import leading_token, start_token

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
-from ...model.dtypes import to_float32
+from ...model.files.dtypes import to_float32
 from ...model.spec import ModelSpec
 from ...model.tensor_names import ATTENTION, FFN, Place, ffn_places, gguf_name, shape_of
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
-from ...model.safetensors_files import TensorInfo
+from ...model.files.safetensors_files import TensorInfo
 from ...model.tensor_names import FFN, Place, shape_of
 from ...quant.gguf.file import GgufFile
 from ...quant.types import ggml

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...model.dtypes import from_float32, to_float32
+from ...model.files.dtypes import from_float32, to_float32
 from ...quant.types import ggml
 
 Floats = npt.NDArray[np.float32]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...model.dtypes import to_float32
-from ...model.integrity import largest_bits
+from ...model.files.dtypes import to_float32
+from ...model.files.integrity import largest_bits
 from ..types import ggml
 
 Rows = npt.NDArray[np.float32]

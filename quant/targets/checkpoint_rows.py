@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
-from ...model.integrity import not_finite
+from ...model.files.integrity import not_finite
 from ...model.tensor_names import Place
 from ..gguf.tensor_plan import MatrixRows, Rows, magnitude_of_bits
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
-from ...model.found_files import no_tokenizer
+from ...model.files.found_files import no_tokenizer
 from . import bpe, sentencepiece
 from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
 

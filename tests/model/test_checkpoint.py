@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
-from tsconvert.model.dtypes import from_float32, to_float32
-from tsconvert.model.locate import find_model
+from tsconvert.model.files.dtypes import from_float32, to_float32
+from tsconvert.model.files.locate import find_model
 from tsconvert.model.tensor_names import Place, hf_name, model_places
 
 Make = Callable[..., Path]

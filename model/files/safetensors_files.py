@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import TsconvertError, label, shown
+from ...common.errors import TsconvertError, label, shown
 from .dtypes import DTYPE_BYTES
 from .found_files import no_weights
 

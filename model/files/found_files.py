@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..common.errors import TsconvertError, shown
+from ...common.errors import TsconvertError, shown
 
 _TO_SAFETENSORS = (
     "save it as safetensors first: transformers' AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"

@@ -15,7 +15,7 @@ import blake3
 import numpy as np
 import numpy.typing as npt
 
-from ..common.errors import TsconvertError
+from ...common.errors import TsconvertError
 
 INFINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 """The bits of infinity; a `TensorScan.largest_bits` from there on is that, or NaN."""

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..common.errors import TsconvertError
-from ..common.files import FULL, naming, put, reserve, write_json
+from ...common.errors import TsconvertError
+from ...common.files import FULL, naming, put, reserve, write_json
 from .dtypes import DTYPE_BYTES
 from .safetensors_files import INDEX, TensorInfo
 

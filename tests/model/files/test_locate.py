@@ -80,7 +80,7 @@ def test_what_the_index_names_is_fetched(hub: Hub, tmp_path: Path, weights: list
     index = {"model.safetensors.index.json": json.dumps(INDEX)} if SHARDS[0] in weights else {}
     hub.files = SMALL | index | dict.fromkeys(weights, "w") | OTHERS
     ends = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    code = "from tsconvert.model.locate import find_model; print(find_model('some/model'))"
+    code = "from tsconvert.model.files.locate import find_model; print(find_model('some/model'))"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **ends},

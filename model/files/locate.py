@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from .. import embedded
-from ..common.errors import TsconvertError
+from ... import embedded
+from ...common.errors import TsconvertError
 from .safetensors_files import SINGLE, weight_map
 
 

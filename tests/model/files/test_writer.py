@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 from tsconvert.common import files as writer_module
 from tsconvert.common.errors import TsconvertError
 from tsconvert.common.files import atomic_file, atomic_folder, check_disk, refuse_existing, write_json
-from tsconvert.model.safetensors_files import read_header
-from tsconvert.model.writer import CheckpointWriter, PlannedTensor
+from tsconvert.model.files.safetensors_files import read_header
+from tsconvert.model.files.writer import CheckpointWriter, PlannedTensor
 
 PLAN = [PlannedTensor(name=f"t{i}", dtype="F32", shape=(i + 1, 3)) for i in range(6)]
 
