@@ -15,7 +15,9 @@ from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 
 FORMAT_VERSION = 1
-_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0}
+_EARLIER_SETTINGS = {
+    "full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1", "full.likeliest": 0,
+}  # fmt: skip
 
 
 def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:

@@ -159,7 +159,8 @@ def _recover_layers(config: RelufyConfig) -> RelufyReport:
         elapsed_s = time.monotonic() - start_s
         report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **swept)
         if writer is not None:
-            write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
+            thresholds = [layer.threshold for layer in report.layers]
+            write_companions(source, sparse_config(source, config.activation, config.dtype, thresholds), folder)
             writer.flush()
         if config.shift is not None:
             report = replace(report, shift=_shift(config, folder))

@@ -19,6 +19,8 @@ class LayerResult:
     """Share of neurons that fire."""
     expert_tokens: list[int]
     """Training tokens that the router gave each FFN."""
+    threshold: float = 0.0
+    """Up to it relu gives 0."""
     curve: list[float] = field(default_factory=list)
     """The training loss, in ``error_before``'s measure: the mean of each of at most 24 equal stretches of the steps."""
 
@@ -48,6 +50,10 @@ class FullResult:
     """Perplexity of the dense model after training on the same tokens."""
     density: tuple[float, ...]
     """Share of neurons that fire, by layer."""
+    thresholds: tuple[float, ...] = ()
+    """Up to which relu gives 0, by layer; empty: 0 in all."""
+    tokens_per_s: float = 0.0
+    """Tokens trained on a second, over all processes, evaluations left out."""
     evaluations: tuple[Evaluation, ...]
     losses: tuple[tuple[int, float], ...]
     """Step and training loss, every few steps."""

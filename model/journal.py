@@ -21,8 +21,8 @@ class Journal:
     Args:
         path: the file, in the partial output folder.
         head: what the run was asked for and from which model; a resumed run must bring the same.
-        earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}; a run
-            begun with these defaults is resumed.
+        earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}, or did
+            as a later version does with these; a run begun so is resumed.
 
     Raises:
         TsconvertError: the journal there was begun with another head.
@@ -31,7 +31,8 @@ class Journal:
     def __init__(self, path: Path, head: dict[str, Any], earlier: Mapping[str, object] | None = None) -> None:
         self.path = path
         lines = self._whole_lines() if path.is_file() else []
-        if lines and _settings(lines[0], earlier or {}) != _settings(head, {}):
+        earlier = earlier or {}
+        if lines and _settings(lines[0], earlier) != _settings(head, earlier):
             raise TsconvertError(
                 f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
             )

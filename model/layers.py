@@ -46,6 +46,11 @@ class Layer:
         mlp = self.module.mlp
         return float(getattr(mlp.experts if self.experts else mlp, "threshold", 0.0))
 
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        mlp = self.module.mlp
+        (mlp.experts if self.experts else mlp).threshold = value
+
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
@@ -103,6 +108,12 @@ class Layer:
         """h [T, F] of one FFN for the normed inputs that it sees."""
         gate_FD, up_FD, _ = self.ffn_weights(expert)
         return self._activate(x_TD, gate_FD, up_FD)
+
+    def factors(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
+        """What the threshold is held against [T, F], of one FFN: the smaller of gate and up, under ReGLU the gate."""
+        gate_FD, up_FD, _ = self.ffn_weights(expert)
+        gate_TF = nn.functional.linear(x_TD, gate_FD)
+        return gate_TF.minimum(nn.functional.linear(x_TD, up_FD)) if self.activation == "drelu" else gate_TF
 
     def _ffns(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         mlp = self.module.mlp

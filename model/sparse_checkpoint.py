@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = None) -> dict[str, Any]:
-    """The config.json of the sparse model that ``checkpoint`` becomes."""
+def sparse_config(
+    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Sequence[float] = ()
+) -> dict[str, Any]:
+    """The config.json of the sparse model that ``checkpoint`` becomes.
+
+    Args:
+        dtype: of the weights, where it is another one.
+        thresholds: up to which relu gives 0, by layer; empty keeps those of ``checkpoint``.
+    """
     config = copy.deepcopy(checkpoint.config)
     family = FAMILIES[checkpoint.spec.family]
     name = family.sparse_prefix
@@ -32,6 +40,10 @@ def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = N
         "ffn_activation": activation,
         "hidden_act": "relu",
     }
+    if any(thresholds):
+        config["ffn_thresholds"] = list(thresholds)
+    elif thresholds:
+        config.pop("ffn_thresholds", None)
     _write_rope(config, checkpoint.spec)
     if dtype:
         config.pop("torch_dtype", None)

@@ -1,6 +1,6 @@
 """Whole models for full recovery: loaded from checkpoints, and written back as checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 
 def write_model(
-    state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int
-) -> None:
+    state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int,
+    thresholds: Sequence[float] = (),
+) -> None:  # fmt: skip
     """Write the weights in ``state`` as a checkpoint with the layout and configuration of ``like``.
 
     Args:
         state: the state dict of transformers' model; tensors that are not in ``like`` (predictors) are left out.
         dtype: `F32`, `F16` or `BF16`; None keeps the dtype of each tensor.
+        thresholds: up to which relu gives 0, by layer; empty keeps those of ``like``.
     """
     infos = [like.info(place) for place in like.places]
     plan = plan_like(infos, dtype)
@@ -49,7 +51,7 @@ def write_model(
         for place, tensor in zip(like.places, plan, strict=True):
             weight = _weight(state, FAMILIES[like.spec.family], place)
             writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
-        write_companions(like, sparse_config(like, like.spec.activation, dtype), folder)
+        write_companions(like, sparse_config(like, like.spec.activation, dtype, thresholds), folder)
         writer.flush()
 
 

@@ -113,7 +113,8 @@ class RecoverySweep:
             self._restore(layer)
             if self.predictors is not None:
                 self.predictors.restore(index, self.folder)
-            result, energy = LayerResult(**entry["result"]), (entry["energy"][0], entry["energy"][1])
+            result = LayerResult(**{"threshold": layer.threshold} | entry["result"])
+            layer.threshold, energy = result.threshold, (entry["energy"][0], entry["energy"][1])
         else:
             result, energy = self._train(layer)
         self.student.attend(layer)
