@@ -52,6 +52,17 @@ class Layer:
         (mlp.experts if self.experts else mlp).threshold = value
 
     @property
+    def up_threshold(self) -> float:
+        """The size up to which an up silences its neuron, under `tswiglu`."""
+        mlp = self.module.mlp
+        return float(getattr(mlp.experts if self.experts else mlp, "up_threshold", 0.0))
+
+    @up_threshold.setter
+    def up_threshold(self, value: float) -> None:
+        mlp = self.module.mlp
+        (mlp.experts if self.experts else mlp).up_threshold = value
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         device: torch.device = self.module.input_layernorm.weight.device
@@ -127,7 +138,7 @@ class Layer:
         gate_TF, up_TF = nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
         if self.activation == "swiglu":
             return nn.functional.silu(gate_TF) * up_TF
-        return activate(gate_TF, up_TF, self.activation, self.threshold)
+        return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
 
     def ffn_parts(
         self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None

@@ -87,7 +87,7 @@ def _sparse(file: GgufFile) -> ModelFile:
             f"{file.path}: sparse format {shown(version)}, this tsconvert reads {FORMAT_VERSION}; export it again"
         )
     activation = str(keys.get("activation", "drelu"))
-    spec = _spec(keys, activation, keys.get("activation_threshold", []))
+    spec = _spec(keys, activation, keys.get("activation_threshold", []), keys.get("up_threshold", []))
     tensors = _tensors(file, spec, transposed=True, apart=apart)
     thresholds = np.full((spec.layers, spec.ffns), np.nan, np.float32)
     given = (apart or file).metadata.get(f"{SPARSE}.predictor.threshold", [])
@@ -171,10 +171,11 @@ class _Keys:
         )
 
 
-def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
+def _spec(keys: _Keys, activation: str, shifts: Any = (), up_shifts: Any = ()) -> ModelSpec:
     file = keys.file
-    if not isinstance(shifts, list | tuple) or not all(isinstance(shift, float) for shift in shifts):
-        raise TsconvertError(f"{file.path}: {SPARSE}.activation_threshold is no list of numbers; export it again")
+    for name, values in (("activation_threshold", shifts), ("up_threshold", up_shifts)):
+        if not isinstance(values, list | tuple) or not all(isinstance(value, float) for value in values):
+            raise TsconvertError(f"{file.path}: {SPARSE}.{name} is no list of numbers; export it again")
     embedding = file.tensors.get(gguf_name(Place("token_embd")))
     if embedding is None:
         raise TsconvertError(f"{file.path}: tensor {gguf_name(Place('token_embd'))} is missing; write the file again")
@@ -198,6 +199,7 @@ def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
         "experts": experts,
         "experts_per_token": keys.whole("expert_used_count", 0) if experts else 0,
         "thresholds": tuple(shifts),
+        "up_thresholds": tuple(up_shifts),
     }
     try:
         return ModelSpec(**fields)

@@ -13,7 +13,7 @@ from .perplexity import dense_perplexity, is_source, score_groups
 from .plots import measured, percent
 from .predictors import layer_means
 
-_NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU"}
+_NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU", "tswiglu": "SwiGLU with thresholds"}
 _RECOVERED = {
     "none": "without training",
     "local": "recovered layer by layer",
