@@ -25,7 +25,7 @@ from ...predictors.predictor import Predictor
 from ...predictors.report import PredictorReport
 from ...predictors.torch_predictor import logits
 from ...predictors.training.candidate_store import CandidateStore
-from ...predictors.training.rank import default_rank
+from ...predictors.cost import default_rank
 from ...predictors.training.trainer import LATE_RATE, PredictorTrainer
 from ..config import RelufyConfig
 from ..config.masked import JointConfig
