@@ -91,4 +91,3 @@ def _count(layer: Layer, stream: Stream) -> np.ndarray:
             h_TF = layer.activations(x_TD[token], expert)
             fired, seen = fired + int((h_TF != 0).sum()), seen + h_TF.numel()
     return np.array(processes.sums(fired, seen))
-

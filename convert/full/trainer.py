@@ -246,6 +246,21 @@ class RecoveryTrainer(Trainer):
         last = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
         return "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the weights by the model's own names, by which they are loaded; from_pretrained's differ for experts."""
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that left weights as they were; transformers only warns."""
+        tied = getattr(self.model, "_tied_weights_keys", None) or ()
+        if lacking := [*(key for key in load_result.missing_keys if key not in tied), *load_result.unexpected_keys]:
+            raise TsconvertError(
+                f"{self.args.output_dir}: its checkpoints have other tensors than this version's ({lacking[0]}); remove"
+                " it and start again without --resume"
+            )
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.monitor.refresh()
