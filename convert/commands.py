@@ -15,14 +15,19 @@ from .config.masked import JointConfig, joint_training
 
 _COPIES = "--recover none --no-align"
 _RECOVERED = only_with("--recover", "local", "full")
+_SILENCED = Rule(
+    lambda given: given["recover"] != "none" or given["activation"] == "tswiglu", _RECOVERED.where, _RECOVERED.instead
+)
 _FULL = only_with("--recover", "full")
 _MASKED = only_with("--predictors")
 _SWEPT = Rule(
-    lambda given: given["recover"] != "none" or given["align"],
+    lambda given: given["recover"] != "none" or given["align"] or given["activation"] == "tswiglu",
     f"without {_COPIES} only, which copies the weights as they are",
 )
 _READ = Rule(
-    lambda given: given["recover"] != "none" or given["align"] or given["shift"] is not None,
+    lambda given: (
+        given["recover"] != "none" or given["align"] or given["shift"] is not None or given["activation"] == "tswiglu"
+    ),
     f"without {_COPIES} only, which reads no text",
 )
 _ALONE = Rule(lambda given: not given["cross_entropy"], "without a --cross-entropy only", "leave --cross-entropy out")
@@ -47,14 +52,15 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
     heading(
         "Conversion",
         setting(RelufyConfig, "activation", "Activation of the sparse model: drelu is relu(gate) * relu(up), reglu is"
-                " relu(gate) * up.", kind=click.Choice(["drelu", "reglu"])),
+                " relu(gate) * up, tswiglu is silu(gate) * up where that is large: closest to the dense model,"
+                " but not for PowerInfer's engine.", kind=click.Choice(["drelu", "reglu", "tswiglu"])),
         setting(RelufyConfig, "align", "Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does.",
                 "--align/--no-align"),
         setting(RelufyConfig, "recover", "local trains each layer towards the dense model's; full then trains the"
                 " whole model; none trains nothing.", kind=click.Choice(["none", "local", "full"])),
         setting(RelufyConfig, "teacher", "Dense model to learn from; default: MODEL itself.", rules=[_SWEPT]),
         setting(LocalRecovery, "target_sparsity", "Share of the neurons to be silent, such as 0.9; default: no target.",
-                rules=[_RECOVERED]),
+                rules=[_SILENCED]),
         setting(LocalRecovery, "silenced_by", "How: relu's threshold follows the target; or, for PowerInfer's engine,"
                 " which has no thresholds, a price on each neuron that fires (count), or on how much it does (l1).",
                 kind=click.Choice(SILENCED_BY), rules=[only_with("--target-sparsity")]),

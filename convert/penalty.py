@@ -4,15 +4,18 @@ The density goes down a ramp, from what it is to what was asked for.
 """
 
 import math
+from typing import Any
 
 import torch
 
 from ..common import processes
+from ..model.modeling_turbosparse import factors
 
 # Shape suffixes: T tokens, F neurons.
 _RAMP = 0.6  # share of the steps after which the wanted density is reached
 _GAIN, _DAMPING = 0.2, 3.0  # of the controller
 _BEND = 0.5  # of the mean activation that fires: where firing costs half of its price
+_PASSING = 1.9  # neurons whose up is large, for one that fires (as many open gates has dReLU)
 _SAMPLE = 50_000  # factors that a quantile is taken of
 _FRESH = 0.2  # weight of the newest step's quantile
 
@@ -20,6 +23,45 @@ _FRESH = 0.2  # weight of the newest step's quantile
 def _wanted(start: float, goal: float, step: int, steps: int) -> float:
     """The density of the ramp from ``start`` to ``goal``."""
     return float(start * (goal / start) ** min(1.0, step / (_RAMP * steps)))
+
+
+class FFNThresholds:
+    """The thresholds of a layer's FFN as they follow the density: relu's, or the two of `tswiglu`.
+
+    Under `tswiglu` a neuron fires if its up is among the largest, 1.9 times as many as shall fire, and its activation
+    among the largest of those: exact mode then reads as many rows as with dReLU, whose gates are open as often.
+
+    Args:
+        ffn: has `threshold` and `up_threshold`, which are set.
+        activation: the FFN's.
+        target_sparsity: share of neurons to be silent, 0 to 1.
+        steps: of the training.
+    """
+
+    def __init__(self, ffn: Any, activation: str, target_sparsity: float, steps: int) -> None:
+        self.ffn, self.activation = ffn, activation
+        self.own = DensityThreshold(target_sparsity, steps, ffn.threshold)
+        self.up = DensityThreshold(passed_over(target_sparsity), steps, ffn.up_threshold)
+
+    def follow(self, step: int, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> None:
+        """Set the thresholds for ``step``, by gates and ups of some tokens of this process."""
+        if self.activation == "tswiglu":
+            self.ffn.up_threshold = self.up.follow(step, up_TF.abs())
+        self.ffn.threshold = self.own.follow(step, factors(gate_TF, up_TF, self.activation, self.ffn.up_threshold))
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a resumed run needs."""
+        return [vars(self.own), vars(self.up)]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Go back to what `state` gave."""
+        for each, found in zip((self.own, self.up), state, strict=True):
+            vars(each).update(found)
+
+
+def passed_over(target_sparsity: float) -> float:
+    """The share of neurons that an up's size silences, where ``target_sparsity`` of all are to be silent."""
+    return max(0.0, 1 - _PASSING * (1 - target_sparsity))
 
 
 class DensityThreshold:
@@ -45,22 +87,35 @@ class DensityThreshold:
             factor_TF: what relu's threshold is held against, of some tokens of this process: the smaller of gate and
                 up, under ReGLU the gate.
         """
-        flat = factor_TF.flatten()
-        if len(flat) > _SAMPLE:
-            chosen = torch.randint(len(flat), (_SAMPLE,), generator=torch.Generator().manual_seed(step))
-            flat = flat[chosen.to(flat.device)]
-        flat = flat.float()
+        flat = _sample(factor_TF, step)
         fired, seen = processes.sums(float((flat > self.value).sum()), len(flat))
         if not seen:
             return self.value
         if self.start is None:
             self.start = max(fired / seen, self.goal)
         wanted = _wanted(self.start, self.goal, step, self.steps)
-        own = max(0.0, float(torch.quantile(flat, 1 - wanted))) if len(flat) else 0.0
-        total, shares = processes.sums(own * len(flat), len(flat))
-        newest = total / shares
+        newest = _mean_quantile(flat, 1 - wanted)
         self.value = (1 - _FRESH) * self.value + _FRESH * newest if self.value else newest
         return self.value
+
+
+def quantile(factor_TF: torch.Tensor, share: float) -> float:
+    """The threshold that silences ``share`` of the neurons: the mean of the processes' own."""
+    return _mean_quantile(_sample(factor_TF, 0), share)
+
+
+def _sample(factor_TF: torch.Tensor, seed: int) -> torch.Tensor:
+    flat = factor_TF.flatten()
+    if len(flat) > _SAMPLE:
+        chosen = torch.randint(len(flat), (_SAMPLE,), generator=torch.Generator().manual_seed(seed))
+        flat = flat[chosen.to(flat.device)]
+    return flat.float()
+
+
+def _mean_quantile(flat: torch.Tensor, share: float) -> float:
+    own = max(0.0, float(torch.quantile(flat, share))) if len(flat) else 0.0
+    total, parts = processes.sums(own * len(flat), len(flat))
+    return total / max(1.0, parts)
 
 
 class SparsityPenalty:

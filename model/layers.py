@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import to_float32
-from .modeling_turbosparse import SparseExperts, activate, sparsify
+from .modeling_turbosparse import SparseExperts, activate, factors, sparsify
 from .tensor_names import FFN, PREDICTOR, Place
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, C attention context.
@@ -121,10 +121,13 @@ class Layer:
         return self._activate(x_TD, gate_FD, up_FD)
 
     def factors(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
-        """What the threshold is held against [T, F], of one FFN: the smaller of gate and up, under ReGLU the gate."""
+        """What the threshold is held against [T, F], of one FFN."""
+        return factors(*self.gates_and_ups(x_TD, expert), self.activation, self.up_threshold)
+
+    def gates_and_ups(self, x_TD: torch.Tensor, expert: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the two matrices of one FFN give [T, F] for its normed inputs."""
         gate_FD, up_FD, _ = self.ffn_weights(expert)
-        gate_TF = nn.functional.linear(x_TD, gate_FD)
-        return gate_TF.minimum(nn.functional.linear(x_TD, up_FD)) if self.activation == "drelu" else gate_TF
+        return nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
 
     def _ffns(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         mlp = self.module.mlp

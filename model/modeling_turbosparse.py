@@ -65,6 +65,14 @@ def activate(
     return relu(gate_TF, *limits) * up_TF
 
 
+def factors(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, up_threshold: float = 0.0) -> torch.Tensor:
+    """What a threshold is held against: the smaller of gate and up, under `reglu` the gate, under `tswiglu` the size of
+    an activation (0 where ``up_threshold`` silences it)."""
+    if activation == "drelu":
+        return gate_TF.minimum(up_TF)
+    return gate_TF if activation == "reglu" else activate(gate_TF, up_TF, activation, 0.0, up_threshold).abs()
+
+
 class SparseFFN(nn.Module):
     """down(activate(gate(x), up(x))), without biases."""
 

@@ -2,7 +2,8 @@
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,28 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The thresholds of all layers' FFNs; see `ModelSpec.thresholds`."""
+
+    own: tuple[float, ...] = ()
+    up: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, ffns: Iterable[Any]) -> "Thresholds":
+        """Those of FFNs, or of what reports them, in the order of the layers."""
+        pairs = [(ffn.threshold, ffn.up_threshold) for ffn in ffns]
+        return cls(own=tuple(own for own, _ in pairs), up=tuple(up for _, up in pairs))
+
+
 def sparse_config(
-    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Sequence[float] = ()
+    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Thresholds | None = None
 ) -> dict[str, Any]:
     """The config.json of the sparse model that ``checkpoint`` becomes.
 
     Args:
         dtype: of the weights, where it is another one.
-        thresholds: up to which relu gives 0, by layer; empty keeps those of ``checkpoint``.
+        thresholds: None keeps those of ``checkpoint``.
     """
     config = copy.deepcopy(checkpoint.config)
     family = FAMILIES[checkpoint.spec.family]
@@ -40,10 +55,10 @@ def sparse_config(
         "ffn_activation": activation,
         "hidden_act": "relu",
     }
-    if any(thresholds):
-        config["ffn_thresholds"] = list(thresholds)
-    elif thresholds:
-        config.pop("ffn_thresholds", None)
+    for key, values in (("ffn_thresholds", thresholds.own), ("ffn_up_thresholds", thresholds.up)) if thresholds else ():
+        config.pop(key, None)
+        if any(values):
+            config[key] = list(values)
     _write_rope(config, checkpoint.spec)
     if dtype:
         config.pop("torch_dtype", None)

@@ -1,6 +1,6 @@
 """Whole models for full recovery: loaded from checkpoints, and written back as checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import from_float32
 from .files.writer import CheckpointWriter, plan_like
-from .sparse_checkpoint import sparse_config, write_companions
+from .sparse_checkpoint import Thresholds, sparse_config, write_companions
 from .tensor_names import Place
 
 
@@ -36,14 +36,14 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 def write_model(
     state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int,
-    thresholds: Sequence[float] = (),
+    thresholds: Thresholds | None = None,
 ) -> None:  # fmt: skip
     """Write the weights in ``state`` as a checkpoint with the layout and configuration of ``like``.
 
     Args:
         state: the state dict of transformers' model; tensors that are not in ``like`` (predictors) are left out.
         dtype: `F32`, `F16` or `BF16`; None keeps the dtype of each tensor.
-        thresholds: up to which relu gives 0, by layer; empty keeps those of ``like``.
+        thresholds: None keeps those of ``like``.
     """
     infos = [like.info(place) for place in like.places]
     plan = plan_like(infos, dtype)

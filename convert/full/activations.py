@@ -1,5 +1,6 @@
 """The FFNs of a whole model in training: their activations are counted, penalised, and masked by predictors."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from ...common import processes
 from ...model.modeling_turbosparse import SparseExperts, SparseFFN, activate
+from ...model.sparse_checkpoint import Thresholds
 from ..masked.model_predictors import ModelPredictors
 from ..penalty import bend, count
 
@@ -32,10 +34,10 @@ class ActivationMonitor:
         self.counts = False
         """The price of an activation is that of penalty.count, not L1."""
         self.compares = False
-        """`factors` is collected."""
+        """`compared` is collected."""
         self.ffns: list[_MonitoredFFN | _MonitoredExperts] = []
         self.outside = _OUTSIDE
-        self.signed = getattr(model.config, "ffn_activation", "drelu") == "reglu"
+        self.signed = getattr(model.config, "ffn_activation", "drelu") != "drelu"
         self._open = False
         self._scale: list[float] = []
         self._bends: dict[int, float] = {}
@@ -59,7 +61,7 @@ class ActivationMonitor:
         """
         self.tokens, self.masked_tokens, self.learns, self._open = tokens, masked_tokens, learns, True
         self.prices: list[list[torch.Tensor]] = [[] for _ in range(self.layers)]
-        self.factors: list[list[torch.Tensor]] = [[] for _ in range(self.layers)]
+        self.compared: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(self.layers)]
         self.losses: list[torch.Tensor] = []
         self._counts: list[tuple[int, torch.Tensor, int]] = []
 
@@ -93,27 +95,28 @@ class ActivationMonitor:
         self._down.clear()
 
     @property
-    def thresholds(self) -> tuple[float, ...]:
-        """Up to which relu gives 0, by layer."""
-        return tuple(ffn.threshold for ffn in self.ffns)
+    def thresholds(self) -> Thresholds:
+        """Of all layers."""
+        return Thresholds.of(self.ffns)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, and what goes with the weights of a checkpoint."""
-        return {"scale": self._scale, "bends": list(self._bends.items()), "thresholds": self.thresholds}
+        return {"scale": self._scale, "bends": list(self._bends.items()), "thresholds": asdict(self.thresholds)}
 
     def restore(self, state: dict[str, Any] | list[float]) -> None:
         """Go back to what `state` gave; an earlier version's gave the scale alone."""
         if isinstance(state, list):
-            state = {"scale": state, "bends": [], "thresholds": self.thresholds}
-        self._scale, self._bends = list(state["scale"]), {layer: value for layer, value in state["bends"]}
-        for ffn, value in zip(self.ffns, state["thresholds"], strict=True):
-            ffn.threshold = value
+            state = {"scale": state, "bends": [], "thresholds": asdict(self.thresholds)}
+        self._scale, self._bends = list(state["scale"]), dict(state["bends"])
+        found = state["thresholds"]
+        for ffn, own, up in zip(self.ffns, found["own"], found["up"], strict=True):
+            ffn.threshold, ffn.up_threshold = own, up
 
     def compare(self, layer: int, gate: torch.Tensor, up: torch.Tensor) -> None:
-        """Keep what the layer's threshold is held against, of some tokens: the smaller factor, under ReGLU the gate."""
+        """Keep, of some tokens, what the layer's thresholds are held against."""
         if self.compares and self._open and torch.is_grad_enabled():
             gate_TF, up_TF = (part.detach().flatten(0, -2)[::_LOOK_EVERY] for part in (gate, up))
-            self.factors[layer].append(gate_TF if self.signed else gate_TF.minimum(up_TF))
+            self.compared[layer].append((gate_TF, up_TF))
 
     @torch.no_grad()
     def _norms(self, layer: int, expert: int, down_DF: torch.Tensor) -> torch.Tensor:
@@ -169,14 +172,15 @@ class _MonitoredFFN(SparseFFN):
 
     def __init__(self, ffn: SparseFFN, monitor: ActivationMonitor, layer: int) -> None:
         nn.Module.__init__(self)
-        self.activation, self.threshold, self.monitor, self.layer = ffn.activation, ffn.threshold, monitor, layer
+        self.activation, self.monitor, self.layer = ffn.activation, monitor, layer
+        self.threshold, self.up_threshold = ffn.threshold, ffn.up_threshold
         self.gate_proj, self.up_proj, self.down_proj = ffn.gate_proj, ffn.up_proj, ffn.down_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         self.monitor.compare(self.layer, gate, up)
-        h = activate(gate, up, self.activation, self.threshold)
+        h = activate(gate, up, self.activation, self.threshold, self.up_threshold)
         out: torch.Tensor = self.down_proj(self.monitor.use(self.layer, h, x, self.down_proj.weight))
         return out
 
@@ -186,9 +190,8 @@ class _MonitoredExperts(SparseExperts):
 
     def __init__(self, experts: SparseExperts, monitor: ActivationMonitor, layer: int) -> None:
         nn.Module.__init__(self)
-        self.activation, self.threshold, self.monitor, self.layer = (
-            experts.activation, experts.threshold, monitor, layer
-        )  # fmt: skip
+        self.activation, self.monitor, self.layer = experts.activation, monitor, layer
+        self.threshold, self.up_threshold = experts.threshold, experts.up_threshold
         self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
 
     def activations(
@@ -197,7 +200,7 @@ class _MonitoredExperts(SparseExperts):
         """h [T, F] as it goes into ``down_DF``."""
         gate_TF, up_TF = nn.functional.linear(x_TD, gate_up_FD).chunk(2, dim=-1)
         self.monitor.compare(self.layer, gate_TF, up_TF)
-        h_TF = activate(gate_TF, up_TF, self.activation, self.threshold)
+        h_TF = activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
         return self.monitor.use(self.layer, h_TF, x_TD, down_DF, expert, token)
 
 
@@ -212,7 +215,7 @@ class _Penalised(torch.autograd.Function):
         ctx: Any, h_TF: torch.Tensor, down_F: torch.Tensor, price_TF: torch.Tensor | None, signed: bool,
         e: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """h is at least 0 under dReLU; under ReGLU its sign counts."""
+        """h is at least 0 under dReLU; else its sign counts."""
         ctx.save_for_backward(down_F, price_TF, h_TF if signed or e else None)
         ctx.signed, ctx.e = signed, e
         size_TF = h_TF.abs() if signed else h_TF

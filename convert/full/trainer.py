@@ -17,7 +17,7 @@ from ...common.files import write_json
 from ...text.training_rows import IGNORED
 from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
-from ..penalty import DensityThreshold, SparsityPenalty
+from ..penalty import FFNThresholds, SparsityPenalty
 from .activations import ActivationMonitor, densities
 from .loss import Losses, Teacher, TopK, distillation, hidden_distance, likeliest_divergence
 
@@ -52,7 +52,9 @@ class RecoveryTrainer(Trainer):
         goal = how.target_sparsity
         self.goal = None if goal is None else 1 - goal
         follows = goal is not None and silenced_by == "threshold"
-        self.thresholds = [DensityThreshold(goal, how.steps, ffn.threshold) for ffn in monitor.ffns if goal and follows]
+        self.thresholds = [
+            FFNThresholds(ffn, ffn.activation, goal, how.steps) for ffn in monitor.ffns if goal and follows
+        ]
         self.penalty = SparsityPenalty(None if follows else goal, how.steps)
         self.penalty.weight = _FIRST_WEIGHT
         self.monitor.compares, self.monitor.penalised = follows, self.penalty.goal is not None
@@ -152,9 +154,9 @@ class RecoveryTrainer(Trainer):
             self._density = sum(self._fired) / len(self._fired)
             self.penalty.steer(self.state.global_step, self._density)
             self._fired = []
-            for threshold, ffn, found in zip(self.thresholds, self.monitor.ffns, self.monitor.factors, strict=False):
-                factor_TF = torch.cat(found) if found else torch.empty(0)
-                ffn.threshold = threshold.follow(self.state.global_step, factor_TF)
+            for thresholds, found in zip(self.thresholds, self.monitor.compared, strict=False):
+                gates, ups = zip(*found, strict=True) if found else ((torch.empty(0),), (torch.empty(0),))
+                thresholds.follow(self.state.global_step, torch.cat(gates), torch.cat(ups))
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -268,7 +270,7 @@ class RecoveryTrainer(Trainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             state = {
-                "penalty": vars(self.penalty), "thresholds": [vars(threshold) for threshold in self.thresholds],
+                "penalty": vars(self.penalty), "thresholds": [thresholds.state() for thresholds in self.thresholds],
                 "meter": self.monitor.state(), "files": _synced(folder),
             }  # fmt: skip
             write_json(folder / _STATE, state)
@@ -277,8 +279,8 @@ class RecoveryTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
         vars(self.penalty).update(state["penalty"])
-        for threshold, found in zip(self.thresholds, state.get("thresholds", ()), strict=True):
-            vars(threshold).update(found)
+        for thresholds, found in zip(self.thresholds, state.get("thresholds", ()), strict=True):
+            thresholds.restore(found)
         self.monitor.restore(state["meter"])
 
     def _load_best_model(self) -> None:

@@ -20,7 +20,7 @@ from ...model.layers import Layer
 from ..config.local import LocalRecovery
 from ..layer_data import LayerData, blocks
 from ..masked.layer_predictors import JointPredictors
-from ..penalty import DensityThreshold, SparsityPenalty
+from ..penalty import FFNThresholds, SparsityPenalty
 from ..report import LayerResult
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
@@ -60,8 +60,9 @@ def recover_layer(
     peak = how.peak(data.x_TD.shape[1])
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     goal = how.target_sparsity
-    threshold = DensityThreshold(goal, how.steps, layer.threshold) if goal and how.silenced_by == "threshold" else None
-    penalty = SparsityPenalty(None if threshold else goal, how.steps, counts=how.silenced_by == "count")
+    follows = goal and how.silenced_by == "threshold"
+    thresholds = FFNThresholds(layer, layer.activation, goal, how.steps) if goal and follows else None
+    penalty = SparsityPenalty(None if thresholds else goal, how.steps, counts=how.silenced_by == "count")
     # processes hold different further tokens: drawing those must not move the generator that all share
     further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
     masked_from = how.steps - round(how.steps * predictors.masked_steps) if predictors else how.steps
@@ -72,8 +73,8 @@ def recover_layer(
         optimizer.param_groups[0]["lr"] = peak * schedule(step, how.steps)
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
-        if threshold is not None:
-            layer.threshold = threshold.follow(step, _factors(layer, data, batch, how))
+        if thresholds is not None:
+            thresholds.follow(step, *_gates_and_ups(layer, data, batch, how))
         loss, fired = _backward(layer, data, batch, penalty, how, predictors if step >= masked_from else None)
         for material in further:
             _further_backward(layer, material, data, how, further_generator)
@@ -90,7 +91,7 @@ def recover_layer(
     after, density = _judge(layer, data)
     return LayerResult(
         error_before=before, error_after=after, density=density, expert_tokens=expert_tokens,
-        threshold=layer.threshold, curve=stretches(losses),
+        threshold=layer.threshold, up_threshold=layer.up_threshold, curve=stretches(losses),
     )  # fmt: skip
 
 
@@ -104,8 +105,9 @@ def judge_layer(layer: Layer, data: LayerData, expert_tokens: list[int]) -> Laye
     """What `recover_layer` reports, for a layer that stays as it is."""
     error, density = _judge(layer, data)
     return LayerResult(
-        error_before=error, error_after=error, density=density, expert_tokens=expert_tokens, threshold=layer.threshold
-    )
+        error_before=error, error_after=error, density=density, expert_tokens=expert_tokens, threshold=layer.threshold,
+        up_threshold=layer.up_threshold,
+    )  # fmt: skip
 
 
 def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
@@ -119,12 +121,16 @@ def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _factors(layer: Layer, data: LayerData, batch: torch.Tensor, how: LocalRecovery) -> torch.Tensor:
-    """What the threshold is held against, of all FFNs and some of this process's tokens of ``batch``."""
+def _gates_and_ups(
+    layer: Layer, data: LayerData, batch: torch.Tensor, how: LocalRecovery
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all FFNs and some of this process's tokens of ``batch``, what the thresholds are held against."""
     own = batch[(batch >= 0) & (batch < data.train_tokens)][::_LOOK_EVERY]
     with torch.autocast(layer.device.type, torch.bfloat16, enabled=bool(how.autocast)):
         x_TD = layer.norm(data.residual(layer, own).float())
-        return torch.cat([layer.factors(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))])
+        pairs = [layer.gates_and_ups(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
+    gates, ups = zip(*pairs, strict=True)
+    return torch.cat(gates), torch.cat(ups)
 
 
 def _backward(
@@ -151,7 +157,7 @@ def _backward(
             if penalty.goal is not None:
                 down_F = layer.ffn_weights(expert)[2].detach().norm(dim=0)
                 price = price + penalty.price(h_TF.float().abs() * down_F).sum() / whole
-                fired += float((h_TF > 0).sum())
+                fired += float((h_TF != 0).sum())
                 seen += h_TF.numel()
     error = relative_error(out_TD, target_TD).sum() / whole
     sums = processes.sums(error.item(), price.item(), fired, seen)

@@ -1,4 +1,4 @@
-"""SwiGLU with thresholds: the runner computes what transformers computes, and reads no row that the thresholds spare."""
+"""SwiGLU with thresholds: the runner computes what transformers computes, and leaves out the rows that it can."""
 
 import json
 from collections.abc import Callable
