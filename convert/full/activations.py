@@ -105,7 +105,7 @@ class ActivationMonitor:
         """Go back to what `state` gave; an earlier version's gave the scale alone."""
         if isinstance(state, list):
             state = {"scale": state, "bends": [], "thresholds": self.thresholds}
-        self._scale, self._bends = list(state["scale"]), {layer: value for layer, value in state["bends"]}
+        self._scale, self._bends = list(state["scale"]), dict(state["bends"])
         for ffn, value in zip(self.ffns, state["thresholds"], strict=True):
             ffn.threshold = value
 
