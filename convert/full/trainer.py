@@ -278,7 +278,8 @@ class RecoveryTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
         vars(self.penalty).update(state["penalty"])
-        for threshold, found in zip(self.thresholds, state.get("thresholds", ()), strict=True):
+        # an earlier version's run has none: they start from here
+        for threshold, found in zip(self.thresholds, state.get("thresholds", ()), strict=False):
             vars(threshold).update(found)
         self.monitor.restore(state["meter"])
 
