@@ -15,9 +15,8 @@ from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 
 FORMAT_VERSION = 1
-_EARLIER_SETTINGS = {
-    "full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1", "full.likeliest": 0,
-}  # fmt: skip
+_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0}
+_LATER_SETTINGS = ("training.silenced_by", "full.likeliest")
 
 
 def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:
@@ -27,7 +26,7 @@ def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Jou
         TsconvertError: a run with other settings was begun there.
     """
     asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out", "predictors")}
-    return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint}, _EARLIER_SETTINGS)
+    return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint}, _EARLIER_SETTINGS, _LATER_SETTINGS)
 
 
 def write_provenance(folder: Path, config: RelufyConfig, report: RelufyReport) -> None:

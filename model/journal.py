@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,21 @@ class Journal:
     Args:
         path: the file, in the partial output folder.
         head: what the run was asked for and from which model; a resumed run must bring the same.
-        earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}, or did
-            as a later version does with these; a run begun so is resumed.
+        earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}; a run
+            begun with these defaults is resumed.
+        later: settings that an earlier version had not; a run begun without them is resumed, whatever they are now.
 
     Raises:
         TsconvertError: the journal there was begun with another head.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any], earlier: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, path: Path, head: dict[str, Any], earlier: Mapping[str, object] | None = None, later: Collection[str] = ()
+    ) -> None:
         self.path = path
         lines = self._whole_lines() if path.is_file() else []
-        earlier = earlier or {}
-        if lines and _settings(lines[0], earlier) != _settings(head, earlier):
+        begun, asked = _settings(lines[0] if lines else head, earlier or {}), _settings(head, {})
+        if begun != {key: value for key, value in asked.items() if key in begun or key not in later}:
             raise TsconvertError(
                 f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
             )

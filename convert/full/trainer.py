@@ -131,9 +131,10 @@ class RecoveryTrainer(Trainer):
         label_T = shifted(inputs["labels"]).flatten()
         if self.few:
             known_T = label_T != IGNORED
-            hidden = (out.hidden_states[-1].flatten(0, 1)[known_T] for out in (ours, theirs))
-            heads = (each.get_output_embeddings().weight for each in (self.model, self.teacher))
-            divergence = likeliest_divergence(*hidden, *heads, self.how.likeliest)
+            student_TD, teacher_TD = (out.hidden_states[-1].flatten(0, 1)[known_T] for out in (ours, theirs))
+            models: list[Any] = [self.model, self.teacher]
+            student_VD, teacher_VD = (model.get_output_embeddings().weight for model in models)
+            divergence = likeliest_divergence(student_TD, teacher_TD, student_VD, teacher_VD, self.how.likeliest)
             return Losses(self.how.divergence * divergence, torch.zeros(()), divergence.detach())
         teacher: Teacher = None
         if "top_index" in inputs:
@@ -249,7 +250,7 @@ class RecoveryTrainer(Trainer):
         return "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the weights by the model's own names, by which they are loaded; from_pretrained's differ for experts."""
+        """Write the weights by the model's own names, which loading goes by; from_pretrained's differ for experts."""
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
             self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
@@ -260,7 +261,7 @@ class RecoveryTrainer(Trainer):
         if lacking := [*(key for key in load_result.missing_keys if key not in tied), *load_result.unexpected_keys]:
             raise TsconvertError(
                 f"{self.args.output_dir}: its checkpoints have other tensors than this version's ({lacking[0]}); remove"
-                " it and start again without --resume"
+                " it and --resume"
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -279,7 +280,8 @@ class RecoveryTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
         vars(self.penalty).update(state["penalty"])
-        for thresholds, found in zip(self.thresholds, state.get("thresholds", ()), strict=True):
+        # an earlier version's run has none: they start from here
+        for thresholds, found in zip(self.thresholds, state.get("thresholds", ()), strict=False):
             thresholds.restore(found)
         self.monitor.restore(state["meter"])
 

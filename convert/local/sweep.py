@@ -214,7 +214,9 @@ def align(layer: Layer, data: LayerData) -> tuple[float, float]:
 @torch.no_grad()
 def scale_ups(layer: Layer, data: LayerData) -> None:
     """Move scales from down to up in place, so that an up's size says what its neuron adds."""
-    tallies = [UpScales(gate_FD, down_DF) for gate_FD, _, down_DF in map(layer.ffn_weights, range(max(1, layer.experts)))]
+    tallies = [
+        UpScales(gate_FD, down_DF) for gate_FD, _, down_DF in map(layer.ffn_weights, range(max(1, layer.experts)))
+    ]
     for x_TD in data.ffn_inputs(layer, data.train):
         for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
             tally.add(x_TD[token])

@@ -45,12 +45,11 @@ _EXPORTS = {
     "sparse": _SPARSE_FILE + "sparse-{type}.gguf --type {type}",
     "sparse Q4_0": _SPARSE_FILE + "sparse-Q4_0.gguf --type Q4_0",
     "llama.cpp": "export-gguf {model} --out {out}/dense-{type}.gguf --type {type}",
-    "powerinfer": _SPARSE_FILE + "powerinfer-F16.gguf --type F16 --target powerinfer",
 }
 _TINY = {
     "few_tokens": 16_384, "rank": 32, "energy": 0.975, "scored_tokens": 16_384, "type": "F16",
-    "layers": "--steps 120 --target-sparsity 0.88",
-    "whole": "--full-tokens 400000 --full-learning-rate 0.0015 --cross-entropy 0 --target-sparsity 0.88",
+    "layers": "--steps 240 --target-sparsity 0.88",
+    "whole": "--full-tokens 400000 --full-learning-rate 0.001 --target-sparsity 0.88",
 }  # fmt: skip
 _LARGER = {
     "few_tokens": 8_192, "rank": 96, "energy": 0.985, "scored_tokens": 4_096, "type": "Q8_0",
@@ -135,7 +134,7 @@ def demo(config: DemoConfig) -> DemoReport:
         "  and the whole recovered": run.score("{out}/sparse"),
     }
     note(f"   {run.stage('profile', 'profile {out}/sparse --out {out}/profile.safetensors --tokens {few_tokens}')}")
-    files = {name: run.export(name, line) for name, line in _EXPORTS.items() if name != "powerinfer" or not run.moe}
+    files = {name: run.export(name, line) for name, line in _EXPORTS.items()}
     file = files["sparse"]
     scores = {mode: run.score("{out}/sparse-{type}.gguf", mode=mode) for mode in _MODES}
     run.logits.unlink()
@@ -171,7 +170,6 @@ class _Run:
 
             model = str(self.timed("import", lambda: import_smollm2(config.out / "dense")))
         spec = open_checkpoint(model).spec
-        self.moe = bool(spec.experts)
         sizes = _TINY if spec.parameters < 20e6 else _LARGER
         paths = {"model": model, "out": config.out, "logits": self.logits}
         self.values = sizes | {name: shlex.quote(str(path)) for name, path in paths.items()}
