@@ -15,8 +15,8 @@ from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 
 FORMAT_VERSION = 1
-_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0}
-_LATER_SETTINGS = ("training.silenced_by", "full.likeliest")
+_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1"}
+_LATER_SETTINGS = ("full.likeliest",)
 
 
 def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:

@@ -36,7 +36,7 @@ class Journal:
         lines = self._whole_lines() if path.is_file() else []
         begun, asked = (
             {name: value for name, value in found.items() if not {name, name.partition(".")[0]} & set(later)}
-            for found in (_settings(lines[0] if lines else head, earlier or {}), _settings(head, {}))
+            for found in (_settings(lines[0] if lines else head, earlier or {}), _settings(head, earlier or {}))
         )
         if begun != asked:
             raise TsconvertError(
