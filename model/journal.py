@@ -23,7 +23,7 @@ class Journal:
         head: what the run was asked for and from which model; a resumed run must bring the same.
         earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}; a run
             begun with these defaults is resumed.
-        later: settings that an earlier version had not; a run begun without them is resumed, whatever they are now.
+        later: settings, or parts with all of theirs, on which runs may differ, because an earlier version had them not.
 
     Raises:
         TsconvertError: the journal there was begun with another head.
@@ -34,8 +34,11 @@ class Journal:
     ) -> None:
         self.path = path
         lines = self._whole_lines() if path.is_file() else []
-        begun, asked = _settings(lines[0] if lines else head, earlier or {}), _settings(head, {})
-        if begun != {key: value for key, value in asked.items() if key in begun or key not in later}:
+        begun, asked = (
+            {name: value for name, value in found.items() if not {name, name.partition(".")[0]} & set(later)}
+            for found in (_settings(lines[0] if lines else head, earlier or {}), _settings(head, earlier or {}))
+        )
+        if begun != asked:
             raise TsconvertError(
                 f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
             )
