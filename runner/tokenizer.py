@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from ..common.errors import TsconvertError, reason, shown
 from ..common.progress import note
 from ..quant.gguf.file import GgufFile
-from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
-from ..quant.vocabulary.vocabulary import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
+from ..quant.vocabulary.vocabulary import SPECIAL_KEYS
 from ..text.records import readable
+from ..text.sentencepiece import CONTROL, LONGEST_TOKEN, UNKNOWN, USER_DEFINED, merges_of
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

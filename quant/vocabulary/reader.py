@@ -10,9 +10,10 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
-from ...model.files.found_files import no_tokenizer
+from ...text.sentencepiece import BYTE, NORMAL, UNKNOWN, UNUSED
+from ...text.tokenizer import load_tokenizer
 from . import bpe, sentencepiece
-from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
+from .vocabulary import PAD_SCORE, SPECIAL_KEYS, Vocabulary
 
 _MOST_HOLES = 100_000  # among the ids of a vocabulary
 
@@ -30,14 +31,9 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     """
     path = folder / "tokenizer.json"
     content = read_json_object(path) if path.is_file() else {}
-    model_file = folder / "tokenizer.model"
-    if not content and not model_file.is_file():
-        raise no_tokenizer(folder)
-    hf = auto_tokenizer(folder)
+    hf = load_tokenizer(folder)
+    content = content or json.loads(hf.backend_tokenizer.to_str())
     try:
-        if not content:
-            sentencepiece.correct(hf, model_file)
-            content = json.loads(hf.backend_tokenizer.to_str())
         vocabulary = _read(content, hf, folder, pre)
         _fit(vocabulary, rows, folder)
         _observe(vocabulary, hf, eos)
@@ -65,7 +61,7 @@ def _read(content: dict[str, Any], hf: Any, folder: Path, pre: str | None) -> Vo
         raise TsconvertError(
             f"{folder}: --pre names a byte-level BPE's pre-tokenizer and this vocabulary is SentencePiece; leave it out"
         )
-    return sentencepiece.read(content, folder / "tokenizer.model")
+    return sentencepiece.read(content, folder)
 
 
 def _check_ids(content: dict[str, Any], folder: Path) -> None:
@@ -76,45 +72,6 @@ def _check_ids(content: dict[str, Any], folder: Path) -> None:
             raise TsconvertError(
                 f"{folder}: tokenizer.json has {len(ids)} tokens and {shown(each)} among their ids; download it again"
             )
-
-
-def auto_tokenizer(folder: Path) -> Any:
-    """The tokenizer that transformers' AutoTokenizer makes of a checkpoint folder; no code of the folder's is run.
-
-    Raises:
-        TsconvertError: transformers cannot load it.
-    """
-    import transformers
-
-    kind = transformers.PreTrainedTokenizerFast
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of every model type that is not its own
-    try:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except AttributeError:  # what it raises on a config of ours with `rope_scaling`, as older versions wrote it
-            tokenizer = None
-        tokenizer = tokenizer if isinstance(tokenizer, kind) else kind.from_pretrained(folder, local_files_only=True)
-        tokenizer.model_max_length = 10**30  # whatever the file says: nothing is cut, and nothing warned of
-        return tokenizer
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise TsconvertError(
-            f"{folder}: transformers cannot load the tokenizer ({reason}); download it again"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def corrected_tokenizer(folder: Path) -> Any:
-    """`auto_tokenizer`, made to split as SentencePiece does where the folder has tokenizer.model alone."""
-    hf = auto_tokenizer(folder)
-    if not (folder / "tokenizer.json").is_file():
-        sentencepiece.correct(hf, folder / "tokenizer.model")
-    return hf
 
 
 def _fit(vocabulary: Vocabulary, rows: int, folder: Path) -> None:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from ...common.errors import TsconvertError
 from ..gguf.values import Value, array, boolean, text, u32
 
-# enum llama_token_type, which is SentencePiece's
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 PAD_SCORE = -10000.0
 ADDED_SCORE = -1000.0
 _NEWLINE_BYTE = "<0x0A>"

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from tsconvert import embedded as embedded
 from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.vocabulary.reader import read_vocabulary
-from tsconvert.quant.vocabulary.sentencepiece import read_model
-from tsconvert.quant.vocabulary.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from tsconvert.quant.vocabulary.vocabulary import Vocabulary
+from tsconvert.text.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_model
 
 Folder = Callable[..., Path]
 TINY = embedded.folder("tiny-mistral")
@@ -231,6 +231,12 @@ def test_what_cannot_be_read(spm: Folder, tmp_path: Path):
     )
     model = folder / "tokenizer.model"
     model.write_bytes(model.read_bytes()[:-7])
+    (note,) = read_vocabulary(folder, 4096).notes
+    assert note == (
+        f"{model} belongs to another model than {folder / 'tokenizer.json'} (it cannot be read): the vocabulary is"
+        " tokenizer.json's alone"
+    )
+    (folder / "tokenizer.json").unlink()
     assert sentence(folder) == f"{model}: not a SentencePiece model that can be read; download it again"
     (folder / "tokenizer.json").write_text("{")
     assert sentence(folder).startswith(f"{folder / 'tokenizer.json'}: not JSON (")
