@@ -13,18 +13,18 @@ from ...common.files import read_json_object
 from ...text.sentencepiece import BYTE, NORMAL, UNKNOWN, UNUSED
 from ...text.tokenizer import load_tokenizer
 from . import bpe, sentencepiece
+from .ends import end_keys, listed_ends
 from .vocabulary import PAD_SCORE, SPECIAL_KEYS, Vocabulary
 
 _MOST_HOLES = 100_000  # among the ids of a vocabulary
 
 
-def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tuple[int, ...] = ()) -> Vocabulary:
+def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None) -> Vocabulary:
     """The vocabulary of the checkpoint in ``folder``.
 
     Args:
         rows: the rows of the embedding; the vocabulary is padded with unused tokens, or cut, to as many.
         pre: the pre-tokenizer's name, for a byte-level BPE that is not recognized.
-        eos: ids from config.json, for a tokenizer that names none.
 
     Raises:
         TsconvertError: no tokenizer, a kind that GGUF has no name for, or an unknown pre-tokenizer.
@@ -36,7 +36,8 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tup
     try:
         vocabulary = _read(content, hf, folder, pre)
         _fit(vocabulary, rows, folder)
-        _observe(vocabulary, hf, eos)
+        _observe(vocabulary, hf)
+        _end(vocabulary, listed_ends(folder, len(vocabulary.tokens)))
     except TsconvertError:
         raise
     except Exception as error:  # the library raises plain Exception
@@ -94,14 +95,12 @@ def _fit(vocabulary: Vocabulary, rows: int, folder: Path) -> None:
             vocabulary.scores.append(PAD_SCORE)
 
 
-def _observe(vocabulary: Vocabulary, hf: Any, eos: tuple[int, ...]) -> None:
+def _observe(vocabulary: Vocabulary, hf: Any) -> None:
     """Special ids and templates as transformers has them; what it adds around a text, by encoding one."""
     for name in SPECIAL_KEYS:
         token = getattr(hf, f"{name}_token_id", None)
         if isinstance(token, int) and 0 <= token < len(vocabulary.tokens):
             vocabulary.special[name] = token
-    if "eos" not in vocabulary.special and eos and eos[0] < len(vocabulary.tokens):
-        vocabulary.special["eos"] = eos[0]
     if "unk" not in vocabulary.special and UNKNOWN in vocabulary.types:
         vocabulary.special["unk"] = vocabulary.types.index(UNKNOWN)
     bare, whole = hf.encode("a", add_special_tokens=False), hf.encode("a")
@@ -120,3 +119,19 @@ def _observe(vocabulary: Vocabulary, hf: Any, eos: tuple[int, ...]) -> None:
         )
     template = getattr(hf, "chat_template", None)
     vocabulary.chat_templates = template if isinstance(template, dict) else {"default": template} if template else {}
+
+
+def _end(vocabulary: Vocabulary, listed: list[int]) -> None:
+    """The ends of texts and turns: the tokenizer's own, and what config.json and generation_config.json list."""
+    if not listed:
+        return
+    eos = vocabulary.special.setdefault("eos", listed[0])
+    ends = [eos, *(end for end in listed if end != eos)]
+    keys, lost = end_keys(ends, eos, vocabulary.tokens)
+    vocabulary.special |= keys
+    vocabulary.ends = ends if len(ends) > 1 else []
+    if lost:
+        names = ", ".join(repr(vocabulary.tokens[end]) for end in lost)
+        vocabulary.engine_notes.append(
+            f"llama.cpp has keys for three ends of a text, and does not stop at {names}; tsconvert's `run` does"
+        )
