@@ -59,8 +59,6 @@ class GgufTokenizer:
         known = keys.get("tokens")
         known = known if isinstance(known, list) else []
         count = max(len(known), self._tokenizer.get_vocab_size())
-        if kind == "llama" and count > 2:  # what llama.cpp takes where the keys are missing
-            keys = {"bos_token_id": 1, "eos_token_id": 2} | keys
         self.bos: int | None = _special(file, keys, "bos", count)
         named = {name: token for name in END_KEYS if (token := _special(file, keys, name, count)) is not None}
         self._eos = named.get("eos")
