@@ -82,17 +82,21 @@ def _normalizers(model: SentencePieceModel, defined: Sequence[str]) -> list[Any]
 
     steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     if model.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.dummy_prefix and not defined:
         steps.append(normalizers.Prepend("▁"))
     elif model.dummy_prefix:  # the library normalizes the defined pieces themselves too: they must stay as they are
         themselves = "|".join(re.escape(piece) for piece in defined)
         steps.append(normalizers.Replace(Regex(rf"\A(?!(?:{themselves})\z)(?=[\s\S])"), "▁"))
-    return [*steps, normalizers.Replace(" ", "▁")]
+    steps.append(normalizers.Replace(" ", "▁"))
+    return [*steps, normalizers.Replace(Regex(r"▁+\z"), "")] if model.remove_extra_whitespaces else steps
 
 
 def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
+
+    Among equal scores, which Mistral's pieces of spaces have, SentencePiece joins what stands leftmost in the text. That
+    is what has grown longest, so that long left parts come first, as in transformers' own conversion.
 
     Args:
         ids: the id of each piece.
@@ -100,10 +104,10 @@ def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str
     """
     ranked = []
     for piece, index in ids.items():
-        for cut in range(1, len(piece)):
+        for cut in range(len(piece) - 1, 0, -1):
             left, right = piece[:cut], piece[cut:]
             if left in ids and right in ids:
-                ranked.append((-scores[index], ids[left], ids[right], (left, right)))
+                ranked.append((-scores[index], -cut, cut - len(piece), ids[left], ids[right], (left, right)))
     return [pair for *_, pair in sorted(ranked)]
 
 
