@@ -95,8 +95,8 @@ def _normalizers(model: SentencePieceModel, defined: Sequence[str]) -> list[Any]
 def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
 
-    Among equal scores, which Mistral's pieces of spaces have, SentencePiece joins what stands leftmost in the text. That
-    is what has grown longest, so that long left parts come first, as in transformers' own conversion.
+    Among equal scores, which Mistral's pieces of spaces have, SentencePiece joins what stands leftmost in the text.
+    That is what has grown longest, so that long left parts come first, as in transformers' own conversion.
 
     Args:
         ids: the id of each piece.

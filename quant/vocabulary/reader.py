@@ -13,7 +13,7 @@ from ...common.files import read_json_object
 from ...text.sentencepiece import BYTE, NORMAL, UNKNOWN, UNUSED
 from ...text.tokenizer import load_tokenizer
 from . import bpe, sentencepiece
-from .ends import end_keys, listed_ends
+from .ends import end_keys, ends_by_text, listed_ends
 from .vocabulary import PAD_SCORE, SPECIAL_KEYS, Vocabulary
 
 _MOST_HOLES = 100_000  # among the ids of a vocabulary
@@ -37,6 +37,7 @@ def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None) -> Vocab
         vocabulary = _read(content, hf, folder, pre)
         _fit(vocabulary, rows, folder)
         _observe(vocabulary, hf)
+        vocabulary.engine_notes += _unlike_llama_cpp(vocabulary, content)
         _end(vocabulary, listed_ends(folder, len(vocabulary.tokens)))
     except TsconvertError:
         raise
@@ -119,6 +120,28 @@ def _observe(vocabulary: Vocabulary, hf: Any) -> None:
         )
     template = getattr(hf, "chat_template", None)
     vocabulary.chat_templates = template if isinstance(template, dict) else {"default": template} if template else {}
+
+
+def _unlike_llama_cpp(vocabulary: Vocabulary, content: dict[str, Any]) -> list[str]:
+    """What the tokenizer does, and llama.cpp's has no key for."""
+    notes = []
+    normalizer = content.get("normalizer") or {}
+    steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer])]
+    if {"NFC", "NFKC", "NFD", "NFKD", "Precompiled", "Lowercase", "StripAccents"} & set(steps):
+        notes.append(
+            f"this tokenizer normalizes characters ({', '.join(filter(None, steps))}) and llama.cpp's does not: accents"
+            " of two characters and the like get other ids there"
+        )
+    ordinary = [
+        vocabulary.tokens[token] for token in sorted(ends_by_text(vocabulary.tokens))
+        if vocabulary.types[token] == NORMAL
+    ]  # fmt: skip
+    if ordinary:
+        notes.append(
+            f"{', '.join(ordinary)} in a text is several tokens for this tokenizer, and one that ends texts for"
+            " llama.cpp"
+        )
+    return notes
 
 
 def _end(vocabulary: Vocabulary, listed: list[int]) -> None:
