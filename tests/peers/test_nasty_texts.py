@@ -101,8 +101,8 @@ def in_llama_cpp(file: GgufFile, texts: tuple[str, ...] = ()) -> dict:
     if find_spec("llama_cpp_py_sync") is None:
         pytest.skip("llama.cpp is not here: pip install llama-cpp-py-sync")
     done = subprocess.run(
-        [sys.executable, str(PROCESS), str(file.path)], input=json.dumps(texts), capture_output=True, text=True, errors="replace",
-        check=False,
+        [sys.executable, str(PROCESS), str(file.path)], input=json.dumps(texts), capture_output=True, text=True,
+        errors="replace", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

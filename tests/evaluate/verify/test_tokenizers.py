@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints through export, verify and run: no false alarm, no other model's file, all ends of turns."""
+"""Tokenizers of checkpoints through export, verify and run: no false alarm, no other model's file, all ends of turn."""
 
 import json
 import shutil
