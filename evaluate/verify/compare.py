@@ -183,7 +183,7 @@ def _keys_and_texts(
             if problem:
                 report.failures.append(Failure(what=key, problem=problem))
     try:
-        problems, notes = compare_texts(file, checkpoint.folder, hf)
+        problems, notes = compare_texts(file, checkpoint.folder, hf, config.overridden)
     except TsconvertError as error:
         report.failures.append(Failure(what="tokenizer", problem=str(error)))
     else:

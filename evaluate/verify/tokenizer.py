@@ -33,7 +33,9 @@ Library = tuple[Callable[[str], list[int]], Callable[[list[int]], str | None]]
 """Text to ids as the checkpoint's own library has it, and back; None for ids that it does not know."""
 
 
-def compare_texts(file: GgufFile, folder: Path, hf: Any) -> tuple[list[tuple[str, str]], list[str]]:
+def compare_texts(
+    file: GgufFile, folder: Path, hf: Any, overridden: frozenset[str] = frozenset()
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Encode and decode every nasty text with the file's tokenizer and with the library that the checkpoint's is of.
 
     That is `tokenizers` for a tokenizer.json and SentencePiece for a tokenizer.model alone. Files that carry the whole
@@ -43,6 +45,7 @@ def compare_texts(file: GgufFile, folder: Path, hf: Any) -> tuple[list[tuple[str
     Args:
         folder: of the checkpoint.
         hf: its tokenizer, which says what was added to it.
+        overridden: keys that the user chose.
 
     Returns:
         Problems, each as (which table of the file, what is wrong), and notes.
@@ -57,7 +60,7 @@ def compare_texts(file: GgufFile, folder: Path, hf: Any) -> tuple[list[tuple[str
     if file.metadata.get(whole):
         problems += [(whole, problem) for problem in _differences(tokenizer, library, (*NASTY, *leading))[:1]]
     unknown = [end for end in listed_ends(folder, len(hf)) if end not in tokenizer.eos]
-    if unknown:
+    if unknown and not overridden & {f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")}:
         problem = f"lacks {unknown[0]}, which config.json or generation_config.json lists as an end of texts"
         problems.append((f"tokenizer.ggml.{ALL_ENDS}", problem))
     try:

@@ -118,8 +118,18 @@ def _observe(vocabulary: Vocabulary, hf: Any) -> None:
             "this tokenizer puts no space before a text that begins with one, nor after a special token, and"
             " llama.cpp's always does: such texts get other ids there"
         )
+    elif vocabulary.add_space_prefix and (marker := _glued(hf, bare)):
+        vocabulary.engine_notes.append(
+            f"this tokenizer puts no space after {marker}, and llama.cpp's does: what follows gets other ids there"
+        )
     template = getattr(hf, "chat_template", None)
     vocabulary.chat_templates = template if isinstance(template, dict) else {"default": template} if template else {}
+
+
+def _glued(hf: Any, bare: list[int]) -> str | None:
+    """A token that was added, after which a text does not begin as on its own; None without."""
+    markers = map(str, hf.added_tokens_decoder.values())
+    return next((each for each in markers if hf.encode(f"{each}a", add_special_tokens=False)[1:] != bare), None)
 
 
 def _unlike_llama_cpp(vocabulary: Vocabulary, content: dict[str, Any]) -> list[str]:
@@ -127,9 +137,10 @@ def _unlike_llama_cpp(vocabulary: Vocabulary, content: dict[str, Any]) -> list[s
     notes = []
     normalizer = content.get("normalizer") or {}
     steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer])]
-    if {"NFC", "NFKC", "NFD", "NFKD", "Precompiled", "Lowercase", "StripAccents"} & set(steps):
+    characters = [step for step in steps if step not in (None, "Prepend", "Replace", "Strip")]
+    if characters:
         notes.append(
-            f"this tokenizer normalizes characters ({', '.join(filter(None, steps))}) and llama.cpp's does not: accents"
+            f"this tokenizer normalizes characters ({', '.join(characters)}) and llama.cpp's does not: accents"
             " of two characters and the like get other ids there"
         )
     ordinary = [

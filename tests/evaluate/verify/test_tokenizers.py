@@ -122,3 +122,5 @@ def test_verify_names_an_end_that_is_not_in_the_file(turns: Callable[..., Path])
     assert str(failure) == (
         "tokenizer.ggml.eos_token_ids: lacks 77, which config.json or generation_config.json lists as an end of texts"
     )
+    chosen = frozenset({"tokenizer.ggml.eos_token_id"})
+    assert not verify(VerifyConfig(model=model, file=file, logits=False, overridden=chosen)).failures
