@@ -14,6 +14,7 @@ from ..model.files.found_files import no_tokenizer
 from .sentencepiece import backend_of, read_model
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ENDLESS = 10**30  # tokens: no warning about long texts
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -36,29 +37,42 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _load(folder: Path) -> Any:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     config, names = _settings(folder)
     path, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
     if path.is_file():
-        backend = Tokenizer.from_file(str(path))
+        tokenizer = _of_json(path)
     elif model_file.is_file():
         model = read_model(model_file)
         names = model.special | names
         backend = backend_of(model, _added(folder, config, names, [piece for piece, _, _ in model.pieces]))
         backend.post_processor = _around(backend, config, names)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=_ENDLESS)
     else:
         raise no_tokenizer(folder)
-    backend.no_truncation()  # whatever the file says: rows are cut to the context later
-    backend.no_padding()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=10**30)
+    backend = tokenizer.backend_tokenizer
     for name in _NAMES:  # set afterwards: given at the start they are added to the vocabulary, and found in texts
         token = names.get(name) or _stated(folder, name, backend)
         if token and backend.token_to_id(token) is not None:
             setattr(tokenizer, name, token)
     tokenizer.chat_template = _chat_template(folder, config)
     return tokenizer
+
+
+def _of_json(path: Path) -> Any:
+    """tokenizer.json, whose rows are cut to the context later, whatever it says of truncation and padding."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), model_max_length=_ENDLESS)
+    tokenizer.backend_tokenizer.no_truncation()
+    if tokenizer.backend_tokenizer.padding is None:
+        return tokenizer
+    backend = Tokenizer.from_file(str(path))  # again, for the token to pad with was added to the vocabulary
+    backend.no_truncation()
+    backend.no_padding()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=_ENDLESS)
 
 
 def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
