@@ -40,7 +40,8 @@ class GgufTokenizer:
 
     Attributes:
         bos: the token that begins a text, or None.
-        eos: tokens that end one: those of the file's keys, and those that llama.cpp knows by their text.
+        end: the token that ends a text, or None.
+        eos: all tokens that end one: those of the file's keys, and those that llama.cpp knows by their text.
         add_bos: texts are given ``bos``.
         chat_template: the model's Jinja template, empty without.
 
@@ -61,7 +62,7 @@ class GgufTokenizer:
         count = max(len(known), self._tokenizer.get_vocab_size())
         self.bos: int | None = _special(file, keys, "bos", count)
         named = {name: token for name in END_KEYS if (token := _special(file, keys, name, count)) is not None}
-        self._eos = named.get("eos")
+        self.end: int | None = named.get("eos")
         self.eos = frozenset({*named.values(), *_several(file, keys, count), *ends_by_text(known, named)})
         self.add_bos = bool(keys.get("add_bos_token", kind == "llama" or pre in _ADDS_BOS)) and self.bos is not None
         self.add_eos = bool(keys.get("add_eos_token", False))
@@ -81,7 +82,7 @@ class GgufTokenizer:
         if not special:
             return tokens
         before = [self.bos] if self.add_bos and self.bos is not None else []
-        return before + tokens + ([self._eos] if self.add_eos and self._eos is not None else [])
+        return before + tokens + ([self.end] if self.add_eos and self.end is not None else [])
 
     def _ids(self, text: str) -> list[int]:
         try:

@@ -42,7 +42,7 @@ class GgufScorer:
     def start(self) -> int:
         """As `Scorer.start`."""
         tokenizer = self._model.tokenizer
-        return tokenizer.bos if tokenizer.bos is not None else min(tokenizer.eos, default=0)
+        return next((token for token in (tokenizer.bos, tokenizer.end) if token is not None), 0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
