@@ -146,7 +146,7 @@ LLAMA_3 = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
 def test_ends_of_a_turn(eos: str, listed: list[str], also: list[str], keys: dict[str, str], tmp_path: Path):
     """All that config.json and generation_config.json list, and what llama.cpp knows by its text."""
     tokenizer = Tokenizer.from_file(str(embedded.folder("tiny-mistral") / "tokenizer.json"))
-    tokenizer.add_tokens(list(TURNS))
+    tokenizer.add_special_tokens(list(TURNS))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     ids = tokenizer.token_to_id
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": eos}))
@@ -174,7 +174,7 @@ def test_ends_of_a_turn(eos: str, listed: list[str], also: list[str], keys: dict
                                    ("<|file_sep|>", "_<EOT>", "<turn|>", "[e~[", "<end_of_utterance>")])  # fmt: skip
 def test_ends_by_text_in_anybodys_file(texts: tuple[str, ...], tmp_path: Path):
     tokenizer = Tokenizer.from_file(str(embedded.folder("tiny-mistral") / "tokenizer.json"))
-    tokenizer.add_tokens(list(texts))
+    tokenizer.add_special_tokens(list(texts))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "<unk>"}')
     file = vocabulary_file(tmp_path, 4101, tmp_path / "vocabulary.gguf")
