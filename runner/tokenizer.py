@@ -12,9 +12,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from ..common.errors import TsconvertError, reason, shown
 from ..common.progress import note
 from ..quant.gguf.file import GgufFile
-from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
-from ..quant.vocabulary.vocabulary import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
+from ..quant.vocabulary.ends import ALL_ENDS, END_KEYS, ends_by_text
+from ..quant.vocabulary.vocabulary import SPECIAL_KEYS
 from ..text.records import readable
+from ..text.sentencepiece import CONTROL, LONGEST_TOKEN, UNKNOWN, USER_DEFINED, merges_of
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -39,7 +40,8 @@ class GgufTokenizer:
 
     Attributes:
         bos: the token that begins a text, or None.
-        eos: tokens that end one.
+        end: the token that ends a text, or None.
+        eos: all tokens that end one: those of the file's keys, and those that llama.cpp knows by their text.
         add_bos: texts are given ``bos``.
         chat_template: the model's Jinja template, empty without.
 
@@ -56,10 +58,12 @@ class GgufTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         known = keys.get("tokens")
-        count = max(len(known) if isinstance(known, list) else 0, self._tokenizer.get_vocab_size())
+        known = known if isinstance(known, list) else []
+        count = max(len(known), self._tokenizer.get_vocab_size())
         self.bos: int | None = _special(file, keys, "bos", count)
-        ends = (_special(file, keys, name, count) for name in ("eos", "eot", "eom"))
-        self.eos: frozenset[int] = frozenset(token for token in ends if token is not None)
+        named = {name: token for name in END_KEYS if (token := _special(file, keys, name, count)) is not None}
+        self.end: int | None = named.get("eos")
+        self.eos = frozenset({*named.values(), *_several(file, keys, count), *ends_by_text(known, named)})
         self.add_bos = bool(keys.get("add_bos_token", kind == "llama" or pre in _ADDS_BOS)) and self.bos is not None
         self.add_eos = bool(keys.get("add_eos_token", False))
         self.chat_template = str(file.metadata.get("tokenizer.chat_template", ""))
@@ -78,7 +82,7 @@ class GgufTokenizer:
         if not special:
             return tokens
         before = [self.bos] if self.add_bos and self.bos is not None else []
-        return before + tokens + (sorted(self.eos)[:1] if self.add_eos else [])
+        return before + tokens + ([self.end] if self.add_eos and self.end is not None else [])
 
     def _ids(self, text: str) -> list[int]:
         try:
@@ -162,6 +166,16 @@ def _special(file: GgufFile, keys: dict[str, Any], name: str, count: int) -> int
             f"{file.path}: key {_PREFIX}{name}_token_id is {shown(token)}, none of {count} tokens; write the file again"
         )
     return token
+
+
+def _several(file: GgufFile, keys: dict[str, Any], count: int) -> list[int]:
+    """The ids of a list of ends."""
+    tokens = keys.get(ALL_ENDS, [])
+    if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < count for token in tokens):
+        raise TsconvertError(
+            f"{file.path}: key {_PREFIX}{ALL_ENDS} is {shown(tokens)}, no list of {count} tokens; write the file again"
+        )
+    return tokens
 
 
 def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str) -> Tokenizer:
@@ -251,4 +265,6 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    if pre == "qwen2":  # in these models' tokenizer.json; GGUF has no key for it
+        tokenizer.normalizer = normalizers.NFC()
     return tokenizer

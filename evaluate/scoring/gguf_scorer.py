@@ -42,7 +42,7 @@ class GgufScorer:
     def start(self) -> int:
         """As `Scorer.start`."""
         tokenizer = self._model.tokenizer
-        return tokenizer.bos if tokenizer.bos is not None else min(tokenizer.eos, default=0)
+        return next((token for token in (tokenizer.bos, tokenizer.end) if token is not None), 0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -84,17 +84,18 @@ class GgufScorer:
             found.hit_CLE[corpus, :, 0] += whole * density.fired
 
     def generate(self, tokens: list[int], stops: list[str], limit: int) -> str:
-        """The likeliest text after ``tokens``: until one of ``stops``, the end token, or ``limit`` tokens."""
+        """The likeliest text after ``tokens``: until one of ``stops``, an end token, or ``limit`` tokens."""
         model, found = self._model, list[int]()
         model.reset()
         logits_V = model.feed(tokens[-(model.context - limit) :])
         for _ in range(limit):
-            found.append(int(np.argmax(logits_V)))
+            token = int(np.argmax(logits_V))
+            if token in model.tokenizer.eos:
+                break
+            found.append(token)
             text = model.tokenizer.decode(found)
             ends = [text.index(stop) for stop in stops if stop in text]
             if ends:
                 return text[: min(ends)]
-            if found[-1] in model.tokenizer.eos:
-                break
-            logits_V = model.feed(found[-1:])
+            logits_V = model.feed([token])
         return model.tokenizer.decode(found)
