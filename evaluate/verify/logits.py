@@ -21,7 +21,7 @@ from ...quant.types import ggml
 from ...runner.dialects import ModelFile, open_model
 from ...runner.kernels.threads import default_threads
 from ...runner.model import Model
-from .expected_tensors import Expected, Floats, Orders, expected_tensors, rope_order
+from .expected_tensors import Expected, Floats, Orders, expected_tensors, factors_of, rope_order
 from .type_bounds import FLOAT_TYPES
 
 PROMPTS = (
@@ -191,7 +191,7 @@ class DecodedWeights:
     def __init__(self, source: Checkpoint, file: GgufFile, orders: Orders, dialect: str) -> None:
         self._spec, self._file, self._orders = source.spec, file, orders
         self._at: dict[Place, tuple[Expected, int]] = {}
-        for expected in expected_tensors(self._spec, dialect):
+        for expected in expected_tensors(self._spec, dialect, factors_of(file)):
             for expert, place in enumerate(expected.places):
                 self._at.setdefault(place, (expected, expert))
 
@@ -204,7 +204,7 @@ class DecodedWeights:
         rows = int(np.prod(expected.shape[:-1])) // len(expected.places)
         raw_RB = tensor.raw.reshape(-1, ggml.row_bytes(tensor.type_name, expected.shape[-1]))
         piece = raw_RB[expert * rows : (expert + 1) * rows].reshape(-1)
-        stored_RC = ggml.dequantize(piece, tensor.type_name, (rows, expected.shape[-1]))
+        stored_RC = ggml.dequantize(piece, tensor.type_name, (rows, expected.shape[-1])) / np.float32(expected.factor)
         return np.ascontiguousarray(self._restored(stored_RC, expected, expert)).reshape(shape_of(self._spec, place))
 
     def _restored(self, stored_RC: Floats, expected: Expected, expert: int) -> Floats:
