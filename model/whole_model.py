@@ -49,14 +49,14 @@ def write_model(
     plan = plan_like(infos, dtype)
     with CheckpointWriter(folder, plan, max_shard_bytes) as writer:
         for place, tensor in zip(like.places, plan, strict=True):
-            weight = _weight(state, FAMILIES[like.spec.family], place)
+            weight = weight_at(state, FAMILIES[like.spec.family], place)
             writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
         write_companions(like, sparse_config(like, like.spec.activation, dtype, thresholds), folder)
         writer.flush()
 
 
-def _weight(state: Mapping[str, torch.Tensor], family: Family, place: Place) -> torch.Tensor:
-    """The weight at ``place`` in transformers' state, where all experts of a layer are one tensor."""
+def weight_at(state: Mapping[str, torch.Tensor], family: Family, place: Place) -> torch.Tensor:
+    """The weight at ``place`` in transformers' state, where all experts of a layer are one tensor: a view."""
     if place.expert is None:
         return state[family.name_in_memory(place.role).format(L=place.layer)].detach()
     template, roles = next(each for each in family.stacked.items() if place.role in each[1])
