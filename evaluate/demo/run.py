@@ -193,11 +193,12 @@ class _Run:
 
     def score(self, model: str, how: str = "--against {logits}", mode: str = "") -> EvalReport:
         """Perplexity, and the divergence from the dense model."""
-        found: EvalReport = self.stage("eval", f"eval {model} {how}" + (f" --sparsity {mode}" if mode else ""))
+        found = self.stage("eval", f"eval {model} {how}" + (f" --sparsity {mode}" if mode else ""))
         note(f"   {found}")
         name = f"{Path(found.model).stem}-{mode}" if mode else Path(found.model).name
         write_json(self.figures / f"eval-{name}.json", found.to_json())
-        return found
+        text: EvalReport = found.text
+        return text
 
     def export(self, engine: str, line: str) -> Path:
         """Write a GGUF file and verify it."""

@@ -15,6 +15,7 @@ class CorpusScore:
     counted: int
     """Tokens whose probability counts."""
     perplexity: float
+    perplexity_error: float
     density: float | None
     """Mean over layers; None for SwiGLU."""
     predicted_density: float | None
