@@ -7,7 +7,7 @@ log-likelihood, and of the highest log-likelihood a byte.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 from ...common.errors import TsconvertError, shown
 from ...common.progress import note
 from ...text.records import readable
+from ..records.measures import Scored, short_names
 from ..scoring.continuations import Pair, log_likelihoods
-from ..scoring.divergence import Doubles
 from ..scoring.scorer import Scorer
 from ..scoring.windows import common_beginning
+from .result import TaskResult
 
 _FORM = 'write it like {"context": "...", "choices": ["...", "..."], "answer": 0}'
 
@@ -98,17 +99,26 @@ def _question(line: str, where: str) -> Question:
     return Question(context=readable(context), choices=tuple(map(readable, choices)), answer=answer)
 
 
-def score_questions(model: Scorer, questions: Sequence[Question]) -> dict[str, Doubles]:
-    """`acc` and `acc_bytes` of each question, 0 or 1."""
-    pairs = [pair for question in questions for pair in _pairs(model, question)]
-    found = iter(log_likelihoods(model, pairs))
-    points: dict[str, list[bool]] = {"acc": [], "acc_bytes": []}
-    for question in questions:
-        likelihood_C = np.array([next(found)[0] for _ in question.choices])
-        bytes_C = np.array([len(choice.encode()) for choice in question.choices])
-        points["acc"].append(bool(likelihood_C.argmax() == question.answer))
-        points["acc_bytes"].append(bool((likelihood_C / bytes_C).argmax() == question.answer))
-    return {name: np.asarray(values, np.float64) for name, values in points.items()}
+def score_files(model: Scorer, files: Mapping[str, Sequence[Question]]) -> list[TaskResult]:
+    """What ``model`` makes of each file's questions: `acc` and `acc_bytes`; all go through it together."""
+    pairs = [pair for questions in files.values() for question in questions for pair in _pairs(model, question)]
+    likelihoods = iter(log_likelihoods(model, pairs))
+    results = []
+    for name, (source, questions) in zip(short_names(list(files)), files.items(), strict=True):
+        points: dict[str, list[bool]] = {"acc": [], "acc_bytes": []}
+        for question in questions:
+            likelihood_C = np.array([next(likelihoods)[0] for _ in question.choices])
+            bytes_C = np.array([len(choice.encode()) for choice in question.choices])
+            points["acc"].append(bool(likelihood_C.argmax() == question.answer))
+            points["acc_bytes"].append(bool((likelihood_C / bytes_C).argmax() == question.answer))
+        scores = [
+            Scored(source=source, metric=metric, values_P=np.asarray(values, np.float64))
+            for metric, values in points.items()
+        ]
+        metrics = {score.metric: score.value for score in scores}
+        metrics |= {f"{score.metric}_stderr": score.error for score in scores}
+        results.append(TaskResult(name=name, metrics=metrics, questions=len(questions), scored=scores[-1]))
+    return results
 
 
 def _pairs(model: Scorer, question: Question) -> Iterator[Pair]:

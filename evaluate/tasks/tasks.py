@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..records.measures import Scored, short_names
 from ..scoring.scorer import Scorer
-from .choices import choice_files, is_choice_file, read_questions, score_questions
+from .choices import choice_files, is_choice_file, read_questions, score_files
 from .config import TaskConfig
 from .lm_eval_tasks import LmEvalTasks
 from .result import TaskResult
@@ -30,15 +29,7 @@ class Tasks:
 
     def put(self, model: Scorer) -> list[TaskResult]:
         """What ``model`` makes of them."""
-        results = []
-        for name, (source, questions) in zip(short_names(list(self._questions)), self._questions.items(), strict=True):
-            scores = {
-                metric: Scored(source=source, metric=metric, values_P=values_P)
-                for metric, values_P in score_questions(model, questions).items()
-            }
-            metrics = {metric: score.value for metric, score in scores.items()}
-            metrics |= {f"{metric}_stderr": score.error for metric, score in scores.items()}
-            results.append(TaskResult(name=name, metrics=metrics, questions=len(questions), scored=scores["acc_bytes"]))
+        results = score_files(model, self._questions) if self._questions else []
         return results + (self._others.put(model) if self._others else [])
 
 
