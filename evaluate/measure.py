@@ -45,11 +45,14 @@ class MeasureReport:
             found = self.to_json()
             head, lines = rows(found["measures"], found["baselines"], Path(self.model).name)
             parts.append(table(head, lines, title=f"{self.model} ({self.mode})"))
-        measured = {measure.source for measure in self.measures}
+        shown = {(measure.source, measure.metric) for measure in self.measures}
+        others: dict[str, list[str]] = {}
         for task in self.tasks:
-            if task.scored is None or task.scored.source not in measured or len(task.metrics) > 2:
-                figures = ", ".join(f"{name} {value:.4f}" for name, value in task.metrics.items())
-                parts.append(f"{task.name}, {task.questions or 0} questions: {figures}")
+            for metric, value in task.metrics.items():
+                inside = task.scored is not None and (task.scored.source, metric) in shown
+                if "_stderr" not in metric and not inside:
+                    others.setdefault(metric, []).append(f"{task.name} {value:.4f}")
+        parts += [f"{metric}: {', '.join(values)}" for metric, values in others.items()]
         return "\n".join(parts)
 
 

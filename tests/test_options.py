@@ -25,7 +25,7 @@ LLAMA = "without --target llama.cpp only; leave it out, or leave --target out"
 POWERINFER = "without --target powerinfer only; leave it out, or leave --target out"
 NO_TEACHER = "with a --divergence above 0 only; leave it out"
 STREAM = "without --stream only; leave it out, or leave --stream out"
-TASKS = "without --tasks only; leave it out, or leave --tasks out"
+TASKS = "to text only, and --tasks without --data reads none; leave it out, or give --data"
 STORED = "without stored logits as --against only, which say themselves on which tokens to compare; leave it out"
 
 # Command and option -> command lines without it, the option as given, and what follows `--option applies`.
@@ -127,7 +127,6 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("run f -p p", "--audit", "with --stats or --json only; leave it out, or give --stats"),
     ],
-    ("eval", "--data"): [("eval m --tasks agreement", "--data t.txt", TASKS)],
     ("eval", "--ctx"): [
         ("eval m --tasks agreement", "--ctx 64", TASKS), ("eval m --against l.safetensors", "--ctx 64", STORED),
     ],
@@ -173,7 +172,7 @@ ALWAYS = {
     "run": "--prompt --chat --tokens --stop --ignore-eos --temp --top-k --top-p --min-p --repeat-penalty"
     " --repeat-last-n --seed --sparsity --context --threads --stats",
     "bench": "--prompt --tokens --repetitions --sparsity --threads",
-    "eval": "--tasks --sparsity",
+    "eval": "--data --baseline --tasks --sparsity",
     "verify": "--predictors --logits",
     "check": "--out --set --resume --junit --baseline --update-baseline",
     "inspect": "--tensors",

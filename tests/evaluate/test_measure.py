@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tsconvert import cli, embedded
+from tsconvert import cli, embedded, evaluate
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
@@ -45,12 +45,14 @@ def questions(folder: Path, name: str = "six.jsonl", records: list[dict[str, Any
     return str(folder / name)
 
 
-def points_of_the_whole_model(folder: Path, *, code: bool = False) -> dict[str, list[float]]:
+def points_of_the_whole_model(
+    folder: Path, *, code: bool = False, records: list[dict[str, Any]] = QUESTIONS
+) -> dict[str, list[float]]:
     """The slow twin: transformers' log-likelihood of each choice, one by one."""
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=code)
     points: dict[str, list[float]] = {"acc": [], "acc_bytes": []}
-    for question in QUESTIONS:
+    for question in records:
         context, sums = question["context"], []
         for choice in question["choices"]:
             joint = "" if not context or context.endswith("\n") or choice.startswith(" ") else " "
@@ -123,10 +125,10 @@ def test_ratios_differences_and_their_errors(sparse: Path, tmp_path: Path):
     (tmp_path / "b" / "text.txt").write_text("the sea and the ship " * 300, encoding="utf-8")
     data = tuple(Source(path=str(tmp_path / name / "text.txt")) for name in "ab")
     text = EvalConfig(model=str(sparse), data=data, context=64, method="papers", tokens=512)
-    tasks = TaskConfig(model=str(sparse), tasks=(questions(tmp_path),))
+    tasks = TaskConfig(model=str(sparse), tasks=("agreement",))
     report = measure(MeasureConfig(text=text, tasks=tasks, baselines=("tiny-mistral", f"same={sparse}")))
-    one, two, six = report.measures
-    assert [each.name for each in report.measures] == ["a/text", "b/text", "six"]
+    one, two, agreement = report.measures
+    assert [each.name for each in report.measures] == ["a/text", "b/text", "agreement"]
     assert [each.name for each in report.baselines] == ["tiny-mistral", "same"]
 
     tokenizer = load_tokenizer(sparse)
@@ -155,10 +157,13 @@ def test_ratios_differences_and_their_errors(sparse: Path, tmp_path: Path):
         assert (beside.difference, beside.difference_error) == (None, None)
         assert (found.baselines[1].ratio, found.baselines[1].ratio_error) == (1, 0)
 
-    ours = np.array(points_of_the_whole_model(sparse, code=True)["acc_bytes"])
-    theirs = np.array(points_of_the_whole_model(embedded.folder("tiny-mistral"))["acc_bytes"])
-    beside = six.baselines[0]
-    assert (six.metric, six.value, beside.value) == ("acc_bytes", ours.mean(), theirs.mean())
+    shipped = Path(evaluate.__file__).parent / "tasks" / "agreement.jsonl"
+    records = list(map(json.loads, shipped.read_text(encoding="utf-8").splitlines()))
+    ours = np.array(points_of_the_whole_model(sparse, code=True, records=records)["acc_bytes"])
+    theirs = np.array(points_of_the_whole_model(embedded.folder("tiny-mistral"), records=records)["acc_bytes"])
+    beside = agreement.baselines[0]
+    assert (agreement.metric, agreement.count, agreement.value) == ("acc_bytes", 48, ours.mean())
+    assert beside.value == theirs.mean()
     assert ours.tolist() != theirs.tolist()
     assert beside.difference == pytest.approx(ours.mean() - theirs.mean())
     assert beside.difference_error == pytest.approx(error_of_mean(ours - theirs))
@@ -168,7 +173,7 @@ def test_ratios_differences_and_their_errors(sparse: Path, tmp_path: Path):
     assert dense.worst_ratio == pytest.approx(max(ratios), rel=1e-4)
     assert dense.worst_ratio_on == ("a/text" if ratios[0] > ratios[1] else "b/text")
     assert dense.mean_ratio == pytest.approx(math.sqrt(ratios[0] * ratios[1]), rel=1e-4)
-    assert (dense.worst_difference, dense.worst_difference_on) == (beside.difference, "six")
+    assert (dense.worst_difference, dense.worst_difference_on) == (beside.difference, "agreement")
     assert (dense.mean_difference, dense.mean_difference_error) == (beside.difference, beside.difference_error)
     assert (same.worst_ratio, same.worst_difference) == (1, 0)
     said = str(report)
