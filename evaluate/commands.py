@@ -152,7 +152,7 @@ def export_gguf(asked: Asked) -> None:
     ),
 )  # fmt: skip
 def evaluate(asked: Asked) -> None:
-    """Measure perplexity, density and divergence of a checkpoint or a GGUF file, put tasks to it, or both.
+    """Measure perplexity, density and divergence of a checkpoint or a GGUF file, or give it tasks.
 
     Several --data and --tasks are measured one by one, and beside each --baseline. By default perplexity is exactly
     what llama-perplexity -c CTX computes.

@@ -71,8 +71,8 @@ def _measures(found: Findings) -> Iterator[Table]:
             head, lines = rows(measures, baselines, _label(found, score).partition(":")[0])
             yield Table(
                 head=head, rows=lines,
-                note="Perplexity of texts, share of right answers in tasks, with standard errors; those beside a baseline"
-                " are of the same tokens and questions.",
+                note="Perplexity of texts, share of right answers in tasks, with standard errors; those beside a"
+                " baseline are of the same tokens and questions.",
             )  # fmt: skip
 
 
