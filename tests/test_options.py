@@ -25,7 +25,7 @@ LLAMA = "without --target llama.cpp only; leave it out, or leave --target out"
 POWERINFER = "without --target powerinfer only; leave it out, or leave --target out"
 NO_TEACHER = "with a --divergence above 0 only; leave it out"
 STREAM = "without --stream only; leave it out, or leave --stream out"
-TASKS = "without --tasks only; leave it out, or leave --tasks out"
+TASKS = "to text only, and --tasks without --data reads none; leave it out, or give --data"
 STORED = "without stored logits as --against only, which say themselves on which tokens to compare; leave it out"
 SHAPE = "with --shape only; leave it out, or give --shape"
 NO_SHAPE = "without --shape only; leave it out, or leave --shape out"
@@ -153,7 +153,6 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("run f -p p", "--audit", "with --stats or --json only; leave it out, or give --stats"),
     ],
-    ("eval", "--data"): [("eval m --tasks agreement", "--data t.txt", TASKS)],
     ("eval", "--ctx"): [
         ("eval m --tasks agreement", "--ctx 64", TASKS), ("eval m --against l.safetensors", "--ctx 64", STORED),
     ],
@@ -199,7 +198,7 @@ ALWAYS = {
     "run": "--prompt --chat --tokens --stop --ignore-eos --temp --top-k --top-p --min-p --repeat-penalty"
     " --repeat-last-n --seed --sparsity --context --threads --stats",
     "bench": "--tokens --repetitions --threads --shape",
-    "eval": "--tasks --sparsity",
+    "eval": "--data --baseline --tasks --sparsity",
     "verify": "--predictors --logits",
     "check": "--out --set --resume --junit --baseline --update-baseline",
     "inspect": "--tensors",

@@ -10,12 +10,13 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...common.files import refuse_existing, write_json
 from ...common.progress import note
+from ...common.results import Result
 from ...common.units import size_text
 from ...convert.commands import relufy
 from ...model.checkpoint import open_checkpoint
@@ -30,7 +31,7 @@ from .config import DemoConfig
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")
 _COMMANDS = {command.name: command for command in (relufy, profile, export_gguf, evaluate, bench)}
-Result = TypeVar("Result")
+Made = TypeVar("Made")
 
 _CONVERSION = {
     "substitute": "relufy {model} --out {out}/substituted --recover none --no-align",
@@ -59,7 +60,7 @@ _LARGER = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoReport:
+class DemoReport(Result):
     """What came out."""
 
     model: str
@@ -83,10 +84,6 @@ class DemoReport:
     """The stages' command lines."""
     report: str = ""
     """The page."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         lines = [f"\n{self.model}, what each mode writes:"]
@@ -180,7 +177,7 @@ class _Run:
         self.commands.append(shlex.join(["tsconvert", *words]))
         return self.timed(name, lambda: _call(words))
 
-    def timed(self, name: str, work: Callable[[], Result]) -> Result:
+    def timed(self, name: str, work: Callable[[], Made]) -> Made:
         """Do ``work`` as the stage ``name``, and note how long it took."""
         start_s = time.monotonic()
         result = work()
@@ -191,11 +188,12 @@ class _Run:
 
     def score(self, model: str, how: str = "--against {logits}", mode: str = "") -> EvalReport:
         """Perplexity, and the divergence from the dense model."""
-        found: EvalReport = self.stage("eval", f"eval {model} {how}" + (f" --sparsity {mode}" if mode else ""))
+        found = self.stage("eval", f"eval {model} {how}" + (f" --sparsity {mode}" if mode else ""))
         note(f"   {found}")
         name = f"{Path(found.model).stem}-{mode}" if mode else Path(found.model).name
         write_json(self.figures / f"eval-{name}.json", found.to_json())
-        return found
+        text: EvalReport = found.text
+        return text
 
     def export(self, engine: str, line: str) -> Path:
         """Write a GGUF file and verify it."""
