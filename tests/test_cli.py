@@ -36,8 +36,8 @@ SURFACE = {
     "run": "-p --prompt --chat --system -n --tokens --stop --ignore-eos --temp --top-k --top-p --min-p"
     " --repeat-penalty --repeat-last-n --seed --sparsity -c --context -t --threads --stats --audit",
     "bench": "-p --prompt -n --tokens -r --repetitions --sparsity -t --threads",
-    "eval": "--data --ctx --tokens --chunks --method --stride --against --save-logits --top --tasks --task-folder"
-    " --limit --sparsity -t --threads",
+    "eval": "--data --ctx --tokens --chunks --method --parse-special --no-parse-special --stride --against"
+    " --save-logits --top --tasks --task-folder --limit --sparsity -t --threads",
     "verify": "--predictors --logits --no-logits",
     "check": "--out --set --resume --junit --baseline --update-baseline",
     "inspect": "--tensors",

@@ -5,6 +5,7 @@ its modes. How text is cut into windows and which tokens count is windows.py's m
 output's keys, which scripts and `tsconvert check` count on.
 """
 
+import functools
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +38,8 @@ def evaluate(config: EvalConfig) -> EvalReport:
     if stored is None:
         how = replace(how, context=min(how.context, model.context))
         data = config.data or (Source(path=str(embedded.text("heldout.txt"))),)
-        windows = cut(model.encode, model.bos, data, how)
+        encode = functools.partial(model.encode, parse_special=how.parses_special)
+        windows = cut(encode, model.bos, data, how)
     else:
         windows = stored.windows
     with reserved_name(config.save_logits) if config.save_logits else nullcontext():
@@ -95,7 +97,8 @@ def _report(config: EvalConfig, model: Scorer, windows: Windows, how: Windowing,
     density, predicted, recall = activity.density(), activity.predicted_density(), activity.recall()
     return EvalReport(
         model=config.model, mode=model.mode, method=how.method, context=how.context, stride=how.stride,
-        windows=len(windows.rows_NS), tokens=int(windows.rows_NS.size), counted=windows.counted,
+        parse_special=how.parses_special, windows=len(windows.rows_NS), tokens=int(windows.rows_NS.size),
+        counted=windows.counted,
         perplexity=perplexity, perplexity_error=perplexity * mean_error(loss_P), density=density,
         predicted_density=predicted, recall=recall, mean_density=mean_or_none(density),
         mean_predicted_density=mean_or_none(predicted), mean_recall=mean_or_none(recall),

@@ -32,6 +32,8 @@ class EvalReport:
     """How text was cut: `llama.cpp` or `papers`."""
     context: int
     stride: int | None
+    parse_special: bool
+    """Special tokens that the text spells were taken for those tokens."""
     windows: int
     tokens: int
     """Tokens in all windows."""

@@ -29,8 +29,8 @@ class Scorer(Protocol):
     def fingerprint(self) -> str:
         """A hash of the weights."""
 
-    def encode(self, text: str) -> list[int]:
-        """The model's tokens of ``text``."""
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """The model's tokens of ``text``; special tokens that it spells are text unless ``parse_special``."""
 
     def logits(self, windows: Windows) -> Iterator[Floats]:
         """[P, V] for each window: of the positions whose next token counts."""

@@ -48,9 +48,9 @@ class TransformersScorer:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """The model's tokens of ``text``."""
-        return list(self._tokenizer(text).input_ids)
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """As `Scorer.encode`."""
+        return list(self._tokenizer(text, split_special_tokens=not parse_special).input_ids)
 
     @torch.no_grad()
     def logits(self, windows: Windows) -> Iterator[Floats]:
