@@ -51,7 +51,8 @@ Piece = tuple[TextFile, int, int]
 def text_files(path: Path, copies: ExitStack) -> list[TextFile]:
     """The file ``path``, whatever its suffix, or the files of text in that folder.
 
-    Of a folder, hidden files and folders are left out, and what is about the folder: README, LICENSE and the like.
+    Of a folder, hidden files and folders are left out, what is about the folder (README, LICENSE and the like), and
+    binary files without a suffix.
 
     Args:
         copies: closes with the decompressed copies of compressed files.
@@ -68,7 +69,7 @@ def text_files(path: Path, copies: ExitStack) -> list[TextFile]:
             continue
         packed = file.suffix.lower() in _COMPRESSED_SUFFIXES
         kind = _KINDS.get((Path(file.stem) if packed else file).suffix.lower())
-        if kind is not None:
+        if kind is not None and (file.suffix or b"\0" not in _head(file)):
             found.append(TextFile(file, _decompressed(file, copies) if packed else file, kind))
     return found
 

@@ -12,7 +12,7 @@ from ...common.errors import TsconvertError
 from ...common.units import duration, size_text
 from ...model.files.locate import find_model
 from ...model.spec import ModelSpec, read_config, spec_of
-from ...predictors.training.rank import default_rank
+from ...predictors.training.rank import check_rank, default_rank
 from .config import PlanConfig
 from .machine import Machine, machine_of
 from .model_bytes import FileBytes, file_bytes, typical_rates
@@ -80,6 +80,7 @@ def plan(config: PlanConfig) -> PlanReport:
     content, spec = read_model_config(config.model)
     machine = machine_of(config.machine)
     source = spec.parameters * _DTYPE_BYTES.get(str(content.get("dtype") or content.get("torch_dtype")), 2)
+    check_rank(spec, config.rank)
     rank = default_rank(spec) if config.rank is None else config.rank
     rates = typical_rates(config.density, config.predicted)
     sparse = spec if spec.sparse else replace(spec, activation="drelu")

@@ -188,6 +188,7 @@ def test_of_a_downloaded_folder_only_the_data_is_read(tmp_path: Path):
     right = datasets.data_files.resolve_pattern("**", str(tmp_path))
     right = sorted(str(Path(file).relative_to(tmp_path)) for file in right if "license" not in file.lower())
     assert right == ["a.txt", "data/b.txt", "data/c"]
+    (tmp_path / "data" / "program").write_bytes(b"\x7fELF\0\xff")
     assert list(sources.texts(Source(path=str(tmp_path)))) == right
     assert list(sources.texts(Source(path=str(tmp_path / "README.md")))) == ["README.md"]
 
