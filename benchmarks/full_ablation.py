@@ -58,7 +58,6 @@ def variants(base: RelufyConfig, full: FullRecovery) -> dict[str, Variant]:
         "local with target and KL": Variant(local, distilled),
         "+ L1 controller": Variant(local, replace(distilled, target_sparsity=goal)),
         "+ L1 controller and hidden": Variant(local, replace(distilled, target_sparsity=goal, hidden=1.0)),
-        "L1 as ProSparse's sine": Variant(local, replace(distilled, penalty="sine", target_sparsity=None)),
         "KL alone with L1 controller": Variant(local, replace(distilled, cross_entropy=0.0, target_sparsity=goal)),
         "ReLU on the gate with L1 controller": Variant(
             replace(local, activation="reglu"), replace(distilled, target_sparsity=goal)
