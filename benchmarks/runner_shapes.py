@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tsconvert.model.files.gguf import ggml
 from tsconvert.quant.gguf.tensor_plan import TensorPlan as Plan
 from tsconvert.quant.gguf.values import Value, array, f32, text, u32
 from tsconvert.quant.gguf.writer import ALIGNMENT, header
-from tsconvert.quant.types import ggml
 
 KINDS, RUN = 8, 32
 OPEN, FIRING, PREDICTED = 0.20, 0.10, 0.12

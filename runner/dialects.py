@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError, shown
+from ..model.files.gguf import ggml
+from ..model.files.gguf.file import POWERINFER, GgufFile, GgufTensor
 from ..model.spec import ModelSpec
 from ..model.tensor_names import FFN, MATRICES, PREDICTOR, Place, gguf_name
-from ..quant.gguf.file import POWERINFER, GgufFile, GgufTensor
 from ..quant.targets import separate_predictors
-from ..quant.types import ggml
 from .rope import Rope
 
 SPARSE, FORMAT_VERSION = "turbosparse", 1

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from ..common.errors import TsconvertError, reason, shown
 from ..common.progress import note
-from ..quant.gguf.file import GgufFile
+from ..model.files.gguf.file import GgufFile
 from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
 from ..quant.vocabulary.vocabulary import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
 from ..text.records import readable

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import to_float32
+from ...model.files.gguf.file import GgufFile
 from ...model.spec import ModelSpec
 from ...model.tensor_names import ATTENTION, FFN, Place, ffn_places, gguf_name, shape_of
-from ...quant.gguf.file import GgufFile
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]

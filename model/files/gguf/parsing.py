@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...common.errors import TsconvertError, label, shown
-from ..types import ggml
+from ....common.errors import TsconvertError, label, shown
+from . import ggml
 
 GGUF, POWERINFER = "GGUF", "PWRI"
 MAGICS = {b"GGUF": GGUF, b"PWRI": POWERINFER}
