@@ -17,12 +17,12 @@ from .families.family import Family
 from .files.found_files import no_config
 from .rope import read_rope
 
-ACTIVATIONS = ("swiglu", "drelu", "reglu")
+ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu")
+DENSE_ACTIVATIONS = ("swiglu", "geglu")
 
 
 _MOST = 2**31 - 1  # what compiled code counts with
 _MOST_FFNS = 1 << 17  # in all layers; the largest models have some 16,000
-_LATER = ("thresholds",)  # fields of ModelSpec that fingerprints made before them did not cover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class ModelSpec:
     family: str
     """One of `families.FAMILIES`."""
     activation: str
-    """The FFN's: `swiglu` silu(gate)*up, `drelu` relu(gate)*relu(up), `reglu` relu(gate)*up."""
+    """The FFN's: `swiglu` silu(gate)*up, `geglu` gelu(gate)*up (by tanh), `drelu` relu(gate)*relu(up), `reglu`
+    relu(gate)*up."""
     layers: int
     width: int
     """D, the model width."""
@@ -60,6 +61,35 @@ class ModelSpec:
     """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516); empty: all 0."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
+    # features that plain Llama does not have; each is implemented once in layers, exporter and runner
+    biases: tuple[str, ...] = ()
+    """Roles of the matrices that have a bias, of BIASED."""
+    qk_norm: str = ""
+    """RMSNorm of queries and keys before rope: `head` by head with one weight, `whole` over all heads; empty: none."""
+    norms: str = "pre"
+    """Norms of the inputs of attention and FFN (`pre`), of their outputs before these are added (`post`), `both`."""
+    full_layers: tuple[int, ...] = ()
+    """Layers that see everything although there is a sliding window."""
+    rope_dim: int | None = None
+    """Dimensions of a head that rotate, or None for all."""
+    local_rope_theta: float | None = None
+    """The base of the rope in layers with a window, unscaled there; None: that of the others, scaled alike."""
+    no_rope_layers: tuple[int, ...] = ()
+    attention_softcap: float = 0.0
+    """c of c * tanh(x / c) over attention's scores; 0: none."""
+    logit_softcap: float = 0.0
+    attention_scale: float | None = None
+    """The factor on queries times keys; None: 1 / sqrt(head_dim)."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """The factor on what attention and FFN add."""
+    logit_scale: float = 1.0
+    norm_offset: float = 0.0
+    """What is added to the weights of all norms of a checkpoint; in GGUF files it has been."""
+    attention_temperature: float = 0.0
+    """b: a query at position p is multiplied by 1 + b ln(1 + floor(p / original context)) (Llama 4)."""
+    router_normalized: bool = True
+    """The weights of the chosen experts sum to 1; or else each is its share among all experts."""
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -94,13 +124,14 @@ class ModelSpec:
     @property
     def identity(self) -> str:
         """The text that a fingerprint covers; later fields only where they are set: older fingerprints stay valid."""
-        kept = [field for field in fields(self) if field.name not in _LATER or getattr(self, field.name)]
+        later = {field.name: field.default for field in fields(self) if field.name in _LATER}
+        kept = [field for field in fields(self) if later.get(field.name, later) != getattr(self, field.name)]
         return f"ModelSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in kept)})"
 
     @property
     def sparse(self) -> bool:
         """Whether the FFN's activations are exactly zero for most neurons."""
-        return self.activation != "swiglu"
+        return self.activation not in DENSE_ACTIVATIONS
 
     @property
     def ffns(self) -> int:
@@ -124,6 +155,11 @@ class ModelSpec:
         router, norms = self.width * self.experts, 2 * self.width
         head = self.vocab * self.width * (1 if self.tied else 2)
         return self.layers * (sum(self.layer_weights) + router + norms) + head + self.width
+
+
+_FIELDS = tuple(field.name for field in fields(ModelSpec))
+_LATER = {"thresholds", *_FIELDS[_FIELDS.index("eos") + 1 :]}
+"""Fields that fingerprints made before them did not cover."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
