@@ -205,7 +205,7 @@ class Stack:
                 f"{self.checkpoint.folder}: the tokenizer gives token {int(ids[-1])} and the model has"
                 f" {info.shape[0]} tokens; copy the model's own tokenizer there"
             )
-        rows = self.checkpoint.raw(place).reshape(info.shape[0], -1)[ids.numpy()]
+        rows = self.checkpoint.rows(place, ids.numpy())
         return torch.from_numpy(to_float32(rows.reshape(-1), info.dtype).reshape(len(ids), -1))[inverse_NS]
 
     def _fill_experts(self, experts: Any, index: int) -> None:
