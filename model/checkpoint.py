@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from ..common.progress import note
 from .files.dtypes import to_float32
-from .files.integrity import INFINITE_BITS, TensorScans, not_finite
-from .files.locate import find_model
 from .files.gguf.folder import source_of
 from .files.gguf.tensor import GgufTensorInfo
+from .files.integrity import INFINITE_BITS, TensorScans, not_finite
+from .files.locate import find_model
 from .files.safetensors_files import TensorInfo
 from .find_gguf_tensors import find_gguf_tensors
 from .find_tensors import find_tensors

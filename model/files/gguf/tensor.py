@@ -4,7 +4,6 @@ Shape suffixes: R rows, B bytes of one, C columns.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +62,7 @@ def rope_order(heads: int, size: int, rotated: int) -> Index:
         size: dimensions of one.
         rotated: how many of them rotate, the first ones; in ggml's NORM order pairs are neighbours.
     """
-    within: npt.NDArray[Any] = np.arange(size)
-    within[:rotated] = within[:rotated].reshape(-1, 2).T.reshape(-1)
-    return (np.arange(heads)[:, None] * size + within[None, :]).reshape(-1).astype(np.int64)
+    within_S = np.arange(size, dtype=np.int64)
+    within_S[:rotated] = within_S[:rotated].reshape(-1, 2).T.reshape(-1)
+    order_HS: Index = np.arange(heads, dtype=np.int64)[:, None] * size + within_S[None, :]
+    return order_HS.reshape(-1)
