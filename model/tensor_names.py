@@ -55,7 +55,13 @@ class Place:
 
 def hf_name(spec: ModelSpec, place: Place) -> str:
     """The name of the tensor at ``place`` in a Hugging Face checkpoint."""
-    return FAMILIES[spec.family].tensors[place.role].format(L=place.layer, E=place.expert)
+    return FAMILIES[spec.family].name_of(place.role).format(L=place.layer, E=place.expert)
+
+
+def hf_whole(spec: ModelSpec, place: Place) -> str | None:
+    """The name of the tensor that holds the rows of the one at ``place`` among others, None where it is its own."""
+    whole = FAMILIES[spec.family].whole(place.role)
+    return None if whole is None else whole.format(L=place.layer)
 
 
 def gguf_name(place: Place, *, suffix: str = "") -> str:

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...common import processes
-from ...model.modeling_turbosparse import SparseExperts, SparseFFN, activate
+from ...model.modeling_turbosparse import SparseExperts, SparseFFN
 from ..masked.model_predictors import ModelPredictors
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, K experts per token.
@@ -136,13 +135,12 @@ class _MonitoredFFN(SparseFFN):
     """A SparseFFN, with its weights, whose activations a monitor sees."""
 
     def __init__(self, ffn: SparseFFN, monitor: ActivationMonitor, layer: int) -> None:
-        nn.Module.__init__(self)
-        self.activation, self.threshold, self.monitor, self.layer = ffn.activation, ffn.threshold, monitor, layer
-        self.gate_proj, self.up_proj, self.down_proj = ffn.gate_proj, ffn.up_proj, ffn.down_proj
+        super().__init__(ffn, ffn.activation, ffn.threshold)
+        self.monitor, self.layer = monitor, layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
-        h = activate(self.gate_proj(x), self.up_proj(x), self.activation, self.threshold)
+        h = self.activations(x)
         out: torch.Tensor = self.down_proj(self.monitor.use(self.layer, h, x, self.down_proj.weight))
         return out
 
@@ -151,11 +149,8 @@ class _MonitoredExperts(SparseExperts):
     """SparseExperts, with their weights, whose activations a monitor sees."""
 
     def __init__(self, experts: SparseExperts, monitor: ActivationMonitor, layer: int) -> None:
-        nn.Module.__init__(self)
-        self.activation, self.threshold, self.monitor, self.layer = (
-            experts.activation, experts.threshold, monitor, layer
-        )  # fmt: skip
-        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
+        super().__init__(experts, experts.activation, experts.threshold)
+        self.monitor, self.layer = monitor, layer
 
     def activations(
         self, x_TD: torch.Tensor, gate_up_FD: torch.Tensor, down_DF: torch.Tensor, expert: int, token: torch.Tensor

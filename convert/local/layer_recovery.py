@@ -123,7 +123,7 @@ def _backward(
     batch = batch[(batch >= 0) & (batch < data.train_tokens)]
     x_TD, context_TC, target_TD = (part[batch].to(device) for part in (data.x_TD, data.context_TC, data.target_TD))
     with torch.autocast(device.type, torch.bfloat16, enabled=bool(how.autocast)):
-        residual_TD = x_TD + layer.module.self_attn.o_proj(context_TC).float()
+        residual_TD = layer.attended(x_TD, context_TC)
         out_TD = residual_TD
         l1 = torch.zeros((), device=device)
         fired, seen = 0.0, 0

@@ -10,6 +10,8 @@ from typing import Any
 
 from ...common.errors import TsconvertError
 from ...common.units import duration, size_text
+from ...model.files.gguf.config import config_of
+from ...model.files.gguf.file import GgufFile, is_gguf
 from ...model.files.locate import find_model
 from ...model.spec import ModelSpec, read_config, spec_of
 from ...predictors.training.rank import default_rank
@@ -106,6 +108,9 @@ def plan(config: PlanConfig) -> PlanReport:
 def read_model_config(model: str) -> tuple[dict[str, Any], ModelSpec]:
     """The content of a config.json, and the spec that it describes; as `PlanConfig.model` names it."""
     path = Path(model)
+    if is_gguf(path):
+        content = config_of(GgufFile(path))
+        return content, spec_of(content, path)
     if path.is_file():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

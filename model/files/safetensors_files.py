@@ -38,6 +38,11 @@ class TensorInfo:
         return math.prod(self.shape[:-1])
 
     @property
+    def plain(self) -> bool:
+        """Whether its bytes lie in the file as the checkpoint has them."""
+        return True
+
+    @property
     def stored_bytes(self) -> int:
         """What it takes in the file."""
         return self.size_bytes

@@ -25,8 +25,6 @@ class Architecture:
 
     more: Callable[[Keys, Config], Config]
     """From the keys, and what all models have: `model_type` and the other fields of this one."""
-    permuted: bool = False
-    """Rows of q and k are in the order of ggml's NORM rope: pairs are neighbours, not half a head apart."""
 
 
 def architecture_of(file: GgufFile) -> Architecture:
@@ -200,5 +198,5 @@ def _require_whole_rope(keys: Keys, config: Mapping[str, Any]) -> None:
         raise _uncovered(keys, f"rope.dimension_count is {keys.whole('rope.dimension_count')}")
 
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": Architecture(more=_llama, permuted=True)}
+ARCHITECTURES: dict[str, Architecture] = {"llama": Architecture(more=_llama)}
 """`general.architecture` -> what is known of it."""

@@ -31,6 +31,11 @@ class GgufTensorInfo(TensorInfo):
     """What is added to each value."""
 
     @property
+    def plain(self) -> bool:
+        """Whether its bytes lie in the file as the checkpoint has them."""
+        return self.type_name == self.dtype and self.order_R is None and not self.offset
+
+    @property
     def stored_bytes(self) -> int:
         """What it takes in the file."""
         return int(self.raw_RB.nbytes)
