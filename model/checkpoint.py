@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..common.progress import note
 from .files.dtypes import to_float32
-from .files.gguf.folder import source_of
+from .files.found_files import gguf_source
 from .files.gguf.tensor import GgufTensorInfo
 from .files.integrity import INFINITE_BITS, TensorScans, not_finite
 from .files.locate import find_model
@@ -36,7 +36,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = find_gguf_tensors(folder) if source_of(folder) else find_tensors(folder)
+        found = find_gguf_tensors(folder) if gguf_source(folder) else find_tensors(folder)
         self.config: dict[str, Any] = found.config
         """config.json, without what its weights contradict."""
         self.spec = found.spec

@@ -6,10 +6,10 @@ import numpy as np
 
 from ..common.errors import TsconvertError, label
 from .families import FAMILIES
+from .files.found_files import gguf_source
 from .files.gguf import ggml
 from .files.gguf.config import ROPE_FREQS
 from .files.gguf.file import GgufFile, GgufTensor
-from .files.gguf.folder import source_of
 from .files.gguf.tensor import GgufTensorInfo, Index, rope_order, stored_dtype
 from .find_tensors import Found
 from .spec import ModelSpec, read_config, spec_of
@@ -27,7 +27,7 @@ def find_gguf_tensors(folder: Path) -> Found:
         TsconvertError: a tensor is missing, of another shape than the keys say, of a type that cannot be decoded, or is
             not one of such a model's.
     """
-    path = source_of(folder)
+    path = gguf_source(folder)
     assert path is not None
     file, config = GgufFile(path), read_config(folder)
     found = Found(config, spec_of(config, path))

@@ -153,7 +153,7 @@ def llama3_parameters(keys: Keys, divisors_H: npt.NDArray[np.float32], theta: fl
     and 1: of `low`, `high` and `original` one may be chosen, and `low` is 1 in all models.
     """
     half = head_dim // 2
-    if divisors_H.shape != (half,) or not (np.isfinite(divisors_H) & (divisors_H >= 1)).all():
+    if divisors_H.shape != (half,) or not (np.isfinite(divisors_H) & (divisors_H > 1 - _SAME_FREQUENCY)).all():
         raise _uncovered(keys, f"tensor {ROPE_FREQS} has other values than Llama 3's scaling gives")
     factor = round(float(divisors_H.max()), 4)
     turns_H = 1 / (2 * math.pi * theta ** (np.arange(half) / half))

@@ -11,12 +11,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ....common.files import read_json_object
+from ....common.progress import note
+from ..found_files import GGUF_SOURCE
 from .config import config_of
 from .file import GgufFile
+from .tensor import stored_dtype
 from .tokenizer import save_tokenizer
-
-_SOURCE = "gguf_source.json"
 
 
 def folder_of(path: Path) -> Path:
@@ -39,16 +39,15 @@ def _folder_of(path: Path) -> Path:
     save_tokenizer(file, folder)
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
     (folder / "generation_config.json").write_text(json.dumps(ids))
-    (folder / _SOURCE).write_text(json.dumps({"file": str(path)}))
+    (folder / GGUF_SOURCE).write_text(json.dumps({"file": str(path)}))
+    blocks = {
+        tensor.type_name for tensor in file.tensors.values() if stored_dtype(tensor.type_name) != tensor.type_name
+    }
+    decoded = f", {', '.join(sorted(blocks))} decoded to F32" if blocks else ""
+    note(f"{path}: read as the {config['model_type']} checkpoint that it was made of{decoded}")
     return folder
 
 
 def _remove(folder: Path, process: int) -> None:
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def source_of(folder: Path) -> Path | None:
-    """The GGUF file that a folder of `folder_of` stands for; None for any other."""
-    source = folder / _SOURCE
-    return Path(str(read_json_object(source)["file"])) if source.is_file() else None

@@ -85,7 +85,7 @@ def build(file: GgufFile, *, huggingface: bool = True) -> Tokenizer:
             tokenizer = _byte_level(file, tokens, keys, pre)
         else:
             raise TsconvertError(
-                f"{file.path}: tokenizer model {shown(kind)}; the runner knows llama and gpt2, run it with the engine"
+                f"{file.path}: tokenizer model {shown(kind)}; tsconvert knows llama and gpt2, use it with the engine"
                 " that it was made for"
             )
     except TsconvertError:
@@ -147,7 +147,7 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
     else:
         known = ", ".join([*_GPT2[:2], "smollm", *_SPLITS])
         raise TsconvertError(
-            f"{file.path}: pre-tokenizer {shown(pre)}; the runner knows {known}, run it with the engine that it was"
+            f"{file.path}: pre-tokenizer {shown(pre)}; tsconvert knows {known}, use it with the engine that it was"
             " made for"
         )
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
