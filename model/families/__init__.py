@@ -16,8 +16,8 @@ def _families() -> dict[str, Family]:
     found = {}
     for name in (*first, *(name for name in names if name not in first)):
         for value in vars(import_module(f"{__name__}.{name}")).values():
-            if isinstance(value, Family) and (value.module or value.name) == name:
-                found[value.name] = value
+            if isinstance(value, Family):
+                found.setdefault(value.name, value)
     return found
 
 
