@@ -65,7 +65,7 @@ class RecoverySweep:
         self.predictors = predictors
         self.source, self.sequences, self.config = source, sequences, config
         self.writer, self.folder, self.journal = writer, folder, journal
-        self.align = config.align and not source.spec.sparse
+        self.align = config.align and config.activation == "drelu" and not source.spec.sparse
         how: dict[str, Any] = {
             "device": config.device, "scratch": config.out.parent, "autocast": bool(config.training.autocast)
         }  # fmt: skip

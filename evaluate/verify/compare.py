@@ -5,7 +5,7 @@ for others (type_bounds.py); then the metadata, the tokenizer on nasty texts, an
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
 from ...quant.vocabulary.reader import corrected_tokenizer
 from .config import VerifyConfig
-from .expected_tensors import Orders, expected_tensors
+from .expected_tensors import Orders, expected_tensors, factors_of
 from .logits import LogitsResult, compare_logits
 from .metadata import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
 from .tensors import TensorResult, compare_predictors, compare_tensor
@@ -117,7 +117,7 @@ def verify(config: VerifyConfig) -> VerifyReport:
         raise TsconvertError(f"{config.file}: no such file; give a GGUF file")
     try:
         file = GgufFile(config.file)
-        orders = read_orders(file, checkpoint.spec)
+        orders, factors = read_orders(file, checkpoint.spec), factors_of(file)
     except TsconvertError as error:
         report.failures.append(Failure(what="file", problem=str(error)))
         return report
@@ -129,7 +129,7 @@ def verify(config: VerifyConfig) -> VerifyReport:
     if report.dialect == "llama.cpp" and config.predictors is not None:
         raise TsconvertError(f"--predictors: {config.file} is a file for llama.cpp, which has none; leave it out")
     predictors = find_predictors(checkpoint, config.predictors) if report.dialect != "llama.cpp" else None
-    _tensors(report, config, file, checkpoint, orders, predictors)
+    _tensors(report, config, file, checkpoint, orders, factors, predictors)
     _keys_and_texts(report, config, file, checkpoint, predictors)
     report.elapsed_s = round(time.monotonic() - start_s, 3)
     return report
@@ -137,14 +137,14 @@ def verify(config: VerifyConfig) -> VerifyReport:
 
 def _tensors(
     report: VerifyReport, config: VerifyConfig, file: GgufFile, checkpoint: Checkpoint, orders: Orders,
-    predictors: PredictorSource | None,
+    factors: Mapping[str, float], predictors: PredictorSource | None,
 ) -> None:  # fmt: skip
     known = {*_OWN_TENSORS, *(f"blk.{layer}.ffn_order" for layer in range(checkpoint.spec.layers))}
     beside = separate_predictors.find_separate(file) or file
     importances = config.importances or any(key.startswith(_IMPORTANCE) for key in file.metadata)
 
     def results() -> Iterator[TensorResult]:
-        for expected in expected_tensors(checkpoint.spec, report.dialect):
+        for expected in expected_tensors(checkpoint.spec, report.dialect, factors):
             yield compare_tensor(file, expected, checkpoint, orders, importances=importances)
         if predictors is not None:
             yield from compare_predictors(beside, predictors, orders, normed=report.dialect == "sparse")

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import to_float32
 from ...model.spec import ModelSpec
 from ...model.tensor_names import ATTENTION, FFN, Place, ffn_places, gguf_name, shape_of
+from ...quant.gguf.file import GgufFile
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
@@ -32,10 +34,33 @@ class Expected:
     places: tuple[Place, ...]
     """One, or one an expert; the outermost dimension of the file's tensor."""
     transposed: bool = False
+    factor: float = 1.0
+    """The file's values over the source's."""
 
 
-def expected_tensors(spec: ModelSpec, dialect: str) -> Iterator[Expected]:
+def factors_of(file: GgufFile) -> dict[str, float]:
+    """Role -> factor on its tensors, of a ReGLU model in a file for llama.cpp: relu(g) stored as silu(K g) / K.
+
+    Raises:
+        TsconvertError: the factors do not cancel.
+    """
+    log = {name: file.metadata.get(f"tsconvert.reglu_as_swiglu.{name}") for name in ("sharpness", "norm", "up", "down")}
+    if all(value is None for value in log.values()):
+        return {}
+    k, a, b, c = (value if isinstance(value, int) else 0 for value in log.values())
+    if a != k + b + c or k < 1:
+        raise TsconvertError(f"{file.path}: the factors of its FFNs do not cancel ({log}); export it again")
+    exponents = {"ffn_norm": -a, "router": a, "ffn_gate": a + k, "ffn_up": b, "ffn_down": c}
+    return {role: 2.0**exponent for role, exponent in exponents.items()}
+
+
+def expected_tensors(spec: ModelSpec, dialect: str, factors: Mapping[str, float] | None = None) -> Iterator[Expected]:
     """What a file of a dialect (`llama.cpp`, `powerinfer`, `sparse`) holds of a model, predictors left out."""
+    for expected in _unscaled(spec, dialect):
+        yield replace(expected, factor=(factors or {}).get(expected.role, 1.0))
+
+
+def _unscaled(spec: ModelSpec, dialect: str) -> Iterator[Expected]:
     yield _expected(spec, "token_embd")
     for layer in range(spec.layers):
         for role in (*ATTENTION, "ffn_norm", *(("router",) if spec.experts else ()), *FFN):
@@ -66,7 +91,7 @@ class SourceRows:
         spec, order = checkpoint.spec, orders.get((expected.layer or 0, expert))
         self._index: Index | None = None
         self._whole: Floats | None = None
-        self.columns = expected.shape[-1]
+        self.columns, self._factor = expected.shape[-1], np.float32(expected.factor)
         if expected.transposed:
             whole_FD = checkpoint.array(place).T
             self._whole = whole_FD if order is None else whole_FD[order]
@@ -80,10 +105,11 @@ class SourceRows:
     def __call__(self, start: int, stop: int) -> Floats:
         """Rows ``start`` to ``stop``, [R, C]."""
         if self._whole is not None:
-            return np.ascontiguousarray(self._whole[start:stop])
+            return np.ascontiguousarray(self._whole[start:stop]) * self._factor
         rows_RB = self._raw.reshape(-1, self._raw.nbytes * self.columns // int(np.prod(self._info.shape)))
         picked = rows_RB[start:stop] if self._index is None else rows_RB[self._index[start:stop]]
-        return to_float32(np.ascontiguousarray(picked).reshape(-1), self._info.dtype).reshape(-1, self.columns)
+        values_RC = to_float32(np.ascontiguousarray(picked).reshape(-1), self._info.dtype).reshape(-1, self.columns)
+        return values_RC if self._factor == 1 else values_RC * self._factor
 
 
 def rope_order(heads: int, size: int) -> Index:

@@ -19,7 +19,7 @@ from ...model.tensor_names import FFN, Place, shape_of
 from ...quant.gguf.file import GgufFile
 from ...quant.types import ggml
 from ...runner.model import load
-from .expected_tensors import Expected, Floats, Orders, expected_tensors, rope_order
+from .expected_tensors import Expected, Floats, Orders, expected_tensors, factors_of, rope_order
 from .type_bounds import FLOAT_TYPES
 
 PROMPTS = (
@@ -61,7 +61,7 @@ def compare_logits(file: GgufFile, checkpoint: Checkpoint, orders: Orders, diale
     rows_NS = np.array([ids[:length] for ids in encoded], np.int64)
     decoded = DecodedCheckpoint(checkpoint, file, orders, dialect)
     wanted = _transformers_logits(decoded, rows_NS)
-    mode = "exact" if spec.sparse else "dense"
+    mode = "exact" if spec.sparse and dialect != "llama.cpp" else "dense"
     try:
         with load(file.path, mode=mode, context=length, cache_type="F32") as model:
             found = [model.logits(row_S.tolist()) for row_S in rows_NS]
@@ -105,7 +105,7 @@ class DecodedCheckpoint(Checkpoint):
         self._file, self._orders = file, orders
         self._at: dict[Place, tuple[Expected, int]] = {}
         self._infos = {}
-        for expected in expected_tensors(self.spec, dialect):
+        for expected in expected_tensors(self.spec, dialect, factors_of(file)):
             for expert, place in enumerate(expected.places):
                 if place not in self._at:
                     self._at[place] = (expected, expert)
@@ -123,7 +123,7 @@ class DecodedCheckpoint(Checkpoint):
         rows = int(np.prod(expected.shape[:-1])) // len(expected.places)
         raw_RB = tensor.raw.reshape(-1, ggml.row_bytes(tensor.type_name, expected.shape[-1]))
         piece = raw_RB[expert * rows : (expert + 1) * rows].reshape(-1)
-        stored_RC = ggml.dequantize(piece, tensor.type_name, (rows, expected.shape[-1]))
+        stored_RC = ggml.dequantize(piece, tensor.type_name, (rows, expected.shape[-1])) / np.float32(expected.factor)
         return np.ascontiguousarray(self._restored(stored_RC, expected, expert)).reshape(-1).view(np.uint8)
 
     def prefetch(self, layer: int) -> None:

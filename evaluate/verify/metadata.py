@@ -13,7 +13,7 @@ from ...quant.targets.predictor_source import PredictorSource
 ARCHITECTURES = {
     "sparse": {"drelu": "turbosparse", "reglu": "turbosparse", "swiglu": "turbosparse"},
     "powerinfer": {"drelu": "bamboo", "reglu": "llama"},
-    "llama.cpp": {"swiglu": "llama"},
+    "llama.cpp": {"swiglu": "llama", "reglu": "llama"},
 }
 _TOLERANCE = 1e-6  # float32 keys hold decimal fractions
 

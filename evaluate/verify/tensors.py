@@ -132,8 +132,9 @@ def _diagnosis(tensor: GgufTensor, expected: Expected, checkpoint: Checkpoint, o
     rows = int(np.prod(expected.shape[:-1], dtype=np.int64)) // len(expected.places)
     decoded_RC = np.concatenate([stored_RC for *_, stored_RC in _pieces(tensor, expert * rows, rows)])
     wanted_RC = SourceRows(checkpoint, expected, expert, orders)(0, rows)
-    for what, other_RC in _alternatives(expected, checkpoint, expert, wanted_RC, orders):
-        if other_RC.shape == decoded_RC.shape and _alike(decoded_RC, other_RC).all():
+    factor = np.float32(expected.factor)
+    for what, other_RC in _alternatives(expected, checkpoint, expert, wanted_RC / factor, orders):
+        if other_RC.shape == decoded_RC.shape and _alike(decoded_RC, other_RC * factor).all():
             return f"; the tensor holds {what}"
     negated_R = _alike(decoded_RC, -wanted_RC) & ~_alike(decoded_RC, wanted_RC)
     if negated_R.any():

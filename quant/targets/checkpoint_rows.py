@@ -4,12 +4,15 @@ Rows are read where they lie in the mapped file; `check` looks at every value be
 Shape suffixes: D model width, F neurons, C columns, R rows.
 """
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
+from ...model.files.dtypes import to_float32
 from ...model.files.integrity import not_finite
 from ...model.tensor_names import Place
 from ..gguf.tensor_plan import MatrixRows, Rows, magnitude_of_bits
@@ -49,6 +52,16 @@ def transposed(checkpoint: Checkpoint, place: Place, order: Index | None = None)
     return MatrixRows(
         rows=info.shape[1], columns=info.shape[0], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
     )
+
+
+def scaled(rows: MatrixRows, exponent: int) -> MatrixRows:
+    """The rows times 2 to the power of ``exponent``, as float32."""
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        values_RC = to_float32(rows.read(start, stop).reshape(-1).view(np.uint8), rows.dtype)
+        return np.ldexp(values_RC, exponent).reshape(stop - start, rows.columns)
+
+    return replace(rows, dtype="F32", read=read, check=lambda: math.ldexp(rows.check(), exponent))
 
 
 def permute_rope(rows_RC: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

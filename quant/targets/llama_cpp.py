@@ -1,12 +1,14 @@
 """The target `llama.cpp`: what llama.cpp's own converter writes for a Llama, Mistral or Mixtral model.
 
-Architecture `llama`: llama.cpp computes SiLU there whatever the file says, so sparse models are refused.
+Architecture `llama`: llama.cpp computes SwiGLU there whatever the file says. A ReGLU model becomes one of it by exact
+factors (reglu_as_swiglu.py); a dReLU model cannot and is refused.
 """
 
 from ...common.errors import TsconvertError
 from ..metadata import rope
 from ..metadata.model_keys import capped_context, later_shape_keys, shape_keys
 from .plan import Job, Plan, TensorTable
+from .reglu_as_swiglu import choose_exponents
 
 ARCHITECTURE = "llama"
 
@@ -15,13 +17,15 @@ def plan(job: Job) -> Plan:
     """The file for llama.cpp.
 
     Raises:
-        TsconvertError: the model is sparse, or predictors were given.
+        TsconvertError: no FFN of llama.cpp equals the model's, or predictors were given.
     """
     spec = job.spec
-    if spec.sparse:
+    if spec.activation == "drelu" or any(spec.thresholds):
+        what = "dReLU" if spec.activation == "drelu" else "ReGLU with thresholds (ffn_thresholds)"
         raise TsconvertError(
-            f"{job.checkpoint.folder}: the FFN computes {spec.activation}, and llama.cpp would load it and compute"
-            " SwiGLU in silence; export it with --target sparse or --target powerinfer"
+            f"{job.checkpoint.folder}: the FFN computes {what}, which nothing in llama.cpp equals: it would compute"
+            " SwiGLU in silence. Export it with --target sparse or --target powerinfer, or convert with `relufy"
+            " --activation reglu` and no thresholds: that runs in llama.cpp, as a dense model at its dense speed"
         )
     if job.predictors is not None:
         raise TsconvertError("llama.cpp has no predictors; leave --predictors out or export with --target sparse")
@@ -30,7 +34,14 @@ def plan(job: Job) -> Plan:
     metadata |= later_shape_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=False)
     metadata |= job.vocabulary.metadata(huggingface=True)
     notes += job.vocabulary.engine_notes
-    table = TensorTable(job)
+    exponents = choose_exponents(job.checkpoint, job.types) if spec.activation == "reglu" else None
+    if exponents is not None:
+        metadata |= exponents.keys()
+        notes.append(
+            f"ReGLU as llama.cpp's SwiGLU: relu(x) is stored as silu({2**exponents.sharpness} x) /"
+            f" {2**exponents.sharpness}, by powers of two in the FFNs' weights; llama.cpp computes it as a dense model"
+        )
+    table = TensorTable(job, exponents)
     table.embedding()
     for layer in range(spec.layers):
         table.layer(layer, transpose_down=False)

@@ -10,16 +10,17 @@ from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
 from ...model.tensor_names import Place, ffn_places, gguf_name, shape_of
 from ..gguf.shards import GgufPlan
-from ..gguf.tensor_plan import Source, TensorPlan
+from ..gguf.tensor_plan import MatrixRows, Source, TensorPlan
 from ..gguf.values import Value
 from ..gguf.writer import GGUF_MAGIC
 from ..metadata import model_keys, rope
 from ..metadata.provenance import ModelInfo
 from ..types.type_choice import TypeChoice
 from ..vocabulary.vocabulary import Vocabulary
-from .checkpoint_rows import plain, rope_permuted, transposed
+from .checkpoint_rows import plain, rope_permuted, scaled, transposed
 from .neuron_order import Counts, Orders, order_tensors
 from .predictor_source import PredictorSource
+from .reglu_as_swiglu import Exponents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,8 @@ class Plan:
 class TensorTable:
     """The tensors of a plan, in the order in which they are added."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, exponents: Exponents | None = None) -> None:
+        self.job, self.exponents = job, exponents
         self.tensors: list[TensorPlan] = []
 
     def embedding(self) -> None:
@@ -105,7 +106,7 @@ class TensorTable:
     def float32(self, place: Place) -> None:
         """A norm or a router, always F32."""
         shape = shape_of(self.job.spec, place)
-        self.add(gguf_name(place), shape, "F32", [plain(self.job.checkpoint, place)])
+        self.add(gguf_name(place), shape, "F32", [self._scaled(plain(self.job.checkpoint, place), place)])
 
     def matrix(self, place: Place, *, heads: int = 0) -> None:
         """A weight matrix, its rows permuted for ggml's rope if it has ``heads``."""
@@ -119,7 +120,10 @@ class TensorTable:
         assert transpose or role != "ffn_down" or not orders, "the rows of down are no neurons"
         places = ffn_places(self.job.spec, layer, role)
         rows_of = transposed if transpose else plain
-        source = [rows_of(self.job.checkpoint, place, orders.get((layer, place.expert or 0))) for place in places]
+        source = [
+            self._scaled(rows_of(self.job.checkpoint, place, orders.get((layer, place.expert or 0))), place)
+            for place in places
+        ]
         shape = shape_of(self.job.spec, places[0])
         shape = shape[::-1] if transpose else shape
         name = gguf_name(places[0], suffix="_t" if transpose else "")
@@ -129,6 +133,10 @@ class TensorTable:
     def order(self) -> None:
         """The permutation of each layer's neurons, if they are not in the checkpoint's order."""
         self.tensors += order_tensors(self.job.spec, self.job.orders)
+
+    def _scaled(self, rows: MatrixRows, place: Place) -> MatrixRows:
+        exponent = self.exponents.of(place.role) if self.exponents else 0
+        return scaled(rows, exponent) if exponent else rows
 
     def add(self, name: str, shape: tuple[int, ...], type_name: str, source: Source) -> None:
         """Any tensor."""

@@ -12,7 +12,13 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsconvert import embedded
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.relufy import relufy
+from tsconvert.evaluate.verify.compare import verify
+from tsconvert.evaluate.verify.config import VerifyConfig
 from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.quant.types import ggml
 
 pytestmark = pytest.mark.peer
 Make = Callable[..., Path]
@@ -23,6 +29,7 @@ NASTY = (
     "3.14159 1,000,000 2024-01-01", "don't I'LL we've", "a" * 100, "\u200b\ufeff\u00a0x", "العربية हिन्दी", "é é",
     "\r\n\r\n", "a ▁ b", "[INST] x [/INST]",
 )  # fmt: skip
+POSITIONS = 96  # of a text, whose perplexity is compared
 LEADING = (" ", "  ", " a", "  a  b", "▁a", "   3  33\n\n\n5", "<s>hi</s> there", "<|im_start|>user\nhi<|im_end|>\n")
 
 
@@ -40,8 +47,8 @@ def transformers_greedy(model: torch.nn.Module, ids: list[int], tokens: int) -> 
 def assert_same_greedy(folder: Path, out: Path, load: Callable, type_name: str = "F32") -> None:
     export_unverified(ExportConfig(model=folder, out=out, target="llama.cpp", type_name=type_name))
     peer = load(out)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
         assert peer.encode(prompt) == ids
@@ -130,3 +137,56 @@ def test_smollm2_ids(smollm2: Path, llama_cpp: Callable, tmp_path: Path):
     peer, tokenizer = llama_cpp(tmp_path / "model.gguf"), AutoTokenizer.from_pretrained(smollm2)
     texts = (*NASTY, *LEADING)
     assert {text: peer.encode(text) for text in texts} == {text: tokenizer.encode(text) for text in texts}
+
+
+@pytest.fixture(scope="module", params=embedded.NAMES)
+def reglu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedded model with ReGLU, not recovered: a dense one and a mixture of experts."""
+    out = tmp_path_factory.mktemp("reglu") / request.param
+    relufy(RelufyConfig(model=request.param, out=out, activation="reglu", recover="none"))
+    return out
+
+
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
+def test_it_says_what_transformers_says(reglu: Path, type_name: str, llama_cpp: Callable, tmp_path: Path):
+    assert_same_greedy(reglu, tmp_path / "model.gguf", llama_cpp, type_name)
+
+
+@pytest.mark.parametrize("type_name", ["F32", "F16", "Q8_0"])
+def test_its_perplexity_is_transformers(reglu: Path, type_name: str, llama_cpp: Callable, tmp_path: Path):
+    out = tmp_path / "model.gguf"
+    export_unverified(ExportConfig(model=reglu, out=out, target="llama.cpp", type_name=type_name))
+    text = embedded.text("heldout.txt").read_text()[:2000]
+    ids = AutoTokenizer.from_pretrained(reglu, trust_remote_code=True).encode(text)[: POSITIONS + 1]
+    model = AutoModelForCausalLM.from_pretrained(reglu, dtype=torch.float32, trust_remote_code=True).eval()
+    with torch.no_grad():
+        log_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    peer = llama_cpp(out)
+    theirs, ours = [], []
+    for at in range(8, POSITIONS):
+        found = peer.logprobs(ids[:at])
+        if ids[at] in found:  # of the 20 likeliest
+            theirs.append(found[ids[at]])
+            ours.append(float(log_TV[at - 1, ids[at]]))
+    assert len(theirs) > POSITIONS / 3
+    # Q8_0 also rounds the weights and the activations
+    assert np.mean(theirs) == pytest.approx(np.mean(ours), abs=1e-3 if type_name != "Q8_0" else 0.02)
+
+
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "Q4_K_M"])
+def test_its_quantized_weights_are_those_of_the_sparse_file(reglu: Path, type_name: str, tmp_path: Path):
+    """The factors cost nothing: a block's levels are the same, and only its scale moves."""
+    files = {}
+    for target in ("llama.cpp", "sparse"):
+        files[target] = tmp_path / f"{target}.gguf"
+        export_unverified(ExportConfig(model=reglu, out=files[target], target=target, type_name=type_name, order=False))
+    one, other = (GgufFile(path) for path in files.values())
+    for name, exponent in (("norm", 5), ("sharpness", 10), ("up", -3), ("down", -2)):
+        assert one.metadata[f"tsconvert.reglu_as_swiglu.{name}"] == exponent
+    up = next(name for name in one.tensors if "ffn_up" in name)
+    scaled, plain = (
+        ggml.dequantize(file.tensors[up].raw.reshape(-1), file.tensors[up].type_name, file.tensors[up].shape)
+        for file in (one, other)
+    )
+    assert np.abs(scaled * 8 - plain).max() <= 2e-3 * np.abs(plain).max()
+    assert verify(VerifyConfig(model=str(reglu), file=files["llama.cpp"])).passed
