@@ -243,11 +243,12 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
     with progress("tensors", len(places)) as step:
         for place in places:
             info = source.info(place)
-            if config.dtype and config.dtype != info.dtype:
-                raw = from_float32(to_float32(source.raw(place), info.dtype), config.dtype)
-                writer.write(hf_name(source.spec, place), raw)
+            name, dtype = hf_name(source.spec, place), config.dtype or info.dtype
+            if dtype == info.dtype and info.plain:
+                writer.copy(name, info)
             else:
-                writer.copy(hf_name(source.spec, place), info)
+                pieces = (to_float32(piece, info.dtype) for piece in source.pieces(place))
+                writer.write_pieces(name, (from_float32(piece, dtype) for piece in pieces))
             step("")
 
 

@@ -282,7 +282,7 @@ class Stack:
                 f"{self.checkpoint.folder}: the tokenizer gives token {int(ids[-1])} and the model has"
                 f" {info.shape[0]} tokens; copy the model's own tokenizer there"
             )
-        rows = self.checkpoint.raw(place).reshape(info.shape[0], -1)[ids.numpy()]
+        rows = self.checkpoint.rows(place, ids.numpy())
         found_ID = torch.from_numpy(to_float32(rows.reshape(-1), info.dtype).reshape(len(ids), -1))
         scale = self.checkpoint.spec.embedding_scale
         return (found_ID if scale == 1 else found_ID * scale)[inverse_NS]

@@ -10,7 +10,9 @@ from . import modeling_turbosparse
 from .checkpoint import Checkpoint
 from .families import FAMILIES
 from .files.dtypes import from_float32
+from .files.found_files import gguf_source
 from .files.writer import CheckpointWriter
+from .layers import read_tensor
 from .sparse_checkpoint import plan_of, sparse_config, write_companions
 from .spec import ModelSpec
 from .tensor_names import Place, shape_of
@@ -34,7 +36,26 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 def _loaded(checkpoint: Checkpoint, classes: list[Any], fields: Mapping[str, Any], dtype: torch.dtype) -> Any:
     config_class, model_class = classes
     config = config_class.from_dict({key: fields[key] for key in fields if key not in ("model_type", "auto_map")})
+    if gguf_source(checkpoint.folder):
+        return model_class.from_pretrained(None, config=config, dtype=dtype, state_dict=_state(checkpoint, dtype))
     return model_class.from_pretrained(checkpoint.folder, config=config, dtype=dtype, use_safetensors=True)
+
+
+def _state(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights by transformers' names, where the files have others."""
+    family = FAMILIES[checkpoint.spec.family]
+    parts: dict[tuple[str, int], list[torch.Tensor]] = {}
+    for place in checkpoint.places:
+        template, count = family.whole(place.role) or family.name_in_memory(place.role), 0
+        if place.expert is not None:
+            template = next(name for name, roles in family.stacked.items() if place.role in roles)
+            count = checkpoint.spec.experts
+        tensor = read_tensor(checkpoint, place).to(dtype)
+        parts.setdefault((template.format(L=place.layer), count), []).append(tensor)
+    return {
+        name: torch.cat(found).reshape(count, -1, found[0].shape[-1]) if count else torch.cat(found)
+        for (name, count), found in parts.items()
+    }
 
 
 def write_model(

@@ -12,16 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..common.errors import TsconvertError, shown
+from ..common.errors import TsconvertError, label, shown
+from ..common.progress import note
+from ..model.files.gguf import ggml
+from ..model.files.gguf.file import POWERINFER, GgufFile, GgufTensor
+from ..model.files.gguf.keys import Keys
 from ..model.spec import ModelSpec
 from ..model.tensor_names import FFN, MATRICES, PREDICTOR, Place, gguf_name
-from ..quant.gguf.file import POWERINFER, GgufFile, GgufTensor
 from ..quant.targets import separate_predictors
-from ..quant.types import ggml
 from .rope import Rope
 
 SPARSE, FORMAT_VERSION = "turbosparse", 1
 ROPE_FREQS = "rope_freqs.weight"
+_OTHERS = {ROPE_FREQS: "", "blk.{L}.ffn_order": SPARSE}
+"""Tensors that are read elsewhere or need not be read -> the architecture that they are of; empty: any."""
+_FIXED = {"attention.causal": (True,), "nextn_predict_layers": (0,), "expert_group_count": (0, 1)}
+"""Keys that llama.cpp heeds in `llama` files and the runner does not -> values that change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ def open_model(path: str | Path) -> ModelFile:
 
 def _sparse(file: GgufFile) -> ModelFile:
     apart = separate_predictors.find_separate(file)
-    keys = _Keys(file)
+    keys = Keys(file)
     version = keys.whole("format_version")
     if version != FORMAT_VERSION:
         raise TsconvertError(
@@ -108,7 +114,7 @@ def _sparse(file: GgufFile) -> ModelFile:
 
 
 def _powerinfer(file: GgufFile, activation: str) -> ModelFile:
-    keys = _Keys(file)
+    keys = Keys(file)
     spec = _spec(keys, activation)
     tensors = _tensors(file, spec, transposed=True)
     threshold = file.metadata.get("powerinfer.sparse_threshold", 0.0)
@@ -128,7 +134,7 @@ def _powerinfer(file: GgufFile, activation: str) -> ModelFile:
 
 
 def _llama(file: GgufFile) -> ModelFile:
-    keys = _Keys(file)
+    keys = Keys(file)
     spec = _spec(keys, "swiglu")
     none = np.full((spec.layers, spec.ffns), np.nan, np.float32)
     return ModelFile(
@@ -137,42 +143,15 @@ def _llama(file: GgufFile) -> ModelFile:
     )  # fmt: skip
 
 
-class _Keys:
-    """The metadata keys of a file's architecture."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.file = file
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.file.metadata.get(f"{self.file.architecture}.{name}", default)
-
-    def whole(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self._bad(name, value, "a whole number")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise self._bad(name, value, "a number")
-        return float(value)
-
-    def positive(self, name: str, default: float) -> float:
-        value = self.number(name, default)
-        if not 1e-6 <= value <= 1e6:
-            raise self._bad(name, value, "0.000001 to 1000000")
-        return value
-
-    def _bad(self, name: str, value: Any, wanted: str) -> TsconvertError:
-        key = f"{self.file.architecture}.{name}"
-        return TsconvertError(
-            f"{self.file.path}: key {key} is {shown(value)}, it must be {wanted}; write the file again"
-        )
-
-
-def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
+def _spec(keys: Keys, activation: str, shifts: Any = ()) -> ModelSpec:
     file = keys.file
+    for name, harmless in _FIXED.items():
+        value = keys.get(name)
+        if value is not None and value not in harmless:
+            raise TsconvertError(
+                f"{file.path}: key {file.architecture}.{name} is {shown(value)}, which the runner does not compute; run"
+                " the file with the engine that it was made for"
+            )
     if not isinstance(shifts, list | tuple) or not all(isinstance(shift, float) for shift in shifts):
         raise TsconvertError(f"{file.path}: {SPARSE}.activation_threshold is no list of numbers; export it again")
     embedding = file.tensors.get(gguf_name(Place("token_embd")))
@@ -193,7 +172,7 @@ def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
         "context": keys.whole("context_length"),
         "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": keys.number("rope.freq_base", 10000.0),
-        "sliding_window": keys.whole("attention.sliding_window", 0) or None,
+        "sliding_window": _window(keys),
         "tied": gguf_name(Place("output")) not in file.tensors,
         "experts": experts,
         "experts_per_token": keys.whole("expert_used_count", 0) if experts else 0,
@@ -205,9 +184,24 @@ def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
         raise TsconvertError(f"{file.path}: {error}; write the file again") from None
 
 
-def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
+def _window(keys: Keys) -> int | None:
+    """The sliding window. In `llama` files there is none, whatever they say: llama.cpp's llama.cpp (models/)."""
+    window = keys.whole("attention.sliding_window", 0)
+    if keys.file.architecture == SPARSE or not window:
+        return window or None
+    if window < keys.whole("context_length"):
+        note(
+            f"{keys.file.path}: attention.sliding_window is {window}; as in llama.cpp, which does not read it in llama"
+            " files, every token sees all before it"
+        )
+    return None
+
+
+def _rope(keys: Keys, spec: ModelSpec) -> Rope:
+    own = keys.file.architecture == SPARSE
     dimensions = keys.whole("rope.dimension_count", spec.head_dim)
-    kind = str(keys.get("rope.scaling.type", "none"))
+    kind = str(keys.get("rope.scaling.type", "none" if own else "linear"))  # as llama.cpp's load_hparams
+    factor = keys.number("rope.scaling.factor", 0.0 if own else keys.number("rope.scale_linear", 0.0))
     if dimensions % 2 or not 2 <= dimensions <= spec.head_dim or spec.head_dim % 2:
         raise TsconvertError(
             f"{keys.file.path}: rope over {dimensions} of {spec.head_dim} dimensions; write the file again"
@@ -231,11 +225,12 @@ def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
         base=spec.rope_theta,
         dimensions=dimensions,
         scaling=kind,
-        factor=max(keys.number("rope.scaling.factor", 1.0), 1e-6),
+        factor=max(factor or 1.0, 1e-6),
         original_context=keys.whole("rope.scaling.original_context_length", spec.context) or spec.context,
-        attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
-        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
+        # neither engine reads the betas, and PowerInfer, older, no factor of attention
+        attention_factor=1.0 if keys.file.magic == POWERINFER else keys.number("rope.scaling.attn_factor", 1.0),
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0) if own else 32.0,
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0) if own else 1.0,
         divisors_H=divisors_H,
     )
 
@@ -246,8 +241,9 @@ def _tensors(
     found: dict[tuple[str, int | None], GgufTensor] = {}
     wanted: list[tuple[str, int | None]] = [("token_embd", None), ("output_norm", None)]
     wanted += [] if spec.tied else [("output", None)]
-    for layer in range(spec.layers):
-        wanted += [(role, layer) for role in ("attn_norm", "ffn_norm", *MATRICES)]
+    left_out = {*(() if transposed else PREDICTOR), *(() if spec.experts else ("router",))}
+    roles = [role for role in ("attn_norm", "ffn_norm", *MATRICES) if role not in left_out]
+    wanted += [(role, layer) for layer in range(spec.layers) for role in roles]
     for role, at in wanted:
         name = _name(role, at, spec, transposed)
         tensor = file.tensors.get(name)
@@ -257,10 +253,24 @@ def _tensors(
             _check_shape(file, tensor, role, spec, transposed)
             _check_type(file, tensor, role)
             found[role, at] = tensor
-        elif role not in PREDICTOR and (role != "router" or spec.experts):
+        elif role not in PREDICTOR:
             raise TsconvertError(f"{file.path}: tensor {name} is missing; write the file again")
     _check_predictors(file, found, spec)
+    _refuse_others(file, {tensor.name for tensor in found.values()}, spec)
     return found
+
+
+def _refuse_others(file: GgufFile, used: set[str], spec: ModelSpec) -> None:
+    """Refuse tensors that would not be computed with: a bias, a norm of queries, a layer beyond the last."""
+    read = [name for name, of in _OTHERS.items() if of in ("", file.architecture)]
+    used |= {name.format(L=layer) for name in read for layer in range(spec.layers)}
+    others = [name for name in file.tensors if name not in used]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise TsconvertError(
+            f"{file.path}: tensor {label(others[0])}{more}, which the runner does not compute; run the file with the"
+            " engine that it was made for"
+        )
 
 
 def _name(role: str, layer: int | None, spec: ModelSpec, transposed: bool) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError
-from ..quant.types import ggml
+from ..model.files.gguf import ggml
 from .density import Density
 from .dialects import ModelFile, open_model
 from .generate import Generation, generate

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...common.errors import TsconvertError
 from ...common.units import size_text
+from ...model.files.gguf.file import GgufFile
 from ...model.tensor_names import GGUF_NAMES
-from ...quant.gguf.file import GgufFile
 from ...quant.imatrix.file import is_imatrix, load_imatrix
 from ...runner.dialects import ModelFile, open_model
 from .summary import Inspection, Table, part_of, parts_table
@@ -43,6 +43,8 @@ def _model(path: Path, file: GgufFile) -> Inspection:
         whole, state = False, str(error).removeprefix(f"{path}: ")
     if file.architecture and not whole and "the runner knows" in state:
         whole, state = True, f"all {len(file.tensors)} tensors lie within the file; its architecture is not known here"
+    elif "the runner does not compute" in state:
+        whole, state = True, f"all {len(file.tensors)} tensors lie within the file; {state}"
     facts |= {key: _short(value) for key, value in file.metadata.items()}
     kind = {"GGUF": "GGUF file", "PWRI": "PowerInfer GGUF file"}[file.magic]
     parts = [

@@ -12,7 +12,7 @@ _UNKNOWN = Rule(
 
 @command(
     "plan",
-    argument(PlanConfig, "model", "A config.json, a folder, an embedded model, or a hub id, whose config.json alone is"
+    argument(PlanConfig, "model", "A config.json, a folder, a GGUF file, an embedded model, or a hub id, whose config.json alone is"
              " fetched.", "MODEL_OR_CONFIG"),
     heading(
         "Conversion",

@@ -12,7 +12,7 @@ from typing import Any
 from ...common.errors import CheckFailedError, TsconvertError
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint, open_checkpoint
-from ...quant.gguf.file import GgufFile
+from ...model.files.gguf.file import GgufFile
 from ...quant.targets import separate_predictors
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors

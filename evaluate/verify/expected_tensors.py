@@ -13,9 +13,9 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import to_float32
+from ...model.files.gguf.file import GgufFile
 from ...model.spec import ModelSpec
 from ...model.tensor_names import ATTENTION, FFN, Place, ffn_places, gguf_name, shape_of
-from ...quant.gguf.file import GgufFile
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
@@ -87,7 +87,7 @@ class SourceRows:
 
     def __init__(self, checkpoint: Checkpoint, expected: Expected, expert: int, orders: Orders) -> None:
         place = expected.places[expert]
-        self._info, self._raw = checkpoint.info(place), checkpoint.raw(place)
+        self._checkpoint, self._place = checkpoint, place
         spec, order = checkpoint.spec, orders.get((expected.layer or 0, expert))
         self._index: Index | None = None
         self._whole: Floats | None = None
@@ -106,9 +106,10 @@ class SourceRows:
         """Rows ``start`` to ``stop``, [R, C]."""
         if self._whole is not None:
             return np.ascontiguousarray(self._whole[start:stop]) * self._factor
-        rows_RB = self._raw.reshape(-1, self._raw.nbytes * self.columns // int(np.prod(self._info.shape)))
-        picked = rows_RB[start:stop] if self._index is None else rows_RB[self._index[start:stop]]
-        values_RC = to_float32(np.ascontiguousarray(picked).reshape(-1), self._info.dtype).reshape(-1, self.columns)
+        dtype = self._checkpoint.info(self._place).dtype
+        index = slice(start, stop) if self._index is None else self._index[start:stop]
+        picked = np.ascontiguousarray(self._checkpoint.rows(self._place, index))
+        values_RC = to_float32(picked.reshape(-1), dtype).reshape(-1, self.columns)
         return values_RC if self._factor == 1 else values_RC * self._factor
 
 

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
+from ...model.files.gguf import ggml
+from ...model.files.gguf.file import GgufFile
 from ...model.files.safetensors_files import TensorInfo
 from ...model.tensor_names import FFN, Place, shape_of
-from ...quant.gguf.file import GgufFile
-from ...quant.types import ggml
 from ...runner.model import load
 from .expected_tensors import Expected, Floats, Orders, expected_tensors, factors_of, rope_order
 from .type_bounds import FLOAT_TYPES

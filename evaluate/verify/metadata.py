@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...model.checkpoint import Checkpoint
-from ...quant.gguf.file import POWERINFER, GgufFile
+from ...model.files.gguf.file import POWERINFER, GgufFile
 from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
+from ...model.files.gguf import ggml
+from ...model.files.gguf.file import GgufFile, GgufTensor
 from ...model.tensor_names import PREDICTOR, Place, ffn_places, gguf_name
-from ...quant.gguf.file import GgufFile, GgufTensor
 from ...quant.targets.predictor_source import PredictorSource
-from ...quant.types import ggml
 from .expected_tensors import Expected, Floats, Orders, SourceRows
 from .type_bounds import FLOAT_TYPES, compare_rows
 

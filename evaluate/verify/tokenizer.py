@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...common.errors import TsconvertError
-from ...quant.gguf.file import GgufFile
+from ...model.files.gguf.file import GgufFile
 from ...runner.tokenizer import GgufTokenizer
 
 # Spaces, controls, marks, scripts, emoji, code, numbers, and special tokens spelled out as text.

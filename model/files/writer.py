@@ -7,7 +7,7 @@ can resume.
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -67,10 +67,18 @@ class CheckpointWriter:
 
     def write(self, name: str, raw: npt.NDArray[np.uint8]) -> None:
         """Write the bytes of a tensor."""
+        self.write_pieces(name, [raw])
+
+    def write_pieces(self, name: str, pieces: Iterable[npt.NDArray[np.uint8]]) -> None:
+        """Write the bytes of a tensor that come one piece after the other."""
         slot = self._slots[name]
-        if raw.nbytes != slot.size_bytes:
-            raise ValueError(f"{name}: {raw.nbytes} bytes for a slot of {slot.size_bytes}")
-        put(self._open[slot.file], slot.start, raw.reshape(-1).data)
+        done = 0
+        for piece in pieces:
+            if done + piece.nbytes <= slot.size_bytes:
+                put(self._open[slot.file], slot.start + done, piece.reshape(-1).data)
+            done += piece.nbytes
+        if done != slot.size_bytes:
+            raise ValueError(f"{name}: {done} bytes for a slot of {slot.size_bytes}")
 
     def copy(self, name: str, source: TensorInfo) -> None:
         """Copy a tensor of another checkpoint, of the same dtype; the kernel copies where it can."""

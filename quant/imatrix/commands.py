@@ -8,7 +8,7 @@ from .config import ImatrixConfig
 
 @command(
     "imatrix",
-    argument(ImatrixConfig, "model", "The checkpoint, dense or sparse: a folder, a hub id, or an embedded model.",
+    argument(ImatrixConfig, "model", "The checkpoint, dense or sparse: a folder, a GGUF file, a hub id, or an embedded model.",
              "MODEL"),
     heading("Output", setting(ImatrixConfig, "out", "The importance matrix, NAME.gguf; must not exist.",
                               kind=OUT_FILE)),

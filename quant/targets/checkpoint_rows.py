@@ -26,12 +26,11 @@ def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> M
     info = checkpoint.info(place)
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
-        raw_RC = _matrix(checkpoint, place)
-        return _contiguous(raw_RC[start:stop] if order is None else raw_RC[order[start:stop]])
+        rows_RB = checkpoint.rows(place, slice(start, stop) if order is None else order[start:stop])
+        return _contiguous(np.ascontiguousarray(rows_RB).view(_NUMPY[info.dtype]))
 
-    rows = int(np.prod(info.shape[:-1], dtype=np.int64))
     return MatrixRows(
-        rows=rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
+        rows=info.rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
 from ...model.files.found_files import no_tokenizer
+from ...model.files.gguf.vocabulary import BYTE, NORMAL, SPECIAL_KEYS, UNKNOWN, UNUSED
 from . import bpe, sentencepiece
-from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
+from .vocabulary import PAD_SCORE, Vocabulary
 
 _MOST_HOLES = 100_000  # among the ids of a vocabulary
 

@@ -1,16 +1,23 @@
 """SentencePiece vocabularies: pieces and scores from tokenizer.model, or derived from a tokenizer.json of that kind."""
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError
 from ...common.files import read_json_object
-from .vocabulary import ADDED_SCORE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, looks_special
+from ...model.files.gguf.vocabulary import (
+    BYTE,
+    CONTROL,
+    LONGEST_TOKEN,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    merges_of,
+)
+from .vocabulary import ADDED_SCORE, Vocabulary, looks_special
 
-LONGEST_TOKEN = 2048
-"""Characters; the tokens of real vocabularies have a few hundred at most."""
 _VARINT_BITS = 70  # ten bytes of seven
 _BPE = 2  # TrainerSpec.ModelType (sentencepiece_model.proto)
 Piece = tuple[str, float, int]
@@ -76,22 +83,6 @@ def _around(hf: Any, vocab: dict[str, int], config: dict[str, Any]) -> Any:
     after = [eos] if config.get("add_eos_token", False) and eos in vocab else []
     special = [(token, vocab[token]) for token in (bos, eos) if token in vocab]
     return processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=special)
-
-
-def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
-
-    Args:
-        ids: the id of each piece.
-        scores: the score of each id.
-    """
-    ranked = []
-    for piece, index in ids.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in ids and right in ids:
-                ranked.append((-scores[index], ids[left], ids[right], (left, right)))
-    return [pair for *_, pair in sorted(ranked)]
 
 
 def read_model(path: Path) -> tuple[list[Piece], bool]:

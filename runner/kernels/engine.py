@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...model.files.gguf import ggml
 from ...model.spec import ModelSpec
 from ...model.tensor_names import MATRICES
-from ...quant.types import ggml
 from .compiling import function_table
 from .parameters import (
     ACTIVATIONS,

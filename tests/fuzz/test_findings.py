@@ -21,10 +21,10 @@ import torch
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors
 from tsconvert.predictors.profile.file import load_profile
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.quant.vocabulary.reader import read_vocabulary
@@ -118,9 +118,9 @@ GGUF: list[tuple[str, Change, str]] = [
     ),
     ("llama", key("llama.rope.freq_base", 1.0), "FILE: rope scaling yarn over a base of 1; write the file again"),
     (
-        "llama",
-        key("llama.rope.scaling.yarn_beta_fast", 0.0, gg.F32),
-        "FILE: key llama.rope.scaling.yarn_beta_fast is 0.0, it must be 0.000001 to 1000000; write the file again",
+        "sparse",
+        key("turbosparse.rope.scaling.yarn_beta_fast", 0.0, gg.F32),
+        "FILE: key turbosparse.rope.scaling.yarn_beta_fast is 0.0, it must be 0.000001 to 1000000; write the file again",
     ),
     (
         "llama",

@@ -154,7 +154,7 @@ OTHERS = ", run it with the engine that it was made for"
         ({"model": "bert"}, "tokenizer model 'bert'; the runner knows llama and gpt2" + OTHERS),
         ({"scores": [1.0]}, "the tokenizer's keys are damaged (list index out of range); write the file again"),
         ({"model": "gpt2", "pre": "odd", "merges": []},
-         "pre-tokenizer 'odd'; the runner knows gpt-2, default, smollm, llama-bpe, qwen2, tekken, llama3, llama-v3"
+         "pre-tokenizer 'odd'; tsconvert knows gpt-2, default, smollm, llama-bpe, qwen2, tekken, llama3, llama-v3"
          + OTHERS),
     ],
 )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 from tsconvert.runner.kernels.attention import attend_heads, place_rows, rotate, softmax
 from tsconvert.runner.kernels.parameters import SCRATCH_BYTES
 from tsconvert.runner.kernels.weight_types import input_bytes, type_record
