@@ -42,7 +42,7 @@ COMMANDS = {
     "run": ("runner.commands:run", "Generate text from a GGUF file."),
     "bench": (
         "runner.commands:bench",
-        "Measure how fast a GGUF file runs: tokens per second of prompt and generation.",
+        "Measure how fast a GGUF file runs, or would: tokens per second of prompt and generation.",
     ),
     "eval": (
         "evaluate.commands:evaluate",

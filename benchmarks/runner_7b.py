@@ -4,7 +4,7 @@
     python benchmarks/runner_7b.py --type Q8_0 --modes dense --llama-bench ...
 
 Rounds alternate between engines, so that a machine that is slower for a while is slower for all of them. Files (4 GB
-each at Q4_0) are written by runner_shapes.py and deleted at the end, unless --keep.
+each at Q4_0) are written by runner/planted_model.py and deleted at the end, unless --keep.
 """
 
 import argparse
@@ -19,21 +19,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from runner_shapes import Shape, write
 
 from tsconvert.runner.kernels.bandwidth import measure_bandwidth
 from tsconvert.runner.model import Model, load
-
-
-def bytes_per_token(model: Model) -> float:
-    """Bytes of weights that a token read, by the runner's own counters."""
-    density, total = model.density, 0.0
-    shares = {"ffn_gate": density.gate, "ffn_up": density.up, "ffn_down": density.down}
-    for (role, layer), tensor in model.source.tensors.items():
-        if role == "token_embd" or (role in ("fc1", "fc2") and model.mode != "predicted"):
-            continue
-        total += tensor.size_bytes * (shares[role][layer] if role in shares else 1)
-    return total
+from tsconvert.runner.planted_model import Shape, write_planted
+from tsconvert.runner.traffic import weight_bytes
 
 
 def decode(model: Model, mode: str, tokens: int) -> tuple[float, float, float]:
@@ -48,7 +38,7 @@ def decode(model: Model, mode: str, tokens: int) -> tuple[float, float, float]:
     for token in ids[2:]:
         model.feed([token])
     speed = tokens / (time.perf_counter() - start_s)
-    return speed, bytes_per_token(model), float(model.density.fired.mean())
+    return speed, weight_bytes(model.source, model.density, mode), float(model.density.fired.mean())
 
 
 def prompt(model: Model, mode: str, tokens: int) -> float:
@@ -107,7 +97,7 @@ def main() -> None:
     try:
         for target, file in files.items():
             if not (options.keep and file.exists()):
-                write(file, target, shape)
+                write_planted(file, target, shape)
         if options.write_only:
             return
         _report(options, _measure(options, files))

@@ -201,7 +201,7 @@ class Argument(cloup.Argument):
         self.config, self.field = config, field
 
 
-def argument(config: type, name: str, text: str, metavar: str, kind: Any = None) -> Decorator:
+def argument(config: type, name: str, text: str, metavar: str, kind: Any = None, *, required: bool = True) -> Decorator:
     """The argument that sets the field ``name`` of the dataclass ``config``; ``text`` is what help says of it."""
-    more = {"config": config, "field": name, "metavar": metavar, "help": text, "type": kind}
+    more = {"config": config, "field": name, "metavar": metavar, "help": text, "type": kind, "required": required}
     return cloup.argument(name, cls=Argument, **more)

@@ -115,7 +115,7 @@ def _config_class(prefix: str, kind: str) -> type:
 
 
 def _model_class(prefix: str, kind: str) -> type:
-    base: Any = getattr(transformers, prefix + _MODEL)
+    base: Any = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
 
     class Sparse(base):
         config_class = globals().get(_PREFIX + prefix + _CONFIG) or __getattr__(_PREFIX + prefix + _CONFIG)
@@ -146,10 +146,9 @@ def __getattr__(name: str) -> Any:
     make = {_MODEL: _model_class, _CONFIG: _config_class}
     end = next((end for end in make if name.startswith(_PREFIX) and name.endswith(end)), "")
     prefix = name.removeprefix(_PREFIX).removesuffix(end)
-    kinds = [
-        kind for kind, model in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
-        if model == prefix + _MODEL and CONFIG_MAPPING_NAMES[kind] in (prefix + _CONFIG, f"{prefix}Text{_CONFIG}")
-    ]  # fmt: skip
+    configs = (f"{prefix}Text{_CONFIG}", prefix + _CONFIG)
+    known = {CONFIG_MAPPING_NAMES[kind]: kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    kinds = [known[config] for config in configs if config in known]
     if not end or not kinds:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     made = globals()[name] = make[end](prefix, kinds[0])

@@ -105,7 +105,7 @@ def _partial(share: Any, where: Path, family: Family, head_dim: int) -> int:
 
 
 def _temperature(beta: Any, where: Path, family: Family) -> float:
-    if "attention_temperature" not in family.features:
+    if not family.temperature:
         raise TsconvertError(
             f"{where}: llama_4_scaling_beta is {shown(beta)}; it does nothing in a {family.name} model, take it out"
         )

@@ -67,7 +67,8 @@ def _write_rope(config: dict[str, Any], spec: ModelSpec) -> None:
     if not config.get("rope_scaling") and "original_max_position_embeddings" not in config:
         return
     for key in ("rope_scaling", "rope_theta", "original_max_position_embeddings"):
-        config.pop(key, None)
+        if key == "rope_theta" or key not in FAMILIES[spec.family].defaults:
+            config.pop(key, None)
     scaling: dict[str, Any] = {"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta}
     scaling.pop("type", None)
     if scaling["rope_type"] == "yarn":

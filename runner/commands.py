@@ -5,11 +5,13 @@ import sys
 import click
 
 from ..common.commands import Asked, command, heading
-from ..common.options import COUNT, ENDLESS_COUNT, PATH, Rule, argument, only_with, setting
-from .config import BenchConfig, RunConfig
+from ..common.options import COUNT, ENDLESS_COUNT, PATH, RANK, Rule, argument, not_with, only_with, option, setting
+from .config import BenchConfig, RunConfig, ShapeConfig
 
 MODES = ("auto", "predicted", "exact", "dense")
+_PLANTED = click.Choice(["Q4_0", "Q8_0"])
 _THREADS = "Threads to use; default: the cores that the process may use."
+_SHAPE, _NO_SHAPE = [only_with("--shape")], [not_with("--shape")]
 _SHOWN = Rule(lambda given: given["stats"] or given["json"], "with --stats or --json only", "give --stats")
 
 
@@ -76,20 +78,45 @@ def run(asked: Asked) -> None:
 
 @command(
     "bench",
-    argument(BenchConfig, "file", "The GGUF file to measure.", "FILE", PATH),
+    argument(BenchConfig, "file", "The GGUF file to measure; none with --shape.", "[FILE]", PATH, required=False),
     heading(
         "Measurement",
-        setting(BenchConfig, "prompt", "Tokens of the prompt test; 0 leaves it out.", "-p", "--prompt", kind=COUNT),
+        setting(BenchConfig, "prompt", "Tokens of the prompt test; 0 leaves it out.", "-p", "--prompt", kind=COUNT,
+                rules=_NO_SHAPE),
         setting(BenchConfig, "generate", "Tokens of the generation test; 0 leaves it out.", "-n", "--tokens",
                 kind=COUNT),
         setting(BenchConfig, "repetitions", "Repeat each test this often and take the median.", "-r", "--repetitions"),
         setting(BenchConfig, "modes", "Mode to measure; all is every mode that the file allows. Repeatable.",
-                "--sparsity", kind=click.Choice([*MODES, "all"])),
+                "--sparsity", kind=click.Choice([*MODES, "all"]), rules=_NO_SHAPE),
         setting(BenchConfig, "threads", _THREADS, "-t", "--threads"),
+    ),
+    heading(
+        "A shape in place of a file",
+        option("Measure what a sparse model of this shape would do here, on planted weights of a few layers: a"
+               " config.json, a folder, an embedded model or a hub id, whose config.json alone is fetched.", "--shape",
+               metavar="MODEL_OR_CONFIG"),
+        setting(ShapeConfig, "density", "Share of the neurons that fire.", rules=_SHAPE),
+        setting(ShapeConfig, "predicted", "Share of the neurons that predictors name; default: 1.2 times the density.",
+                rules=_SHAPE),
+        setting(ShapeConfig, "rank", "Rank of the predictors (their width), in 32s; auto takes 4 % of the model's"
+                " weights for all of them.", kind=RANK, rules=_SHAPE),
+        setting(ShapeConfig, "type_name", "Type of the weights.", "--type", kind=_PLANTED, rules=_SHAPE),
+        setting(ShapeConfig, "predictor_type", "Type of the predictors' weights.", kind=_PLANTED, rules=_SHAPE),
     ),
 )  # fmt: skip
 def bench(asked: Asked) -> None:
-    """Measure how fast a GGUF file runs: tokens per second of prompt and generation."""
-    from .bench import bench as run_bench
+    """Measure how fast a GGUF file runs, or would: tokens per second of prompt and generation.
 
-    asked.emit(run_bench(asked.config(BenchConfig)))
+    With --shape no trained model is needed: a few layers of random weights, of whose neurons the given shares fire and
+    are predicted, tell the speed of the whole model in each mode.
+    """
+    from .bench import bench as run_bench
+    from .shape_bench import bench_shape
+
+    if (asked["file"] is None) == (asked["shape"] is None):
+        raise click.UsageError("give a GGUF FILE, or --shape MODEL_OR_CONFIG")
+    if asked["shape"] is None:
+        asked.emit(run_bench(asked.config(BenchConfig)))
+    else:
+        measured = {"generate": asked["tokens"], "repetitions": asked["repetitions"], "threads": asked["threads"]}
+        asked.emit(bench_shape(asked.config(ShapeConfig, model=asked["shape"], **measured)))

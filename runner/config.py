@@ -75,3 +75,39 @@ class BenchConfig:
                 raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if self.repetitions < 1:
             raise TsconvertError(f"repetitions is {self.repetitions}: it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeConfig:
+    """Of what shape and how active a model to measure."""
+
+    model: str
+    """A config.json, a checkpoint folder, an embedded model or a hub id (of which only config.json is read)."""
+    density: float = 0.1
+    """Share of neurons that fire, above 0 and at most 1."""
+    predicted: float | None = None
+    """Share that predictors name; None is 1.2 times the density."""
+    rank: int | None = None
+    """Rank of the predictors, in 32s; None gives them 4 % of the model's weights."""
+    type_name: str = "Q4_0"
+    """`Q4_0` or `Q8_0`."""
+    predictor_type: str = "Q4_0"
+    """`Q4_0` or `Q8_0`."""
+    generate: int = 64
+    """Tokens generated in each repetition."""
+    repetitions: int = 5
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("density", "predicted"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise TsconvertError(f"--{name} {value:g}: it must be above 0 and at most 1")
+        if self.predicted is not None and self.predicted < self.density:
+            raise TsconvertError(
+                f"--predicted {self.predicted:g} with --density {self.density:g}: predictors name at least what fires"
+            )
+        for name in ("generate", "repetitions"):
+            if getattr(self, name) < 1:
+                raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")

@@ -35,7 +35,8 @@ SURFACE = {
     " --threads",
     "run": "-p --prompt --chat --system -n --tokens --stop --ignore-eos --temp --top-k --top-p --min-p"
     " --repeat-penalty --repeat-last-n --seed --sparsity -c --context -t --threads --stats --audit",
-    "bench": "-p --prompt -n --tokens -r --repetitions --sparsity -t --threads",
+    "bench": "-p --prompt -n --tokens -r --repetitions --sparsity -t --threads --shape --density --predicted --rank"
+    " --type --predictor-type",
     "eval": "--data --ctx --tokens --chunks --method --stride --against --save-logits --top --tasks --task-folder"
     " --limit --sparsity -t --threads",
     "verify": "--predictors --logits --no-logits",

@@ -27,9 +27,16 @@ NO_TEACHER = "with a --divergence above 0 only; leave it out"
 STREAM = "without --stream only; leave it out, or leave --stream out"
 TASKS = "without --tasks only; leave it out, or leave --tasks out"
 STORED = "without stored logits as --against only, which say themselves on which tokens to compare; leave it out"
+SHAPE = "with --shape only; leave it out, or give --shape"
+NO_SHAPE = "without --shape only; leave it out, or leave --shape out"
 
 # Command and option -> command lines without it, the option as given, and what follows `--option applies`.
 REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
+    **{("bench", name): [("bench f", f"{name} {value}", SHAPE)] for name, value in (
+        ("--density", "0.1"), ("--predicted", "0.1"), ("--rank", "32"), ("--type", "Q8_0"), ("--predictor-type", "Q8_0")
+    )},
+    ("bench", "--prompt"): [("bench --shape c", "--prompt 9", NO_SHAPE)],
+    ("bench", "--sparsity"): [("bench --shape c", "--sparsity exact", NO_SHAPE)],
     ("relufy", "--resume"): [(COPY, "--resume", NO_SWEEP)],
     ("relufy", "--teacher"): [(COPY, "--teacher d", NO_SWEEP)],
     ("relufy", "--target-sparsity"): [(f"{RELUFY} --recover none", "--target-sparsity 0.9", RECOVERED)],
@@ -172,7 +179,7 @@ ALWAYS = {
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --imatrix --allow-requantize --threads",
     "run": "--prompt --chat --tokens --stop --ignore-eos --temp --top-k --top-p --min-p --repeat-penalty"
     " --repeat-last-n --seed --sparsity --context --threads --stats",
-    "bench": "--prompt --tokens --repetitions --sparsity --threads",
+    "bench": "--tokens --repetitions --threads --shape",
     "eval": "--tasks --sparsity",
     "verify": "--predictors --logits",
     "check": "--out --set --resume --junit --baseline --update-baseline",

@@ -3,17 +3,11 @@
 docs/plan.md has the model and holds it against measured runs.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from ...common.errors import TsconvertError
 from ...common.units import duration, size_text
-from ...model.files.gguf.config import config_of
-from ...model.files.gguf.file import GgufFile, is_gguf
-from ...model.files.locate import find_model
-from ...model.spec import ModelSpec, read_config, spec_of
+from ...model.named_config import read_model_config
 from ...predictors.training.rank import default_rank
 from .config import PlanConfig
 from .machine import Machine, machine_of
@@ -103,37 +97,3 @@ def plan(config: PlanConfig) -> PlanReport:
         predicted=rates.predicted, batch=config.batch, machine=machine, files=files,
         stages=stages(spec, machine, settings, files, machine.disk_free_bytes), speeds=speeds,
     )  # fmt: skip
-
-
-def read_model_config(model: str) -> tuple[dict[str, Any], ModelSpec]:
-    """The content of a config.json, and the spec that it describes; as `PlanConfig.model` names it."""
-    path = Path(model)
-    if is_gguf(path):
-        content = config_of(GgufFile(path))
-        return content, spec_of(content, path)
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise TsconvertError(f"{path}: not JSON ({error}); give a model's config.json") from None
-        if not isinstance(content, dict):
-            raise TsconvertError(f"{path}: not a JSON object; give a model's config.json")
-        return content, spec_of(content, path)
-    folder = path if path.is_dir() or "/" not in model else _hub_config(model)
-    if not folder.is_dir():
-        folder = find_model(model)
-    content = read_config(folder)
-    return content, spec_of(content, folder / "config.json")
-
-
-def _hub_config(model: str) -> Path:
-    """The folder of a hub model's config.json, which alone is fetched."""
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(model, "config.json")).parent
-    except Exception as error:
-        raise TsconvertError(
-            f"{model}: no such file, and the hub gave no such model ({type(error).__name__}); look at the name and"
-            " the network, and log in (hf auth login) where a model is gated"
-        ) from error

@@ -13,11 +13,11 @@ def _families() -> dict[str, Family]:
     """By name, in the order of the first letters of the files but Llama, Mistral and Mixtral first."""
     names = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "family"))
     first = ("llama", "mistral", "mixtral")
-    found = {}
+    found: dict[str, Family] = {}
     for name in (*first, *(name for name in names if name not in first)):
         for value in vars(import_module(f"{__name__}.{name}")).values():
-            if isinstance(value, Family) and (value.module or value.name) == name:
-                found[value.name] = value
+            if isinstance(value, Family):
+                found.setdefault(value.name, value)
     return found
 
 

@@ -52,9 +52,9 @@ class Family:
     class_prefix: str
     """The prefix of transformers' class names: `Mixtral` as in `MixtralDecoderLayer`."""
     module: str = ""
-    """transformers' module, where it is not called ``name``."""
-    config_class: str = ""
-    """transformers' config class, where it is not ``class_prefix`` and `Config`."""
+    """The module with these classes, where it is not called ``name``."""
+    config_prefix: str = ""
+    """The prefix of its config class's name, where it is another one."""
     sparse_aliases: tuple[str, ...] = ()
     """`model_type` of sparse models that others released, beside ``sparse_type``."""
     tensors: Mapping[str, str]
@@ -85,6 +85,8 @@ class Family:
     """Old names of ``rope_types``."""
     local_rope_theta: float | None = None
     """The default base of the rope in layers with a window, where the rope differs by layer type."""
+    temperature: bool = False
+    """`rope_parameters` may have `llama_4_scaling_beta`: queries grow with the position."""
     adjacent_pairs: bool = False
     """Rope turns adjacent rows of a head in the checkpoint, not rows half a head apart."""
     windows: Callable[[Config], list[bool]] | None = None
@@ -113,6 +115,11 @@ class Family:
         return "both" if "attn_norm" in self.tensors else "post"
 
     @property
+    def norm_offset(self) -> float:
+        """As ModelSpec.norm_offset."""
+        return float(self.features.get("norm_offset", 0.0))
+
+    @property
     def sparse_type(self) -> str:
         """`model_type` of the sparse models that tsconvert writes."""
         return f"turbosparse_{self.name}"
@@ -120,7 +127,7 @@ class Family:
     @property
     def sparse_prefix(self) -> str:
         """The prefix of its class names in modeling_turbosparse.py."""
-        return f"TurboSparse{self.class_prefix}"
+        return f"TurboSparse{self.config_prefix or self.class_prefix}"
 
     def key(self, name: str) -> str:
         """This family's name of a key of Llama's config."""
@@ -128,11 +135,10 @@ class Family:
 
     def transformers_class(self, suffix: str) -> Any:
         """transformers' class of this family whose name ends in ``suffix`` (`Config`, `DecoderLayer`, ...)."""
-        module = self.module or self.name
-        kind, name = "modeling", self.class_prefix + suffix
         if suffix == "Config":
-            kind, name = "configuration", self.config_class or name
-        return getattr(import_module(f"transformers.models.{module}.{kind}_{module}"), name)
+            return import_module("transformers").CONFIG_MAPPING[self.name]
+        module = self.module or self.name
+        return getattr(import_module(f"transformers.models.{module}.modeling_{module}"), self.class_prefix + suffix)
 
     def name_of(self, role: str) -> str:
         """The name, as a template, of the tensor of a role in a checkpoint."""

@@ -39,7 +39,8 @@ GEMMA2 = replace(
         "logit_softcap": lambda config: float(config["final_logit_softcapping"] or 0),
     },
     gguf=Gguf(
-        architecture="gemma2", pairs="half", native=("embedding_scale", "attention_softcap", "logit_softcap", "windows"),
+        architecture="gemma2", pairs="half",
+        native=("embedding_scale", "attention_softcap", "logit_softcap", "windows"),
         fixed=lambda spec: {
             **GEMMA.gguf.fixed(spec), "full_layers": tuple(range(1, spec.layers, 2)),
             "attention_scale": 1 / sqrt(spec.width / spec.heads if spec.layers == 46 else spec.head_dim),

@@ -20,7 +20,6 @@ GEMMA3 = replace(
     name="gemma3_text",
     class_prefix="Gemma3",
     module="gemma3",
-    config_class="Gemma3TextConfig",
     tensors={**GEMMA2.tensors, **HEAD_NORMS},
     defaults={
         **GEMMA2.defaults, "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1e6,

@@ -18,7 +18,7 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.families import FAMILIES
 from tsconvert.model.families.family import HARMLESS, Family
-from tsconvert.model.spec import ModelSpec, spec_of
+from tsconvert.model.spec import spec_of
 from tsconvert.model.sweep import sweep
 
 Make = Callable[..., Path]
@@ -167,26 +167,19 @@ def test_a_key_absent_null_or_default(base: Callable[[str], Path], tmp_path: Pat
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_defaults_are_those_of_transformers_config_class(family: Family):
     theirs = family.transformers_class("Config")()
-    for key, value in family.defaults.items():
-        if key == "rope_theta":
-            assert value == theirs.rope_parameters["rope_theta"]
-        elif value is None and key != "sliding_window":
-            derived = {"num_key_value_heads": theirs.num_attention_heads, "head_dim": None}[key]
-            assert getattr(theirs, key) in (derived, theirs.hidden_size // theirs.num_attention_heads)
-        else:
-            assert getattr(theirs, key) == value
+    given = family.transformers_class("Config")(**family.defaults).to_dict()
+    assert theirs.to_dict() == {key: given[key] for key in theirs.to_dict()}
     spec = spec_of({"model_type": family.name}, Path("config.json"))
-    assert isinstance(spec, ModelSpec)
-    assert (spec.sliding_window, spec.context) == (
-        getattr(theirs, "sliding_window", None), theirs.max_position_embeddings,
-    )  # fmt: skip
+    types = getattr(theirs, "layer_types", None)
+    local = getattr(theirs, "sliding_window", None) if types is None or "sliding_attention" in types else None
+    assert (spec.sliding_window, spec.context) == (local, theirs.max_position_embeddings)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_every_key_of_the_config_class_is_read_or_harmless(family: Family):
     """A newer transformers with a key that is neither fails here."""
     keys = {field.name for field in dataclasses.fields(family.transformers_class("Config"))}
-    assert keys - HARMLESS - READ_APART == {key for key in family.defaults if key != "rope_theta"}
+    assert keys - HARMLESS - READ_APART <= family.defaults.keys() | family.fixed.keys()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -23,7 +23,6 @@ def test_a_familys_classes_and_roles_are_known(family: Family):
     assert set(family.tensors) <= plain
     assert plain - set(family.tensors) <= {"router", *NORMS}
     assert stacked <= set(family.tensors) >= set(family.renamed)
-    assert set(family.defaults) <= {*dir(config()), "rope_theta", *family.fixed, "partial_rotary_factor"}
 
 
 def test_every_type_of_model_has_one_family():

@@ -180,8 +180,8 @@ def test_biases(folder: Path, said: bool):
         assert_same_logits(folder)
         return
     assert refusal(folder) == (
-        f"{folder / 'model.safetensors'}: tensor {QUERY}.bias is a bias with values other than 0, and by config.json the"
-        " llama model has none there; the two belong to different models, download both again"
+        f"{folder / 'model.safetensors'}: tensor {QUERY}.bias is a bias with values other than 0, and by config.json"
+        " the llama model has none there; the two belong to different models, download both again"
     )
 
 

@@ -77,8 +77,8 @@ def test_turbosparse_mixtral_under_its_bases_model_type():
         (
             {"model_type": "gpt_oss"},
             (
-                "m/config.json: model_type is 'gpt_oss'; its attention has sinks and its experts are clamped and biased,"
-                " which tsconvert does not cover, so choose another model"
+                "m/config.json: model_type is 'gpt_oss'; its attention has sinks and its experts are clamped and"
+                " biased, which tsconvert does not cover, so choose another model"
             ),
         ),
         (

@@ -39,9 +39,9 @@ def edit(model: Path, name: str, change: Callable[[torch.Tensor], None]) -> Path
 
 def test_drelu_for_llama_cpp(tmp_path: Path, drelu: Path):
     assert sentence(tmp_path, drelu, target="llama.cpp") == (
-        f"{drelu}: the FFN computes dReLU, which nothing in llama.cpp equals: it would compute SwiGLU in silence. Export"
-        " it with --target sparse or --target powerinfer, or convert with `relufy --activation reglu` and no thresholds:"
-        " that runs in llama.cpp, as a dense model at its dense speed"
+        f"{drelu}: the FFN computes dReLU, which nothing in llama.cpp equals: it would compute SwiGLU in silence."
+        " Export it with --target sparse or --target powerinfer, or convert with `relufy --activation reglu` and no"
+        " thresholds: that runs in llama.cpp, as a dense model at its dense speed"
     )
 
 
