@@ -26,9 +26,9 @@ QWEN3_MOE = replace(
     },
     defaults={
         **{key: value for key, value in QWEN3.defaults.items() if key not in ("layer_types", "max_window_layers")},
-        "hidden_size": 2048, "intermediate_size": 6144,
-        "moe_intermediate_size": 768, "num_hidden_layers": 24,
-        "num_key_value_heads": 4,        "head_dim": None, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": False,
+        "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": 24,
+        "num_key_value_heads": 4, "head_dim": None, "num_experts": 128, "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
     },
     nullable=("num_key_value_heads", "sliding_window", "head_dim"),
     keys={"intermediate_size": "moe_intermediate_size", "num_local_experts": "num_experts"},
