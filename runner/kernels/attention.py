@@ -124,10 +124,11 @@ def turn_head(params: Parameters, layer: Layer, x: int, weight: int, scale: floa
     """
     head_dim = params.head_dim
     if weight:
-        if scale == 0:
-            scale = np.float32(1.0 / np.sqrt(mean_square(params, x, head_dim) + params.eps))
+        factor = np.float32(scale)
+        if factor == 0:
+            factor = np.float32(1.0 / np.sqrt(mean_square(params, x, head_dim) + params.eps))
         for i in range(head_dim):
-            store_f32(x, i, load_f32(x, i) * scale * load_f32(weight, i))
+            store_f32(x, i, load_f32(x, i) * factor * load_f32(weight, i))
     if layer.cos.address:
         cos, sin = row_at(layer.cos, position), row_at(layer.sin, position)
         if params.halves:
