@@ -33,10 +33,12 @@ class Rope:
     """YaRN interpolates dimensions fully that turn less often than this."""
     divisors_H: npt.NDArray[np.float32] | None = None
     """Divides each frequency (the tensor rope_freqs.weight)."""
+    stride: int = 1
+    """How far tokens are apart; more than 1 tries far positions with few tokens."""
 
 
 def angles(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Cosines and sines [P, H] for positions 0 to ``positions`` - 1."""
+    """Cosines and sines [P, H] of the first ``positions`` tokens."""
     half = rope.dimensions // 2
     frequency_H = rope.base ** (-np.arange(half, dtype=np.float64) / half)
     scale = rope.attention_factor
@@ -47,7 +49,7 @@ def angles(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDA
     elif rope.scaling == "yarn":
         frequency_H = _yarn(rope, frequency_H)
         scale *= 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
-    angle_PH = np.arange(positions, dtype=np.float64)[:, None] * frequency_H[None, :]
+    angle_PH = rope.stride * np.arange(positions, dtype=np.float64)[:, None] * frequency_H[None, :]
     return (np.cos(angle_PH) * scale).astype(np.float32), (np.sin(angle_PH) * scale).astype(np.float32)
 
 

@@ -93,6 +93,9 @@ class VerifyReport:
                 else f"  logits of {found.tokens} tokens: off by {found.difference:.1e} of their spread, the same first"
                 f" choice for {found.agreement:.0%}"
             )
+            how = "transformers' own reading" if found.whole else "transformers' modules, layer by layer"
+            trials = ", ".join(f"{trial} {off:.1e}" for trial, off in found.arithmetic.items())
+            lines += [f"  arithmetic against {how}: {trials}"] if trials else []
         lines += [f"  FAILED {failure}" for failure in self.failures]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
