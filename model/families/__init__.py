@@ -40,3 +40,16 @@ LEFT_OUT = {
     "cohere2": "its attention and FFN run side by side, which tsconvert does not cover",
 }
 """`model_type` -> why it is no family here."""
+
+
+def family_of_gguf(architecture: str, *, experts: bool, windowed: bool) -> Family | None:
+    """The family of the files that llama.cpp calls ``architecture``; of several the plainest that fits.
+
+    Args:
+        experts: the file has some.
+        windowed: the file names a sliding window.
+    """
+    same = [family for family in FAMILIES.values() if family.gguf.architecture == architecture]
+    fitting = [family for family in same if family.experts == experts]
+    exact = [family for family in fitting if windowed == ("windows" in family.gguf.native)]
+    return next(iter(exact or fitting), None)
