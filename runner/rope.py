@@ -45,7 +45,7 @@ def angles(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDA
     frequency_H = rope.base ** (-np.arange(half, dtype=np.float64) / half)
     scale = rope.attention_factor
     divisors_H = rope.divisors_H
-    if rope.long_divisors_H is not None and positions > rope.original_context:
+    if rope.long_divisors_H is not None and (positions - 1) * rope.stride >= rope.original_context:
         divisors_H = rope.long_divisors_H
     if divisors_H is not None:
         frequency_H = frequency_H / divisors_H[:half]

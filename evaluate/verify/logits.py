@@ -95,18 +95,18 @@ def _compare(
     plain = source if floats or not whole else _decoded(source)
     length = rows_NS.shape[1]
     stride = _stride(source, length)
-    rows_T, ahead_S = torch.from_numpy(rows_NS), torch.arange(length)
-    positions_MS = torch.cat([ahead_S.repeat(len(rows_T), 1), stride * ahead_S.repeat(len(rows_T), 1)])
-    near, far = np.split(reference.logits(torch.cat([rows_T, rows_T]), positions_MS), 2)
+    rows_T, ahead_NS = torch.from_numpy(rows_NS), torch.arange(length).repeat(len(rows_NS), 1)
+    near = reference.logits(rows_T, ahead_NS)
     found = _run(plain, rows_NS)
     trials = [("text", _difference(found, near), _BOUND)]
     if stride > 1:
-        apart = replace(plain, rope=replace(plain.rope, stride=stride))
+        ropes = {name: replace(getattr(plain, name), stride=stride) for name in ("rope", "local_rope")}
+        apart, far = replace(plain, **ropes), reference.logits(rows_T, stride * ahead_NS)
         trials.append((f"positions to {stride * (length - 1)}", _difference(_run(apart, rows_NS), far), _FAR_BOUND))
     heeded = None
     if reference.window:
         small = min(_SMALL_WINDOW, max(1, length // 3))
-        windowed = reference.logits(rows_T, positions_MS[: len(rows_T)], window=small)
+        windowed = reference.logits(rows_T, ahead_NS, window=small)
         heeded = reference.window if (windowed != near).any() else None
         if heeded and source.spec.sliding_window:
             narrow = replace(plain, spec=replace(plain.spec, sliding_window=small))
@@ -129,6 +129,8 @@ def _compare(
 
 def _stride(source: ModelFile, length: int) -> int:
     """How far apart positions are tried: up to the end of the context, far beyond the original one of a scaled rope."""
+    if source.spec.attention_temperature:  # which grows with the number of a token
+        return 1
     most = min(source.spec.context - 1, max(_FAR, 2 * source.rope.original_context))
     return max(1, most // max(1, length - 1))
 

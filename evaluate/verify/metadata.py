@@ -60,6 +60,9 @@ def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
     scaling, keys["rope.scaling.type"] = spec.rope_scaling or {}, None
     if scaling.get("rope_type") in ("linear", "yarn"):
         keys |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
+    if scaling.get("rope_type") == "longrope":
+        keys["rope.scaling.type"] = "longrope" if dialect == "sparse" else None
+        keys["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
     return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in keys.items()}
 
 
