@@ -70,14 +70,14 @@ def write_model(
     plan = plan_of(like, dtype)
     with CheckpointWriter(folder, plan, max_shard_bytes) as writer:
         for place, tensor in zip(like.places, plan, strict=True):
-            weight = _weight(state, like.spec, place)
+            weight = weight_at(state, like.spec, place)
             writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
         write_companions(like, sparse_config(like, like.spec.activation, dtype), folder)
         writer.flush()
 
 
-def _weight(state: Mapping[str, torch.Tensor], spec: ModelSpec, place: Place) -> torch.Tensor:
-    """The weight at ``place`` in transformers' state, where all experts of a layer are one tensor."""
+def weight_at(state: Mapping[str, torch.Tensor], spec: ModelSpec, place: Place) -> torch.Tensor:
+    """The weight at ``place`` in transformers' state, where all experts of a layer are one tensor: a view."""
     family = FAMILIES[spec.family]
     if place.expert is not None:
         template, roles = next(each for each in family.stacked.items() if place.role in each[1])

@@ -35,15 +35,17 @@ class Rope:
     """Divides each frequency (the tensor rope_freqs.weight; of LongRoPE, rope_factors_short.weight)."""
     long_divisors_H: npt.NDArray[np.float32] | None = None
     """Takes its place where there are more positions than the original context has (rope_factors_long.weight)."""
+    stride: int = 1
+    """How far tokens are apart; more than 1 tries far positions with few tokens."""
 
 
 def angles(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Cosines and sines [P, H] for positions 0 to ``positions`` - 1."""
+    """Cosines and sines [P, H] of the first ``positions`` tokens."""
     half = rope.dimensions // 2
     frequency_H = rope.base ** (-np.arange(half, dtype=np.float64) / half)
     scale = rope.attention_factor
     divisors_H = rope.divisors_H
-    if rope.long_divisors_H is not None and positions > rope.original_context:
+    if rope.long_divisors_H is not None and (positions - 1) * rope.stride >= rope.original_context:
         divisors_H = rope.long_divisors_H
     if divisors_H is not None:
         frequency_H = frequency_H / divisors_H[:half]
@@ -52,7 +54,7 @@ def angles(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDA
     elif rope.scaling == "yarn":
         frequency_H = _yarn(rope, frequency_H)
         scale *= 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
-    angle_PH = np.arange(positions, dtype=np.float64)[:, None] * frequency_H[None, :]
+    angle_PH = rope.stride * np.arange(positions, dtype=np.float64)[:, None] * frequency_H[None, :]
     return (np.cos(angle_PH) * scale).astype(np.float32), (np.sin(angle_PH) * scale).astype(np.float32)
 
 

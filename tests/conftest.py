@@ -92,8 +92,12 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Make:
             torch.nn.init.normal_(parameter, around, 0.1 if parameter.dim() > 1 else 0.3)
         folder = made[name] = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder)
-        for file in TOKENIZER_FILES:
-            shutil.copyfile(embedded.folder("tiny-mistral") / file, folder / file)
+        shutil.copyfile(embedded.folder("tiny-mistral") / "tokenizer.json", folder / "tokenizer.json")
+        known = json.loads((embedded.folder("tiny-mistral") / "tokenizer_config.json").read_text())
+        # transformers takes some families' own class else, whatever the tokenizer is
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(known | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        )
         return folder
 
     return make

@@ -20,12 +20,12 @@ from ...quant.vocabulary.reader import corrected_tokenizer
 from .config import VerifyConfig
 from .expected_tensors import Orders, expected_tensors, factors_of
 from .logits import LogitsResult, compare_logits
-from .metadata import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
+from .metadata import ACTIVATIONS, compare_keys, compare_tokens, dialect_of
 from .tensors import TensorResult, compare_predictors, compare_tensor
 from .tokenizer import LEADING, NASTY, compare_texts
 
 _IMPORTANCE = "quantize.imatrix"
-_OWN_TENSORS = ("rope_freqs.weight",)
+_OWN_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,9 @@ class VerifyReport:
                 else f"  logits of {found.tokens} tokens: off by {found.difference:.1e} of their spread, the same first"
                 f" choice for {found.agreement:.0%}"
             )
+            how = "transformers' own reading" if found.whole else "transformers' modules, layer by layer"
+            trials = ", ".join(f"{trial} {off:.1e}" for trial, off in found.arithmetic.items())
+            lines += [f"  arithmetic against {how}: {trials}"] if trials else []
         lines += [f"  FAILED {failure}" for failure in self.failures]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -122,7 +125,7 @@ def verify(config: VerifyConfig) -> VerifyReport:
         report.failures.append(Failure(what="file", problem=str(error)))
         return report
     report.dialect = dialect_of(file)
-    if checkpoint.spec.activation not in ARCHITECTURES[report.dialect]:
+    if checkpoint.spec.activation not in ACTIVATIONS[report.dialect]:
         problem = f"an engine computes another FFN for {report.dialect} files than {checkpoint.spec.activation}"
         report.failures.append(Failure(what="general.architecture", problem=problem))
         return report

@@ -107,13 +107,13 @@ class TensorTable:
             if place.role == roles[0]:
                 rows = [rows for role in roles for rows in self.rows(Place(role, place.layer))]
                 columns = rows[0].columns
-                shape = (sum(each.rows for each in rows), columns)
-                self.add(name, shape, self.job.types.matrix(name, columns), rows)
+                count = sum(each.rows for each in rows)
+                self.add(name, (count, columns), self.job.types.matrix(name, columns), rows)
             return
         spec, rows = self.job.spec, self.rows(place)
         stack = (spec.experts,) if spec.experts and place.role in FFN else ()
         name = self.form.name(Place(place.role, place.layer, 0 if stack else None))
-        shape: tuple[int, ...] = shape_of(spec, place)
+        shape = shape_of(spec, place)
         type_name = "F32" if len(shape) == 1 or place.role == "router" else self.job.types.matrix(name, shape[-1])
         self.add(name, (*stack, *shape), type_name, rows)
 

@@ -74,6 +74,7 @@ def made(bases: dict[str, gg.Description], path: Path, base: str, change: Change
 
 
 ARCH = "turbosparse."
+BETA = "turbosparse.rope.scaling.yarn_beta_fast"
 GGUF: list[tuple[str, Change, str]] = [
     ("llama", key("split.count", 2**62, gg.U64), f"FILE: split.count is {2**62}; download or write the file again"),
     (
@@ -119,8 +120,8 @@ GGUF: list[tuple[str, Change, str]] = [
     ("llama", key("llama.rope.freq_base", 1.0), "FILE: rope scaling yarn over a base of 1; write the file again"),
     (
         "sparse",
-        key("turbosparse.rope.scaling.yarn_beta_fast", 0.0, gg.F32),
-        "FILE: key turbosparse.rope.scaling.yarn_beta_fast is 0.0, it must be 0.000001 to 1000000; write the file again",
+        key(BETA, 0.0, gg.F32),
+        f"FILE: key {BETA} is 0.0, it must be 0.000001 to 1000000; write the file again",
     ),
     (
         "llama",

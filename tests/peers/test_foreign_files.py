@@ -1,4 +1,4 @@
-"""`llama` files by others: the runner computes what llama.cpp computes, or refuses by the key's or the tensor's name."""
+"""`llama` files by others: computed as llama.cpp computes them, or refused by the name of the key or tensor."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

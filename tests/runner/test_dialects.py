@@ -104,7 +104,8 @@ def test_predictors_that_do_not_fit(refusal):
 
 OTHERS = (
     "attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias",
-    "attn_q_norm.weight", "attn_k_norm.weight", "post_attention_norm.weight", "attn_sinks.weight", "ffn_gate_inp.weight",
+    "attn_q_norm.weight", "attn_k_norm.weight", "post_attention_norm.weight", "attn_sinks.weight",
+    "ffn_gate_inp.weight",
 )  # fmt: skip
 
 
