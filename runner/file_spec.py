@@ -88,7 +88,8 @@ def read_spec(keys: Keys, dialect: Dialect, activation: str) -> ModelSpec:
         "tied": gguf_name(Place("output")) not in file.tensors,
         "experts": experts,
         "experts_per_token": keys.whole("expert_used_count", 0) if experts else 0,
-        "thresholds": _thresholds(keys),
+        "thresholds": _thresholds(keys, "activation_threshold"),
+        "up_thresholds": _thresholds(keys, "up_threshold"),
     }
     if dialect.family is not None:
         fields |= {"family": dialect.family.name, **_theirs(keys, dialect)}
@@ -101,11 +102,11 @@ def read_spec(keys: Keys, dialect: Dialect, activation: str) -> ModelSpec:
         raise TsconvertError(f"{file.path}: {error}; write the file again") from None
 
 
-def _thresholds(keys: Keys) -> tuple[float, ...]:
-    shifts = keys.get("activation_threshold", []) if keys.file.architecture == SPARSE else []
-    if not isinstance(shifts, list | tuple) or not all(isinstance(shift, float) for shift in shifts):
-        raise TsconvertError(f"{keys.file.path}: {SPARSE}.activation_threshold is no list of numbers; export it again")
-    return tuple(shifts)
+def _thresholds(keys: Keys, name: str) -> tuple[float, ...]:
+    values = keys.get(name, []) if keys.file.architecture == SPARSE else []
+    if not isinstance(values, list | tuple) or not all(isinstance(value, float) for value in values):
+        raise TsconvertError(f"{keys.file.path}: {SPARSE}.{name} is no list of numbers; export it again")
+    return tuple(values)
 
 
 def _ours(keys: Keys) -> dict[str, Any]:

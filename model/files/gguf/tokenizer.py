@@ -152,6 +152,8 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    if pre == "qwen2":  # in these models' tokenizer.json; GGUF has no key for it
+        tokenizer.normalizer = normalizers.NFC()
     return tokenizer
 
 
