@@ -105,7 +105,7 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 @pytest.fixture(scope="session")
 def make_windowless(make_family: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """make_windowless("qwen3"): the family's model without its sliding window, where llama.cpp's architecture has none."""
+    """make_windowless("qwen3"): the family's model, without a window where llama.cpp's architecture has none."""
 
     def make(name: str) -> Path:
         from tsconvert.model.families import FAMILIES

@@ -27,8 +27,8 @@ from tsconvert.quant.export import ExportConfig, export_unverified
 
 Make = Callable[..., Path]
 TEXTS = (
-    "the cat", " leading", "two  spaces   three", "", "3  33\n\n5\t", "é 12a ñandú 日本語 🚀🏽", "<s>the</s> cat", "a\r\nb",
-    "I'll DON'T we'VE", "\u200dzero\u00a0width", "▁under", "0x1F <0x41>",
+    "the cat", " leading", "two  spaces   three", "", "3  33\n\n5\t", "é 12a ñandú 日本語 🚀🏽", "<s>the</s> cat",
+    "a\r\nb", "I'll DON'T we'VE", "\u200dzero\u00a0width", "▁under", "0x1F <0x41>",
 )  # fmt: skip
 
 
@@ -220,8 +220,10 @@ REFUSED = {
     ),
     "sparse": (
         {"arch": "turbosparse"},
-        "FILE: is a sparse model for running, its neurons in another order; give the Hugging Face folder that it was made"
-        " of",
+        (
+            "FILE: is a sparse model for running, its neurons in another order; "
+            "give the Hugging Face folder that it was made of"
+        ),
     ),
     "tensor missing": (
         {"drop": ("blk.1.ffn_up.weight",)},
@@ -229,8 +231,10 @@ REFUSED = {
     ),
     "tensor more": (
         {"tensors": {"blk.1.attn_sinks.weight": np.ones(4, np.float32)}},
-        "FILE: tensor blk.1.attn_sinks.weight has no place in a llama model; give the Hugging Face folder that the file"
-        " was made of",
+        (
+            "FILE: tensor blk.1.attn_sinks.weight has no place in a llama model; give the Hugging Face folder that the file"
+            " was made of"
+        ),
     ),
     "shape": (
         {"tensors": {"blk.0.attn_norm.weight": np.ones(4, np.float32)}},
@@ -246,13 +250,17 @@ REFUSED = {
     ),
     "rope": (
         {"keys": {"llama.rope.scaling.type": "longrope"}},
-        "FILE: rope.scaling.type is 'longrope', for which checkpoints have no words; give the Hugging Face folder that the"
-        " file was made of",
+        (
+            "FILE: rope.scaling.type is 'longrope', for which checkpoints have no words; give the Hugging Face folder that"
+            " the file was made of"
+        ),
     ),
     "divisors": (
         {"tensors": {"rope_freqs.weight": np.linspace(1, 9, 8).astype(np.float32)}},
-        "FILE: tensor rope_freqs.weight has other values than Llama 3's scaling gives, for which checkpoints have no"
-        " words; give the Hugging Face folder that the file was made of",
+        (
+            "FILE: tensor rope_freqs.weight has other values than Llama 3's scaling gives, for which checkpoints have no"
+            " words; give the Hugging Face folder that the file was made of"
+        ),
     ),
     "pre-tokenizer": (
         {"keys": {"tokenizer.ggml.pre": "nobody"}, "drop": ("tokenizer.huggingface.json",)},
