@@ -232,7 +232,8 @@ REFUSED = {
     "tensor more": (
         {"tensors": {"blk.1.attn_sinks.weight": np.ones(4, np.float32)}},
         (
-            "FILE: tensor blk.1.attn_sinks.weight has no place in a llama model; give the Hugging Face folder that the file"
+            "FILE: tensor blk.1.attn_sinks.weight has no place in a llama model; give the Hugging Face "
+            "folder that the file"
             " was made of"
         ),
     ),
@@ -251,14 +252,16 @@ REFUSED = {
     "rope": (
         {"keys": {"llama.rope.scaling.type": "longrope"}},
         (
-            "FILE: rope.scaling.type is 'longrope', for which checkpoints have no words; give the Hugging Face folder that"
+            "FILE: rope.scaling.type is 'longrope', for which checkpoints have no words; give the "
+            "Hugging Face folder that"
             " the file was made of"
         ),
     ),
     "divisors": (
         {"tensors": {"rope_freqs.weight": np.linspace(1, 9, 8).astype(np.float32)}},
         (
-            "FILE: tensor rope_freqs.weight has other values than Llama 3's scaling gives, for which checkpoints have no"
+            "FILE: tensor rope_freqs.weight has other values than Llama 3's scaling gives, for which "
+            "checkpoints have no"
             " words; give the Hugging Face folder that the file was made of"
         ),
     ),
