@@ -64,6 +64,10 @@ def _check_predictors(config: RelufyConfig) -> None:
     assert config.predictors is not None
     if not config.resume:
         refuse_existing(config.predictors.out)
+    if config.predictors.rank is not None:
+        from ..predictors.training.rank import check_rank  # loads torch, for seconds
+
+        check_rank(open_checkpoint(config.model).spec, config.predictors.rank)
     if config.recover == "none":
         raise TsconvertError(
             "--predictors with --recover none: they are trained along with local or full recovery; choose one of"
@@ -95,6 +99,10 @@ def _estimated(config: RelufyConfig) -> RelufyReport:
 def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[PlannedTensor]]:
     """The model, its teacher, and the tensors to write."""
     source = open_checkpoint(config.model)
+    if config.activation == "tswiglu" and source.spec.activation == "geglu":
+        raise TsconvertError(
+            f"{config.model}: is a GeGLU model, and --activation tswiglu keeps SwiGLU; choose drelu or reglu"
+        )
     return source, _teacher(source, config), plan_of(source, config.dtype)
 
 
