@@ -209,6 +209,7 @@ def main() -> None:
                  export-gguf DIR --out F.gguf    for PowerInfer, llama.cpp or tsconvert's own runner
                  run F.gguf -p PROMPT            text
 
-    MODEL is a Hugging Face folder, a hub id, or an embedded model: tiny-mistral, tiny-mixtral.
+    MODEL is a Hugging Face folder, a GGUF file for llama.cpp, a hub id, or an embedded model: tiny-mistral,
+    tiny-mixtral.
     `tsconvert demo` runs the whole chain.
     """

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 from tsconvert.quant.types.kquants import encoders
 
 TYPES = ("Q4_K", "Q6_K", "Q5_K", "Q3_K", "Q2_K")

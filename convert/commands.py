@@ -37,8 +37,8 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
 # What --dry-run does not need is not refused beside it: it answers for the command line of the run to come.
 @command(
     "relufy",
-    argument(RelufyConfig, "model", "The dense model: a Hugging Face folder, a hub id, or"
-             " tiny-mistral or tiny-mixtral.", "MODEL"),
+    argument(RelufyConfig, "model", "The dense model: a Hugging Face folder, a GGUF file for llama.cpp, a hub"
+             " id, or tiny-mistral or tiny-mixtral.", "MODEL"),
     heading(
         "Output",
         setting(RelufyConfig, "out", "Folder of the sparse checkpoint; must not exist.", kind=OUT_FOLDER),

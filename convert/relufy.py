@@ -21,9 +21,9 @@ from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
-from ..model.files.writer import CheckpointWriter, PlannedTensor, plan_like
+from ..model.files.writer import CheckpointWriter, PlannedTensor
 from ..model.journal import JOURNAL, KEPT, Journal
-from ..model.sparse_checkpoint import Thresholds, sparse_config, write_companions
+from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
@@ -99,11 +99,11 @@ def _estimated(config: RelufyConfig) -> RelufyReport:
 def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[PlannedTensor]]:
     """The model, its teacher, and the tensors to write."""
     source = open_checkpoint(config.model)
-    teacher = _teacher(source, config)
-    plan = plan_like([source.info(place) for place in source.places], config.dtype)
-    # experts are written one tensor each, whatever layout they came in
-    names = [hf_name(source.spec, place) for place in source.places]
-    return source, teacher, [replace(tensor, name=name) for tensor, name in zip(plan, names, strict=True)]
+    if config.activation == "tswiglu" and source.spec.activation == "geglu":
+        raise TsconvertError(
+            f"{config.model}: is a GeGLU model, and --activation tswiglu keeps SwiGLU; choose drelu or reglu"
+        )
+    return source, _teacher(source, config), plan_of(source, config.dtype)
 
 
 def _recover_fully(config: RelufyConfig) -> RelufyReport:
@@ -254,11 +254,12 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
     with progress("tensors", len(places)) as step:
         for place in places:
             info = source.info(place)
-            if config.dtype and config.dtype != info.dtype:
-                raw = from_float32(to_float32(source.raw(place), info.dtype), config.dtype)
-                writer.write(hf_name(source.spec, place), raw)
+            name, dtype = hf_name(source.spec, place), config.dtype or info.dtype
+            if dtype == info.dtype and info.plain:
+                writer.copy(name, info)
             else:
-                writer.copy(hf_name(source.spec, place), info)
+                pieces = (to_float32(piece, info.dtype) for piece in source.pieces(place))
+                writer.write_pieces(name, (from_float32(piece, dtype) for piece in pieces))
             step("")
 
 

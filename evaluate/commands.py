@@ -53,8 +53,8 @@ def _is_gguf(model: str | None) -> bool:
 # --no-order is not refused where firing is not known: the neurons then stay as they are, which is what it asks for.
 @command(
     "export-gguf",
-    argument(ExportConfig, "model", "The checkpoint, dense or sparse: a folder, a hub id, or an embedded model.",
-             "MODEL"),
+    argument(ExportConfig, "model", "The checkpoint, dense or sparse: a folder, a GGUF file, a hub id, or an"
+             " embedded model.", "MODEL"),
     heading(
         "Output",
         setting(ExportConfig, "out", "The GGUF file; must not exist.", kind=OUT_FILE),

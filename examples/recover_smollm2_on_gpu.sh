@@ -6,8 +6,8 @@ set -eu
 cd "${1:-build/gpu}" 2>/dev/null || { mkdir -p "${1:-build/gpu}" && cd "${1:-build/gpu}"; }
 [ -d dense ] || python -c "
 from pathlib import Path
-from tsconvert.model.gguf_import import import_smollm2
-import_smollm2(Path('dense'))"
+from tsconvert.model.gguf_import import import_gguf, smollm2_file
+import_gguf(smollm2_file(), Path('dense'))"
 [ -d sparse ] || tsconvert relufy dense --out sparse --recover full --resume --device cuda --dtype BF16 \
     --tokens 512K --steps 400 --batch-tokens 8192 --target-sparsity 0.905 \
     --full-tokens 60M --full-batch-tokens 65536 --micro-tokens 16384 --full-learning-rate 4e-4 --context 1024 \

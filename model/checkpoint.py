@@ -1,10 +1,11 @@
-"""Reading a Hugging Face checkpoint: safetensors files, mapped, checked against the model spec before use.
+"""Reading a checkpoint, a Hugging Face folder or a GGUF file: mapped, checked against the model spec before use.
 
 Every tensor is found by its place (tensor_names.py), whatever layout the file has; nothing is read until it is asked
 for.
 """
 
 import mmap
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,27 @@ import numpy.typing as npt
 
 from ..common.progress import note
 from .files.dtypes import to_float32
+from .files.found_files import gguf_source
+from .files.gguf.tensor import GgufTensorInfo
 from .files.integrity import INFINITE_BITS, TensorScans, not_finite
 from .files.locate import find_model
 from .files.safetensors_files import TensorInfo
+from .find_gguf_tensors import find_gguf_tensors
 from .find_tensors import check_config, find_tensors
 from .tensor_names import Place
 
+_PIECE_BYTES = 1 << 23  # stays in the last cache when it is read again
+
 
 class Checkpoint:
-    """A checkpoint folder whose tensors are all there, have the right shapes and lie within their files."""
+    """A checkpoint folder whose tensors are all there, have the right shapes and lie within their files.
+
+    Those of a GGUF file (files/gguf/folder.py) are decoded when they are asked for, row by row.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = find_tensors(folder)
+        found = find_gguf_tensors(folder) if gguf_source(folder) else find_tensors(folder)
         self.config: dict[str, Any] = found.config
         """config.json, without what its weights contradict."""
         self.spec = found.spec
@@ -35,7 +44,7 @@ class Checkpoint:
         self._infos = found.infos
         for line in found.notes:
             _note(line)
-        self.scans = TensorScans({place: info.dtype for place, info in self._infos.items()}, self.raw)
+        self.scans = TensorScans({place: info.dtype for place, info in self._infos.items()}, self.pieces)
 
     def info(self, place: Place) -> TensorInfo:
         """The name, file, type, shape and position of the tensor at ``place``."""
@@ -50,9 +59,24 @@ class Checkpoint:
         return list(self._infos)
 
     def raw(self, place: Place) -> npt.NDArray[np.uint8]:
-        """The bytes of the tensor at ``place``, as a view of the mapped file."""
+        """The bytes of the tensor at ``place``, as a view of the mapped file where they lie there."""
         info = self._infos[place]
+        if isinstance(info, GgufTensorInfo):
+            return info.decoded(slice(0, info.rows)).reshape(-1)
         return np.frombuffer(self._mapped(info.file), np.uint8, info.size_bytes, info.start)
+
+    def rows(self, place: Place, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The bytes of rows of the tensor at ``place``, [rows, bytes of one]."""
+        info = self._infos[place]
+        if isinstance(info, GgufTensorInfo):
+            return info.decoded(index)
+        return self.raw(place).reshape(info.rows, -1)[index]
+
+    def pieces(self, place: Place) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of the tensor at ``place``, some rows at a time."""
+        info = self._infos[place]
+        step = max(1, _PIECE_BYTES * info.rows // max(1, info.size_bytes))
+        return (self.rows(place, slice(first, first + step)).reshape(-1) for first in range(0, info.rows, step))
 
     def prefetch(self, layer: int) -> None:
         """Let the kernel read the tensors of ``layer`` into the page cache in the background."""
@@ -61,7 +85,7 @@ class Checkpoint:
         for place, info in self._infos.items():
             if place.layer == layer:
                 start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
-                self._mapped(info.file).madvise(mmap.MADV_WILLNEED, start, info.start + info.size_bytes - start)
+                self._mapped(info.file).madvise(mmap.MADV_WILLNEED, start, info.start + info.stored_bytes - start)
 
     def array(self, place: Place) -> npt.NDArray[np.float32]:
         """The tensor at ``place`` as float32 of its shape (a copy, but for F32 files)."""
@@ -106,7 +130,7 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """The checkpoint that ``model`` names: a folder, an embedded model (`tiny-mistral`), or a hub id.
+    """The checkpoint that ``model`` names: a folder, a GGUF file, an embedded model (`tiny-mistral`), or a hub id.
 
     Raises:
         TsconvertError: nothing is there, or what is there is incomplete, torn, or of another kind.

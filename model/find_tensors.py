@@ -24,7 +24,7 @@ from .files.safetensors_files import (
     shard_files,
     weight_map,
 )
-from .spec import ModelSpec, quantization_method, read_config, spec_of
+from .spec import ModelSpec, family_of, quantization_method, read_config, spec_of, text_config
 from .tensor_names import Place, hf_name, model_places, shape_of
 
 _BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
@@ -32,6 +32,9 @@ _BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|mode
 _VALUE_HEAD = re.compile(r"v_head\.(summary\.)?\w+")
 """The value head that reinforcement learning (trl) leaves in a model; transformers does not load it."""
 _BIASES = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."}
+"""Key that says there are biases -> what their names have in them."""
+_OTHER_PARTS = re.compile(r"(model\.)?(vision_tower|vision_model|multi_modal_projector|embed_vision)\..+")
+"""Tensors of a model with a language model in it that are not the language model's."""
 _PIECE_BYTES = 1 << 24
 _PREFIXES = {
     "_orig_mod.": "a torch.compile wrapper was saved: save the model inside it (model._orig_mod)",
@@ -40,6 +43,8 @@ _PREFIXES = {
     "model.language_model.": "the model has other parts than the language model: save its language model alone",
     "language_model.": "the model has other parts than the language model: save its language model alone",
 }
+_INSIDE = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.": ""}
+"""The beginnings of names in models that have a language model in them -> those that it has alone."""
 """What stands before the names in checkpoints that transformers does not load as a language model -> what to do."""
 
 
@@ -58,7 +63,8 @@ class Found:
 def find_tensors(folder: Path) -> Found:
     """The tensors of the checkpoint in ``folder``, and its spec."""
     where = folder / "config.json"
-    written = read_config(folder)
+    whole = read_config(folder)
+    written = text_config(whole)
     found = _describe(written, where)
     config, doubted = found.config, [key for key in written if key not in found.config]
     if written.get("auto_map") and written["model_type"] not in SPARSE_TYPES:
@@ -68,6 +74,8 @@ def find_tensors(folder: Path) -> Found:
         )
     try:
         infos = _read_headers(folder, found.notes)
+        if "text_config" in whole and "text_config" not in written:
+            infos = _language_model(infos, whole, found)
     except UnreadableTypeError:
         spec_of(written, where)  # quantized, then; or else the type alone is wrong
         raise
@@ -83,6 +91,7 @@ def find_tensors(folder: Path) -> Found:
                 f"{where}: quantization_config ({quantization_method(written)}) is left over, the weights are not"
                 " quantized; they are read as they are"
             )
+    _leave_out_biases(found)
     _tie(found, folder)
     _require_all(found, folder, unknown)
     order = {place: i for i, place in enumerate(model_places(found.spec))}
@@ -92,12 +101,13 @@ def find_tensors(folder: Path) -> Found:
 
 def check_config(folder: Path) -> None:
     """Refuse a folder whose config.json alone says that it cannot be converted, before its weights are fetched."""
-    _describe(read_config(folder), folder / "config.json")
+    _describe(text_config(read_config(folder)), folder / "config.json")
 
 
 def _describe(written: dict[str, Any], where: Path) -> Found:
     """What config.json says, without the keys that the tensors may contradict."""
-    doubted = [key for key in _BIASES if written.get(key) is True]
+    family = family_of(written, where)
+    doubted = [key for key in _BIASES if written.get(key) is True and key not in family.biases]
     if isinstance(written.get("quantization_config"), dict):
         doubted.append("quantization_config")
     config = {key: value for key, value in written.items() if key not in doubted}
@@ -135,6 +145,36 @@ def _of_two(first: TensorInfo, second: TensorInfo, index: dict[str, str]) -> Ten
     )
 
 
+def _language_model(infos: list[TensorInfo], config: dict[str, Any], found: Found) -> list[TensorInfo]:
+    """The tensors of the language model within a model that has other parts, by the names that it has alone."""
+    inside, others = [], 0
+    for info in infos:
+        if _OTHER_PARTS.fullmatch(info.name):
+            others += 1
+            continue
+        start = next((start for start in _INSIDE if info.name.startswith(start)), "")
+        inside.append(replace(info, name=_INSIDE.get(start, "") + info.name.removeprefix(start)))
+    found.notes.append(
+        f"{config['model_type']}: its language model ({found.spec.family}) is read; its other parts, {others} tensors,"
+        " are left out"
+    )
+    return inside
+
+
+def _leave_out_biases(found: Found) -> None:
+    """Biases that are zero throughout are none."""
+    for key, roles in FAMILIES[found.spec.family].biases.items():
+        places = [Place(f"{role}_bias", layer) for layer in range(found.spec.layers) for role in roles]
+        infos = [found.infos[place] for place in places if place in found.infos]
+        if not infos or len(infos) != len(places) or any(piece.any() for info in infos for piece in _pieces(info)):
+            continue
+        for place in places:
+            del found.infos[place]
+        found.spec = replace(found.spec, biases=tuple(role for role in found.spec.biases if role not in roles))
+        found.config[key] = False
+        found.notes.append(f"{infos[0].file}: {len(infos)} biases are 0 throughout and are left out")
+
+
 def _place(infos: list[TensorInfo], found: Found) -> list[TensorInfo]:
     """Put the tensors at their places; returns those that have none."""
     others: list[TensorInfo] = []
@@ -153,15 +193,15 @@ def _place(infos: list[TensorInfo], found: Found) -> list[TensorInfo]:
 
 def _is_bias(info: TensorInfo, spec: ModelSpec) -> bool:
     name, dot, last = info.name.rpartition(".")
-    return last == "bias" and bool(_places_of(replace(info, name=f"{name}{dot}weight"), spec))
+    return last == "bias" and bool(_places_of(replace(info, name=f"{name}{dot}weight", shape=()), spec))
 
 
 def _note_others(biases: list[TensorInfo], found: Found) -> None:
     for info in biases:
         if any(piece.any() for piece in _pieces(info)):
             raise TsconvertError(
-                f"{info.file}: tensor {label(info.name)} is a bias with values other than 0; tsconvert covers models"
-                " without biases, choose one"
+                f"{info.file}: tensor {label(info.name)} is a bias with values other than 0, and by config.json the"
+                f" {found.spec.family} model has none there; the two belong to different models, download both again"
             )
     if biases:
         found.notes.append(f"{biases[0].file}: {len(biases)} biases are 0 throughout and are left out")
@@ -197,8 +237,12 @@ def _require_all(found: Found, folder: Path, unknown: list[TensorInfo]) -> None:
     for place in model_places(spec):
         if place not in found.infos:
             _refuse_wrapped(unknown, spec)
+            role = place.role.removesuffix("_bias")
+            said = [key for key, roles in FAMILIES[spec.family].biases.items() if role in roles and role != place.role]
+            why = f" and {said[0]} is true in config.json" if said else ""
             raise TsconvertError(
-                f"{folder}: tensor {hf_name(spec, place)} is missing; the checkpoint is incomplete, download it again"
+                f"{folder}: tensor {hf_name(spec, place)} is missing{why}; the checkpoint is incomplete, download it"
+                " again"
             )
         _require_shape(found.infos[place], shape_of(spec, place))
     if unknown:
@@ -255,16 +299,35 @@ def _pattern(template: str) -> re.Pattern[str]:
 def _places_of(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
     """The places whose weights the tensor holds, each with its part; empty if the model has no such tensor."""
     family = FAMILIES[spec.family]
-    for role, template in (*family.tensors.items(), *family.renamed.items()):
+    biases = {role: family.name_of(role) for role in (f"{role}_bias" for role in spec.biases)}
+    own = {role: name for role, name in {**family.tensors, **biases}.items() if family.whole(role) is None}
+    for role, template in (*own.items(), *family.renamed.items()):
         if match := _pattern(template).fullmatch(info.name):
             number = {letter: int(digits) for letter, digits in match.groupdict().items()}
             place = Place(role, number.get("L"), number.get("E"))
             inside = (place.layer or 0) < spec.layers and (place.expert is None or place.expert < spec.experts)
             return {place: info} if inside else {}
+    for template, roles in family.fused.items():
+        if (match := _pattern(template).fullmatch(info.name)) and int(match["L"]) < spec.layers:
+            return _row_slices(info, [Place(role, int(match["L"])) for role in roles], spec)
     for template, roles in family.stacked.items():
         if (match := _pattern(template).fullmatch(info.name)) and int(match["L"]) < spec.layers:
             return _stacked_places(info, spec, int(match["L"]), roles)
     return {}
+
+
+def _row_slices(info: TensorInfo, places: list[Place], spec: ModelSpec) -> dict[Place, TensorInfo]:
+    """The places whose rows lie one below the other in a tensor."""
+    shapes = [shape_of(spec, place) for place in places]
+    rows = sum(shape[0] for shape in shapes)
+    if info.shape:
+        _require_shape(info, (rows, *shapes[0][1:]))
+    found, start = {}, info.start
+    for place, shape in zip(places, shapes, strict=True):
+        size = info.size_bytes // rows * shape[0]
+        found[place] = TensorInfo(info.name, info.file, info.dtype, shape, start, size)
+        start += size
+    return found
 
 
 def _stacked_places(info: TensorInfo, spec: ModelSpec, layer: int, roles: tuple[str, ...]) -> dict[Place, TensorInfo]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import to_float32
 from .modeling_turbosparse import SparseExperts, activate, factors, sparsify
-from .tensor_names import FFN, PREDICTOR, Place
+from .spec import DENSE_ACTIVATIONS, ModelSpec
+from .tensor_names import FFN, Place, layer_roles, shape_of
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, C attention context.
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -26,6 +28,14 @@ def read_tensor(checkpoint: Checkpoint, place: Place) -> torch.Tensor:
     return flat.reshape(info.shape).float()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Where a tensor lies in a decoder layer: some rows of a parameter."""
+
+    path: str
+    rows: slice | None = None
+
+
 @dataclass
 class Layer:
     """A decoder layer in float32: its attention half and its FFN half, apart."""
@@ -34,11 +44,17 @@ class Layer:
     module: Any
     """transformers' decoder layer."""
     activation: str
-    rotary: Any
+    spec: ModelSpec
+    rotary: Callable[..., Any]
+    """Of the hidden states and positions: transformers' cosines and sines in this layer."""
     mask: torch.Tensor | None
-    experts: int
-    parameters: Mapping[str, str]
-    """Role -> the path of its parameter in ``module``; experts left out."""
+    parameters: Mapping[str, Rows]
+    """Role -> its weights in ``module``; experts left out."""
+
+    @property
+    def experts(self) -> int:
+        """How many; 0 for a dense FFN."""
+        return self.spec.experts
 
     @property
     def threshold(self) -> float:
@@ -65,8 +81,17 @@ class Layer:
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        device: torch.device = self.module.input_layernorm.weight.device
-        return device
+        return self.weight("attn_output").device
+
+    def weight(self, role: str) -> torch.Tensor:
+        """The weights of a role that is no expert's: a parameter, or rows of one."""
+        place = self.parameters[role]
+        parameter: torch.Tensor = self.module.get_parameter(place.path)
+        return parameter if place.rows is None else parameter[place.rows]
+
+    def norm_weight(self, role: str) -> torch.Tensor | None:
+        """What a norm of inputs multiplies by, [D], None where there is no such norm."""
+        return self.weight(role) + self.spec.norm_offset if role in self.parameters else None
 
     @torch.no_grad()
     def attend(self, x_NSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,23 +102,39 @@ class Layer:
         position = torch.arange(x_NSD.shape[1], device=x_NSD.device)[None]
         try:
             out_NSD, _ = attention(
-                hidden_states=self.module.input_layernorm(x_NSD),
-                position_embeddings=self.rotary(x_NSD, position_ids=position),
+                hidden_states=self._normed("attn_norm", x_NSD),
+                position_embeddings=self.rotary(x_NSD, position),
                 attention_mask=self.mask,
+                position_ids=position,
             )
         finally:
             hook.remove()
-        return x_NSD + out_NSD, kept[0]
+        return x_NSD + self._closed("attn_post_norm", out_NSD), kept[0]
+
+    def attended(self, x_TD: torch.Tensor, context_TC: torch.Tensor) -> torch.Tensor:
+        """The residual stream [T, D] after attention, of its input and what goes into the output projection."""
+        out_TD: torch.Tensor = self.module.self_attn.o_proj(context_TC)
+        return x_TD + self._closed("attn_post_norm", out_TD).float()
 
     def norm(self, residual_TD: torch.Tensor) -> torch.Tensor:
         """The FFN's input."""
-        normed_TD: torch.Tensor = self.module.post_attention_layernorm(residual_TD)
-        return normed_TD
+        return self._normed("ffn_norm", residual_TD)
+
+    def _normed(self, role: str, x: torch.Tensor) -> torch.Tensor:
+        if role not in self.parameters:
+            return x
+        normed: torch.Tensor = self.module.get_submodule(self.parameters[role].path.removesuffix(".weight"))(x)
+        return normed
+
+    def _closed(self, role: str, out: torch.Tensor) -> torch.Tensor:
+        """What half a layer adds to the residual stream, of its output."""
+        out, scale = self._normed(role, out), self.spec.residual_scale
+        return out if scale == 1 else out * scale
 
     def ffn(self, x_TD: torch.Tensor) -> torch.Tensor:
-        """The output [T, D] of the FFN (of its experts, weighted) for its normed input [T, D]."""
+        """What the FFN (its experts, weighted) adds to the residual [T, D] for its normed input [T, D]."""
         out_TD: torch.Tensor = self.module.mlp(x_TD[None])[0]
-        return out_TD
+        return self._closed("ffn_post_norm", out_TD)
 
     def route(self, x_TD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """For each FFN the tokens (indices) that it sees and their weights [T, 1]; a dense FFN sees all, unweighted."""
@@ -115,38 +156,51 @@ class Layer:
         """gate [F, D], up [F, D] and down [D, F] of one FFN: the parameters, or views of them."""
         return self._ffns()[expert]
 
+    def gate_up(self, x_TD: torch.Tensor, expert: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """What gate and up give [T, F], for the normed inputs that the FFN sees."""
+        gate_FD, up_FD, _ = self.ffn_weights(expert)
+        return self._gate_up(x_TD, gate_FD, up_FD)
+
     def activations(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
         """h [T, F] of one FFN for the normed inputs that it sees."""
-        gate_FD, up_FD, _ = self.ffn_weights(expert)
-        return self._activate(x_TD, gate_FD, up_FD)
+        return self._activate(*self.gate_up(x_TD, expert))
+
+    def flip(self, signs_F: torch.Tensor, expert: int = 0) -> None:
+        """Multiply what up gives, and what down takes, by +1 or -1."""
+        _, up_FD, down_DF = self.ffn_weights(expert)
+        up_FD.mul_(signs_F[:, None])
+        down_DF.mul_(signs_F)
+        if "ffn_up_bias" in self.parameters:
+            self.weight("ffn_up_bias").mul_(signs_F)
 
     def factors(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
         """What the threshold is held against [T, F], of one FFN."""
-        return factors(*self.gates_and_ups(x_TD, expert), self.activation, self.up_threshold)
-
-    def gates_and_ups(self, x_TD: torch.Tensor, expert: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the two matrices of one FFN give [T, F] for its normed inputs."""
-        gate_FD, up_FD, _ = self.ffn_weights(expert)
-        return nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
+        return factors(*self.gate_up(x_TD, expert), self.activation, self.up_threshold)
 
     def _ffns(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        mlp = self.module.mlp
         if not self.experts:
-            return [(mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)]
+            return [(self.weight("ffn_gate"), self.weight("ffn_up"), self.weight("ffn_down"))]
         # unbound once: the gradient of each expert taken by its index would be as large as all experts
-        pairs = zip(mlp.experts.gate_up_proj.unbind(0), mlp.experts.down_proj.unbind(0), strict=True)
+        experts = self.module.mlp.experts
+        pairs = zip(experts.gate_up_proj.unbind(0), experts.down_proj.unbind(0), strict=True)
         return [(*gate_up.chunk(2), down_DF) for gate_up, down_DF in pairs]
 
-    def _activate(self, x_TD: torch.Tensor, gate_FD: torch.Tensor, up_FD: torch.Tensor) -> torch.Tensor:
-        gate_TF, up_TF = nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
-        if self.activation == "swiglu":
-            return nn.functional.silu(gate_TF) * up_TF
+    def _bias(self, role: str) -> torch.Tensor | None:
+        return self.weight(role) if role in self.parameters else None
+
+    def _gate_up(
+        self, x_TD: torch.Tensor, gate_FD: torch.Tensor, up_FD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        gate_F, up_F = self._bias("ffn_gate_bias"), self._bias("ffn_up_bias")
+        return nn.functional.linear(x_TD, gate_FD, gate_F), nn.functional.linear(x_TD, up_FD, up_F)
+
+    def _activate(self, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
         return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
 
     def ffn_parts(
         self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The parts of `ffn`, FFN by FFN: the tokens that it sees, its h [T, F], its share of the output [T, D].
+        """The parts of `ffn`, FFN by FFN: the tokens that it sees, its h [T, F], its share of what is added [T, D].
 
         Args:
             mask: of an expert and its inputs, the neurons [T, F] that make up the output; h is not masked.
@@ -154,15 +208,16 @@ class Layer:
         for expert, (route, weights) in enumerate(zip(self.route(x_TD), self._ffns(), strict=True)):
             (token, weight_T1), (gate_FD, up_FD, down_DF) = route, weights
             seen_TD = x_TD if weight_T1 is None else x_TD[token]
-            h_TF = self._activate(seen_TD, gate_FD, up_FD)
+            h_TF = self._activate(*self._gate_up(seen_TD, gate_FD, up_FD))
             used_TF = h_TF if mask is None else h_TF * mask(expert, seen_TD)
-            out_TD = nn.functional.linear(used_TF, down_DF)
+            out_TD = nn.functional.linear(used_TF, down_DF, self._bias("ffn_down_bias"))
+            out_TD = self._closed("ffn_post_norm", out_TD)
             yield token, h_TF, out_TD if weight_T1 is None else out_TD * weight_T1
 
     def tensors(self) -> Iterator[tuple[Place, torch.Tensor]]:
         """Each of the layer's tensors with its place."""
-        for role, path in self.parameters.items():
-            yield Place(role, self.index), self.module.get_parameter(path).data
+        for role in self.parameters:
+            yield Place(role, self.index), self.weight(role).detach()
         for expert in range(self.experts):
             for role, weight in zip(FFN, self.ffn_weights(expert), strict=True):
                 yield Place(role, self.index, expert), weight.detach()
@@ -191,14 +246,16 @@ class Stack:
         config_class, self._layer_class, rotary_class = map(
             family.transformers_class, ("Config", "DecoderLayer", "RotaryEmbedding")
         )
-        self._parameters = _parameter_paths(family)
+        self._parameters = _parameter_rows(family, checkpoint.spec)
         fields = {key: value for key, value in checkpoint.config.items() if key not in ("model_type", "auto_map")}
-        fields["head_dim"] = checkpoint.spec.head_dim  # YaRN's parameters are computed from it
+        if "head_dim" in family.defaults:
+            fields["head_dim"] = checkpoint.spec.head_dim  # YaRN's parameters are computed from it
+        fields[family.key("hidden_act")] = next(iter(family.activations))  # the dense model's own, or what is replaced
         try:
             self.config = config_class.from_dict(fields)
-            self.config.hidden_act = "silu"  # what sparsify replaces, or the dense model's own
             self.config.ffn_activation = self.activation
-            self.config._attn_implementation = "sdpa"
+            # transformers' sdpa leaves the cap out
+            self.config._attn_implementation = "eager" if checkpoint.spec.attention_softcap else "sdpa"
             self.rotary = rotary_class(self.config).to(device)
         except Exception as error:  # its own kinds for each field, and what the rotary embedding trips over
             raise TsconvertError(
@@ -207,18 +264,33 @@ class Stack:
 
     def build(self, index: int, context: int) -> Layer:
         """Layer ``index`` for sequences of ``context`` tokens."""
+        spec = self.checkpoint.spec
         with torch.device("meta"):
             module = self._layer_class(self.config, index)
-            if self.activation != "swiglu":
+            if self.activation not in DENSE_ACTIVATIONS:
                 sparsify(module, self.config)
-        for role, path in self._parameters.items():
-            tensor = read_tensor(self.checkpoint, Place(role, index))
+        for path, roles in _by_path(self._parameters).items():
+            parts = [read_tensor(self.checkpoint, Place(role, index)) for role in roles]
+            tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
             _assign(module, path, tensor.to(self.device, self.matrices if tensor.dim() > 1 else None))
-        spec = self.checkpoint.spec
         if spec.experts:
             self._fill_experts(module.mlp.experts, index)
         module.eval().requires_grad_(False)
-        return Layer(index, module, self.activation, self.rotary, self._mask(context), spec.experts, self._parameters)
+        local = spec.sliding_window is not None and index not in spec.full_layers
+        mask = self._mask(context, spec.sliding_window if local else None)
+        return Layer(index, module, self.activation, spec, self._rotary(local), mask, self._parameters)
+
+    def _rotary(self, local: bool) -> Callable[..., Any]:
+        """Cosines and sines of the layers with a window, or of those without, where these differ."""
+        if self.checkpoint.spec.local_rope_theta is None:
+            return cast("Callable[..., Any]", self.rotary)
+        return partial(self.rotary, layer_type="sliding_attention" if local else "full_attention")
+
+    def norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last norm, which the head's input goes through."""
+        spec = self.checkpoint.spec
+        weight_D = read_tensor(self.checkpoint, Place("output_norm")) + spec.norm_offset
+        return torch.nn.functional.rms_norm(hidden, weight_D.shape, weight_D, spec.norm_eps)
 
     def embed(self, rows_NS: torch.Tensor) -> torch.Tensor:
         """The embeddings [N, S, D] of token ids [N, S]; only the rows that occur are read."""
@@ -230,8 +302,10 @@ class Stack:
                 f"{self.checkpoint.folder}: the tokenizer gives token {int(ids[-1])} and the model has"
                 f" {info.shape[0]} tokens; copy the model's own tokenizer there"
             )
-        rows = self.checkpoint.raw(place).reshape(info.shape[0], -1)[ids.numpy()]
-        return torch.from_numpy(to_float32(rows.reshape(-1), info.dtype).reshape(len(ids), -1))[inverse_NS]
+        rows = self.checkpoint.rows(place, ids.numpy())
+        found_ID = torch.from_numpy(to_float32(rows.reshape(-1), info.dtype).reshape(len(ids), -1))
+        scale = self.checkpoint.spec.embedding_scale
+        return (found_ID if scale == 1 else found_ID * scale)[inverse_NS]
 
     def _fill_experts(self, experts: Any, index: int) -> None:
         spec = self.checkpoint.spec
@@ -247,19 +321,36 @@ class Stack:
         if not isinstance(experts, SparseExperts):
             experts.config._experts_implementation = "eager"
 
-    def _mask(self, context: int) -> torch.Tensor | None:
+    def _mask(self, context: int, window: int | None) -> torch.Tensor | None:
         """None lets the attention be causal by itself; a sliding window within the context needs a mask."""
-        window = self.checkpoint.spec.sliding_window
-        if window is None or window >= context:
+        eager = self.checkpoint.spec.attention_softcap > 0
+        if (window is None or window >= context) and not eager:
             return None
         ones = torch.ones(context, context, dtype=torch.bool, device=self.device)
-        return (ones.tril() & ones.triu(1 - window))[None, None]
+        seen = (ones.tril() & ones.triu(1 - (window or context)))[None, None]
+        return torch.zeros(seen.shape, device=self.device).masked_fill(~seen, -torch.inf) if eager else seen
 
 
-def _parameter_paths(family: Family) -> dict[str, str]:
-    """Role -> the path of its parameter in transformers' decoder layer; experts and predictors left out."""
-    roles = [role for role, name in family.tensors.items() if "{L}" in name and "{E}" not in name]
-    return {role: family.name_in_memory(role).partition("{L}.")[2] for role in roles if role not in PREDICTOR}
+def _parameter_rows(family: Family, spec: ModelSpec) -> dict[str, Rows]:
+    """Role -> its weights in transformers' decoder layer; experts left out."""
+    found, used = {}, dict.fromkeys(family.fused, 0)
+    for role in layer_roles(spec):
+        whole = family.whole(role)
+        path = (whole or family.name_in_memory(role)).partition("{L}.")[2]
+        if whole is not None:
+            start, used[whole] = used[whole], used[whole] + shape_of(spec, Place(role, 0))[0]
+            found[role] = Rows(path, slice(start, used[whole]))
+        elif "{E}" not in path:
+            found[role] = Rows(path)
+    return found
+
+
+def _by_path(parameters: Mapping[str, Rows]) -> dict[str, list[str]]:
+    """Path -> the roles there, from the first row to the last."""
+    found: dict[str, list[str]] = {}
+    for role, place in parameters.items():
+        found.setdefault(place.path, []).append(role)
+    return found
 
 
 def _assign(module: nn.Module, path: str, tensor: torch.Tensor) -> None:

@@ -1,50 +1,25 @@
-"""Llama, Mistral and Mixtral with a sparse FFN: dReLU, relu(gate) * relu(up), ReGLU, relu(gate) * up, or SwiGLU with
-thresholds, silu(gate) * up where that is large.
+"""A causal language model of transformers with a sparse FFN: dReLU, relu(gate) * relu(up), ReGLU, relu(gate) * up, or
+SwiGLU with thresholds, silu(gate) * up where that is large.
 
 TurboSparse (arXiv 2406.05955). This file is saved with every converted checkpoint and stands alone, so that
 ``AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`` needs transformers and nothing else.
+
+The classes are made when they are asked for, out of transformers' own: `TurboSparseQwen3ForCausalLM` is
+`Qwen3ForCausalLM` with the FFNs' activation replaced, and `TurboSparseQwen3Config` is its configuration, whose
+`model_type` is `turbosparse_qwen3`. Everything else is the base model's.
 """
 
+from typing import Any
+
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-)
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 # Shape suffixes: T tokens, D model width, F neurons, E experts, K experts per token.
-
-
-class TurboSparseLlamaConfig(LlamaConfig):
-    """Llama with a sparse FFN."""
-
-    model_type = "turbosparse_llama"
-    ffn_activation: str = "drelu"
-    ffn_thresholds: list[float] | None = None
-    ffn_up_thresholds: list[float] | None = None
-
-
-class TurboSparseMistralConfig(MistralConfig):
-    """Mistral with a sparse FFN."""
-
-    model_type = "turbosparse_mistral"
-    ffn_activation: str = "drelu"
-    ffn_thresholds: list[float] | None = None
-    ffn_up_thresholds: list[float] | None = None
-
-
-class TurboSparseMixtralConfig(MixtralConfig):
-    """Mixtral with sparse experts."""
-
-    model_type = "turbosparse_mixtral"
-    ffn_activation: str = "drelu"
-    ffn_thresholds: list[float] | None = None
-    ffn_up_thresholds: list[float] | None = None
+_PREFIX, _MODEL, _CONFIG = "TurboSparse", "ForCausalLM", "Config"
 
 
 def activate(
@@ -53,8 +28,13 @@ def activate(
     """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up, `tswiglu` SwiGLU.
 
     What relu gives up to ``threshold`` is zero (FATReLU, arXiv 2402.13516). Under `tswiglu` an activation is zero where
-    its own size is at most ``threshold``, or that of its up at most ``up_threshold``.
+    its own size is at most ``threshold``, or that of its up at most ``up_threshold``. The dense ones that they replace,
+    for comparison: `swiglu` silu(gate) * up, `geglu` gelu(gate) * up by tanh.
     """
+    if activation == "swiglu":
+        return nn.functional.silu(gate_TF) * up_TF
+    if activation == "geglu":
+        return nn.functional.gelu(gate_TF, approximate="tanh") * up_TF
     if activation == "tswiglu":
         h_TF = nn.functional.silu(gate_TF) * up_TF
         return h_TF * ((h_TF.abs() > threshold) & (up_TF.abs() > up_threshold))
@@ -74,34 +54,44 @@ def factors(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, up_thre
 
 
 class SparseFFN(nn.Module):
-    """down(activate(gate(x), up(x))), without biases."""
+    """down(activate(gate(x), up(x))), with the matrices (and biases) of a dense FFN, gate and up maybe in one."""
 
-    def __init__(
-        self, width: int, neurons: int, activation: str, threshold: float = 0.0, up_threshold: float = 0.0
-    ) -> None:
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    gate_up_proj: nn.Linear
+    down_proj: nn.Linear
+
+    def __init__(self, mlp: nn.Module, activation: str, threshold: float = 0.0, up_threshold: float = 0.0) -> None:
         super().__init__()
         self.activation, self.threshold, self.up_threshold = activation, threshold, up_threshold
-        self.gate_proj = nn.Linear(width, neurons, bias=False)
-        self.up_proj = nn.Linear(width, neurons, bias=False)
-        self.down_proj = nn.Linear(neurons, width, bias=False)
+        for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
+            if hasattr(mlp, name):
+                setattr(self, name, getattr(mlp, name))
+
+    def gate_up(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What gate and up give, both [..., F]."""
+        if hasattr(self, "gate_proj"):
+            return self.gate_proj(x), self.up_proj(x)
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return gate, up
+
+    def activations(self, x: torch.Tensor) -> torch.Tensor:
+        """h [..., F]."""
+        return activate(*self.gate_up(x), self.activation, self.threshold, self.up_threshold)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
-        h = activate(self.gate_proj(x), self.up_proj(x), self.activation, self.threshold, self.up_threshold)
-        out: torch.Tensor = self.down_proj(h)
+        out: torch.Tensor = self.down_proj(self.activations(x))
         return out
 
 
 class SparseExperts(nn.Module):
-    """Mixtral's experts with the sparse activation; parameters as transformers' MixtralExperts holds them."""
+    """The experts of a layer with the sparse activation; parameters as transformers' own classes hold them."""
 
-    def __init__(
-        self, experts: int, width: int, neurons: int, activation: str, threshold: float = 0.0, up_threshold: float = 0.0
-    ) -> None:
+    def __init__(self, experts: Any, activation: str, threshold: float = 0.0, up_threshold: float = 0.0) -> None:
         super().__init__()
         self.activation, self.threshold, self.up_threshold = activation, threshold, up_threshold
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * neurons, width))
-        self.down_proj = nn.Parameter(torch.empty(experts, width, neurons))
+        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
 
     def forward(self, x_TD: torch.Tensor, choice_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
         """The weighted sum [T, D] of what the chosen experts make of ``x_TD``."""
@@ -125,62 +115,62 @@ class SparseExperts(nn.Module):
         return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
 
 
-def sparsify(layer: nn.Module, config: LlamaConfig | MistralConfig | MixtralConfig) -> None:
+def sparsify(layer: Any, config: Any) -> None:
     """Put the sparse FFN in the place of a transformers decoder layer's own."""
-    width, neurons, activation = config.hidden_size, config.intermediate_size, config.ffn_activation
     index = int(getattr(layer.self_attn, "layer_idx", 0))
     listed = [getattr(config, name, None) for name in ("ffn_thresholds", "ffn_up_thresholds")]
     thresholds = [float(values[index]) if values else 0.0 for values in listed]
     if hasattr(layer.mlp, "experts"):
-        layer.mlp.experts = SparseExperts(config.num_local_experts, width, neurons, activation, *thresholds)
+        layer.mlp.experts = SparseExperts(layer.mlp.experts, config.ffn_activation, *thresholds)
     else:
-        layer.mlp = SparseFFN(width, neurons, activation, *thresholds)
+        layer.mlp = SparseFFN(layer.mlp, config.ffn_activation, *thresholds)
 
 
-class TurboSparseLlamaForCausalLM(LlamaForCausalLM):
-    """Llama with a sparse FFN and a language-modelling head."""
-
-    config_class = TurboSparseLlamaConfig
-
-    def __init__(self, config: TurboSparseLlamaConfig) -> None:
-        super().__init__(config)
-        for layer in self.model.layers:
-            sparsify(layer, config)
-        self.post_init()
+def _config_class(prefix: str, kind: str) -> type:
+    """The configuration of the model whose transformers classes begin with ``prefix`` and whose type is ``kind``."""
+    lists = dict.fromkeys(("ffn_thresholds", "ffn_up_thresholds"))
+    fields = {"ffn_activation": "drelu", **lists, "model_type": f"turbosparse_{kind}"}
+    types = {"ffn_activation": str, **dict.fromkeys(lists, list[float] | None)}
+    about = {"__module__": __name__, "__doc__": f"{prefix} with a sparse FFN.", "__annotations__": types}
+    return type(_PREFIX + prefix + _CONFIG, (CONFIG_MAPPING[kind],), fields | about)
 
 
-class TurboSparseMistralForCausalLM(MistralForCausalLM):
-    """Mistral with a sparse FFN and a language-modelling head."""
+def _model_class(prefix: str, kind: str) -> type:
+    base: Any = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind])
 
-    config_class = TurboSparseMistralConfig
+    class Sparse(base):
+        config_class = globals().get(_PREFIX + prefix + _CONFIG) or __getattr__(_PREFIX + prefix + _CONFIG)
 
-    def __init__(self, config: TurboSparseMistralConfig) -> None:
-        super().__init__(config)
-        for layer in self.model.layers:
-            sparsify(layer, config)
-        self.post_init()
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for layer in self.model.layers:
+                sparsify(layer, config)
+            self.post_init()
 
+        @torch.no_grad()
+        def _init_weights(self, module: nn.Module) -> None:
+            super()._init_weights(module)
+            if isinstance(module, SparseExperts):
+                for weight in (module.gate_up_proj, module.down_proj):
+                    nn.init.normal_(weight, std=self.config.initializer_range)
 
-class TurboSparseMixtralForCausalLM(MixtralForCausalLM):
-    """Mixtral with sparse experts and a language-modelling head."""
-
-    config_class = TurboSparseMixtralConfig
-
-    def __init__(self, config: TurboSparseMixtralConfig) -> None:
-        super().__init__(config)
-        for layer in self.model.layers:
-            sparsify(layer, config)
-        self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, SparseExperts):
-            for weight in (module.gate_up_proj, module.down_proj):
-                nn.init.normal_(weight, std=self.config.initializer_range)
+    Sparse.__name__ = Sparse.__qualname__ = _PREFIX + prefix + _MODEL
+    Sparse.__doc__ = f"{prefix} with a sparse FFN and a language-modelling head."
+    mapping = get_checkpoint_conversion_mapping(kind)  # one tensor an expert on disk, transformers fuses them
+    if mapping:
+        register_checkpoint_conversion_mapping(f"turbosparse_{kind}", mapping, overwrite=True)
+    return Sparse
 
 
-# On disk Mixtral keeps one tensor per expert and matrix; transformers fuses them while loading.
-register_checkpoint_conversion_mapping(
-    TurboSparseMixtralConfig.model_type, get_checkpoint_conversion_mapping("mixtral"), overwrite=True
-)
+def __getattr__(name: str) -> Any:
+    """`TurboSparse...ForCausalLM` and `TurboSparse...Config`, made of transformers' classes."""
+    make = {_MODEL: _model_class, _CONFIG: _config_class}
+    end = next((end for end in make if name.startswith(_PREFIX) and name.endswith(end)), "")
+    prefix = name.removeprefix(_PREFIX).removesuffix(end)
+    configs = (f"{prefix}Text{_CONFIG}", prefix + _CONFIG)
+    known = {CONFIG_MAPPING_NAMES[kind]: kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    kinds = [known[config] for config in configs if config in known]
+    if not end or not kinds:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = globals()[name] = make[end](prefix, kinds[0])
+    return made

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError
+from .files.gguf.config import config_of
+from .files.gguf.file import GgufFile, is_gguf
 from .files.locate import find_model
 from .spec import ModelSpec, read_config, spec_of
 
@@ -16,6 +18,9 @@ def read_model_config(model: str) -> tuple[dict[str, Any], ModelSpec]:
         TsconvertError: there is none, or it describes no model that tsconvert converts.
     """
     path = Path(model)
+    if is_gguf(path):
+        content = config_of(GgufFile(path))
+        return content, spec_of(content, path)
     if path.is_file():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -10,13 +10,30 @@ from typing import Any
 from ..common.files import write_json
 from .checkpoint import Checkpoint
 from .families import FAMILIES
+from .files.writer import PlannedTensor
 from .spec import ModelSpec
+from .tensor_names import hf_name, hf_whole
 
 _MODELING = "modeling_turbosparse"
 _COMPANIONS = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "tekken.json",
 )  # fmt: skip
+
+
+def plan_of(checkpoint: Checkpoint, dtype: str | None = None) -> list[PlannedTensor]:
+    """The tensors of a checkpoint like ``checkpoint``, in ``dtype`` if given; each by the name of its place.
+
+    Experts are one tensor each, whatever layout they came in.
+    """
+    spec = checkpoint.spec
+    return [
+        PlannedTensor(
+            name=hf_name(spec, place), dtype=dtype or checkpoint.info(place).dtype, shape=checkpoint.info(place).shape,
+            whole=hf_whole(spec, place),
+        )
+        for place in checkpoint.places
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +70,7 @@ def sparse_config(
             "AutoModelForCausalLM": f"{_MODELING}.{name}ForCausalLM",
         },
         "ffn_activation": activation,
-        "hidden_act": "relu",
+        family.key("hidden_act"): "relu",
     }
     for key, values in (("ffn_thresholds", thresholds.own), ("ffn_up_thresholds", thresholds.up)) if thresholds else ():
         config.pop(key, None)
@@ -71,15 +88,31 @@ def _write_rope(config: dict[str, Any], spec: ModelSpec) -> None:
 
     AutoTokenizer reads config.json without the folder's code, and fails on `rope_scaling` in it.
     """
+    if FAMILIES[spec.family].local_rope_theta is not None:
+        _write_local_rope(config, spec)
+        return
     if not config.get("rope_scaling") and "original_max_position_embeddings" not in config:
         return
     for key in ("rope_scaling", "rope_theta", "original_max_position_embeddings"):
-        config.pop(key, None)
+        if key == "rope_theta" or key not in FAMILIES[spec.family].defaults:
+            config.pop(key, None)
     scaling: dict[str, Any] = {"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta}
     scaling.pop("type", None)
     if scaling["rope_type"] == "yarn":
         scaling.setdefault("original_max_position_embeddings", spec.context)
-    config |= {"rope_parameters": scaling, "head_dim": spec.head_dim}
+    config["rope_parameters"] = scaling
+    if "head_dim" in FAMILIES[spec.family].defaults:
+        config["head_dim"] = spec.head_dim
+
+
+def _write_local_rope(config: dict[str, Any], spec: ModelSpec) -> None:
+    """`rope_parameters` of a model whose layers with a window have a rope of their own."""
+    for key in ("rope_scaling", "rope_theta", "rope_local_base_freq"):
+        config.pop(key, None)
+    full: dict[str, Any] = {"rope_type": "default", **(spec.rope_scaling or {}), "rope_theta": spec.rope_theta}
+    full.pop("type", None)
+    local = {"rope_type": "default", "rope_theta": spec.local_rope_theta}
+    config["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
 
 
 def write_companions(checkpoint: Checkpoint, config: dict[str, Any], folder: Path) -> None:

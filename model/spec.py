@@ -5,24 +5,25 @@ A key that is left out means what transformers' config class of that `model_type
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError, shown
 from ..common.files import read_json_object
 from .config_values import real, whole
-from .families import DENSE_TYPES, SPARSE_TYPES
+from .families import DENSE_TYPES, FAMILIES, LEFT_OUT, SPARSE_TYPES, WRAPPERS
 from .families.family import Family
 from .files.found_files import no_config
 from .rope import read_rope
 
-ACTIVATIONS = ("swiglu", "drelu", "reglu", "tswiglu")
+ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu")
+DENSE_ACTIVATIONS = ("swiglu", "geglu")
 
 
 _MOST = 2**31 - 1  # what compiled code counts with
 _MOST_FFNS = 1 << 17  # in all layers; the largest models have some 16,000
-_LATER = ("thresholds", "up_thresholds")  # fields of ModelSpec that fingerprints made before them did not cover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,9 @@ class ModelSpec:
     family: str
     """One of `families.FAMILIES`."""
     activation: str
-    """The FFN's: `swiglu` silu(gate)*up, `drelu` relu(gate)*relu(up), `reglu` relu(gate)*up, `tswiglu` that of SwiGLU
-    where |up| is over the layer's ``up_thresholds`` and it is itself, in size, over ``thresholds``, else 0."""
+    """The FFN's: `swiglu` silu(gate)*up, `geglu` gelu(gate)*up (by tanh), `drelu` relu(gate)*relu(up), `reglu`
+    relu(gate)*up, `tswiglu` that of SwiGLU where |up| is over the layer's ``up_thresholds`` and it is itself, in size,
+    over ``thresholds``, else 0."""
     layers: int
     width: int
     """D, the model width."""
@@ -64,6 +66,35 @@ class ModelSpec:
     """Of `tswiglu`: the size up to which an up silences its neuron; empty: all 0."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
+    # features that plain Llama does not have; each is implemented once in layers, exporter and runner
+    biases: tuple[str, ...] = ()
+    """Roles of the matrices that have a bias, of BIASED."""
+    qk_norm: str = ""
+    """RMSNorm of queries and keys before rope: `head` by head with one weight, `whole` over all heads; empty: none."""
+    norms: str = "pre"
+    """Norms of the inputs of attention and FFN (`pre`), of their outputs before these are added (`post`), `both`."""
+    full_layers: tuple[int, ...] = ()
+    """Layers that see everything although there is a sliding window."""
+    rope_dim: int | None = None
+    """Dimensions of a head that rotate, or None for all."""
+    local_rope_theta: float | None = None
+    """The base of the rope in layers with a window, unscaled there; None: that of the others, scaled alike."""
+    no_rope_layers: tuple[int, ...] = ()
+    attention_softcap: float = 0.0
+    """c of c * tanh(x / c) over attention's scores; 0: none."""
+    logit_softcap: float = 0.0
+    attention_scale: float | None = None
+    """The factor on queries times keys; None: 1 / sqrt(head_dim)."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """The factor on what attention and FFN add."""
+    logit_scale: float = 1.0
+    norm_offset: float = 0.0
+    """What is added to the weights of all norms of a checkpoint; in GGUF files it has been."""
+    attention_temperature: float = 0.0
+    """b: a query at position p is multiplied by 1 + b ln(1 + floor(p / original context)) (Llama 4)."""
+    router_normalized: bool = True
+    """The weights of the chosen experts sum to 1; or else each is its share among all experts."""
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -100,13 +131,14 @@ class ModelSpec:
     @property
     def identity(self) -> str:
         """The text that a fingerprint covers; later fields only where they are set: older fingerprints stay valid."""
-        kept = [field for field in fields(self) if field.name not in _LATER or getattr(self, field.name)]
+        later = {field.name: field.default for field in fields(self) if field.name in _LATER}
+        kept = [field for field in fields(self) if later.get(field.name, later) != getattr(self, field.name)]
         return f"ModelSpec({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in kept)})"
 
     @property
     def sparse(self) -> bool:
         """Whether the FFN's activations are exactly zero for most neurons."""
-        return self.activation != "swiglu"
+        return self.activation not in DENSE_ACTIVATIONS
 
     @property
     def ffns(self) -> int:
@@ -132,6 +164,11 @@ class ModelSpec:
         return self.layers * (sum(self.layer_weights) + router + norms) + head + self.width
 
 
+_FIELDS = tuple(field.name for field in fields(ModelSpec))
+_LATER = {"thresholds", "up_thresholds", *_FIELDS[_FIELDS.index("eos") + 1 :]}
+"""Fields that fingerprints made before them did not cover."""
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json of a checkpoint folder."""
     path = folder / "config.json"
@@ -150,22 +187,36 @@ def read_spec(folder: Path) -> ModelSpec:
     return spec_of(read_config(folder), folder / "config.json")
 
 
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the language model in that of a model with other parts as well; another config as it is."""
+    inner = config.get("text_config")
+    kind = config.get("model_type")
+    if not isinstance(inner, Mapping) or not isinstance(kind, str) or kind not in WRAPPERS:
+        return dict(config)
+    outer = {key: config[key] for key in _OF_BOTH if key in config and key not in inner}
+    return {"model_type": WRAPPERS[kind], **outer, **inner}
+
+
+_OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "quantization_config")
+"""Keys that stand outside of `text_config` and hold for the language model too."""
+
+
 def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
     """The spec that a config.json's content describes. ``where`` is named in errors."""
-    family = _family(config, where)
+    config = text_config(config)
+    family = family_of(config, where)
     activation = _activation(config, family, where)
     _refuse(config, family, where)
-    config = {**family.defaults, **config}
+    aliased = {key: config[alias] for key, alias in _ALIASES.items() if alias in config}
+    config = {**family.defaults, **{key: aliased[key] for key in aliased if key in family.defaults}, **config}
 
-    def size(field: str, null: int | None = None) -> int:
-        if config[field] is None and field in family.nullable and null is not None:
+    def size(name: str, null: int | None = None) -> int:
+        key = family.key(name)
+        if config[key] is None and key in family.nullable and null is not None:
             return null
-        return whole(config, where, field)
+        return whole(config, where, key)
 
     width, heads = size("hidden_size"), size("num_attention_heads")
-    context = size("max_position_embeddings")
-    rope_theta, rope_scaling = read_rope(config, where, family.defaults["rope_theta"], context)
-    windowed = family.sliding_window and config["sliding_window"] is not None
     fields: dict[str, Any] = {
         "family": family.name,
         "activation": activation,
@@ -174,13 +225,10 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         "neurons": size("intermediate_size"),
         "heads": heads,
         "kv_heads": size("num_key_value_heads", null=heads),
-        "head_dim": size("head_dim", null=width // heads),
+        "head_dim": size("head_dim", null=width // heads) if "head_dim" in config else width // heads,
         "vocab": size("vocab_size"),
-        "context": context,
+        "context": size("max_position_embeddings"),
         "norm_eps": real(config, where, "rms_norm_eps"),
-        "rope_theta": rope_theta,
-        "rope_scaling": rope_scaling,
-        "sliding_window": size("sliding_window") if windowed else None,
         "tied": _truth(config, where, "tie_word_embeddings"),
         "experts": size("num_local_experts") if family.experts else 0,
         "experts_per_token": size("num_experts_per_tok") if family.experts else 0,
@@ -188,35 +236,105 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         "up_thresholds": _thresholds(config, "ffn_up_thresholds", where),
         "bos": _token(config.get("bos_token_id")),
         "eos": _tokens(config.get("eos_token_id")),
+        "norms": family.norms,
+        "biases": tuple(role for key, roles in family.biases.items() if _truth(config, where, key) for role in roles),
     }
+    fields |= _windows(config, family, fields["layers"], where)
+    fields |= read_rope(config, where, family, fields["context"], fields["head_dim"])
     try:
-        return ModelSpec(**fields)
+        return ModelSpec(**fields | _features(config, family, where))
     except TsconvertError as error:
         raise TsconvertError(f"{where}: {error}") from None
 
 
-def _family(config: Mapping[str, Any], where: Path) -> Family:
+_ALIASES = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+"""Key -> transformers' other name of it."""
+
+
+def _features(config: Mapping[str, Any], family: Family, where: Path) -> dict[str, Any]:
+    """What else the family has, some of it by the config."""
+    found = {}
+    for name, value in family.features.items():
+        if not callable(value):
+            found[name] = value
+            continue
+        try:
+            found[name] = value(config)
+        except (TypeError, ValueError, ArithmeticError, AttributeError, KeyError, OverflowError) as error:
+            raise TsconvertError(
+                f"{where}: {name} cannot be made out of this config ({error}); download the file again"
+            ) from None
+    return found
+
+
+def _windows(config: Mapping[str, Any], family: Family, layers: int, where: Path) -> dict[str, Any]:
+    """The sliding window, and the layers without."""
+    used = "use_sliding_window" not in family.defaults or _truth(config, where, "use_sliding_window")
+    if not used or not family.sliding_window or config["sliding_window"] is None:
+        _check_layer_types(config, family, [False] * layers, where)
+        return {}
+    window = whole(config, where, "sliding_window")
+    types = config.get("layer_types") if "layer_types" in family.defaults else None
+    local = [True] * layers
+    if types is not None:
+        known = isinstance(types, list) and all(each in _LAYER_TYPES for each in types)
+        if not known or len(types) != layers:
+            raise TsconvertError(
+                f"{where}: layer_types is {shown(types)}; it must have {' or '.join(_LAYER_TYPES)} for each of the"
+                f" {layers} layers"
+            )
+        local = [each == "sliding_attention" for each in types]
+    elif family.windows is not None:
+        local = _features(config, replace(family, features={"layer_types": family.windows}), where)["layer_types"]
+    _check_layer_types(config, family, local, where)
+    full = tuple(layer for layer, limited in enumerate(local) if not limited)
+    return {} if len(full) == layers else {"sliding_window": window, "full_layers": full}
+
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def _check_layer_types(config: Mapping[str, Any], family: Family, local: list[bool], where: Path) -> None:
+    """Refuse ``layer_types`` that say other than what transformers' class does."""
+    types = config.get("layer_types")
+    alike = [_LAYER_TYPES[limited] for limited in local]
+    if types and types != alike and not (isinstance(types, list) and set(types) == set(alike)):
+        raise TsconvertError(
+            f"{where}: layer_types is {shown(types)}; in a {family.name} model all layers are {alike[0]}, choose one of"
+            " those"
+        )
+
+
+def family_of(config: Mapping[str, Any], where: Path) -> Family:
+    """The family of a config's `model_type`. ``where`` is named in errors."""
     kind = config.get("model_type")
     known = DENSE_TYPES | SPARSE_TYPES
-    if not isinstance(kind, str) or kind not in known:
-        names = ", ".join(known)
-        raise TsconvertError(
-            f"{where}: model_type is {shown(kind)}; tsconvert converts {names}, so choose one of those"
-        )
-    return known[kind]
+    if isinstance(kind, str) and kind in known:
+        return known[kind]
+    if isinstance(kind, str) and kind in LEFT_OUT:
+        raise TsconvertError(f"{where}: model_type is {shown(kind)}; {LEFT_OUT[kind]}, so choose another model")
+    near = get_close_matches(kind.lower(), FAMILIES, 1, 0.0)[0] if isinstance(kind, str) else "llama"
+    raise TsconvertError(
+        f"{where}: model_type is {shown(kind)}; tsconvert converts {', '.join(FAMILIES)}. The nearest is {near}: a"
+        f" model that differs from it by names and numbers alone needs one file like model/families/{near}.py, which"
+        " CONTRIBUTING.md describes; or choose a model of those"
+    )
 
 
 def _activation(config: Mapping[str, Any], family: Family, where: Path) -> str:
     if config["model_type"] in SPARSE_TYPES:
         return str(config.get("ffn_activation", "drelu"))
-    act = config.get("hidden_act", family.defaults["hidden_act"])
+    key = family.key("hidden_act")
+    act = config.get(key, family.defaults[key])
     if act == "relu" and _released_sparse(config):
         return "drelu"
-    if act not in ("silu", "swish"):
+    if not isinstance(act, str) or act not in family.activations:
+        usual = next(iter(family.activations))
+        glu = "SwiGLU" if family.activations[usual] == "swiglu" else "GeGLU"
         raise TsconvertError(
-            f"{where}: hidden_act is {shown(act)}; tsconvert replaces SwiGLU, so the model must have hidden_act 'silu'"
+            f"{where}: {key} is {shown(act)}; tsconvert replaces {glu}, so the model must have {key} {usual!r}"
         )
-    return "swiglu"
+    return family.activations[act]
 
 
 def _released_sparse(config: Mapping[str, Any]) -> bool:
@@ -227,9 +345,6 @@ def _released_sparse(config: Mapping[str, Any]) -> bool:
 
 
 def _refuse(config: Mapping[str, Any], family: Family, where: Path) -> None:
-    for field in ("attention_bias", "mlp_bias"):
-        if field in config and _truth(config, where, field):
-            raise TsconvertError(f"{where}: {field} is true; tsconvert covers models without biases, choose one")
     if config.get("quantization_config"):
         raise TsconvertError(
             f"{where}: the weights are quantized ({quantization_method(config)}); convert the unquantized checkpoint"
@@ -240,24 +355,10 @@ def _refuse(config: Mapping[str, Any], family: Family, where: Path) -> None:
                 f"{where}: {field} is {shown(config[field])}; it changes what the model computes and tsconvert does not"
                 f" cover it, choose a model where it is {harmless[0]!r}"
             )
-    _refuse_layer_types(config, family, where)
-    experts = config.get("num_experts")  # transformers' other name of the key
-    if family.experts and "num_experts" in config and experts != config.get("num_local_experts"):
+    experts, alias = family.key("num_local_experts"), _ALIASES[family.key("num_local_experts")]
+    if family.experts and experts in config and alias in config and config[alias] != config[experts]:
         raise TsconvertError(
-            f"{where}: num_experts is {shown(experts)} and num_local_experts"
-            f" {shown(config.get('num_local_experts'))}; give num_local_experts alone"
-        )
-
-
-def _refuse_layer_types(config: Mapping[str, Any], family: Family, where: Path) -> None:
-    """transformers' classes of these families treat all layers alike, whatever ``layer_types`` says."""
-    types = config.get("layer_types")
-    window = family.sliding_window and config.get("sliding_window", family.defaults["sliding_window"])
-    alike = "sliding_attention" if window else "full_attention"
-    if types and not (isinstance(types, list) and all(each == alike for each in types)):
-        raise TsconvertError(
-            f"{where}: layer_types is {shown(types)}; in a {family.name} model all layers are {alike}, choose one of"
-            " those"
+            f"{where}: {alias} is {shown(config[alias])} and {experts} {shown(config[experts])}; give {experts} alone"
         )
 
 

@@ -122,10 +122,13 @@ class Stream:
     def logits(self, sequences: slice) -> Iterator[torch.Tensor]:
         """After the last layer: the logits [S, V] of each of ``sequences``."""
         checkpoint = self.checkpoint
-        norm_D = read_tensor(checkpoint, Place("output_norm"))
-        head_VD = read_tensor(checkpoint, Place("token_embd" if checkpoint.spec.tied else "output"))
+        spec = checkpoint.spec
+        head_VD = read_tensor(checkpoint, Place("token_embd" if spec.tied else "output"))
         for hidden_SD in self.hidden_NSD[sequences]:
-            yield torch.nn.functional.rms_norm(hidden_SD, norm_D.shape, norm_D, checkpoint.spec.norm_eps) @ head_VD.T
+            logits_SV = self.stack.norm(hidden_SD) @ head_VD.T
+            if spec.logit_scale != 1:
+                logits_SV = logits_SV * spec.logit_scale
+            yield logits_SV if not spec.logit_softcap else spec.logit_softcap * (logits_SV / spec.logit_softcap).tanh()
 
     def cross_entropy(self, sequences: slice) -> float:
         """After the last layer: mean next-token loss, in nats, over the ``sequences`` of all processes."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..common import processes
 from ..model.layers import Layer
@@ -106,7 +105,7 @@ class FFN:
     @torch.no_grad()
     def labels(self, x_TD: torch.Tensor) -> Labels:
         """What the neurons do for ``x_TD``."""
-        gate_TF, up_TF = nn.functional.linear(x_TD, self.gate_FD), nn.functional.linear(x_TD, self.up_FD)
+        gate_TF, up_TF = self.layer.gate_up(x_TD, self.expert)
         h_TF = activate(gate_TF, up_TF, self.layer.activation, self.layer.threshold)
         if self._mean_energy is None:
             self._mean_energy = self._measure_energy()

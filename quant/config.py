@@ -13,7 +13,7 @@ class ExportConfig:
     """What to export, and how."""
 
     model: str | Path
-    """A checkpoint folder, an embedded model's name, or a hub id."""
+    """A checkpoint folder, a GGUF file, an embedded model's name, or a hub id."""
     out: Path
     """The GGUF file to write."""
     type_name: str = "F16"

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
+from ..model.files.gguf import ggml
+from ..model.files.gguf.file import GGUF, GgufFile, GgufTensor
 from ..model.files.integrity import not_finite
 from .config import QuantizeConfig
-from .gguf.file import GGUF, GgufFile, GgufTensor
 from .gguf.shards import sharded, write_files
 from .gguf.tensor_plan import MatrixRows, Rows, TensorPlan, largest_magnitude
 from .gguf.values import Value, Verbatim, u32
@@ -24,7 +25,7 @@ from .imatrix.file import is_imatrix, load_imatrix, with_importance
 from .metadata.model_keys import QUANTIZATION_VERSION, file_type
 from .report import FileReport
 from .targets.separate_predictors import is_predictor
-from .types import ggml, mixes
+from .types import mixes
 from .types.type_choice import TypeChoice
 
 _OWN_RULES = ("falcon", "glm5-next", "bailingmoe3")  # whose tensors llama-quantize treats in other ways

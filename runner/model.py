@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError
-from ..quant.types import ggml
+from ..model.files.gguf import ggml
 from .density import Density
 from .dialects import ModelFile, open_model
 from .generate import Generation, generate
@@ -24,6 +24,7 @@ from .tokenizer import GgufTokenizer
 # Shape suffixes: T tokens, V vocabulary.
 MODES = ("auto", "predicted", "exact", "dense")
 _DEFAULT_CONTEXT = 4096
+_NAMES = {"swiglu": "SwiGLU", "geglu": "GeGLU"}
 CACHE_TYPES = ("F16", "Q8_0", "F32")
 Floats = npt.NDArray[np.float32]
 
@@ -56,7 +57,7 @@ class Model:
             )  # fmt: skip
         except MemoryError:
             row = self.spec.kv_heads * ggml.row_bytes(cache_type, self.spec.head_dim)
-            cache = 2 * self.spec.layers * slots_of(self.spec, context) * row
+            cache = 2 * row * sum(slots_of(self.spec, context, layer) for layer in range(self.spec.layers))
             raise TsconvertError(
                 f"{source.file.path}: there is no memory for {context} tokens, whose keys and values take"
                 f" {cache / 1e9:.1f} GB; load it with a smaller context"
@@ -251,8 +252,8 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
     path = source.file.path
     if mode != "dense" and not source.spec.sparse:
         raise TsconvertError(
-            f"{path}: a SwiGLU model, none of whose neurons is ever zero; run it with --sparsity dense, or make it"
-            " sparse with `tsconvert relufy` first"
+            f"{path}: a {_NAMES[source.spec.activation]} model, none of whose neurons is ever zero; run it with"
+            " --sparsity dense, or make it sparse with `tsconvert relufy` first"
         )
     if mode == "predicted" and not source.has_predictors:
         apart = source.file.metadata.get(f"{source.file.architecture}.predictor.file")
@@ -265,12 +266,13 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
 
 
 def _weights(source: ModelFile, context: int) -> Weights:
-    cos, sin = angles(source.rope, context)
-    tensors = {
-        place: tensor.to_float32() if place[0].endswith("norm") else tensor for place, tensor in source.tensors.items()
-    }
+    spec = source.spec
+    vectors = {place for place in source.tensors if place[0].endswith(("norm", "_bias"))}
+    tensors = {place: tensor.to_float32() if place in vectors else tensor for place, tensor in source.tensors.items()}
+    made = {id(rope): angles(rope, context) for rope in (source.rope, source.local_rope)}
+    layers = [None if layer in spec.no_rope_layers else made[id(source.rope_of(layer))] for layer in range(spec.layers)]
     return Weights(
-        spec=source.spec, tensors=tensors, thresholds=np.ascontiguousarray(source.thresholds), cos=cos, sin=sin,
-        rotated=source.rope.dimensions, rank=source.rank, transposed=source.transposed,
-        normed_predictors=source.normed_predictors,
+        spec=spec, tensors=tensors, thresholds=np.ascontiguousarray(source.thresholds), angles=layers,
+        rotated=source.rope.dimensions, halves=source.halves, original_context=source.rope.original_context,
+        rank=source.rank, transposed=source.transposed, normed_predictors=source.normed_predictors,
     )  # fmt: skip

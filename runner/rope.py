@@ -20,11 +20,11 @@ class Rope:
     dimensions: int
     """Rotated dimensions of each head, the first ones; even."""
     scaling: str = "none"
-    """`none`, `linear` or `yarn`; llama3's scaling comes as ``divisors_H``."""
+    """`none`, `linear`, `yarn` or `longrope`; llama3's scaling comes as ``divisors_H``."""
     factor: float = 1.0
     """How many times longer the context is than the original one."""
     original_context: int = 0
-    """Tokens, for YaRN."""
+    """Tokens, for YaRN and LongRoPE."""
     attention_factor: float = 1.0
     """Multiplies cosines and sines, with YaRN beside its own 0.1 ln(factor) + 1."""
     beta_fast: float = 32.0
@@ -32,7 +32,9 @@ class Rope:
     beta_slow: float = 1.0
     """YaRN interpolates dimensions fully that turn less often than this."""
     divisors_H: npt.NDArray[np.float32] | None = None
-    """Divides each frequency (the tensor rope_freqs.weight)."""
+    """Divides each frequency (the tensor rope_freqs.weight; of LongRoPE, rope_factors_short.weight)."""
+    long_divisors_H: npt.NDArray[np.float32] | None = None
+    """Takes its place where there are more positions than the original context has (rope_factors_long.weight)."""
     stride: int = 1
     """How far tokens are apart; more than 1 tries far positions with few tokens."""
 
@@ -42,8 +44,11 @@ def angles(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDA
     half = rope.dimensions // 2
     frequency_H = rope.base ** (-np.arange(half, dtype=np.float64) / half)
     scale = rope.attention_factor
-    if rope.divisors_H is not None:
-        frequency_H = frequency_H / rope.divisors_H[:half]
+    divisors_H = rope.divisors_H
+    if rope.long_divisors_H is not None and (positions - 1) * rope.stride >= rope.original_context:
+        divisors_H = rope.long_divisors_H
+    if divisors_H is not None:
+        frequency_H = frequency_H / divisors_H[:half]
     if rope.scaling == "linear":
         frequency_H = frequency_H / rope.factor
     elif rope.scaling == "yarn":

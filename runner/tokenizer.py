@@ -1,38 +1,19 @@
 """Text to tokens and back, from what a GGUF file says, with Hugging Face's `tokenizers` and without transformers.
 
-Our own files carry the whole tokenizer.json. From others' the tokenizer is built anew: SentencePiece (`llama`), whose
-merges follow from the pieces' scores, or byte-level BPE (`gpt2`), which names its pre-tokenizer.
+Our own files carry the whole tokenizer.json. From others' the tokenizer is built anew (model/files/gguf/tokenizer.py).
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
 from ..common.errors import TsconvertError, reason, shown
-from ..common.progress import note
-from ..quant.gguf.file import GgufFile
+from ..model.files.gguf.file import GgufFile
+from ..model.files.gguf.tokenizer import adds_bos, build, special_id
+from ..model.files.gguf.vocabulary import SPECIAL_KEYS
 from ..quant.vocabulary.ends import ALL_ENDS, END_KEYS, ends_by_text
-from ..quant.vocabulary.vocabulary import SPECIAL_KEYS
 from ..text.records import readable
-from ..text.sentencepiece import CONTROL, LONGEST_TOKEN, UNKNOWN, USER_DEFINED, merges_of
 
-_PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# name in llama.cpp: the regular expression that splits text, from the models' own tokenizer.json
-_SPLITS = {
-    "llama-bpe": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",
-    "qwen2": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",
-    "tekken": (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
-_SPLITS["llama3"] = _SPLITS["llama-v3"] = _SPLITS["llama-bpe"]
-_GPT2 = ("gpt-2", "default", "")
-_ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+_PREFIX = "tokenizer.ggml."
 
 
 class GgufTokenizer:
@@ -53,22 +34,21 @@ class GgufTokenizer:
     def __init__(self, file: GgufFile, *, huggingface: bool = True) -> None:
         self._where = str(file.path)
         keys = {name.removeprefix(_PREFIX): value for name, value in file.metadata.items() if name.startswith(_PREFIX)}
-        kind, pre = str(keys.get("model", "")), str(keys.get("pre", ""))
-        self._tokenizer = _build(file, keys, kind, pre, str(file.metadata.get(_WHOLE, "")) if huggingface else "")
+        self._tokenizer = build(file, huggingface=huggingface)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         known = keys.get("tokens")
         known = known if isinstance(known, list) else []
         count = max(len(known), self._tokenizer.get_vocab_size())
-        self.bos: int | None = _special(file, keys, "bos", count)
-        named = {name: token for name in END_KEYS if (token := _special(file, keys, name, count)) is not None}
+        self.bos: int | None = special_id(file, keys, "bos", count)
+        named = {name: token for name in END_KEYS if (token := special_id(file, keys, name, count)) is not None}
         self.end: int | None = named.get("eos")
         self.eos = frozenset({*named.values(), *_several(file, keys, count), *ends_by_text(known, named)})
-        self.add_bos = bool(keys.get("add_bos_token", kind == "llama" or pre in _ADDS_BOS)) and self.bos is not None
+        self.add_bos = adds_bos(keys) and self.bos is not None
         self.add_eos = bool(keys.get("add_eos_token", False))
         self.chat_template = str(file.metadata.get("tokenizer.chat_template", ""))
         special = {
-            name: _special(file, keys, key.removesuffix("_token_id"), count) for name, key in SPECIAL_KEYS.items()
+            name: special_id(file, keys, key.removesuffix("_token_id"), count) for name, key in SPECIAL_KEYS.items()
         }
         self._named = {f"{name}_token": self.piece(token) for name, token in special.items() if token is not None}
 
@@ -159,18 +139,6 @@ class TextStream:
         return new
 
 
-def _special(file: GgufFile, keys: dict[str, Any], name: str, count: int) -> int | None:
-    """The id of a special token; None where the file names none."""
-    token = keys.get(f"{name}_token_id")
-    if token is None:
-        return None
-    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < count:
-        raise TsconvertError(
-            f"{file.path}: key {_PREFIX}{name}_token_id is {shown(token)}, none of {count} tokens; write the file again"
-        )
-    return token
-
-
 def _several(file: GgufFile, keys: dict[str, Any], count: int) -> list[int]:
     """The ids of a list of ends."""
     tokens = keys.get(ALL_ENDS, [])
@@ -179,95 +147,3 @@ def _several(file: GgufFile, keys: dict[str, Any], count: int) -> list[int]:
             f"{file.path}: key {_PREFIX}{ALL_ENDS} is {shown(tokens)}, no list of {count} tokens; write the file again"
         )
     return tokens
-
-
-def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str) -> Tokenizer:
-    if whole:
-        try:
-            return Tokenizer.from_str(whole)
-        except Exception as error:  # the library raises plain Exception
-            raise TsconvertError(f"{file.path}: {_WHOLE} is damaged ({reason(error)}); export it again") from None
-    tokens = keys.get("tokens")
-    if not isinstance(tokens, list) or not tokens:
-        raise TsconvertError(f"{file.path}: the file has no tokenizer; export it with the model's own")
-    token_types = keys.get("token_type", [])
-    try:
-        if max(map(len, tokens)) > LONGEST_TOKEN or not isinstance(token_types, list):
-            raise ValueError("tokens of more characters than any model has, or no types")
-        if kind == "llama":
-            tokenizer = _sentencepiece(tokens, keys)
-        elif kind == "gpt2":
-            tokenizer = _byte_level(file, tokens, keys, pre)
-        else:
-            raise TsconvertError(
-                f"{file.path}: tokenizer model {shown(kind)}; the runner knows llama and gpt2, run it with the engine"
-                " that it was made for"
-            )
-    except TsconvertError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise TsconvertError(
-            f"{file.path}: the tokenizer's keys are damaged ({reason(error)}); write the file again"
-        ) from None
-    special = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
-    for token, token_type in zip(tokens, token_types, strict=False):
-        if isinstance(token_type, int) and token_type in special and token:
-            added = AddedToken(token, special=special[token_type], normalized=False)
-            (tokenizer.add_special_tokens if special[token_type] else tokenizer.add_tokens)([added])
-    return tokenizer
-
-
-def _vocabulary(tokens: list[str]) -> dict[str, int]:
-    vocabulary: dict[str, int] = {}
-    for index, token in enumerate(tokens):
-        vocabulary.setdefault(token, index)
-    return vocabulary
-
-
-def _sentencepiece(tokens: list[str], keys: dict[str, Any]) -> Tokenizer:
-    """BPE whose merges are every way to make a piece of two others, best score first, as transformers derives them."""
-    vocabulary, scores = _vocabulary(tokens), keys["scores"]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=merges_of(vocabulary, scores),
-            unk_token=tokens[keys.get("unknown_token_id", 0)],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    prefix = bool(keys.get("add_space_prefix", True))
-    steps = [normalizers.Prepend("▁")] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    return tokenizer
-
-
-def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: str) -> Tokenizer:
-    merges = [tuple(merge.split(" ", 1)) for merge in keys["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(tokens), merges=merges, ignore_merges=pre in _ADDS_BOS))
-    if "pre" not in keys:
-        note(
-            f"{file.path}: no key {_PREFIX}pre says how text is split; GPT-2's way is taken, and may not be the model's"
-        )
-    if pre in _GPT2:
-        split: list[Any] = []
-    elif pre == "smollm":
-        split = [pre_tokenizers.Digits(individual_digits=True)]
-    elif pre in _SPLITS:
-        split = [pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")]
-    else:
-        known = ", ".join([*_GPT2[:2], "smollm", *_SPLITS])
-        raise TsconvertError(
-            f"{file.path}: pre-tokenizer {shown(pre)}; the runner knows {known}, run it with the engine that it was"
-            " made for"
-        )
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    if pre == "qwen2":  # in these models' tokenizer.json; GGUF has no key for it
-        tokenizer.normalizer = normalizers.NFC()
-    return tokenizer

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,76 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_family(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """make_family("qwen3") saves a seeded random model of a family's tiny config, once; not to be changed."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tsconvert.model.families import FAMILIES
+
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name in made:
+            return made[name]
+        family = FAMILIES[name]
+        config = family.transformers_class("Config")(**tiny_config(family))
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():  # norms are not 1 and biases not 0
+            around = 1 - family.norm_offset if parameter.dim() == 1 and float(parameter.abs().max()) else 0.0
+            torch.nn.init.normal_(parameter, around, 0.1 if parameter.dim() > 1 else 0.3)
+        folder = made[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder)
+        shutil.copyfile(embedded.folder("tiny-mistral") / "tokenizer.json", folder / "tokenizer.json")
+        known = json.loads((embedded.folder("tiny-mistral") / "tokenizer_config.json").read_text())
+        # transformers takes some families' own class else, whatever the tokenizer is
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(known | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        )
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_windowless(make_family: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """make_windowless("qwen3"): the family's model, without a window where llama.cpp's architecture has none."""
+
+    def make(name: str) -> Path:
+        from tsconvert.model.families import FAMILIES
+
+        family, folder = FAMILIES[name], make_family(name)
+        config = json.loads((folder / "config.json").read_text())
+        if config.get("sliding_window") is None or "windows" in family.gguf.native:
+            return folder
+        out = tmp_path_factory.mktemp(f"{name}-windowless")
+        shutil.copytree(folder, out, dirs_exist_ok=True)
+        if "layer_types" in config:
+            config |= {"use_sliding_window": False, "layer_types": ["full_attention"] * config["num_hidden_layers"]}
+        else:
+            config["sliding_window"] = None
+        (out / "config.json").write_text(json.dumps(config))
+        return out
+
+    return make
+
+
+def tiny_config(family: Any) -> dict[str, Any]:
+    """The keys of a family's tiny model; its rope scaled beyond 32 tokens where the family has such a scaling."""
+    small = {
+        "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    config = {key: value for key, value in small.items() if key in family.defaults} | dict(family.tiny)
+    if "yarn" in family.rope_types and "rope_parameters" not in config:
+        yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
+        layered = {"full_attention": yarn, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+        config["rope_parameters"] = yarn if family.local_rope_theta is None else layered
+    return config
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError
+from ..model.files.gguf.vocabulary import BYTE, CONTROL, LONGEST_TOKEN, NORMAL, UNKNOWN, USER_DEFINED, merges_of
 
-# SentencePiece.Type (sentencepiece_model.proto), which GGUF took over as enum llama_token_type
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-LONGEST_TOKEN = 2048
-"""Characters; the tokens of real vocabularies have a few hundred at most."""
 _VARINT_BITS = 70  # ten bytes of seven
 _BPE = 2  # TrainerSpec.ModelType
 Piece = tuple[str, float, int]
@@ -90,25 +87,6 @@ def _normalizers(model: SentencePieceModel, defined: Sequence[str]) -> list[Any]
         steps.append(normalizers.Replace(Regex(rf"\A(?!(?:{themselves})\z)(?=[\s\S])"), "▁"))
     steps.append(normalizers.Replace(" ", "▁"))
     return [*steps, normalizers.Replace(Regex(r"▁+\z"), "")] if model.remove_extra_whitespaces else steps
-
-
-def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
-
-    Among equal scores, which Mistral's pieces of spaces have, SentencePiece joins what stands leftmost in the text.
-    That is what has grown longest, so that long left parts come first, as in transformers' own conversion.
-
-    Args:
-        ids: the id of each piece.
-        scores: the score of each id.
-    """
-    ranked = []
-    for piece, index in ids.items():
-        for cut in range(len(piece) - 1, 0, -1):
-            left, right = piece[:cut], piece[cut:]
-            if left in ids and right in ids:
-                ranked.append((-scores[index], -cut, cut - len(piece), ids[left], ids[right], (left, right)))
-    return [pair for *_, pair in sorted(ranked)]
 
 
 def read_model(path: Path) -> SentencePieceModel:

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...common import processes
 from ...model.modeling_turbosparse import SparseExperts, SparseFFN, activate
@@ -171,14 +170,12 @@ class _MonitoredFFN(SparseFFN):
     """A SparseFFN, with its weights, whose activations a monitor sees."""
 
     def __init__(self, ffn: SparseFFN, monitor: ActivationMonitor, layer: int) -> None:
-        nn.Module.__init__(self)
-        self.activation, self.monitor, self.layer = ffn.activation, monitor, layer
-        self.threshold, self.up_threshold = ffn.threshold, ffn.up_threshold
-        self.gate_proj, self.up_proj, self.down_proj = ffn.gate_proj, ffn.up_proj, ffn.down_proj
+        super().__init__(ffn, ffn.activation, ffn.threshold, ffn.up_threshold)
+        self.monitor, self.layer = monitor, layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate, up = self.gate_up(x)
         self.monitor.compare(self.layer, gate, up)
         h = activate(gate, up, self.activation, self.threshold, self.up_threshold)
         out: torch.Tensor = self.down_proj(self.monitor.use(self.layer, h, x, self.down_proj.weight))
@@ -189,16 +186,14 @@ class _MonitoredExperts(SparseExperts):
     """SparseExperts, with their weights, whose activations a monitor sees."""
 
     def __init__(self, experts: SparseExperts, monitor: ActivationMonitor, layer: int) -> None:
-        nn.Module.__init__(self)
-        self.activation, self.monitor, self.layer = experts.activation, monitor, layer
-        self.threshold, self.up_threshold = experts.threshold, experts.up_threshold
-        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
+        super().__init__(experts, experts.activation, experts.threshold, experts.up_threshold)
+        self.monitor, self.layer = monitor, layer
 
     def activations(
         self, x_TD: torch.Tensor, gate_up_FD: torch.Tensor, down_DF: torch.Tensor, expert: int, token: torch.Tensor
     ) -> torch.Tensor:
         """h [T, F] as it goes into ``down_DF``."""
-        gate_TF, up_TF = nn.functional.linear(x_TD, gate_up_FD).chunk(2, dim=-1)
+        gate_TF, up_TF = torch.nn.functional.linear(x_TD, gate_up_FD).chunk(2, dim=-1)
         self.monitor.compare(self.layer, gate_TF, up_TF)
         h_TF = activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
         return self.monitor.use(self.layer, h_TF, x_TD, down_DF, expert, token)

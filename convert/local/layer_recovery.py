@@ -74,7 +74,7 @@ def recover_layer(
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
         if thresholds is not None:
-            thresholds.follow(step, *_gates_and_ups(layer, data, batch, how))
+            thresholds.follow(step, *_gate_up(layer, data, batch, how))
         loss, fired = _backward(layer, data, batch, penalty, how, predictors if step >= masked_from else None)
         for material in further:
             _further_backward(layer, material, data, how, further_generator)
@@ -121,14 +121,14 @@ def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _gates_and_ups(
+def _gate_up(
     layer: Layer, data: LayerData, batch: torch.Tensor, how: LocalRecovery
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of all FFNs and some of this process's tokens of ``batch``, what the thresholds are held against."""
     own = batch[(batch >= 0) & (batch < data.train_tokens)][::_LOOK_EVERY]
     with torch.autocast(layer.device.type, torch.bfloat16, enabled=bool(how.autocast)):
         x_TD = layer.norm(data.residual(layer, own).float())
-        pairs = [layer.gates_and_ups(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
+        pairs = [layer.gate_up(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
     gates, ups = zip(*pairs, strict=True)
     return torch.cat(gates), torch.cat(ups)
 
@@ -146,7 +146,7 @@ def _backward(
     batch = batch[(batch >= 0) & (batch < data.train_tokens)]
     x_TD, context_TC, target_TD = (part[batch].to(device) for part in (data.x_TD, data.context_TC, data.target_TD))
     with torch.autocast(device.type, torch.bfloat16, enabled=bool(how.autocast)):
-        residual_TD = x_TD + layer.module.self_attn.o_proj(context_TC).float()
+        residual_TD = layer.attended(x_TD, context_TC)
         out_TD = residual_TD
         price = torch.zeros((), device=device)
         fired, seen = 0.0, 0

@@ -10,6 +10,7 @@ from ...common import processes
 from ...common.errors import TsconvertError
 from ...common.progress import note
 from ...model.layers import Layer
+from ...model.modeling_turbosparse import activate
 from ..layer_data import LayerData
 from .layer_recovery import ExtraTokens
 
@@ -81,7 +82,6 @@ def _next_best(layer: Layer, data: LayerData, starved: dict[int, int]) -> dict[i
 
 @torch.no_grad()
 def _material(layer: Layer, expert: int, best: _Best) -> ExtraTokens:
-    gate_FD, up_FD, down_DF = layer.ffn_weights(expert)
-    linear = nn.functional.linear
-    h_TF = nn.functional.silu(linear(best.x_TD, gate_FD)) * linear(best.x_TD, up_FD)
-    return ExtraTokens(expert=expert, x_TD=best.x_TD, target_TD=linear(h_TF, down_DF))
+    h_TF = activate(*layer.gate_up(best.x_TD, expert), layer.spec.activation)
+    target_TD = nn.functional.linear(h_TF, layer.ffn_weights(expert)[2])
+    return ExtraTokens(expert=expert, x_TD=best.x_TD, target_TD=target_TD)

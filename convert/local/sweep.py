@@ -15,7 +15,6 @@ from ...common import processes
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import from_float32, to_float32
-from ...model.files.safetensors_files import read_header, shard_files
 from ...model.files.writer import CheckpointWriter
 from ...model.journal import Journal
 from ...model.layers import Layer
@@ -181,11 +180,9 @@ class RecoverySweep:
     @torch.no_grad()
     def _restore(self, layer: Layer) -> None:
         """The weights of a layer that an earlier run finished, read by process 0 for all."""
-        infos = {}
-        if self.writer is not None:
-            infos = {name: info for file in shard_files(self.folder) for name, info in read_header(file).items()}
         for place, tensor in layer.tensors():
-            if info := infos.get(hf_name(self.source.spec, place)):
+            if self.writer is not None:
+                info = self.writer.slot(hf_name(self.source.spec, place))
                 with info.file.open("rb") as stream:
                     stream.seek(info.start)
                     raw = np.frombuffer(stream.read(info.size_bytes), np.uint8)
@@ -196,16 +193,15 @@ class RecoverySweep:
 @torch.no_grad()
 def align(layer: Layer, data: LayerData) -> tuple[float, float]:
     """Flip signs in place; the mean over FFNs of the energy share kept before and after."""
-    tallies = [SignAlignment(*layer.ffn_weights(expert)[:2]) for expert in range(max(1, layer.experts))]
+    spec = layer.spec
+    tallies = [SignAlignment(spec.neurons, spec.activation, layer.device) for _ in range(spec.ffns)]
     for x_TD in data.ffn_inputs(layer, data.train):
-        for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
-            tally.add(x_TD[token])
+        for expert, (token, _) in enumerate(layer.route(x_TD)):
+            tallies[expert].add(*layer.gate_up(x_TD[token], expert))
     before, after = [], []
     for expert, tally in enumerate(tallies):
-        _, up_FD, down_DF = layer.ffn_weights(expert)
         signs_F, was, now = tally.signs()
-        up_FD.mul_(signs_F[:, None])
-        down_DF.mul_(signs_F)
+        layer.flip(signs_F, expert)
         before.append(was)
         after.append(now)
     return _mean(before), _mean(after)
@@ -227,6 +223,8 @@ def scale_ups(layer: Layer, data: LayerData) -> None:
         relative_F = (scale_F / mean).clamp(1 / _WIDEST, _WIDEST)
         up_FD.mul_(relative_F[:, None])
         down_DF.div_(relative_F)
+        if "ffn_up_bias" in layer.parameters:
+            layer.weight("ffn_up_bias").mul_(relative_F)
 
 
 @torch.no_grad()
@@ -234,7 +232,7 @@ def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float) -> N
     """Set the thresholds of `tswiglu` that silence ``target_sparsity`` of the neurons on the training tokens."""
     step = max(1, data.train_tokens // _LOOKS)
     x_TD = layer.norm(data.residual(layer, slice(0, data.train_tokens, step)))
-    pairs = [layer.gates_and_ups(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
+    pairs = [layer.gate_up(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
     gates, ups = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     layer.up_threshold = quantile(ups.abs(), passed_over(target_sparsity))
     layer.threshold = quantile(factors(gates, ups, layer.activation, layer.up_threshold), target_sparsity)

@@ -163,9 +163,9 @@ class _Run:
         self.commands: list[str] = []
         model = config.model
         if model == "smollm2":
-            from ...model.gguf_import import import_smollm2
+            from ...model.gguf_import import import_gguf, smollm2_file
 
-            model = str(self.timed("import", lambda: import_smollm2(config.out / "dense")))
+            model = str(self.timed("import", lambda: import_gguf(smollm2_file(), config.out / "dense")))
         spec = open_checkpoint(model).spec
         sizes = _TINY if spec.parameters < 20e6 else _LARGER
         paths = {"model": model, "out": config.out, "logits": self.logits}

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...common.errors import TsconvertError
 from ...common.units import size_text
+from ...model.files.gguf.file import GgufFile
 from ...model.tensor_names import GGUF_NAMES
-from ...quant.gguf.file import GgufFile
 from ...quant.imatrix.file import is_imatrix, load_imatrix
 from ...runner.dialects import ModelFile, open_model
 from .summary import Inspection, Table, part_of, parts_table

@@ -21,10 +21,11 @@ import math
 from dataclasses import dataclass, field, replace
 
 from ...common.errors import TsconvertError
+from ...model.files.gguf import ggml
 from ...model.spec import ModelSpec
 from ...model.tensor_names import FFN, Place, gguf_name, model_places, shape_of
 from ...predictors.cost import Rates
-from ...quant.types import ggml, mixes
+from ...quant.types import mixes
 from ...quant.types.type_choice import TypeChoice
 
 # neurons whose gate is positive over those that fire: 1.66 at 21 %, 1.9 at 12 % (SmolLM2, recovered)

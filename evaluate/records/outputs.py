@@ -9,9 +9,9 @@ from typing import Any
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
+from ...model.files.gguf.file import GgufFile, is_gguf
 from ...model.provenance import read_provenance
 from ...predictors.profile import file as profile_file
-from ...quant.gguf.file import GgufFile, is_gguf
 from ...quant.imatrix.file import is_imatrix
 from .reference_logits import FORMAT as LOGITS_FORMAT
 from .reference_logits import read_about, read_metadata

@@ -7,8 +7,8 @@ from typing import Any
 
 from ...common.errors import TsconvertError
 from ...common.files import PARTIAL
+from ...model.files.gguf.file import is_gguf
 from ...predictors.profile.file import Profile, load_profile
-from ...quant.gguf.file import is_gguf
 from ..records.outputs import Record, read_record
 
 _DEPTH = 3

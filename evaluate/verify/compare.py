@@ -12,7 +12,7 @@ from typing import Any
 from ...common.errors import CheckFailedError, TsconvertError
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint, open_checkpoint
-from ...quant.gguf.file import GgufFile
+from ...model.files.gguf.file import GgufFile
 from ...quant.targets import separate_predictors
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
@@ -20,12 +20,12 @@ from ...text.tokenizer import load_tokenizer
 from .config import VerifyConfig
 from .expected_tensors import Orders, expected_tensors, factors_of
 from .logits import LogitsResult, compare_logits
-from .metadata import ARCHITECTURES, compare_keys, compare_tokens, dialect_of
+from .metadata import ACTIVATIONS, compare_keys, compare_tokens, dialect_of
 from .tensors import TensorResult, compare_predictors, compare_tensor
 from .tokenizer import LEADING, NASTY, compare_texts
 
 _IMPORTANCE = "quantize.imatrix"
-_OWN_TENSORS = ("rope_freqs.weight",)
+_OWN_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def verify(config: VerifyConfig) -> VerifyReport:
         report.failures.append(Failure(what="file", problem=str(error)))
         return report
     report.dialect = dialect_of(file)
-    if checkpoint.spec.activation not in ARCHITECTURES[report.dialect]:
+    if checkpoint.spec.activation not in ACTIVATIONS[report.dialect]:
         problem = f"an engine computes another FFN for {report.dialect} files than {checkpoint.spec.activation}"
         report.failures.append(Failure(what="general.architecture", problem=problem))
         return report

@@ -9,7 +9,7 @@ class VerifyConfig:
     """What to compare with what."""
 
     model: str | Path
-    """The checkpoint: a folder, an embedded model's name, or a hub id."""
+    """The checkpoint: a folder, a GGUF file, an embedded model's name, or a hub id."""
     file: Path
     predictors: Path | None = None
     """The predictor folder; None takes those inside the checkpoint, if there are any."""

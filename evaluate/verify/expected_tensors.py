@@ -12,10 +12,13 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
+from ...model.families import FAMILIES
+from ...model.families.family import Gguf
 from ...model.files.dtypes import to_float32
+from ...model.files.gguf.file import GgufFile
 from ...model.spec import ModelSpec
-from ...model.tensor_names import ATTENTION, FFN, Place, ffn_places, gguf_name, shape_of
-from ...quant.gguf.file import GgufFile
+from ...model.tensor_names import FFN, Place, ffn_places, gguf_name, layer_roles, shape_of
+from ...quant.targets.engine_form import engine_form
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
@@ -24,18 +27,33 @@ Orders = Mapping[tuple[int, int], Index]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows of a tensor of the file that are one matrix (or vector) of the source."""
+
+    place: Place
+    rows: int
+    """How many; a vector is one row."""
+    factor: float = 1.0
+    """The file's values over the source's, once ``offset`` is added."""
+    offset: float = 0.0
+    heads: int = 0
+    """Heads within which halves become neighbours; 0: the order is the source's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expected:
     """A tensor that the file must have."""
 
     name: str
     shape: tuple[int, ...]
-    role: str
     layer: int | None
-    places: tuple[Place, ...]
-    """One, or one an expert; the outermost dimension of the file's tensor."""
+    parts: tuple[Part, ...]
+    """One, or one an expert, or those of a matrix that the source has in several."""
     transposed: bool = False
-    factor: float = 1.0
-    """The file's values over the source's."""
+
+    def first_row(self, index: int) -> int:
+        """The row of the file at which a part begins."""
+        return sum(part.rows for part in self.parts[:index])
 
 
 def factors_of(file: GgufFile) -> dict[str, float]:
@@ -51,68 +69,99 @@ def factors_of(file: GgufFile) -> dict[str, float]:
     if a != k + b + c or k < 1:
         raise TsconvertError(f"{file.path}: the factors of its FFNs do not cancel ({log}); export it again")
     exponents = {"ffn_norm": -a, "router": a, "ffn_gate": a + k, "ffn_up": b, "ffn_down": c}
+    exponents |= {"ffn_gate_bias": k, "ffn_up_bias": b - a}
     return {role: 2.0**exponent for role, exponent in exponents.items()}
 
 
 def expected_tensors(spec: ModelSpec, dialect: str, factors: Mapping[str, float] | None = None) -> Iterator[Expected]:
     """What a file of a dialect (`llama.cpp`, `powerinfer`, `sparse`) holds of a model, predictors left out."""
-    for expected in _unscaled(spec, dialect):
-        yield replace(expected, factor=(factors or {}).get(expected.role, 1.0))
+    gguf = {"llama.cpp": FAMILIES[spec.family].gguf, "powerinfer": Gguf(architecture="llama")}.get(dialect)
+    form = engine_form(spec, gguf, dialect)
 
+    def part(place: Place, rows: int) -> Part:
+        factor = form.factors.get(place.role, 1.0) * (factors or {}).get(place.role, 1.0)
+        heads = {"attn_q": spec.heads, "attn_k": spec.kv_heads}.get(place.role[:6], 0) if form.permuted else 0
+        if place.role.endswith("_norm"):
+            heads = min(heads, 1) if spec.qk_norm == "head" else heads
+            heads = heads if place.role in ("attn_q_norm", "attn_k_norm") else 0
+        offset = spec.norm_offset if place.role.endswith("norm") else 0.0
+        return Part(place=place, rows=rows, factor=factor, offset=offset, heads=heads)
 
-def _unscaled(spec: ModelSpec, dialect: str) -> Iterator[Expected]:
-    yield _expected(spec, "token_embd")
+    def expected(places: list[Place], *, transposed: bool = False) -> Expected:
+        shapes = [shape_of(spec, place)[:: -1 if transposed else 1] for place in places]
+        role, layer = places[0].role, places[0].layer
+        counts = [shape[0] if len(shape) > 1 else 1 for shape in shapes]
+        name, shape = gguf_name(places[0], suffix="_t" if transposed else ""), shapes[0]
+        if role in form.names:
+            name = form.names[role].format(L=layer)
+        if spec.experts and role in FFN:
+            shape = (len(places), *shape)
+        elif len(places) > 1:
+            name, shape = (
+                next(each for each in form.fused if role in form.fused[each]).format(L=layer),
+                (sum(counts), shape[1]),
+            )
+        parts = tuple(part(place, rows) for place, rows in zip(places, counts, strict=True))
+        return Expected(name=name, shape=shape, layer=layer, parts=parts, transposed=transposed)
+
+    yield expected([Place("token_embd")])
     for layer in range(spec.layers):
-        for role in (*ATTENTION, "ffn_norm", *(("router",) if spec.experts else ()), *FFN):
-            yield _expected(spec, role, layer, transposed=role == "ffn_down" and dialect != "llama.cpp")
-    yield _expected(spec, "output_norm")
+        for role in layer_roles(spec):
+            whole = next((roles for roles in form.fused.values() if role in roles), None)
+            if whole is None:
+                places = ffn_places(spec, layer, role) if role in FFN else [Place(role, layer)]
+                yield expected(places, transposed=role == "ffn_down" and dialect != "llama.cpp")
+            elif role == whole[0]:
+                yield expected([Place(each, layer) for each in whole])
+    yield expected([Place("output_norm")])
     if not spec.tied:
-        yield _expected(spec, "output")
+        yield expected([Place("output")])
     elif dialect == "powerinfer":
-        yield replace(_expected(spec, "output"), places=(Place("token_embd"),))
-
-
-def _expected(spec: ModelSpec, role: str, layer: int | None = None, *, transposed: bool = False) -> Expected:
-    places = [Place(role)] if layer is None else ffn_places(spec, layer, role) if role in FFN else [Place(role, layer)]
-    shape = shape_of(spec, places[0])
-    stack = (len(places),) if role in FFN and spec.experts else ()
-    return Expected(
-        name=gguf_name(places[0], suffix="_t" if transposed else ""), role=role, layer=layer, places=tuple(places),
-        shape=(*stack, *(shape[::-1] if transposed else shape)), transposed=transposed,
-    )  # fmt: skip
+        embedding = expected([Place("token_embd")])
+        yield replace(embedding, name=gguf_name(Place("output")))
 
 
 class SourceRows:
-    """The rows of one matrix of a checkpoint, that of ``expert``, in the file's order."""
+    """The rows of one part of a tensor in the file's order and with its values."""
 
-    def __init__(self, checkpoint: Checkpoint, expected: Expected, expert: int, orders: Orders) -> None:
-        place = expected.places[expert]
-        self._info, self._raw = checkpoint.info(place), checkpoint.raw(place)
-        spec, order = checkpoint.spec, orders.get((expected.layer or 0, expert))
+    def __init__(self, checkpoint: Checkpoint, expected: Expected, number: int, orders: Orders) -> None:
+        part = expected.parts[number]
+        self._checkpoint, self._place = checkpoint, part.place
+        role, order = part.place.role, orders.get((expected.layer or 0, part.place.expert or 0))
         self._index: Index | None = None
         self._whole: Floats | None = None
-        self.columns, self._factor = expected.shape[-1], np.float32(expected.factor)
-        if expected.transposed:
-            whole_FD = checkpoint.array(place).T
-            self._whole = whole_FD if order is None else whole_FD[order]
-        elif expected.role in ("attn_q", "attn_k"):
-            self._index = rope_order(spec.heads if expected.role == "attn_q" else spec.kv_heads, spec.head_dim)
-        elif expected.role in ("ffn_gate", "ffn_up"):
+        self.columns, self._factor, self._offset = expected.shape[-1], np.float32(part.factor), np.float32(part.offset)
+        if part.heads:
+            size = checkpoint.info(part.place).shape[0] // part.heads
+            self._index = rope_order(part.heads, size, checkpoint.spec.rope_dim or size)
+        elif role in ("ffn_gate", "ffn_up", "ffn_gate_bias", "ffn_up_bias"):
             self._index = order
-        elif expected.role == "ffn_down" and order is not None:
-            self._whole = checkpoint.array(place)[:, order]
+        if expected.transposed:
+            whole_FD = checkpoint.array(part.place).T
+            self._whole = whole_FD if order is None else whole_FD[order]
+        elif role == "ffn_down" and order is not None:
+            self._whole = checkpoint.array(part.place)[:, order]
+        elif len(checkpoint.info(part.place).shape) == 1:
+            values = checkpoint.array(part.place)
+            self._whole = (values if self._index is None else values[self._index])[None]
 
     def __call__(self, start: int, stop: int) -> Floats:
         """Rows ``start`` to ``stop``, [R, C]."""
         if self._whole is not None:
-            return np.ascontiguousarray(self._whole[start:stop]) * self._factor
-        rows_RB = self._raw.reshape(-1, self._raw.nbytes * self.columns // int(np.prod(self._info.shape)))
-        picked = rows_RB[start:stop] if self._index is None else rows_RB[self._index[start:stop]]
-        values_RC = to_float32(np.ascontiguousarray(picked).reshape(-1), self._info.dtype).reshape(-1, self.columns)
+            return (np.ascontiguousarray(self._whole[start:stop]) + self._offset) * self._factor
+        dtype = self._checkpoint.info(self._place).dtype
+        index = slice(start, stop) if self._index is None else self._index[start:stop]
+        picked = np.ascontiguousarray(self._checkpoint.rows(self._place, index))
+        values_RC = to_float32(picked.reshape(-1), dtype).reshape(-1, self.columns)
         return values_RC if self._factor == 1 else values_RC * self._factor
 
 
-def rope_order(heads: int, size: int) -> Index:
-    """For each row of q or k in a GGUF file its row in Hugging Face's layout: 2i is i, and 2i + 1 is i + half."""
-    within_S = np.arange(size).reshape(2, size // 2).T.reshape(-1)
+def rope_order(heads: int, size: int, rotated: int) -> Index:
+    """For each row of q or k in a GGUF file its row in Hugging Face's layout: 2i is i, and 2i + 1 is i + half.
+
+    Args:
+        rotated: the dimensions of a head, of its ``size``, that turn; the others stay.
+    """
+    within_S = np.arange(size)
+    within_S[:rotated] = within_S[:rotated].reshape(2, rotated // 2).T.reshape(-1)
     return (np.arange(heads)[:, None] * size + within_S[None, :]).reshape(-1)

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
+from ...model.files.gguf import ggml
+from ...model.files.gguf.file import GgufFile, GgufTensor
 from ...model.tensor_names import FFN, Place, shape_of
-from ...quant.gguf.file import GgufFile, GgufTensor
-from ...quant.types import ggml
 from ...runner.dialects import ModelFile, open_model
 from ...runner.kernels.threads import default_threads
 from ...runner.model import Model
-from .expected_tensors import Expected, Floats, Orders, expected_tensors, factors_of, rope_order
+from .expected_tensors import Expected, Floats, Orders, Part, expected_tensors, factors_of, rope_order
 from .type_bounds import FLOAT_TYPES
 
 PROMPTS = (
@@ -95,18 +95,18 @@ def _compare(
     plain = source if floats or not whole else _decoded(source)
     length = rows_NS.shape[1]
     stride = _stride(source, length)
-    rows_T, ahead_S = torch.from_numpy(rows_NS), torch.arange(length)
-    positions_MS = torch.cat([ahead_S.repeat(len(rows_T), 1), stride * ahead_S.repeat(len(rows_T), 1)])
-    near, far = np.split(reference.logits(torch.cat([rows_T, rows_T]), positions_MS), 2)
+    rows_T, ahead_NS = torch.from_numpy(rows_NS), torch.arange(length).repeat(len(rows_NS), 1)
+    near = reference.logits(rows_T, ahead_NS)
     found = _run(plain, rows_NS)
     trials = [("text", _difference(found, near), _BOUND)]
     if stride > 1:
-        apart = replace(plain, rope=replace(plain.rope, stride=stride))
+        ropes = {name: replace(getattr(plain, name), stride=stride) for name in ("rope", "local_rope")}
+        apart, far = replace(plain, **ropes), reference.logits(rows_T, stride * ahead_NS)
         trials.append((f"positions to {stride * (length - 1)}", _difference(_run(apart, rows_NS), far), _FAR_BOUND))
     heeded = None
     if reference.window:
         small = min(_SMALL_WINDOW, max(1, length // 3))
-        windowed = reference.logits(rows_T, positions_MS[: len(rows_T)], window=small)
+        windowed = reference.logits(rows_T, ahead_NS, window=small)
         heeded = reference.window if (windowed != near).any() else None
         if heeded and source.spec.sliding_window:
             narrow = replace(plain, spec=replace(plain.spec, sliding_window=small))
@@ -129,6 +129,8 @@ def _compare(
 
 def _stride(source: ModelFile, length: int) -> int:
     """How far apart positions are tried: up to the end of the context, far beyond the original one of a scaled rope."""
+    if source.spec.attention_temperature:  # which grows with the number of a token
+        return 1
     most = min(source.spec.context - 1, max(_FAR, 2 * source.rope.original_context))
     return max(1, most // max(1, length - 1))
 
@@ -192,29 +194,33 @@ class DecodedWeights:
         self._spec, self._file, self._orders = source.spec, file, orders
         self._at: dict[Place, tuple[Expected, int]] = {}
         for expected in expected_tensors(self._spec, dialect, factors_of(file)):
-            for expert, place in enumerate(expected.places):
-                self._at.setdefault(place, (expected, expert))
+            for number, part in enumerate(expected.parts):
+                self._at.setdefault(part.place, (expected, number))
 
     def array(self, place: Place) -> Floats:
         """The weights at ``place``."""
         if place == Place("output") and self._spec.tied:
             place = Place("token_embd")
-        expected, expert = self._at[place]
+        expected, number = self._at[place]
+        part, first = expected.parts[number], expected.first_row(number)
         tensor = self._file.tensors[expected.name]
-        rows = int(np.prod(expected.shape[:-1])) // len(expected.places)
         raw_RB = tensor.raw.reshape(-1, ggml.row_bytes(tensor.type_name, expected.shape[-1]))
-        piece = raw_RB[expert * rows : (expert + 1) * rows].reshape(-1)
-        stored_RC = ggml.dequantize(piece, tensor.type_name, (rows, expected.shape[-1])) / np.float32(expected.factor)
-        return np.ascontiguousarray(self._restored(stored_RC, expected, expert)).reshape(shape_of(self._spec, place))
+        piece = raw_RB[first : first + part.rows].reshape(-1)
+        stored_RC = ggml.dequantize(piece, tensor.type_name, (part.rows, expected.shape[-1])) / np.float32(part.factor)
+        restored = self._restored(stored_RC - np.float32(part.offset), part, transposed=expected.transposed)
+        return np.ascontiguousarray(restored).reshape(shape_of(self._spec, place))
 
-    def _restored(self, stored_RC: Floats, expected: Expected, expert: int) -> Floats:
-        spec, order_F = self._spec, self._orders.get((expected.layer or 0, expert))
-        if expected.role in ("attn_q", "attn_k"):
-            heads = spec.heads if expected.role == "attn_q" else spec.kv_heads
-            return stored_RC[np.argsort(rope_order(heads, spec.head_dim))]
-        if expected.role not in FFN:
-            return stored_RC
-        if expected.role == "ffn_down" and not expected.transposed:
-            return stored_RC if order_F is None else stored_RC[:, np.argsort(order_F)]
-        rows_FD = stored_RC if order_F is None else stored_RC[np.argsort(order_F)]
-        return rows_FD.T if expected.transposed else rows_FD
+    def _restored(self, stored_RC: Floats, part: Part, *, transposed: bool) -> Floats:
+        place, spec = part.place, self._spec
+        order_F = self._orders.get((place.layer or 0, place.expert or 0))
+        vector = len(shape_of(spec, place)) == 1
+        if part.heads:
+            size = shape_of(spec, place)[0] // part.heads
+            back = np.argsort(rope_order(part.heads, size, spec.rope_dim or size))
+            return stored_RC[:, back] if vector else stored_RC[back]
+        if place.role.removesuffix("_bias") not in FFN or order_F is None or place.role == "ffn_down_bias":
+            return stored_RC.T if transposed else stored_RC
+        if vector or (place.role == "ffn_down" and not transposed):
+            return stored_RC[:, np.argsort(order_F)]
+        rows_FD = stored_RC[np.argsort(order_F)]
+        return rows_FD.T if transposed else rows_FD

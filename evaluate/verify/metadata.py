@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...model.checkpoint import Checkpoint
-from ...quant.gguf.file import POWERINFER, GgufFile
+from ...model.families import FAMILIES
+from ...model.files.gguf.file import POWERINFER, GgufFile
+from ...quant.metadata.feature_keys import used_features
 from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
 
-ARCHITECTURES = {
-    "sparse": {"drelu": "turbosparse", "reglu": "turbosparse", "tswiglu": "turbosparse", "swiglu": "turbosparse"},
-    "powerinfer": {"drelu": "bamboo", "reglu": "llama"},
-    "llama.cpp": {"swiglu": "llama", "reglu": "llama", "tswiglu": "llama"},
+ACTIVATIONS = {
+    "sparse": ("drelu", "reglu", "tswiglu", "swiglu", "geglu"),
+    "powerinfer": ("drelu", "reglu"),
+    "llama.cpp": ("swiglu", "geglu", "reglu", "tswiglu"),
 }
+"""Dialect -> the FFNs that its files can have."""
 _TOLERANCE = 1e-6  # float32 keys hold decimal fractions
 
 
@@ -28,23 +31,39 @@ def dialect_of(file: GgufFile) -> str:
 def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
     """What the keys of the model's shape and arithmetic must be; None: must not be there."""
     spec = checkpoint.spec
-    architecture = ARCHITECTURES[dialect].get(spec.activation, "")
-    context = min(spec.context, spec.sliding_window or spec.context) if dialect != "sparse" else spec.context
+    gguf = FAMILIES[spec.family].gguf
+    architecture = {
+        "sparse": "turbosparse", "powerinfer": "bamboo" if spec.activation == "drelu" else "llama"
+    }.get(dialect, gguf.architecture)  # fmt: skip
+    windows = dialect == "sparse" or (dialect == "llama.cpp" and "windows" in gguf.native)
+    context = spec.context if windows else min(spec.context, spec.sliding_window or spec.context)
     keys: dict[str, Any] = {
         "context_length": context, "embedding_length": spec.width, "block_count": spec.layers,
         "feed_forward_length": spec.neurons, "attention.head_count": spec.heads,
-        "attention.head_count_kv": spec.kv_heads, "rope.dimension_count": spec.head_dim,
+        "attention.head_count_kv": spec.kv_heads, "rope.dimension_count": spec.rope_dim or spec.head_dim,
         "attention.layer_norm_rms_epsilon": spec.norm_eps, "rope.freq_base": spec.rope_theta,
         "expert_count": spec.experts or None, "expert_used_count": spec.experts_per_token or None,
     }  # fmt: skip
     if dialect == "sparse":
-        keys |= {"activation": spec.activation, "attention.sliding_window": spec.sliding_window}
+        keys["activation"] = spec.activation
         keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
         keys["up_threshold"] = list(spec.up_thresholds) if any(spec.up_thresholds) else None
-        keys |= {"format_version": 1, "source_fingerprint": checkpoint.fingerprint}
+        features = used_features(spec) or None
+        keys |= {
+            "format_version": 2 if features else 1,
+            "features": features,
+            "source_fingerprint": checkpoint.fingerprint,
+        }
+    if windows:
+        keys["attention.sliding_window"] = spec.sliding_window
+    keys |= {"attn_logit_softcapping": spec.attention_softcap or None}
+    keys |= {"final_logit_softcapping": spec.logit_softcap or None}
     scaling, keys["rope.scaling.type"] = spec.rope_scaling or {}, None
     if scaling.get("rope_type") in ("linear", "yarn"):
         keys |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
+    if scaling.get("rope_type") == "longrope":
+        keys["rope.scaling.type"] = "longrope" if dialect == "sparse" else None
+        keys["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
     return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in keys.items()}
 
 

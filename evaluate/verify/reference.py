@@ -122,7 +122,7 @@ class Reference:
 
 
 def _weight(state: Any, spec: ModelSpec, place: Place) -> torch.Tensor:
-    return weight_at(state, FAMILIES[spec.family], place)
+    return weight_at(state, spec, place)
 
 
 def _emptied(module: Any, *_: Any) -> None:

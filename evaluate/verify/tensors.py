@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
+from ...model.files.gguf import ggml
+from ...model.files.gguf.file import GgufFile, GgufTensor
 from ...model.tensor_names import PREDICTOR, Place, ffn_places, gguf_name
-from ...quant.gguf.file import GgufFile, GgufTensor
 from ...quant.targets.predictor_source import PredictorSource
-from ...quant.types import ggml
 from .expected_tensors import Expected, Floats, Orders, SourceRows
 from .type_bounds import FLOAT_TYPES, compare_rows
 
@@ -44,9 +44,9 @@ def compare_tensor(
         orders: of the neurons, as the file says.
         importances: the file was encoded with an importance matrix.
     """
-    experts = len(expected.places)
-    sources = (SourceRows(checkpoint, expected, expert, orders) for expert in range(experts))
-    result, failed = _compare(file, expected.name, expected.shape, experts, sources, importances)
+    counts = [part.rows for part in expected.parts]
+    sources = (SourceRows(checkpoint, expected, number, orders) for number in range(len(counts)))
+    result, failed = _compare(file, expected.name, expected.shape, counts, sources, importances)
     if failed is None:
         return result
     hint = _diagnosis(file.tensors[expected.name], expected, checkpoint, orders, failed)
@@ -68,7 +68,7 @@ def compare_predictors(
                 for expert in range(len(ranks))
             )
             name = gguf_name(ffn_places(spec, layer, part)[0])
-            yield _compare(file, name, (*stack, *shape), len(ranks), sources, importances=False)[0]
+            yield _compare(file, name, (*stack, *shape), [shape[0]] * len(ranks), sources, importances=False)[0]
 
 
 def _predictor_rows(
@@ -86,9 +86,9 @@ def _predictor_rows(
 
 
 def _compare(
-    file: GgufFile, name: str, shape: tuple[int, ...], experts: int, sources: Iterable[Rows], importances: bool
+    file: GgufFile, name: str, shape: tuple[int, ...], counts: list[int], sources: Iterable[Rows], importances: bool
 ) -> tuple[TensorResult, int | None]:
-    """How a tensor compares with its experts' ``sources``, and the first expert that differs."""
+    """How a tensor compares with the ``sources`` of its parts, of so many rows, and the first part that differs."""
     tensor = file.tensors.get(name)
     if tensor is None:
         return TensorResult(name=name, problem="is missing"), None
@@ -96,10 +96,10 @@ def _compare(
         problem = f"has shape {list(tensor.shape)} where the model makes it {list(shape)}"
         return TensorResult(name=name, problem=problem), None
     worst, error_square, source_square = 0.0, 0.0, 0.0
-    rows = int(np.prod(shape[:-1], dtype=np.int64)) // experts
-    for expert, source in enumerate(sources):
+    first = 0
+    for expert, (rows, source) in enumerate(zip(counts, sources, strict=True)):
         bad: list[int] = []
-        for start, raw_RB, stored_RC in _pieces(tensor, expert * rows, rows):
+        for start, raw_RB, stored_RC in _pieces(tensor, first, rows):
             wanted_RC = source(start, start + len(stored_RC))
             bad_R, share = compare_rows(raw_RB, stored_RC, wanted_RC, tensor.type_name, importances=importances)
             error_RC = stored_RC - wanted_RC
@@ -107,8 +107,9 @@ def _compare(
             source_square += float(np.vdot(wanted_RC, wanted_RC))
             worst = max(worst, share)
             bad += (start + np.flatnonzero(bad_R)).tolist()
+        first += rows
         if bad:
-            where = f" of expert {expert}" if experts > 1 else ""
+            where = f" of {'expert' if len(shape) > 2 else 'part'} {expert}" if len(counts) > 1 else ""
             exact = tensor.type_name in FLOAT_TYPES
             what = "is not its source" if exact else f"is farther from its source than {tensor.type_name} may be"
             problem = f"{len(bad)} of {rows} rows{where} differ, row {bad[0]} {what}"
@@ -129,10 +130,10 @@ def _pieces(tensor: GgufTensor, first: int, rows: int) -> Iterator[tuple[int, np
 
 def _diagnosis(tensor: GgufTensor, expected: Expected, checkpoint: Checkpoint, orders: Orders, expert: int) -> str:
     """What the tensor seems to hold instead, if that can be told."""
-    rows = int(np.prod(expected.shape[:-1], dtype=np.int64)) // len(expected.places)
-    decoded_RC = np.concatenate([stored_RC for *_, stored_RC in _pieces(tensor, expert * rows, rows)])
-    wanted_RC = SourceRows(checkpoint, expected, expert, orders)(0, rows)
-    factor = np.float32(expected.factor)
+    part, first = expected.parts[expert], expected.first_row(expert)
+    decoded_RC = np.concatenate([stored_RC for *_, stored_RC in _pieces(tensor, first, part.rows)])
+    wanted_RC = SourceRows(checkpoint, expected, expert, orders)(0, part.rows)
+    factor = np.float32(part.factor)
     for what, other_RC in _alternatives(expected, checkpoint, expert, wanted_RC / factor, orders):
         if other_RC.shape == decoded_RC.shape and _alike(decoded_RC, other_RC * factor).all():
             return f"; the tensor holds {what}"
@@ -145,14 +146,14 @@ def _diagnosis(tensor: GgufTensor, expected: Expected, checkpoint: Checkpoint, o
 def _alternatives(
     expected: Expected, checkpoint: Checkpoint, expert: int, wanted_RC: Floats, orders: Orders
 ) -> Iterator[tuple[str, Floats]]:
-    place = expected.places[expert]
-    if expected.role in ("attn_q", "attn_k"):
+    place, heads = expected.parts[expert].place, expected.parts[expert].heads
+    if heads and place.role in ("attn_q", "attn_k"):
         yield "the rows in Hugging Face's order, not ggml's", checkpoint.array(place)
     if expected.transposed:
         flat = checkpoint.array(place).reshape(wanted_RC.shape)
         yield "the matrix as Hugging Face has it, not transposed", flat
-    if expected.role in ("ffn_gate", "ffn_up"):
-        other = "ffn_up" if expected.role == "ffn_gate" else "ffn_gate"
+    if place.role in ("ffn_gate", "ffn_up"):
+        other = "ffn_up" if place.role == "ffn_gate" else "ffn_gate"
         twin = Place(other, place.layer, place.expert)
         order = orders.get((place.layer or 0, expert))
         rows_RC = checkpoint.array(twin)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError
 from ...common.files import read_json_object
-from ...quant.gguf.file import GgufFile
+from ...model.files.gguf.file import GgufFile
 from ...quant.vocabulary.ends import ALL_ENDS, listed_ends
 from ...runner.tokenizer import GgufTokenizer
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.files.dtypes import from_float32, to_float32
-from ...quant.types import ggml
+from ...model.files.gguf import ggml
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -1,14 +1,6 @@
 """Llama: the layout that the other families vary."""
 
-from .family import Family
-
-LAYER = "model.layers.{L}."
-
-_DEFAULTS = {
-    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "vocab_size": 32000,
-    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False,
-}  # fmt: skip
+from .family import LAYER, Family, Gguf
 
 LLAMA = Family(
     name="llama",
@@ -29,9 +21,18 @@ LLAMA = Family(
         "output_norm": "model.norm.weight",
         "output": "lm_head.weight",
     },
-    renamed={},
-    stacked={},
-    defaults=_DEFAULTS,
+    defaults={
+        "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "vocab_size": 32000,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "attention_bias": False, "mlp_bias": False,
+    },
     nullable=("num_key_value_heads", "head_dim"),
+    biases={
+        "attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"),
+        "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down"),
+    },
     fixed={"partial_rotary_factor": (None, 1), "is_causal": (True,), "per_layer_config": (None, {})},
-)
+    gguf=Gguf(architecture="llama", native=("biases",)),
+    tiny={"attention_bias": True, "mlp_bias": True},
+)  # fmt: skip

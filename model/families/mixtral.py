@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .llama import LAYER
+from .family import LAYER
 from .mistral import MISTRAL
 
 _EXPERT = LAYER + "block_sparse_moe.experts.{E}."
@@ -34,4 +34,5 @@ MIXTRAL = replace(
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
+    tiny={"num_local_experts": 4, "num_experts_per_tok": 2},
 )

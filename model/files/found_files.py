@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 from ...common.errors import TsconvertError, shown
+from ...common.files import read_json_object
+
+GGUF_SOURCE = "gguf_source.json"
 
 _TO_SAFETENSORS = (
     "save it as safetensors first: transformers' AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
@@ -30,8 +33,17 @@ def no_weights(folder: Path, index: str) -> TsconvertError:
     )
 
 
+def gguf_source(folder: Path) -> Path | None:
+    """The GGUF file whose weights are those of a folder (gguf/folder.py); None of any other folder."""
+    source = folder / GGUF_SOURCE
+    return Path(str(read_json_object(source)["file"])) if source.is_file() else None
+
+
 def no_tokenizer(folder: Path) -> TsconvertError:
     """The refusal of a folder without a tokenizer that tsconvert reads."""
+    file = gguf_source(folder)
+    if file is not None:
+        return TsconvertError(f"{file}: the file has no tokenizer; get one with the model's own")
     if (folder / "tekken.json").is_file():
         found = "tekken.json is Mistral's own form, copy a tokenizer.json of the same model there"
     elif own := sorted(path.name for path in folder.glob("tokenization_*.py")):
@@ -68,7 +80,7 @@ def _other_format(folder: Path) -> str | None:
             return f"{pickles[0]} is there, a pickle, which could run code and is not read: {advice}"
     files = sorted(name for name in names if name.endswith(".gguf"))
     if files:
-        return f"{files[0]} is a GGUF file: convert the Hugging Face checkpoint that it was made of"
+        return f"{files[0]} is a GGUF file: give that, not its folder"
     return None
 
 

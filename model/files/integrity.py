@@ -5,7 +5,7 @@ The digest is BLAKE3: as strong as SHA-256, and several times faster where the p
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from ...common.errors import TsconvertError
 INFINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 """The bits of infinity; a `TensorScan.largest_bits` from there on is that, or NaN."""
 _BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
-_PIECE_BYTES = 1 << 23  # stays in the last cache for the second reading
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -34,11 +33,10 @@ class TensorScan:
     """The bits of its largest magnitude, in its own type; NaN is above infinity."""
 
 
-def scan(raw: npt.NDArray[np.uint8], dtype: str) -> TensorScan:
-    """Scan a tensor's bytes; ``dtype`` is F32, F16 or BF16."""
+def scan(pieces: Iterable[npt.NDArray[np.uint8]], dtype: str) -> TensorScan:
+    """Scan a tensor's bytes, that come in ``pieces``; ``dtype`` is F32, F16 or BF16."""
     digest, largest = blake3.blake3(), 0
-    for start in range(0, raw.size, _PIECE_BYTES):
-        piece = raw[start : start + _PIECE_BYTES]
+    for piece in pieces:
         digest.update(piece.data)
         largest = max(largest, largest_bits(piece.view(_BITS[dtype])))
     return TensorScan(digest.digest(), largest)
@@ -60,11 +58,11 @@ class TensorScans(Generic[Key]):
 
     Args:
         dtypes: of each tensor, in the order of the model.
-        raw: gives a tensor's bytes.
+        pieces: gives a tensor's bytes, some at a time.
     """
 
-    def __init__(self, dtypes: Mapping[Key, str], raw: Callable[[Key], npt.NDArray[np.uint8]]) -> None:
-        self._dtypes, self._raw = dtypes, raw
+    def __init__(self, dtypes: Mapping[Key, str], pieces: Callable[[Key], Iterable[npt.NDArray[np.uint8]]]) -> None:
+        self._dtypes, self._pieces = dtypes, pieces
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._scans: dict[Key, Future[TensorScan]] = {}
@@ -82,7 +80,7 @@ class TensorScans(Generic[Key]):
                 self._pool.shutdown(wait=False)  # its threads end with the last scan
 
     def _scan(self, key: Key) -> TensorScan:
-        return scan(self._raw(key), self._dtypes[key])
+        return scan(self._pieces(key), self._dtypes[key])
 
     def stop(self) -> None:
         """Scan nothing more; the command has failed."""

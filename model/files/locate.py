@@ -1,4 +1,4 @@
-"""Find the model that a user names: a folder, an embedded model, or a repository of the hub."""
+"""Find the model that a user names: a folder, a GGUF file, an embedded model, or a repository of the hub."""
 
 import re
 from collections.abc import Callable
@@ -6,11 +6,13 @@ from pathlib import Path
 
 from ... import embedded
 from ...common.errors import TsconvertError
+from .gguf.file import is_gguf
+from .gguf.folder import folder_of
 from .safetensors_files import SINGLE, weight_map
 
 
 def find_model(model: str | Path, check: Callable[[Path], object] | None = None) -> Path:
-    """The folder behind a path, an embedded model's name or a hub id.
+    """The folder behind a path, an embedded model's name or a hub id; of a GGUF file all but its weights.
 
     Args:
         check: called with the folder of a hub model when all but its weights is there; what it refuses is not fetched.
@@ -20,12 +22,15 @@ def find_model(model: str | Path, check: Callable[[Path], object] | None = None)
         return folder
     if str(model) in embedded.NAMES:
         return embedded.folder(str(model))
+    if is_gguf(folder):
+        return folder_of(folder)
     if folder.exists():
-        raise TsconvertError(f"{model}: a file; give the folder that holds config.json")
+        raise TsconvertError(f"{model}: a file, and not GGUF; give that or the folder that holds config.json")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
         known = ", ".join(embedded.NAMES)
         raise TsconvertError(
-            f"{model}: no such folder; give a checkpoint folder, a hub id (name/model) or one of {known}"
+            f"{model}: no such folder or file; give a checkpoint folder, a GGUF file, a hub id (name/model) or one of"
+            f" {known}"
         )
     try:
         return _download(str(model), check)

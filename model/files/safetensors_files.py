@@ -4,6 +4,7 @@ The layout is the safetensors library's: u64 length of the header, header (JSON)
 """
 
 import json
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,21 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     size_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """The rows of a matrix, or of all that are stacked; 1 of a vector."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def plain(self) -> bool:
+        """Whether its bytes lie in the file as the checkpoint has them."""
+        return True
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file."""
+        return self.size_bytes
 
 
 class UnreadableTypeError(TsconvertError):

@@ -7,8 +7,8 @@ can resume.
 import errno
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -30,6 +30,8 @@ class PlannedTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    whole: str | None = None
+    """The tensor whose rows these are, among others; the parts of one follow each other in a plan."""
 
     @property
     def size_bytes(self) -> int:
@@ -59,16 +61,24 @@ class CheckpointWriter:
             name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
             self._lay_out(folder / name, shard)
         if len(shards) > 1:
-            weight_map = {name: slot.file.name for name, slot in self._slots.items()}
+            weight_map = {tensor.whole or tensor.name: self._slots[tensor.name].file.name for tensor in plan}
             total = sum(tensor.size_bytes for tensor in plan)
             write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def write(self, name: str, raw: npt.NDArray[np.uint8]) -> None:
         """Write the bytes of a tensor."""
+        self.write_pieces(name, [raw])
+
+    def write_pieces(self, name: str, pieces: Iterable[npt.NDArray[np.uint8]]) -> None:
+        """Write the bytes of a tensor that come one piece after the other."""
         slot = self._slots[name]
-        if raw.nbytes != slot.size_bytes:
-            raise ValueError(f"{name}: {raw.nbytes} bytes for a slot of {slot.size_bytes}")
-        put(self._open[slot.file], slot.start, raw.reshape(-1).data)
+        done = 0
+        for piece in pieces:
+            if done + piece.nbytes <= slot.size_bytes:
+                put(self._open[slot.file], slot.start + done, piece.reshape(-1).data)
+            done += piece.nbytes
+        if done != slot.size_bytes:
+            raise ValueError(f"{name}: {done} bytes for a slot of {slot.size_bytes}")
 
     def copy(self, name: str, source: TensorInfo) -> None:
         """Copy a tensor of another checkpoint, of the same dtype; the kernel copies where it can."""
@@ -85,6 +95,10 @@ class CheckpointWriter:
                     raise TsconvertError(f"{source.file}: became shorter while it was read; start again")
                 put(stream, slot.start + done, memoryview(piece))
                 done += len(piece)
+
+    def slot(self, name: str) -> TensorInfo:
+        """Where a tensor's bytes lie."""
+        return self._slots[name]
 
     def flush(self) -> None:
         """Sync everything written so far to the disk."""
@@ -104,16 +118,21 @@ class CheckpointWriter:
 
     def _lay_out(self, file: Path, shard: Sequence[PlannedTensor]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
+        starts, offset = [], 0
         for tensor in shard:
             end = offset + tensor.size_bytes
-            header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+            entry = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+            if before := header.get(tensor.whole or ""):
+                before["shape"][0] += tensor.shape[0]
+                before["data_offsets"][1] = end
+            else:
+                header[tensor.whole or tensor.name] = entry
+            starts.append(offset)
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         base = 8 + len(text)
-        for tensor in shard:
-            start = header[tensor.name]["data_offsets"][0]
+        for tensor, start in zip(shard, starts, strict=True):
             slot = TensorInfo(tensor.name, file, tensor.dtype, tensor.shape, base + start, tensor.size_bytes)
             self._slots[tensor.name] = slot
         stream = self._open[file] = file.open("r+b" if file.exists() else "w+b", buffering=0)
@@ -138,17 +157,12 @@ def _copy_range(original: BinaryIO, stream: BinaryIO, source: TensorInfo, slot: 
     return done
 
 
-def plan_like(infos: Sequence[TensorInfo], dtype: str | None = None) -> list[PlannedTensor]:
-    """The plan that holds the same tensors, in ``dtype`` if given."""
-    plan = [PlannedTensor(name=info.name, dtype=info.dtype, shape=info.shape) for info in infos]
-    return [replace(tensor, dtype=dtype) for tensor in plan] if dtype else plan
-
-
 def _split(plan: Sequence[PlannedTensor], max_shard_bytes: int) -> list[list[PlannedTensor]]:
     shards: list[list[PlannedTensor]] = [[]]
     size = 0
     for tensor in plan:
-        if shards[-1] and size + tensor.size_bytes > max_shard_bytes:
+        parted = tensor.whole is not None and bool(shards[-1]) and shards[-1][-1].whole == tensor.whole
+        if shards[-1] and not parted and size + tensor.size_bytes > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(tensor)

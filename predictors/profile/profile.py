@@ -160,8 +160,7 @@ class _LayerTally:
             seen_TD = x_TD[token]
             h_TF = self.layer.activations(seen_TD, expert)
             fires_TF = h_TF != 0
-            gate_FD = self.layer.ffn_weights(expert)[0]
-            self.gate_fired += int((torch.nn.functional.linear(seen_TD, gate_FD) > 0).sum())
+            self.gate_fired += int((self.layer.gate_up(seen_TD, expert)[0] > 0).sum())
             self.energy.add((h_TF * self.down_EF[expert]).square())
             here = token.cpu()
             fired_T[here] += fires_TF.sum(1).cpu()

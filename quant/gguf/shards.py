@@ -11,7 +11,7 @@ from pathlib import Path
 from ...common.errors import TsconvertError
 from ...common.files import atomic_file, check_disk, reserved_name
 from ...common.progress import progress
-from .file import shard_path
+from ...model.files.gguf.file import shard_path
 from .tensor_plan import TensorPlan
 from .tensor_writer import check_tensors
 from .values import Value, i32, u16

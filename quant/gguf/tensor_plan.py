@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.files.dtypes import to_float32
+from ...model.files.gguf import ggml
 from ...model.files.integrity import largest_bits
-from ..types import ggml
 
 Rows = npt.NDArray[np.float32]
 _BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}

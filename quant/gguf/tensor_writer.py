@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
-from ..types import ggml
+from ...model.files.gguf import ggml
 from ..types.encoding import encode, quantize
 from .parallel_file import ParallelFile
 from .tensor_plan import MatrixRows, TensorPlan

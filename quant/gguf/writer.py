@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
-from ..types import ggml
+from ...model.files.gguf import ggml
 from .parallel_file import ParallelFile
 from .tensor_plan import TensorPlan
 from .tensor_writer import write_tensors

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError, shown
-from ..gguf.file import GgufFile
+from ...model.files.gguf.file import GgufFile
 from ..gguf.shards import GgufPlan, write_files
 from ..gguf.tensor_plan import TensorPlan
 from ..gguf.values import Value, array, text, u32

@@ -27,7 +27,7 @@ def shape_keys(spec: ModelSpec, architecture: str, context: int) -> dict[str, Va
         "feed_forward_length": spec.neurons,
         "attention.head_count": spec.heads,
         "attention.head_count_kv": spec.kv_heads,
-        "rope.dimension_count": spec.head_dim,
+        "rope.dimension_count": spec.rope_dim or spec.head_dim,
     }
     keys = {f"{architecture}.{name}": u32(count) for name, count in counts.items()}
     keys[f"{architecture}.attention.layer_norm_rms_epsilon"] = f32(spec.norm_eps)
@@ -47,9 +47,9 @@ def later_shape_keys(spec: ModelSpec, architecture: str) -> dict[str, Value]:
     return {f"{architecture}.{name}": u32(count) for name, count in counts.items()}
 
 
-def capped_context(spec: ModelSpec, engine: str) -> tuple[int, list[str]]:
-    """The context length for an engine without a sliding window, and the note if it had to be capped."""
-    if spec.sliding_window is None or spec.sliding_window >= spec.context:
+def capped_context(spec: ModelSpec, engine: str, *, windows: bool = False) -> tuple[int, list[str]]:
+    """The context length for an engine without ``windows``, and the note if it had to be capped."""
+    if windows or spec.sliding_window is None or spec.sliding_window >= spec.context:
         return spec.context, []
     note = (
         f"context length capped at the sliding window, {spec.sliding_window} of {spec.context} tokens: {engine} attends"

@@ -20,7 +20,8 @@ def scaling_keys(spec: ModelSpec, architecture: str, *, own: bool) -> dict[str, 
 
     Args:
         architecture: the keys' prefix.
-        own: the reader follows docs/format.md; other engines know only YaRN's usual parameters.
+        own: the reader follows docs/format.md; other engines know only YaRN's usual parameters, but for
+            llama.cpp's `mistral3`.
 
     Raises:
         TsconvertError: the checkpoint sets YaRN parameters that the engine would not take.
@@ -30,6 +31,13 @@ def scaling_keys(spec: ModelSpec, architecture: str, *, own: bool) -> dict[str, 
         return {}
     prefix = f"{architecture}.rope.scaling."
     factor = _number(scaling, "factor")
+    if scaling["rope_type"] == "longrope":
+        original = int(scaling["original_max_position_embeddings"])
+        keys = {f"{prefix}type": text("longrope")} if own else {}
+        return keys | {
+            f"{prefix}original_context_length": u32(original),
+            f"{prefix}attn_factor": f32(longrope_attention(scaling, factor, original)),
+        }
     keys = {f"{prefix}type": text(str(scaling["rope_type"])), f"{prefix}factor": f32(factor)}
     if scaling["rope_type"] == "linear":
         return keys
@@ -41,6 +49,10 @@ def scaling_keys(spec: ModelSpec, architecture: str, *, own: bool) -> dict[str, 
         "yarn_beta_fast": (float(scaling.get("beta_fast") or _BETA_FAST), _BETA_FAST),
         "yarn_beta_slow": (float(scaling.get("beta_slow") or _BETA_SLOW), _BETA_SLOW),
     }
+    if architecture == "mistral3":  # its own way to say the first; it reads the others
+        tuned.pop("attn_factor")
+        keys[f"{prefix}yarn_log_multiplier"] = f32(float(scaling.get("mscale_all_dim") or 0.0))
+        own = True
     for name, (value, default) in tuned.items():
         if math.isclose(value, default, rel_tol=1e-6):
             continue
@@ -66,22 +78,33 @@ def attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
     return mscale(1.0)
 
 
-def frequency_divisors(spec: ModelSpec) -> npt.NDArray[np.float32] | None:
-    """The divisor of each rotary frequency in Llama 3's scaling, [head_dim / 2]; None for any other scaling.
+def longrope_attention(scaling: Mapping[str, Any], factor: float, original: int) -> float:
+    """LongRoPE's factor on sine and cosine, as transformers' _compute_longrope_parameters finds it."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
-    Follows transformers' _compute_llama3_parameters: long wavelengths are divided by the factor, short ones kept, those
-    between blended.
+
+def frequency_divisors(spec: ModelSpec) -> dict[str, npt.NDArray[np.float32]]:
+    """The divisors of the rotary frequencies, [rotated dimensions / 2], by the name of their tensor.
+
+    Llama 3's scaling follows transformers' _compute_llama3_parameters: long wavelengths are divided by the factor,
+    short ones kept, those between blended. LongRoPE has two, for contexts beyond the original and within it.
     """
     scaling = spec.rope_scaling
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        return {
+            f"rope_factors_{kind}.weight": np.array(scaling[f"{kind}_factor"], np.float32) for kind in ("long", "short")
+        }
     if scaling is None or scaling["rope_type"] != "llama3":
-        return None
-    factor = _number(scaling, "factor")
+        return {}
+    factor, rotated = _number(scaling, "factor"), spec.rope_dim or spec.head_dim
     low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
     original = _number(scaling, "original_max_position_embeddings")
-    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float64) / spec.head_dim
+    exponent = np.arange(0, rotated, 2, dtype=np.float64) / rotated
     wavelength = 2 * np.pi * spec.rope_theta**exponent
     blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
-    return np.asarray(1.0 / ((1.0 - blend) / factor + blend), np.float32)
+    return {FREQS: np.asarray(1.0 / ((1.0 - blend) / factor + blend), np.float32)}
 
 
 def _number(scaling: Mapping[str, Any], field: str) -> float:

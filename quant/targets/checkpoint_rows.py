@@ -4,7 +4,6 @@ Rows are read where they lie in the mapped file; `check` looks at every value be
 Shape suffixes: D model width, F neurons, C columns, R rows.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -26,19 +25,43 @@ def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> M
     info = checkpoint.info(place)
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
-        raw_RC = _matrix(checkpoint, place)
-        return _contiguous(raw_RC[start:stop] if order is None else raw_RC[order[start:stop]])
+        rows_RB = checkpoint.rows(place, slice(start, stop) if order is None else order[start:stop])
+        return _contiguous(np.ascontiguousarray(rows_RB).view(_NUMPY[info.dtype]))
 
-    rows = int(np.prod(info.shape[:-1], dtype=np.int64))
     return MatrixRows(
-        rows=rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
+        rows=info.rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
     )
 
 
-def rope_permuted(checkpoint: Checkpoint, place: Place, heads: int) -> MatrixRows:
-    """The rows of q or k in the order in which ggml's rope takes them: pairs side by side, not half a head apart."""
-    rows = checkpoint.info(place).shape[0]
-    return plain(checkpoint, place, permute_rope(np.arange(rows)[:, None], heads).reshape(-1))
+def rope_permuted(checkpoint: Checkpoint, place: Place, heads: int, rotated: int) -> MatrixRows:
+    """The rows of q or k in the order in which ggml's rope takes them: pairs side by side, not half a head apart.
+
+    Args:
+        rotated: the dimensions of a head that turn, its first.
+    """
+    return plain(checkpoint, place, rope_index(checkpoint.info(place).shape[0], heads, rotated))
+
+
+def rope_index(rows: int, heads: int, rotated: int) -> Index:
+    """For each row of q or k for ggml's rope, its number in a Hugging Face checkpoint."""
+    rows_HS = np.arange(rows).reshape(heads, -1)
+    turned = permute_rope(rows_HS[:, :rotated].reshape(-1, 1), heads).reshape(heads, -1)
+    index: Index = np.concatenate([turned, rows_HS[:, rotated:]], axis=1).reshape(-1)
+    return index
+
+
+def vector(checkpoint: Checkpoint, place: Place, order: Index | None, offset: float, factor: float) -> MatrixRows:
+    """A vector as one row: values in another ``order``, plus ``offset``, times ``factor``."""
+    if order is None and not offset and factor == 1:
+        return plain(checkpoint, place)
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        values_C = checkpoint.array(place)
+        values_C = values_C if order is None else values_C[order]
+        return _contiguous(((values_C + np.float32(offset)) * np.float32(factor))[None][start:stop])
+
+    rows = plain(checkpoint, place)
+    return replace(rows, dtype="F32", read=read, check=lambda: (rows.check() + abs(offset)) * abs(factor))
 
 
 def transposed(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> MatrixRows:
@@ -54,14 +77,14 @@ def transposed(checkpoint: Checkpoint, place: Place, order: Index | None = None)
     )
 
 
-def scaled(rows: MatrixRows, exponent: int) -> MatrixRows:
-    """The rows times 2 to the power of ``exponent``, as float32."""
+def scaled(rows: MatrixRows, factor: float) -> MatrixRows:
+    """The rows times ``factor``, as float32."""
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
         values_RC = to_float32(rows.read(start, stop).reshape(-1).view(np.uint8), rows.dtype)
-        return np.ldexp(values_RC, exponent).reshape(stop - start, rows.columns)
+        return (values_RC * np.float32(factor)).reshape(stop - start, rows.columns)
 
-    return replace(rows, dtype="F32", read=read, check=lambda: math.ldexp(rows.check(), exponent))
+    return replace(rows, dtype="F32", read=read, check=lambda: rows.check() * abs(factor))
 
 
 def permute_rope(rows_RC: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

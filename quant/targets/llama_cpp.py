@@ -1,16 +1,17 @@
-"""The target `llama.cpp`: what llama.cpp's own converter writes for a Llama, Mistral or Mixtral model.
+"""The target `llama.cpp`: what llama.cpp's own converter writes for a model of a family.
 
-Architecture `llama`: llama.cpp computes SwiGLU there whatever the file says. A ReGLU model becomes one of it by exact
-factors (reglu_as_swiglu.py); a dReLU model cannot and is refused.
+llama.cpp computes SwiGLU (in Gemma GeGLU) whatever the file says. A ReGLU model becomes one of it by exact factors
+(reglu_as_swiglu.py); a dReLU model cannot and is refused.
 """
 
 from ...common.errors import TsconvertError
+from ...model.families import FAMILIES
 from ..metadata import rope
+from ..metadata.feature_keys import feature_keys
 from ..metadata.model_keys import capped_context, later_shape_keys, shape_keys
+from .engine_form import engine_form
 from .plan import Job, Plan, TensorTable, thresholds_left_out
 from .reglu_as_swiglu import choose_exponents
-
-ARCHITECTURE = "llama"
 
 
 def plan(job: Job) -> Plan:
@@ -28,9 +29,15 @@ def plan(job: Job) -> Plan:
         )
     if job.predictors is not None:
         raise TsconvertError("llama.cpp has no predictors; leave --predictors out or export with --target sparse")
-    context, notes = capped_context(spec, "llama.cpp's llama architecture")
-    metadata = job.general_keys(ARCHITECTURE) | shape_keys(spec, ARCHITECTURE, context)
-    metadata |= later_shape_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=False)
+    gguf = FAMILIES[spec.family].gguf
+    architecture = gguf.architecture
+    where = f"{job.checkpoint.folder}: llama.cpp's {architecture}"
+    windows = "windows" in gguf.native
+    context, notes = capped_context(spec, f"llama.cpp's {architecture} architecture", windows=windows)
+    form = engine_form(spec, gguf, where)
+    metadata = job.general_keys(architecture) | shape_keys(spec, architecture, context)
+    metadata |= later_shape_keys(spec, architecture) | rope.scaling_keys(spec, architecture, own=False)
+    metadata |= feature_keys(spec, architecture, gguf)
     metadata |= job.vocabulary.metadata(huggingface=True)
     notes += job.vocabulary.engine_notes
     exponents = choose_exponents(job.checkpoint, job.types) if spec.activation == "reglu" else None
@@ -41,9 +48,9 @@ def plan(job: Job) -> Plan:
             f" {2**exponents.sharpness}, by powers of two in the FFNs' weights; llama.cpp computes it as a dense model"
         )
     notes += thresholds_left_out(spec, "llama.cpp")
-    table = TensorTable(job, exponents)
+    table = TensorTable(job, form, exponents)
     table.embedding()
     for layer in range(spec.layers):
         table.layer(layer, transpose_down=False)
     table.head()
-    return Plan(target="llama.cpp", architecture=ARCHITECTURE, metadata=metadata, tensors=table.tensors, notes=notes)
+    return Plan(target="llama.cpp", architecture=architecture, metadata=metadata, tensors=table.tensors, notes=notes)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
+from ...model.files.gguf.file import GgufFile
 from ...model.spec import ModelSpec
 from ...predictors.profile.file import load_profile
-from ..gguf.file import GgufFile
 from ..gguf.tensor_plan import TensorPlan
 from ..gguf.values import Value, array
 from .predictor_source import PredictorSource

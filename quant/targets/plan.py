@@ -6,9 +6,12 @@ Shape suffixes: D model width, F neurons.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
-from ...model.tensor_names import Place, ffn_places, gguf_name, shape_of
+from ...model.tensor_names import FFN, Place, ffn_places, gguf_name, layer_roles, shape_of
 from ..gguf.shards import GgufPlan
 from ..gguf.tensor_plan import MatrixRows, Source, TensorPlan
 from ..gguf.values import Value
@@ -17,7 +20,8 @@ from ..metadata import model_keys, rope
 from ..metadata.provenance import ModelInfo
 from ..types.type_choice import TypeChoice
 from ..vocabulary.vocabulary import Vocabulary
-from .checkpoint_rows import plain, rope_permuted, scaled, transposed
+from .checkpoint_rows import plain, rope_index, rope_permuted, scaled, transposed, vector
+from .engine_form import EngineForm
 from .neuron_order import Counts, Orders, order_tensors
 from .predictor_source import PredictorSource
 from .reglu_as_swiglu import Exponents
@@ -82,73 +86,92 @@ def thresholds_left_out(spec: ModelSpec, engine: str) -> list[str]:
 class TensorTable:
     """The tensors of a plan, in the order in which they are added."""
 
-    def __init__(self, job: Job, exponents: Exponents | None = None) -> None:
-        self.job, self.exponents = job, exponents
+    def __init__(self, job: Job, form: EngineForm, exponents: Exponents | None = None) -> None:
+        self.job, self.form, self.exponents = job, form, exponents
         self.tensors: list[TensorPlan] = []
 
     def embedding(self) -> None:
-        """The embedding, and before it the divisors of Llama 3's rope scaling if the model has it."""
-        divisors = rope.frequency_divisors(self.job.spec)
-        if divisors is not None:
-            self.add(rope.FREQS, divisors.shape, "F32", lambda: [divisors[None, :]])
-        self.matrix(Place("token_embd"))
+        """The embedding, and before it the divisors of rope's frequencies if the model has them."""
+        for name, divisors in rope.frequency_divisors(self.job.spec).items():
+            self.add(name, divisors.shape, "F32", [_made(divisors)])
+        self.place(Place("token_embd"))
 
     def layer(self, layer: int, *, transpose_down: bool) -> None:
         """Attention and FFN of a layer; the down matrix transposed, as `ffn_down_t`, or as it is."""
-        spec = self.job.spec
-        self.float32(Place("attn_norm", layer))
-        self.matrix(Place("attn_q", layer), heads=spec.heads)
-        self.matrix(Place("attn_k", layer), heads=spec.kv_heads)
-        self.matrix(Place("attn_v", layer))
-        self.matrix(Place("attn_output", layer))
-        self.float32(Place("ffn_norm", layer))
-        if spec.experts:
-            self.float32(Place("router", layer))
-        self.ffn(layer, "ffn_gate")
-        self.ffn(layer, "ffn_up")
-        self.ffn(layer, "ffn_down", transpose=transpose_down)
+        for role in layer_roles(self.job.spec):
+            if role == "ffn_down" and transpose_down:
+                self.ffn_down_t(layer)
+            else:
+                self.place(Place(role, layer))
 
     def head(self) -> None:
         """The last norm, and the output matrix unless it is the embedding."""
-        self.float32(Place("output_norm"))
+        self.place(Place("output_norm"))
         if not self.job.spec.tied:
-            self.matrix(Place("output"))
+            self.place(Place("output"))
 
-    def float32(self, place: Place) -> None:
-        """A norm or a router, always F32."""
-        shape = shape_of(self.job.spec, place)
-        self.add(gguf_name(place), shape, "F32", [self._scaled(plain(self.job.checkpoint, place), place)])
+    def place(self, place: Place) -> None:
+        """The tensor of a role: of all experts, or of all roles whose rows the engine has in one."""
+        whole = self.form.whole(place.role)
+        if whole is not None:
+            name, roles = whole[0].format(L=place.layer), whole[1]
+            if place.role == roles[0]:
+                rows = [rows for role in roles for rows in self.rows(Place(role, place.layer))]
+                columns = rows[0].columns
+                count = sum(each.rows for each in rows)
+                self.add(name, (count, columns), self.job.types.matrix(name, columns), rows)
+            return
+        spec, rows = self.job.spec, self.rows(place)
+        stack = (spec.experts,) if spec.experts and place.role in FFN else ()
+        name = self.form.name(Place(place.role, place.layer, 0 if stack else None))
+        shape = shape_of(spec, place)
+        type_name = "F32" if len(shape) == 1 or place.role == "router" else self.job.types.matrix(name, shape[-1])
+        self.add(name, (*stack, *shape), type_name, rows)
 
-    def matrix(self, place: Place, *, heads: int = 0) -> None:
-        """A weight matrix, its rows permuted for ggml's rope if it has ``heads``."""
-        name, shape, checkpoint = gguf_name(place), shape_of(self.job.spec, place), self.job.checkpoint
-        rows = rope_permuted(checkpoint, place, heads) if heads else plain(checkpoint, place)
-        self.add(name, shape, self.job.types.matrix(name, shape[-1]), [rows])
-
-    def ffn(self, layer: int, role: str, *, transpose: bool = False) -> None:
-        """An FFN's matrix, of all experts stacked; transposed under the name with `_t`."""
-        orders = self.job.orders
-        assert transpose or role != "ffn_down" or not orders, "the rows of down are no neurons"
-        places = ffn_places(self.job.spec, layer, role)
-        rows_of = transposed if transpose else plain
-        source = [
-            self._scaled(rows_of(self.job.checkpoint, place, orders.get((layer, place.expert or 0))), place)
-            for place in places
-        ]
-        shape = shape_of(self.job.spec, places[0])
-        shape = shape[::-1] if transpose else shape
-        name = gguf_name(places[0], suffix="_t" if transpose else "")
+    def ffn_down_t(self, layer: int) -> None:
+        """down, of all experts, with one row a neuron."""
+        places = ffn_places(self.job.spec, layer, "ffn_down")
+        shape = shape_of(self.job.spec, places[0])[::-1]
+        name = gguf_name(places[0], suffix="_t")
         stack = (len(places),) if self.job.spec.experts else ()
-        self.add(name, (*stack, *shape), self.job.types.matrix(name, shape[-1]), source)
+        rows = self.rows(Place("ffn_down", layer), transpose=True)
+        self.add(name, (*stack, *shape), self.job.types.matrix(name, shape[-1]), rows)
+
+    def rows(self, place: Place, *, transpose: bool = False) -> list[MatrixRows]:
+        """The rows of a role in the engine's order, a matrix for each expert."""
+        spec, checkpoint, orders = self.job.spec, self.job.checkpoint, self.job.orders
+        role, factor = place.role, self.form.factors.get(place.role, 1.0)
+        factor *= 2.0 ** self.exponents.of(role) if self.exponents else 1
+        heads, rotated = self.form.heads(role), spec.rope_dim or spec.head_dim
+        if len(shape_of(spec, place)) == 1:
+            order = rope_index(checkpoint.info(place).shape[0], heads, rotated) if heads else None
+            if role in ("ffn_gate_bias", "ffn_up_bias"):
+                order = orders.get((place.layer or 0, 0))
+            return [vector(checkpoint, place, order, self.form.offset(role), factor)]
+        if heads:
+            found = [rope_permuted(checkpoint, place, heads, rotated)]
+        elif role in FFN:
+            assert transpose or role != "ffn_down" or not orders, "the rows of down are no neurons"
+            rows_of = transposed if transpose else plain
+            places = ffn_places(spec, place.layer or 0, role)
+            found = [rows_of(checkpoint, each, orders.get((each.layer or 0, each.expert or 0))) for each in places]
+        else:
+            found = [plain(checkpoint, place)]
+        return found if factor == 1 else [scaled(rows, factor) for rows in found]
 
     def order(self) -> None:
         """The permutation of each layer's neurons, if they are not in the checkpoint's order."""
         self.tensors += order_tensors(self.job.spec, self.job.orders)
 
-    def _scaled(self, rows: MatrixRows, place: Place) -> MatrixRows:
-        exponent = self.exponents.of(place.role) if self.exponents else 0
-        return scaled(rows, exponent) if exponent else rows
-
     def add(self, name: str, shape: tuple[int, ...], type_name: str, source: Source) -> None:
         """Any tensor."""
         self.tensors.append(TensorPlan(name=name, shape=shape, type_name=type_name, source=source))
+
+
+def _made(values: npt.NDArray[np.float32]) -> MatrixRows:
+    """A vector that is no checkpoint's, as one row."""
+    row_1C = np.ascontiguousarray(values[None], np.float32)
+    return MatrixRows(
+        rows=1, columns=values.size, dtype="F32", read=lambda start, stop: row_1C[start:stop],
+        check=lambda: float(np.abs(row_1C).max()),
+    )  # fmt: skip

@@ -6,6 +6,7 @@ choices load and compute garbage in silence, and those are what this file refuse
 """
 
 from ...common.errors import TsconvertError
+from ...model.families.family import Gguf
 from ...model.tensor_names import PREDICTOR, Place, gguf_name
 from ..gguf.shards import GgufPlan
 from ..gguf.tensor_plan import Rows, TensorPlan
@@ -14,12 +15,13 @@ from ..gguf.writer import POWERINFER_MAGIC
 from ..metadata import rope
 from ..metadata.model_keys import capped_context, shape_keys
 from . import gpu_split
-from .checkpoint_rows import plain
+from .engine_form import engine_form
 from .neuron_order import in_order, order_key
 from .plan import Job, Plan, TensorTable, thresholds_left_out
 from .predictor_source import PredictorSource
 
 ARCHITECTURES = {"drelu": "bamboo", "reglu": "llama"}
+_PLAIN = Gguf(architecture="llama")
 DOWN_TYPES = ("F16", "Q4_0")
 READ_TYPES = ("F32", "F16", "Q4_0", "Q8_0")
 _Q4_WIDTH = 64
@@ -48,7 +50,7 @@ def plan(job: Job) -> Plan:
             f"ffn_down_t is F16, the rest {job.types.default}: PowerInfer's sparse product takes down rows as F16 or"
             " Q4_0 alone; its GPU kernels take gate and up so as well, so this file is for the CPU"
         )
-    table = TensorTable(job)
+    table = TensorTable(job, engine_form(spec, _PLAIN, f"{job.checkpoint.folder}: PowerInfer"))
     table.embedding()
     for layer in range(spec.layers):
         table.layer(layer, transpose_down=True)
@@ -92,7 +94,7 @@ def _add_output(table: TensorTable) -> None:
     """The head that PowerInfer needs even where it is the embedding."""
     job, name = table.job, gguf_name(Place("output"))
     shape = (job.spec.vocab, job.spec.width)
-    table.add(name, shape, job.types.matrix(name, shape[-1]), [plain(job.checkpoint, Place("token_embd"))])
+    table.add(name, shape, job.types.matrix(name, shape[-1]), table.rows(Place("token_embd")))
 
 
 def _check_model(job: Job) -> PredictorSource:
@@ -109,7 +111,7 @@ def _check_model(job: Job) -> PredictorSource:
             f"{where}: PowerInfer takes heads of {spec.width}/{spec.heads}, this model's have {spec.head_dim};"
             " export with --target sparse"
         )
-    if rope.frequency_divisors(spec) is not None:
+    if rope.frequency_divisors(spec):
         raise TsconvertError(f"{where}: PowerInfer has no llama3 rope scaling; export with --target sparse")
     if job.predictors is None:
         raise TsconvertError(

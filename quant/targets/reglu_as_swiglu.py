@@ -34,7 +34,7 @@ class Exponents:
         """The exponent of the factor on a tensor of ``role``."""
         by_role = {
             "ffn_norm": -self.norm, "router": self.norm, "ffn_gate": self.norm + self.sharpness, "ffn_up": self.up,
-            "ffn_down": self.down,
+            "ffn_down": self.down, "ffn_gate_bias": self.sharpness, "ffn_up_bias": self.up - self.norm,
         }  # fmt: skip
         return by_role.get(role, 0)
 
@@ -56,10 +56,11 @@ def choose_exponents(checkpoint: Checkpoint, types: TypeChoice) -> Exponents:
     if types.default in _WIDE and not types.overrides:
         return Exponents(sharpness=16, norm=0, up=-8, down=-8)
     spec = checkpoint.spec
+    spread = 5 if spec.norms != "post" else 0  # what the norm before the FFN can take
     gates = (place for layer in range(spec.layers) for place in ffn_places(spec, layer, "ffn_gate"))
     room = math.floor(math.log2(_ENDS_AT / max(_largest(checkpoint, place) for place in gates)))
     sharpness = min(10, room)
-    norm = min(5, room - sharpness)
+    norm = min(spread, room - sharpness)
     down = -2
     return Exponents(sharpness=sharpness, norm=norm, up=norm - sharpness - down, down=down)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...common.errors import TsconvertError
-from ..gguf.file import GgufFile
+from ...model.files.gguf.file import GgufFile
 from ..gguf.shards import GgufPlan
 from ..gguf.values import text
 

@@ -12,13 +12,14 @@ from ...model.tensor_names import PREDICTOR, ffn_places, gguf_name
 from ..gguf.tensor_plan import Rows, Source
 from ..gguf.values import Value, array, text, u32
 from ..metadata import rope
+from ..metadata.feature_keys import feature_keys, format_version
 from ..metadata.model_keys import later_shape_keys, shape_keys
+from .engine_form import engine_form
 from .neuron_order import in_order
 from .plan import Job, Plan, TensorTable
 from .predictor_source import PredictorSource
 
 ARCHITECTURE = "turbosparse"
-FORMAT_VERSION = 1
 
 
 def plan(job: Job) -> Plan:
@@ -26,8 +27,9 @@ def plan(job: Job) -> Plan:
     spec = job.spec
     metadata = job.general_keys(ARCHITECTURE) | shape_keys(spec, ARCHITECTURE, spec.context)
     metadata |= later_shape_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=True) | _own_keys(job)
+    metadata |= feature_keys(spec, ARCHITECTURE, None)
     metadata |= job.vocabulary.metadata(huggingface=True)
-    table = TensorTable(job)
+    table = TensorTable(job, engine_form(spec, None, ARCHITECTURE))
     table.embedding()
     for layer in range(spec.layers):
         table.layer(layer, transpose_down=True)
@@ -50,7 +52,7 @@ def _own_keys(job: Job) -> dict[str, Value]:
     thresholds = list(chain(*predictors.thresholds)) if predictors else [float("nan")] * ffns
     ranks = list(chain(*predictors.ranks)) if predictors else [0] * ffns
     keys = {
-        "format_version": u32(FORMAT_VERSION),
+        "format_version": u32(format_version(spec)),
         "activation": text(spec.activation),
         "source_fingerprint": text(job.checkpoint.fingerprint),
         "predictor.threshold": array("f32", thresholds),
@@ -60,8 +62,6 @@ def _own_keys(job: Job) -> dict[str, Value]:
         keys["activation_threshold"] = array("f32", list(spec.thresholds))
     if any(spec.up_thresholds):
         keys["up_threshold"] = array("f32", list(spec.up_thresholds))
-    if spec.sliding_window is not None:
-        keys["attention.sliding_window"] = u32(spec.sliding_window)
     return {f"{ARCHITECTURE}.{name}": value for name, value in keys.items()}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
-from . import ggml
+from ...model.files.gguf import ggml
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...common.errors import TsconvertError
-from . import ggml
+from ...model.files.gguf import ggml
 
 # mix -> type of most of its matrices
 MIXES = {

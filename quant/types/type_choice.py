@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ...common.errors import TsconvertError
-from . import ggml, mixes
+from ...model.files.gguf import ggml
+from . import mixes
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
-from ...text.sentencepiece import BYTE, NORMAL, UNKNOWN, UNUSED
+from ...model.files.gguf.vocabulary import BYTE, NORMAL, SPECIAL_KEYS, UNKNOWN, UNUSED
 from ...text.tokenizer import load_tokenizer
 from . import bpe, sentencepiece
 from .ends import end_keys, ends_by_text, listed_ends
-from .vocabulary import PAD_SCORE, SPECIAL_KEYS, Vocabulary
+from .vocabulary import PAD_SCORE, Vocabulary
 
 _MOST_HOLES = 100_000  # among the ids of a vocabulary
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError
-from ...text.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Piece, read_model
+from ...model.files.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from ...text.sentencepiece import Piece, read_model
 from .vocabulary import ADDED_SCORE, Vocabulary, looks_special
 
 

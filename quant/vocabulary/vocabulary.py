@@ -3,16 +3,13 @@
 from dataclasses import dataclass, field
 
 from ...common.errors import TsconvertError
+from ...model.files.gguf.vocabulary import SPECIAL_KEYS
 from ..gguf.values import Value, array, boolean, text, u32
 from .ends import ALL_ENDS
 
 PAD_SCORE = -10000.0
 ADDED_SCORE = -1000.0
 _NEWLINE_BYTE = "<0x0A>"
-SPECIAL_KEYS = {
-    "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "sep": "seperator_token_id",
-    "pad": "padding_token_id", "cls": "cls_token_id", "mask": "mask_token_id",
-}  # fmt: skip
 
 
 @dataclass(kw_only=True)

@@ -12,13 +12,21 @@ from .barrier import meet
 from .compiling import compiled
 from .matrix_products import multiply_run, ready
 from .memory import call_row, load_f32, store_f16, store_f32
-from .parameters import Layer, Parameters, row_at
-from .residual import add_to_residual, clear, normalise
+from .parameters import WHOLE, Layer, Parameters, row_at
+from .residual import (
+    add_bias,
+    add_to_residual,
+    cap_floats,
+    clear,
+    mean_square,
+    normalise,
+    scale_floats,
+)
 from .rounded_inputs import round_input
 from .row_kernels import call_add, call_products
 from .simd.float_vectors import exp_shifted
 from .weight_types import FLOATS
-from .work_shares import run_start
+from .work_shares import run_start, share_start
 
 
 @compiled
@@ -37,13 +45,23 @@ def rotate(params: Parameters, x: int, cos: int, sin: int, first: int, end: int)
 
 
 @compiled
-def place_rows(params: Parameters, x: int, first: int, end: int, slot: int) -> None:
+def rotate_halves(params: Parameters, x: int, cos: int, sin: int) -> None:
+    """Turn the pairs (i, i + rotated / 2) of one head by the angles of a position."""
+    half = params.rotated // 2
+    for i in range(half):
+        a, b, c, s = load_f32(x, i), load_f32(x, i + half), load_f32(cos, i), load_f32(sin, i)
+        store_f32(x, i, a * c - b * s)
+        store_f32(x, i + half, a * s + b * c)
+
+
+@compiled
+def place_rows(params: Parameters, layer: Layer, x: int, first: int, end: int, slot: int) -> None:
     """Rows ``first`` to ``end`` of a new key or value into a slot, whose address is that of the first head.
 
     As floats of 2 or 4 bytes, or by ggml's from_float in runs of 32.
     """
     head_dim, size = params.head_dim, params.cache_row
-    head_bytes = params.slots * size
+    head_bytes = layer.slots * size
     if params.cache_type.kind == FLOATS:
         for r in range(first, end):
             place = slot + r // head_dim * head_bytes
@@ -71,12 +89,80 @@ def place_in_cache(params: Parameters, thread: int, layer: Layer) -> None:
     )
     for t in range(params.tokens):
         p = params.position + t
-        cos, sin = row_at(params.cos, p), row_at(params.sin, p)
-        rotate(params, row_at(params.query, t), cos, sin, first_q, end_q)
-        rotate(params, row_at(params.key, t), cos, sin, first, end)
-        slot = p % params.slots * params.cache_row
-        place_rows(params, row_at(params.key, t), first, end, row_at(params.keys, layer.index) + slot)
-        place_rows(params, row_at(params.value, t), first, end, row_at(params.values, layer.index) + slot)
+        if layer.cos.address:
+            cos, sin = row_at(layer.cos, p), row_at(layer.sin, p)
+            rotate(params, row_at(params.query, t), cos, sin, first_q, end_q)
+            rotate(params, row_at(params.key, t), cos, sin, first, end)
+        slot = p % layer.slots * params.cache_row
+        place_rows(params, layer, row_at(params.key, t), first, end, row_at(params.keys, layer.index) + slot)
+        place_rows(params, layer, row_at(params.value, t), first, end, row_at(params.values, layer.index) + slot)
+
+
+@compiled
+def norm_scales(params: Parameters, thread: int) -> None:
+    """What divides a token's queries and keys where one norm goes over all heads, into `qk_scale`."""
+    first, end = (
+        share_start(params, params.tokens, thread, params.threads, 1),
+        share_start(params, params.tokens, thread + 1, params.threads, 1),
+    )
+    heads, kv_heads = params.heads * params.head_dim, params.kv_heads * params.head_dim
+    for t in range(first, end):
+        into = row_at(params.qk_scale, t)
+        for i in range(2):
+            x, count = (row_at(params.query, t), heads) if i == 0 else (row_at(params.key, t), kv_heads)
+            store_f32(into, i, np.float32(1.0 / np.sqrt(mean_square(params, x, count) + params.eps)))
+    meet(params, thread)
+
+
+@compiled
+def turn_head(params: Parameters, layer: Layer, x: int, weight: int, scale: float, position: int) -> None:
+    """One head of a query or key, normalised if there is a norm, and turned.
+
+    Args:
+        weight: address of the norm's floats for this head, or 0.
+        scale: what its values are multiplied with beside; 0 finds it of this head alone.
+    """
+    head_dim = params.head_dim
+    if weight:
+        factor = np.float32(scale)
+        if factor == 0:
+            factor = np.float32(1.0 / np.sqrt(mean_square(params, x, head_dim) + params.eps))
+        for i in range(head_dim):
+            store_f32(x, i, load_f32(x, i) * factor * load_f32(weight, i))
+    if layer.cos.address:
+        cos, sin = row_at(layer.cos, position), row_at(layer.sin, position)
+        if params.halves:
+            rotate_halves(params, x, cos, sin)
+        else:
+            rotate(params, x, cos, sin, 0, head_dim)
+
+
+@compiled
+def place_heads(params: Parameters, thread: int, layer: Layer) -> None:
+    """`place_in_cache` for models whose queries and keys are finished head by head; all threads have written them."""
+    heads, kv_heads, head_dim, size = params.heads, params.kv_heads, params.head_dim, params.cache_row
+    meet(params, thread)
+    whole = params.qk_norm == WHOLE
+    if whole:
+        norm_scales(params, thread)
+    for unit in range(thread, params.tokens * (heads + kv_heads), params.threads):
+        t, h = unit // (heads + kv_heads), unit % (heads + kv_heads)
+        p, is_query, scale = params.position + t, h < heads, np.float32(0)
+        weight, head = (layer.attn_q_norm, h) if is_query else (layer.attn_k_norm, h - heads)
+        if whole:
+            scale = load_f32(row_at(params.qk_scale, t), 0 if is_query else 1)
+            weight += 4 * head * head_dim
+        x = (row_at(params.query, t) if is_query else row_at(params.key, t)) + 4 * head * head_dim
+        turn_head(params, layer, x, weight, scale, p)
+        if is_query:
+            if params.temperature != 0:
+                longer = np.float32(1.0 + params.temperature * np.log(1.0 + p // params.temperature_length))
+                scale_floats(params, x, head_dim, longer)
+            continue
+        slot, first = p % layer.slots * size, head * head_dim
+        keys, values = row_at(params.keys, layer.index) + slot, row_at(params.values, layer.index) + slot
+        place_rows(params, layer, row_at(params.key, t), first, first + head_dim, keys)
+        place_rows(params, layer, row_at(params.value, t), first, first + head_dim, values)
 
 
 @njit(fastmath={"nnan", "nsz", "reassoc"})
@@ -106,13 +192,14 @@ def softmax(params: Parameters, at: int, count: int, scale: float) -> np.float32
 
 @compiled
 def attend_heads(
-    params: Parameters, thread: int, heads: int, first: int, end: int, queries: int, keys: int, values: int, out: int
-) -> None:
+    params: Parameters, thread: int, layer: Layer, heads: int, first: int, end: int, queries: int, keys: int,
+    values: int, out: int,
+) -> None:  # fmt: skip
     """Softmax attention of ``heads`` queries that share keys over positions ``first`` to ``end``; all by address.
 
     Positions lie in one run of slots, or in two where they pass the ring's end.
     """
-    head_dim, size, slots, kind = params.head_dim, params.cache_row, params.slots, params.cache_type
+    head_dim, size, slots, kind = params.head_dim, params.cache_row, layer.slots, params.cache_type
     scores, scratch = row_at(params.scores, thread), row_at(params.scratch, thread)
     x, stride, total = queries, 4 * head_dim, end - first
     if kind.kind != FLOATS:
@@ -130,7 +217,11 @@ def attend_heads(
         )
     for h in range(heads):
         mine, target = scores + 4 * room * h, out + 4 * head_dim * h
-        share = np.float32(1) / softmax(params, mine, total, np.float32(1.0 / np.sqrt(head_dim)))
+        scale = params.attention_scale
+        if params.attention_softcap != 0:
+            cap_floats(params, mine, total, scale, params.attention_softcap)
+            scale = np.float32(1)
+        share = np.float32(1) / softmax(params, mine, total, scale)
         clear(params, target, head_dim)
         for part in range(2 if run < total else 1):
             begin, count, done = (slot, run, 0) if part == 0 else (0, total - run, run)
@@ -150,9 +241,9 @@ def attend(params: Parameters, thread: int, layer: Layer) -> None:
     for unit in range(thread, units * params.tokens, params.threads):
         t, head = unit // units, unit % units * some
         p = params.position + t
-        start, place = head // group * params.slots * params.cache_row, 4 * head * head_dim
+        start, place = head // group * layer.slots * params.cache_row, 4 * head * head_dim
         attend_heads(
-            params, thread, some, max(0, p - params.window + 1), p + 1, row_at(params.query, t) + place,
+            params, thread, layer, some, max(0, p - layer.window + 1), p + 1, row_at(params.query, t) + place,
             row_at(params.keys, layer.index) + start, row_at(params.values, layer.index) + start,
             row_at(params.attended, t) + place,
         )  # fmt: skip
@@ -170,12 +261,19 @@ def attention(params: Parameters, thread: int, layer: Layer) -> None:
     multiply_run(params, thread, layer.attn_k, 0, x, prepared, row, 0, tokens, params.key.address)
     ready(params, thread, layer.attn_v, x, prepared, form)
     multiply_run(params, thread, layer.attn_v, 0, x, prepared, row, 0, tokens, params.value.address)
-    place_in_cache(params, thread, layer)
+    add_bias(params, thread, layer.attn_q_bias, params.query.address, params.heads * params.head_dim)
+    add_bias(params, thread, layer.attn_k_bias, params.key.address, params.kv_heads * params.head_dim)
+    add_bias(params, thread, layer.attn_v_bias, params.value.address, params.kv_heads * params.head_dim)
+    if params.head_wise:
+        place_heads(params, thread, layer)
+    else:
+        place_in_cache(params, thread, layer)
     meet(params, thread)
     attend(params, thread, layer)
     meet(params, thread)
     x = params.attended.address
     ready(params, thread, layer.attn_output, x, prepared, 0)
     multiply_run(params, thread, layer.attn_output, 0, x, prepared, row, 0, tokens, params.added.address)
+    add_bias(params, thread, layer.attn_output_bias, params.added.address, params.width)
     meet(params, thread)
-    add_to_residual(params, thread)
+    add_to_residual(params, thread, layer.attn_post_norm)

@@ -1,15 +1,15 @@
 """A model's weights, buffers and threads, ready for steps: the only door to the compiled code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ...model.files.gguf import ggml
 from ...model.spec import ModelSpec
-from ...model.tensor_names import MATRICES
-from ...quant.types import ggml
+from ...model.tensor_names import BIASED, MATRICES, NORMS
 from .compiling import function_table
 from .parameters import (
     ACTIVATIONS,
@@ -18,8 +18,10 @@ from .parameters import (
     COUNTS,
     LAYER,
     MODES,
+    QK_NORMS,
     SCRATCH_BYTES,
     TENSOR,
+    buffer_of,
     new_buffers,
     new_parameters,
 )
@@ -36,14 +38,17 @@ class Weights:
 
     spec: ModelSpec
     tensors: Mapping[tuple[str, int | None], Any]
-    """By role and layer: GGUF tensors, those of norms as float32 arrays."""
+    """By role and layer: GGUF tensors, those of norms and biases as float32 arrays."""
     thresholds: npt.NDArray[np.float32]
     """[L, E] of predictors; NaN where an FFN has none."""
-    cos: npt.NDArray[np.float32]
-    """[P, rotated / 2]"""
-    sin: npt.NDArray[np.float32]
+    angles: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None]
+    """Each layer's cosines and sines, both [P, rotated / 2]; None where nothing turns."""
     rotated: int
     """Dimensions of a head that turn, the first ones."""
+    halves: bool
+    """The pairs that turn are half of those apart, and not neighbours."""
+    original_context: int
+    """Tokens that the model was first trained for; counts with `attention_temperature` only."""
     rank: int
     """The largest of a predictor, 0 without."""
     transposed: bool
@@ -52,9 +57,14 @@ class Weights:
     """Predictors see the normalised input."""
 
 
-def slots_of(spec: ModelSpec, context: int) -> int:
-    """Positions that the cache holds."""
-    return min(context, min(spec.sliding_window or context, context) + BLOCK)
+def window_of(spec: ModelSpec, context: int, layer: int) -> int:
+    """Positions that a token of a layer sees, itself included."""
+    return context if layer in spec.full_layers else min(spec.sliding_window or context, context)
+
+
+def slots_of(spec: ModelSpec, context: int, layer: int) -> int:
+    """Positions that the cache of a layer holds."""
+    return min(context, window_of(spec, context, layer) + BLOCK)
 
 
 class Engine:
@@ -79,21 +89,26 @@ class Engine:
         except MemoryError:
             self._team.close()
             raise
-        layers = np.array([self._layer(weights, index) for index in range(spec.layers)], LAYER)
+        layers = np.array([self._layer(weights, index, context) for index in range(spec.layers)], LAYER)
         functions, output_norm = function_table(), weights.tensors["output_norm", None]
         embedding = self._tensor(weights.tensors["token_embd", None])
         self._kept = layers, functions, weights  # the record holds their addresses only
         self._parameters = new_parameters(
             functions=functions.ctypes.data, sync=self._team.sync.ctypes.data, eps=float(spec.norm_eps),
             layers=spec.layers, width=spec.width, neurons=spec.neurons, heads=spec.heads, kv_heads=spec.kv_heads,
-            head_dim=spec.head_dim, rotated=weights.rotated, window=min(spec.sliding_window or context, context),
-            slots=slots_of(spec, context), activation=ACTIVATIONS[spec.activation], transposed=weights.transposed,
-            normed_predictors=weights.normed_predictors, experts=spec.experts,
-            experts_per_token=max(1, spec.experts_per_token), threads=threads, layer_table=layers.ctypes.data,
+            head_dim=spec.head_dim, rotated=weights.rotated, activation=ACTIVATIONS[spec.activation],
+            transposed=weights.transposed, normed_predictors=weights.normed_predictors, experts=spec.experts,
+            experts_per_token=max(1, spec.experts_per_token), router_normalized=spec.router_normalized,
+            threads=threads, layer_table=layers.ctypes.data, halves=weights.halves, qk_norm=QK_NORMS[spec.qk_norm],
+            head_wise=weights.halves or bool(spec.qk_norm) or spec.attention_temperature != 0,
+            temperature=spec.attention_temperature, temperature_length=max(1, weights.original_context),
+            attention_scale=spec.attention_scale or spec.head_dim**-0.5, attention_softcap=spec.attention_softcap,
+            logit_scale=spec.logit_scale, logit_softcap=spec.logit_softcap, embedding_scale=spec.embedding_scale,
+            residual_scale=spec.residual_scale,
             token_embd=embedding,
             output=embedding if spec.tied else self._tensor(weights.tensors["output", None]),
             output_norm=output_norm.ctypes.data, cache_type=self._kind(cache_type),
-            cache_row=ggml.row_bytes(cache_type, spec.head_dim), cos=weights.cos, sin=weights.sin,
+            cache_row=ggml.row_bytes(cache_type, spec.head_dim),
             **{name: self.buffers[name] for name in ("counts", *BUFFERS)},
         )  # fmt: skip
 
@@ -131,7 +146,7 @@ class Engine:
         fields = (self._kind(tensor.type_name), tensor.raw.ctypes.data, rows, columns, size, rows * size)
         return np.array(fields, TENSOR)
 
-    def _layer(self, weights: Weights, index: int) -> Array:
+    def _layer(self, weights: Weights, index: int, context: int) -> Array:
         layer, tensors = np.zeros((), LAYER), weights.tensors
         spec = weights.spec
         up_first = spec.activation == "tswiglu"  # see ffn/activations.py
@@ -139,17 +154,25 @@ class Engine:
         layer["index"], layer["shift"] = index, ups[index] if ups else 0.0
         layer["least"] = activations[index] if activations else 0.0
         layer["thresholds"] = weights.thresholds.ctypes.data + index * weights.thresholds.strides[0]
-        for norm in ("attn_norm", "ffn_norm"):
-            layer[norm] = tensors[norm, index].ctypes.data
+        layer["window"], layer["slots"] = (of(weights.spec, context, index) for of in (window_of, slots_of))
+        for name, angles_PH in zip(("cos", "sin"), weights.angles[index] or (), strict=False):
+            layer[name] = buffer_of(angles_PH)
+        swapped = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate"} if up_first else {}
+        for role in NORMS:
+            if (role, index) in tensors:
+                layer[role] = tensors[role, index].ctypes.data
+        for role in BIASED:
+            if (f"{role}_bias", index) in tensors:
+                layer[f"{swapped.get(role, role)}_bias"] = tensors[f"{role}_bias", index].ctypes.data
         for role in MATRICES:
             if (role, index) in tensors:
-                place = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate"}.get(role, role) if up_first else role
-                layer[place] = self._tensor(tensors[role, index])
+                layer[swapped.get(role, role)] = self._tensor(tensors[role, index])
         return layer
 
     def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Array]:
-        spec, threads, slots = weights.spec, self._team.threads, slots_of(weights.spec, context)
-        names = {tensor.type_name for (role, _), tensor in weights.tensors.items() if not role.endswith("norm")}
+        spec, threads = weights.spec, self._team.threads
+        slots = max(slots_of(spec, context, layer) for layer in range(spec.layers))
+        names = {each.type_name for (role, _), each in weights.tensors.items() if not role.endswith(("norm", "_bias"))}
         chosen, heads, group = (
             max(1, spec.experts_per_token),
             spec.heads * spec.head_dim,

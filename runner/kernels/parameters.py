@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import from_dtype, types
 
-from ...model.tensor_names import MATRICES
+from ...model.tensor_names import BIASED, MATRICES, NORMS
 from .simd.emit import I64, Emit, emitted
 
 Array = npt.NDArray[Any]
@@ -31,8 +31,11 @@ SCRATCH_BYTES = 512  # of a thread, before the floats of a decoded row (row_kern
 
 DENSE, EXACT, PREDICTED = range(3)
 MODES = {"dense": DENSE, "exact": EXACT, "predicted": PREDICTED}
-SWIGLU, DRELU, REGLU, TSWIGLU = range(4)
-ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU, "tswiglu": TSWIGLU}
+SWIGLU, DRELU, REGLU, GEGLU, TSWIGLU = range(5)
+ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU, "geglu": GEGLU, "tswiglu": TSWIGLU}
+
+HEAD, WHOLE = 1, 2
+QK_NORMS = {"": 0, "head": HEAD, "whole": WHOLE}
 
 # The buffers: what an element is, how many rows, and the product of numbers that is a row's length.
 BUFFERS = {
@@ -43,6 +46,7 @@ BUFFERS = {
     "query": ("float32", "T", "heads"),
     "key": ("float32", "T", "kv"),
     "value": ("float32", "T", "kv"),
+    "qk_scale": ("float32", "T", "two"),  # of a token's queries and of its keys, where all heads have one norm
     "attended": ("float32", "T", "heads"),
     "added": ("float32", "T", "D"),  # what attention or FFN add to the residual
     "other": ("float32", "T", "D"),  # what one of several experts adds
@@ -73,16 +77,17 @@ BUFFERS = {
 }
 # The functions that others call: the order of their table.
 _FUNCTION_NAMES = (
-    "meet", "aborted", "share_start", "run_start", "token_start", "clear", "add_floats", "mean_square", "rms_norm",
-    "normalise", "add_to_residual", "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply",
-    "multiply_run", "add_listed", "rotate", "place_rows", "place_in_cache", "softmax", "attend_heads", "attend",
-    "attention", "choose_experts", "route", "choose_tokens", "share_for", "shift_gates", "shift_ups", "activate",
-    "activate_run", "has_predictor", "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed",
-    "predictor_hidden", "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "add_whole",
-    "take_share", "end_leaves", "token_activations", "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open",
-    "predictor_logits", "predicted_gates", "open_ups", "drop_missed", "activate_tokens", "block_activations",
-    "list_firing", "decode_part", "add_panel", "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix",
-    "ffn_by_matrix", "ffn", "head",
+    "meet", "aborted", "share_start", "run_start", "token_start", "clear", "copy_floats", "add_floats",
+    "scale_floats", "cap_floats", "add_bias", "mean_square", "rms_norm", "normalise", "add_row", "add_to_residual",
+    "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply", "multiply_run", "add_listed",
+    "rotate", "rotate_halves", "place_rows", "place_in_cache", "norm_scales", "turn_head", "place_heads", "softmax",
+    "attend_heads", "attend", "attention", "choose_experts", "route", "choose_tokens", "share_for",
+    "add_neuron_bias", "add_token_bias", "shift_gates", "shift_ups", "activate", "activate_run", "has_predictor",
+    "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden", "find_neurons",
+    "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves", "token_activations",
+    "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits", "predicted_gates", "open_ups",
+    "drop_missed", "activate_tokens", "block_activations", "list_firing", "decode_part", "add_panel",
+    "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn", "head",
 )  # fmt: skip
 
 
@@ -113,8 +118,12 @@ TENSOR = _record(type=TYPE, address=_I, rows=_I, columns=_I, row_bytes=_I, exper
 """A matrix, or one an expert; address 0 where there is none."""
 LAYER = _record(
     index=_I,
-    attn_norm=_I,
-    ffn_norm=_I,
+    **dict.fromkeys(NORMS, _I),  # addresses of float32; 0 where there is none, also of the biases
+    **{f"{role}_bias": _I for role in BIASED},
+    cos=BUFFER,  # [P, rotated / 2]; address 0 where nothing turns
+    sin=BUFFER,
+    window=_I,
+    slots=_I,
     thresholds=_I,  # [E] float32, of predictors; NaN where an FFN has none
     shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero; TSWIGLU: its size
     least=np.float32,  # TSWIGLU: up to which an activation's size counts as zero
@@ -124,15 +133,22 @@ COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)
 """Rows read of each matrix, neurons that were not zero, that were predicted, and that fired without being predicted."""
 # the last line is set anew for each step
 _NUMBERS = (
-    "layers", "width", "neurons", "heads", "kv_heads", "head_dim", "rotated", "window", "slots", "activation",
-    "transposed", "normed_predictors", "experts", "experts_per_token", "threads",
+    "layers", "width", "neurons", "heads", "kv_heads", "head_dim", "rotated", "activation", "transposed",
+    "normed_predictors", "experts", "experts_per_token", "router_normalized", "threads",
+    "head_wise",  # queries and keys are finished head by head, after all threads have met: one of the next three
+    "halves", "qk_norm", "temperature_length",
     "token_ids", "tokens", "position",
     "mode", "audit", "logits_out", "outputs",
+)  # fmt: skip
+_SCALES = (
+    "attention_scale", "attention_softcap", "logit_scale", "logit_softcap", "embedding_scale", "residual_scale",
+    "temperature",
 )  # fmt: skip
 PARAMETERS = _record(
     functions=_I,  # a record FUNCTIONS
     sync=_I,  # barrier.py
     eps=np.float64,
+    **dict.fromkeys(_SCALES, np.float32),
     **dict.fromkeys(_NUMBERS, _I),
     layer_table=_I,  # [L] records LAYER
     token_embd=TENSOR,
@@ -140,8 +156,6 @@ PARAMETERS = _record(
     output_norm=_I,
     cache_type=TYPE,
     cache_row=_I,  # bytes of one head's key
-    cos=BUFFER,  # [P, rotated / 2]
-    sin=BUFFER,
     counts=BUFFER,  # [N, L] records COUNTS
     **dict.fromkeys(BUFFERS, BUFFER),
     **{f"sources_{_source_hash()}": _I},  # the caches' key (compiling.py)
@@ -187,7 +201,7 @@ def new_buffers(sizes: dict[str, int]) -> dict[str, Array]:
     """
     sizes = sizes | {
         "T": BLOCK, "line": LINE, "leaves": LEAVES, "sums": SUMS, "depth": DEPTH,
-        "panel_rows": PANEL_ROWS, "panel_columns": PANEL_COLUMNS,
+        "two": 2, "panel_rows": PANEL_ROWS, "panel_columns": PANEL_COLUMNS,
     }  # fmt: skip
     made = {}
     for name, (element, rows, columns) in BUFFERS.items():

@@ -11,7 +11,7 @@ from .ffn.ffn import ffn
 from .matrix_products import multiply, ready
 from .memory import store_i32
 from .parameters import Parameters, layer_at, row_at
-from .residual import embed, normalise
+from .residual import cap_floats, embed, normalise, scale_floats
 from .work_shares import run_start
 
 
@@ -34,6 +34,12 @@ def head(params: Parameters, thread: int) -> None:
     multiply(
         params, thread, tensor, 0, 0, first, end - first, x, params.prepared, row, chosen, outputs, out, 1, tensor.rows
     )
+    for i in range(outputs):
+        mine = params.logits_out + 4 * (i * tensor.rows + first)
+        if params.logit_softcap != 0:
+            cap_floats(params, mine, end - first, params.logit_scale, params.logit_softcap)
+        elif params.logit_scale != 1:
+            scale_floats(params, mine, end - first, params.logit_scale)
 
 
 @compiled

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...quant.types import ggml
+from ...model.files.gguf import ggml
 from .compiling import compiled
 from .memory import call_row
 from .parameters import TYPE, BlockType, Parameters

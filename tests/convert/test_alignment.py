@@ -23,9 +23,9 @@ def silu(x: np.ndarray) -> np.ndarray:
 def test_alignment_keeps_the_larger_energy_of_each_neuron():
     rng = np.random.default_rng(0)
     x_TD, gate_FD, up_FD = (rng.normal(size=shape).astype(np.float32) for shape in ((500, 8), (40, 8), (40, 8)))
-    alignment = SignAlignment(torch.from_numpy(gate_FD), torch.from_numpy(up_FD))
+    alignment = SignAlignment(40)
     for block_TD in torch.from_numpy(x_TD).split(64):
-        alignment.add(block_TD)
+        alignment.add(block_TD @ torch.from_numpy(gate_FD).T, block_TD @ torch.from_numpy(up_FD).T)
     signs_F, before, after = alignment.signs()
 
     gate_TF, up_TF = x_TD @ gate_FD.T, x_TD @ up_FD.T  # the slow twin

@@ -196,7 +196,7 @@ def test_a_dry_run_writes_nothing(dense: Path, tmp_path: Path):
             "--data no-such-file.txt: no such file or folder; look at the path",
         ),
         ({"data": (Source(path="./no/such"),)}, "--data ./no/such: no such file or folder; look at the path"),
-        ({"model": "./nosuch"}, "./nosuch: no such folder; give a checkpoint folder, a hub id (name/model) or one of"),
+        ({"model": "./nosuch"}, "./nosuch: no such folder or file; give a checkpoint folder, a GGUF file, a hub id"),
         ({"tokens": 100}, "--tokens 100: 1 sequence of 128 tokens; ask for at least two"),
         ({"training": LocalRecovery(steps=5, learning_rate=1e30)}, "the loss is"),
     ],

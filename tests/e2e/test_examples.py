@@ -15,7 +15,7 @@ from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint
-from tsconvert.model.gguf_import import import_smollm2
+from tsconvert.model.gguf_import import import_gguf, smollm2_file
 from tsconvert.model.tensor_names import Place
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -88,7 +88,7 @@ def test_embedded_text(text: Path, tmp_path: Path):
 )  # fmt: skip
 def test_upcycle_mixtral(model: str, tokens: int, training: LocalRecovery, tmp_path: Path):
     """A Mixtral grown from a dense model computes the same, and is recovered as any."""
-    dense = str(import_smollm2(tmp_path / "dense")) if model == "smollm2" else model
+    dense = str(import_gguf(smollm2_file(), tmp_path / "dense")) if model == "smollm2" else model
     moe, sparse = tmp_path / "moe", tmp_path / "sparse"
     run("upcycle_mixtral.py", dense, "--out", moe)
     scored = [EvalConfig(model=str(each), tokens=tokens, method="papers") for each in (dense, moe)]

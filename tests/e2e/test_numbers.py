@@ -236,7 +236,7 @@ def drelu_copy(dense: Path, tmp_path: Path):
 def test_weights_of_nan_in_a_file_are_told_when_they_are_run(sparse_extreme: Path, tmp_path: Path):
     out = tmp_path / "m.gguf"
     export_unverified(ExportConfig(model=str(sparse_extreme), out=out, type_name="F16"))
-    from tsconvert.quant.gguf.file import GgufFile
+    from tsconvert.model.files.gguf.file import GgufFile
 
     tensor = GgufFile(out).tensors["blk.2.attn_v.weight"]
     raw = bytearray(out.read_bytes())

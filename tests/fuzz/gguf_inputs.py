@@ -221,7 +221,7 @@ def bases() -> dict[str, Description]:
 
 
 def _model(arch: str, type_name: str, *, width: int = 32, neurons: int = 64, experts: int = 0) -> Description:
-    from tsconvert.quant.types import ggml
+    from tsconvert.model.files.gguf import ggml
     from tsconvert.quant.types.encoding import quantize
 
     rng, vocab, layers, heads, rank = np.random.default_rng(7), 48, 2, 2, 32 if width < 256 else 256

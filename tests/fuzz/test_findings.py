@@ -21,10 +21,10 @@ import torch
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.predictors.powerinfer_folder import load_powerinfer_predictors
 from tsconvert.predictors.profile.file import load_profile
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.quant.vocabulary.reader import read_vocabulary

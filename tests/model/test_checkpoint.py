@@ -135,10 +135,10 @@ def test_an_index_cannot_leave_its_folder(copy: Path):
 
 
 def test_what_is_no_model_is_said(tmp_path: Path):
-    with pytest.raises(TsconvertError, match="no such folder; give a checkpoint folder, a hub id"):
+    with pytest.raises(TsconvertError, match="no such folder or file; give a checkpoint folder, a GGUF file, a hub id"):
         find_model(tmp_path / "none")
     (tmp_path / "file").touch()
-    with pytest.raises(TsconvertError, match=r"a file; give the folder that holds config\.json"):
+    with pytest.raises(TsconvertError, match=r"a file, and not GGUF; give that or the folder that holds config\.json"):
         find_model(tmp_path / "file")
     with pytest.raises(TsconvertError, match=r"no config\.json"):
         open_checkpoint(tmp_path)

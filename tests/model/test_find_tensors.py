@@ -166,7 +166,7 @@ def test_weights_that_are_quantized(folder: Path):
 
 @pytest.mark.parametrize("said", [False, True])
 def test_biases(folder: Path, said: bool):
-    """Zeros are left out, whatever config.json says; anything else is refused by the tensor's name."""
+    """Zeros are left out, whatever config.json says; others count where it says so, and are refused where not."""
     size = {"q": 64, "k": 32, "v": 32, "o": 64}
     zeros = {f"{QUERY.replace('q_proj', f'{x}_proj')}.bias": torch.zeros(n) for x, n in size.items()}
     zeros |= {name.replace("layers.0", "layers.1"): tensor.clone() for name, tensor in zeros.items()}
@@ -175,9 +175,13 @@ def test_biases(folder: Path, said: bool):
     assert find_tensors(folder).notes == [f"{folder / 'model.safetensors'}: 8 biases are 0 throughout and are left out"]
     assert_same_logits(folder)
     change_tensors(folder, lambda tensors: tensors[f"{QUERY}.bias"][0].add_(1e-8))
+    if said:
+        assert find_tensors(folder).spec.biases == ("attn_q", "attn_k", "attn_v", "attn_output")
+        assert_same_logits(folder)
+        return
     assert refusal(folder) == (
-        f"{folder / 'model.safetensors'}: tensor {QUERY}.bias is a bias with values other than 0; tsconvert covers"
-        " models without biases, choose one"
+        f"{folder / 'model.safetensors'}: tensor {QUERY}.bias is a bias with values other than 0, and by config.json"
+        " the llama model has none there; the two belong to different models, download both again"
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.errors import TsconvertError
+from tsconvert.model.families import FAMILIES
 from tsconvert.model.spec import ModelSpec, read_spec, spec_of
 
 MISTRAL_7B = {
@@ -55,10 +56,11 @@ def test_turbosparse_mixtral_under_its_bases_model_type():
     ("change", "sentence"),
     [
         (
-            {"model_type": "gpt2"},
+            {"model_type": "qwen2_moe"},
             (
-                "m/config.json: model_type is 'gpt2'; tsconvert converts llama, mistral, mixtral, turbosparse_llama,"
-                " turbosparse_mistral, turbosparse_mixtral, bamboo, so choose one of those"
+                f"m/config.json: model_type is 'qwen2_moe'; tsconvert converts {', '.join(FAMILIES)}. The nearest is"
+                " qwen2: a model that differs from it by names and numbers alone needs one file like"
+                " model/families/qwen2.py, which CONTRIBUTING.md describes; or choose a model of those"
             ),
         ),
         (
@@ -67,7 +69,17 @@ def test_turbosparse_mixtral_under_its_bases_model_type():
         ),
         (
             {"attention_bias": True},
-            "m/config.json: attention_bias is true; tsconvert covers models without biases, choose one",
+            (
+                "m/config.json: attention_bias is True; it changes what the model computes and tsconvert does not"
+                " cover it, choose a model where it is False"
+            ),
+        ),
+        (
+            {"model_type": "gpt_oss"},
+            (
+                "m/config.json: model_type is 'gpt_oss'; its attention has sinks and its experts are clamped and"
+                " biased, which tsconvert does not cover, so choose another model"
+            ),
         ),
         (
             {"quantization_config": {"quant_method": "awq"}},

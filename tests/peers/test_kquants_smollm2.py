@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 from tsconvert.quant.types.kquants import encoders
 
 WEIGHTS = 1 << 15  # of each of the 211 matrices; ggml encodes 20 million a second

@@ -16,9 +16,9 @@ from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify.compare import verify
 from tsconvert.evaluate.verify.config import VerifyConfig
+from tsconvert.model.files.gguf import ggml
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
-from tsconvert.quant.types import ggml
 from tsconvert.runner.model import load
 
 pytestmark = pytest.mark.peer

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from tsconvert import embedded
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.gguf.tensor_plan import TensorPlan
 from tsconvert.quant.gguf.values import f32, text, u32
 from tsconvert.quant.gguf.writer import file_size, header

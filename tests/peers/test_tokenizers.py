@@ -10,9 +10,9 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer
 
+from tsconvert.model.files.gguf.vocabulary import BYTE, CONTROL
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.vocabulary.reader import read_vocabulary
-from tsconvert.text.sentencepiece import BYTE, CONTROL
 
 pytestmark = pytest.mark.peer
 V1, V3, TEKKEN = "tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3", "tekken_240718.json"

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
+from tsconvert.model.files.gguf import ggml
 from tsconvert.model.sweep import Stream
 from tsconvert.predictors.calibration.ffn import calibrate, judge
 from tsconvert.predictors.config import PredictorConfig, Training
@@ -34,7 +35,6 @@ from tsconvert.predictors.training.rank import (
     try_ranks,
 )
 from tsconvert.predictors.training.trainer import PredictorTrainer, _gradient
-from tsconvert.quant.types import ggml
 from tsconvert.quant.types.encoding import quantize
 from tsconvert.text.sources import Source
 

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf import ggml
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
-from tsconvert.quant.types import ggml
 
 Make = Callable[..., Path]
 HEADS, KV_HEADS = 4, 2

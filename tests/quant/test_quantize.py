@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.quant.types.encoding import quantize as encode_rows
 

@@ -214,7 +214,7 @@ def write_gguf(
 
 
 def add_tensors(writer, tiny, transposed, dtype, fcs, skip, through):
-    from tsconvert.quant.types import ggml
+    from tsconvert.model.files.gguf import ggml
     from tsconvert.quant.types.encoding import quantize
 
     number = lambda parameter: parameter.detach().numpy()  # noqa: E731

@@ -172,7 +172,7 @@ TOO_LONG = (
     ],
 )
 def test_run_refuses_in_one_sentence(capsys, sparse_file, options, message):
-    from tsconvert.quant.gguf.file import GgufFile
+    from tsconvert.model.files.gguf.file import GgufFile
     from tsconvert.runner.tokenizer import GgufTokenizer
 
     n = len(GgufTokenizer(GgufFile(sparse_file)).encode(options[1]))

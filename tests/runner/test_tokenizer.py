@@ -156,17 +156,17 @@ def test_chat_templates(pieces):
         GgufTokenizer(gguf(**pieces[1])).chat([{"role": "user", "content": "hi"}])
 
 
-OTHERS = ", run it with the engine that it was made for"
+OTHERS = ", use it with the engine that it was made for"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tokens": None}, "the file has no tokenizer; export it with the model's own"),
-        ({"model": "bert"}, "tokenizer model 'bert'; the runner knows llama and gpt2" + OTHERS),
+        ({"model": "bert"}, "tokenizer model 'bert'; tsconvert knows llama and gpt2" + OTHERS),
         ({"scores": [1.0]}, "the tokenizer's keys are damaged (list index out of range); write the file again"),
         ({"model": "gpt2", "pre": "odd", "merges": []},
-         "pre-tokenizer 'odd'; the runner knows gpt-2, default, smollm, llama-bpe, qwen2, tekken, llama3, llama-v3"
+         "pre-tokenizer 'odd'; tsconvert knows gpt-2, default, smollm, llama-bpe, qwen2, tekken, llama3, llama-v3"
          + OTHERS),
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import ggml
+from ....model.files.gguf import ggml
 from ..jit import cached
 from .q2_q4_q5 import encode_affine
 from .q3_q6 import encode_3, encode_6

@@ -1,4 +1,4 @@
-"""Gates and ups become activations, in place: silu(gate) * up, relu(gate) * relu(up), or relu(gate) * up.
+"""Gates and ups become activations, in place: silu(gate) * up, gelu(gate) * up, relu(gate) * relu(up), relu(gate) * up.
 
 TSWIGLU, silu(gate) * up with thresholds, looks at up first: there `gate` is the up matrix here and in all that follows,
 and `up` the gate matrix (engine.py changes them), so that the first of the two decides for which neurons the second is
@@ -11,8 +11,10 @@ import numpy as np
 
 from ..compiling import compiled, inlined
 from ..memory import load_f32, load_i32, store_f32
-from ..parameters import DRELU, SWIGLU, TSWIGLU, Layer, Parameters
-from ..simd.float_vectors import swish_times
+from ..parameters import BLOCK, DRELU, GEGLU, SWIGLU, TSWIGLU, Layer, Parameters
+from ..simd.float_vectors import gelu_times, swish_times
+
+_SQRT_2_OVER_PI = 0.7978845608028654
 
 
 @inlined
@@ -21,6 +23,9 @@ def activation_of(activation: int, gate: float, up: float, least: float) -> Any:
     zero, one = np.float32(0), np.float32(1)
     if activation == SWIGLU:
         return gate / (one + np.exp(-gate)) * up
+    if activation == GEGLU:
+        power = np.float32(-2 * _SQRT_2_OVER_PI) * gate * (one + np.float32(0.044715) * gate * gate)
+        return gate / (one + np.exp(power)) * up
     if activation == TSWIGLU:
         h = up / (one + np.exp(-up)) * gate
         return h if abs(h) > least else zero
@@ -30,9 +35,32 @@ def activation_of(activation: int, gate: float, up: float, least: float) -> Any:
 
 
 @inlined
+def smooth(activation: int) -> bool:
+    """Whether no neuron is ever silent."""
+    return activation in (SWIGLU, GEGLU)
+
+
+@inlined
 def is_open(activation: int, gate: float) -> Any:
     """Whether a neuron whose first matrix gave ``gate``, after `shift_gates`, may fire."""
     return gate > 0 or (activation == TSWIGLU and gate != 0)
+
+
+@compiled
+def add_neuron_bias(params: Parameters, bias: int, values: int, listed: int, first: int, count: int) -> None:  # noqa: ARG001
+    """Add a bias, if there is one, to one token's ``count`` neurons from ``first`` on, or to those listed."""
+    for i in range(count if bias else 0):
+        j = load_i32(listed, i) if listed else first + i
+        store_f32(values, j, load_f32(values, j) + load_f32(bias, j))
+
+
+@compiled
+def add_token_bias(params: Parameters, bias: int, values: int, tokens: int, some: int, first: int, end: int) -> None:  # noqa: ARG001
+    """Add a bias, if there is one, to the neurons ``first`` to ``end`` of the ``some`` listed tokens of a block."""
+    for j in range(first, end if bias else first):
+        for i in range(some):
+            place = BLOCK * j + load_i32(tokens, i)
+            store_f32(values, place, load_f32(values, place) + load_f32(bias, j))
 
 
 @compiled
@@ -74,13 +102,16 @@ def activate(
 def activate_run(params: Parameters, layer: Layer, gate: int, up: int, count: int, share: float) -> int:
     """Turn ``count`` neighbouring gates into activations times ``share``; returns how many are not zero.
 
-    All are under SwiGLU, whose exponentials are computed by sixteen.
+    All are under SwiGLU and GeGLU, whose exponentials are computed by sixteen.
     """
-    if params.activation != SWIGLU:
+    if not smooth(params.activation):
         return activate(params, layer, 0, 0, count, gate, up, share)
     whole = count // 16 * 16
     for i in range(0, whole, 16):
-        swish_times(gate + 4 * i, up + 4 * i)
+        if params.activation == SWIGLU:
+            swish_times(gate + 4 * i, up + 4 * i)
+        else:
+            gelu_times(gate + 4 * i, up + 4 * i)
     activate(params, layer, 0, whole, count - whole, gate, up, np.float32(1))
     if share != 1:
         for i in range(count):

@@ -7,7 +7,7 @@ from ..matrix_products import multiply_run, ready
 from ..memory import load_f32, load_i32, load_i64, store_f32, store_i32
 from ..parameters import LINE, PREDICTED, Layer, Parameters, counts_at, row_at
 from ..work_shares import run_start
-from .activations import activation_of, is_open, shift_gates, shift_ups
+from .activations import activation_of, add_neuron_bias, is_open, shift_gates, shift_ups
 
 
 @compiled
@@ -110,6 +110,7 @@ def find_neurons(params: Parameters, thread: int, layer: Layer, form: int) -> in
         if params.audit or not known:
             form = ready(params, thread, layer.ffn_gate, x, prepared, form)
             multiply_run(params, thread, layer.ffn_gate, expert, x, prepared, thread, 0, 1, gate)
+            add_neuron_bias(params, layer.ffn_gate_bias, gate, 0, first, end - first)
             shift_gates(params, layer, gate, 0, first, end - first)
         if not known:
             counts.gate += end - first
@@ -117,6 +118,7 @@ def find_neurons(params: Parameters, thread: int, layer: Layer, form: int) -> in
         elif params.audit:
             form = ready(params, thread, layer.ffn_up, x, prepared, form)
             multiply_run(params, thread, layer.ffn_up, expert, x, prepared, thread, 0, 1, up)
+            add_neuron_bias(params, layer.ffn_up_bias, up, 0, first, end - first)
             shift_ups(params, layer, up, 0, first, end - first)
             counts.missed += count_missed(params, layer, first, end, gate, up, logits, threshold)
         store_i32(row_at(params.found, thread), k * LINE, found)

@@ -15,18 +15,17 @@ from ..parameters import (
     DENSE,
     PANEL_COLUMNS,
     PANEL_ROWS,
-    SWIGLU,
     BlockType,
     Layer,
     Parameters,
     counts_at,
     row_at,
 )
-from ..residual import add_to_residual, clear
+from ..residual import add_floats, add_to_residual, clear
 from ..row_kernels import call_add
 from ..simd.float_vectors import blend
 from ..work_shares import UNIT, run_start, share_start
-from .activations import activation_of, is_open, shift_gates, shift_ups
+from .activations import activation_of, add_token_bias, is_open, shift_gates, shift_ups, smooth
 from .active_neurons import has_predictor
 from .routing import choose_tokens, share_for
 
@@ -93,6 +92,7 @@ def predicted_gates(params: Parameters, thread: int, layer: Layer, expert: int, 
             multiply(
                 params, thread, layer.ffn_gate, expert, 0, j, 1, x, params.prepared, 0, listed, found, gate, BLOCK, 1
             )
+            add_token_bias(params, layer.ffn_gate_bias, gate, listed, found, j, j + 1)
             shift_gates(params, layer, gate, 0, BLOCK * j, BLOCK)
     counts = counts_at(row_at(params.counts, thread), layer.index)
     counts.predicted += all_found
@@ -109,6 +109,7 @@ def open_ups(params: Parameters, thread: int, layer: Layer, expert: int, some: i
         all_found += found
         if found:
             multiply(params, thread, layer.ffn_up, expert, 0, j, 1, x, params.prepared, 0, listed, found, up, BLOCK, 1)
+            add_token_bias(params, layer.ffn_up_bias, up, listed, found, j, j + 1)
             shift_ups(params, layer, up, 0, BLOCK * j, BLOCK)
     counts = counts_at(row_at(params.counts, thread), layer.index)
     counts.up += all_found
@@ -146,7 +147,7 @@ def activate_tokens(params: Parameters, thread: int, layer: Layer, expert: int, 
     for i in range(some):
         t = load_i32(chosen, i)
         g, h = load_f32(gate, t), np.float32(0)
-        if is_open(activation, g) or activation == SWIGLU:
+        if is_open(activation, g) or smooth(activation):
             h = activation_of(activation, g, load_f32(up, t), layer.least) * share_for(params, t, expert)
         store_f32(gate, t, h)
         fired += h != 0
@@ -167,6 +168,7 @@ def block_activations(params: Parameters, thread: int, layer: Layer, expert: int
     form = ready(params, thread, tensor, x, prepared, form)
     if whole or not known:
         multiply(params, thread, tensor, expert, 0, first, size, x, prepared, 0, chosen, some, gate, BLOCK, 1)
+        add_token_bias(params, layer.ffn_gate_bias, gate, chosen, some, first, end)
         shift_gates(params, layer, gate, 0, BLOCK * first, BLOCK * size)
         counts.gate += some * size
     else:
@@ -175,6 +177,7 @@ def block_activations(params: Parameters, thread: int, layer: Layer, expert: int
     form = ready(params, thread, tensor, x, prepared, form)
     if whole:
         multiply(params, thread, tensor, expert, 0, first, size, x, prepared, 0, chosen, some, up, BLOCK, 1)
+        add_token_bias(params, layer.ffn_up_bias, up, chosen, some, first, end)
         shift_ups(params, layer, up, 0, BLOCK * first, BLOCK * size)
         counts.up += some * size
     else:
@@ -272,6 +275,8 @@ def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
     )
     for t in range(params.tokens):
         clear(params, row_at(params.added, t) + 4 * first, end - first)
+        if layer.ffn_down_bias:
+            add_floats(params, layer.ffn_down_bias + 4 * first, row_at(params.added, t) + 4 * first, end - first)
     for expert in range(max(1, params.experts)):
         some = choose_tokens(params, thread, expert)
         if some:
@@ -279,4 +284,4 @@ def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
             meet(params, thread)
             sum_down_rows(params, thread, layer, expert, some, first, end)
             meet(params, thread)
-    add_to_residual(params, thread)
+    add_to_residual(params, thread, layer.ffn_post_norm)

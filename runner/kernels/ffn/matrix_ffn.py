@@ -5,7 +5,7 @@ from ..compiling import compiled
 from ..matrix_products import multiply, multiply_run, ready
 from ..memory import load_i32, load_i64, store_i32
 from ..parameters import Layer, Parameters, counts_at, row_at
-from ..residual import add_floats, add_to_residual, clear
+from ..residual import add_bias, add_floats, add_to_residual, clear
 from ..work_shares import run_start
 from .activations import activate_run
 from .routing import choose_tokens, share_for
@@ -21,6 +21,7 @@ def down_product(params: Parameters, thread: int, layer: Layer, expert: int, som
     into = params.other.address if several else params.added.address
     multiply_run(params, thread, layer.ffn_down, expert, gate, hidden, row, chosen, some, into)
     if not several:
+        add_bias(params, thread, layer.ffn_down_bias, into, width)
         return
     if fresh:  # all have met: nobody adds attention's part to the residual any more
         for t in range(params.tokens):
@@ -52,6 +53,10 @@ def expert_by_matrix(
     for i in range(some):
         t = load_i32(chosen, i)
         place, whose = 4 * (t * neurons + first), thread if params.tokens == 1 else t
+        if layer.ffn_gate_bias:
+            add_floats(params, layer.ffn_gate_bias + 4 * first, gate + place, size)
+        if layer.ffn_up_bias:
+            add_floats(params, layer.ffn_up_bias + 4 * first, up + place, size)
         counts.fired += activate_run(params, layer, gate + place, up + place, size, share_for(params, whose, expert))
     meet(params, thread)
     down_product(params, thread, layer, expert, some, fresh)
@@ -73,4 +78,4 @@ def ffn_by_matrix(params: Parameters, thread: int, layer: Layer) -> None:
             form = expert_by_matrix(params, thread, layer, expert, some, form, fresh)
             fresh = 0
     meet(params, thread)
-    add_to_residual(params, thread)
+    add_to_residual(params, thread, layer.ffn_post_norm)

@@ -43,8 +43,8 @@ def join_sums(params: Parameters, thread: int, leaf: int, held: int) -> int:
 
 
 @compiled
-def add_whole(params: Parameters, thread: int, into: int) -> None:
-    """into += the sum of all threads' sums. Every thread does it for itself."""
+def join_all(params: Parameters, thread: int) -> None:
+    """The sum of all threads' sums, into the thread's row of `whole`. Every thread does it for itself."""
     width, held, whole = params.width, 0, row_at(params.whole, thread)
     for other in range(params.threads):
         start, end = first_leaf(params, other), first_leaf(params, other + 1)
@@ -62,4 +62,3 @@ def add_whole(params: Parameters, thread: int, into: int) -> None:
                 last = whole + 4 * width * held
                 add_floats(params, last, last - 4 * width, width)
                 size *= 2
-    add_floats(params, whole, into, width)

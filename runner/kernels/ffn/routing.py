@@ -12,7 +12,7 @@ from ..work_shares import token_start
 
 @compiled
 def choose_experts(params: Parameters, logits: int, choice: int, share: int) -> None:
-    """The experts with the largest logits and the softmax over those, as Mixtral routes.
+    """The experts with the largest logits and the softmax over those, as Mixtral routes, or over all.
 
     Each is chosen once, whatever the logits are: lists of a block's tokens have room for one choice of an expert each.
 
@@ -34,6 +34,10 @@ def choose_experts(params: Parameters, logits: int, choice: int, share: int) -> 
     for k in range(params.experts_per_token):
         store_f32(share, k, np.exp(load_f32(share, k) - top))
         total += load_f32(share, k)
+    if not params.router_normalized:
+        total = np.float32(0)
+        for e in range(params.experts):
+            total += np.exp(load_f32(logits, e) - top)
     for k in range(params.experts_per_token):
         store_f32(share, k, load_f32(share, k) / total)
 

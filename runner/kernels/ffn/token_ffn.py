@@ -9,10 +9,10 @@ from ..compiling import compiled
 from ..matrix_products import add_listed, multiply, ready
 from ..memory import load_f32, load_i32, load_i64, store_i32
 from ..parameters import DENSE, LEAVES, LINE, PREDICTED, Layer, Parameters, counts_at, row_at
-from ..residual import clear
-from .activations import activate, shift_gates, shift_ups
+from ..residual import add_floats, add_row, clear
+from .activations import activate, add_neuron_bias, shift_gates, shift_ups
 from .active_neurons import find_neurons, has_predictor, keep_firing, keep_open, predictor_hidden
-from .reduction_tree import add_whole, first_leaf, join_sums, leaf_start, sum_at
+from .reduction_tree import first_leaf, join_all, join_sums, leaf_start, sum_at
 
 _NO_NEURON = 2**31 - 1
 
@@ -71,6 +71,7 @@ def token_activations(params: Parameters, thread: int, layer: Layer, k: int, for
         tensor = layer.ffn_gate
         form = ready(params, thread, tensor, x, prepared, form)
         multiply(params, thread, tensor, expert, listed, first, some, x, prepared, thread, 0, 1, gate, 1, 0)
+        add_neuron_bias(params, layer.ffn_gate_bias, gate, listed, first, some)
         shift_gates(params, layer, gate, listed, first, some)
         counts.gate += some
         if not dense:
@@ -78,6 +79,7 @@ def token_activations(params: Parameters, thread: int, layer: Layer, k: int, for
     tensor = layer.ffn_up
     form = ready(params, thread, tensor, x, prepared, form)
     multiply(params, thread, tensor, expert, listed, first, some, x, prepared, thread, 0, 1, up, 1, 0)
+    add_neuron_bias(params, layer.ffn_up_bias, up, listed, first, some)
     shift_ups(params, layer, up, listed, first, some)
     counts.up += some
     counts.fired += activate(params, layer, listed, first, some, gate, up, load_f32(row_at(params.share, thread), k))
@@ -124,4 +126,8 @@ def ffn_of_token(params: Parameters, thread: int, layer: Layer) -> None:
         form = token_activations(params, thread, layer, k, form)
     sum_leaves(params, thread, layer)
     meet(params, thread)
-    add_whole(params, thread, row_at(params.x, thread))
+    whole = row_at(params.whole, thread)
+    join_all(params, thread)
+    if layer.ffn_down_bias:
+        add_floats(params, layer.ffn_down_bias, whole, params.width)
+    add_row(params, whole, thread, layer.ffn_post_norm)

@@ -18,6 +18,7 @@ _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440054690
 # exp(r) for |r| <= ln 2 / 2: Taylor's series to the sixth power, relative error below 2e-7
 _SERIES = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 _LEAST, _MOST = -87.0, 88.0
+_SQRT_2_OVER_PI = 0.7978845608028654
 
 
 def load_floats(e: Emit, kind: int, address: Any, offset: int = 0) -> Any:
@@ -122,3 +123,25 @@ def swish_times(e: Emit, gate: Any, up: Any) -> None:
     g = e.load(FLOATS, gate)
     one_more = e.b.fadd(exponential(e, e.b.fneg(g)), e.all(FLOATS, 1.0))
     e.store(e.b.fmul(e.b.fdiv(g, one_more), e.load(FLOATS, up)), gate)
+
+
+@emitted(types.void, types.int64, types.int64)
+def gelu_times(e: Emit, gate: Any, up: Any) -> None:
+    """Replace the 16 floats g at address ``gate`` by gelu(g), by its tanh formula, x those at ``up``.
+
+    g (1 + tanh z) / 2 is g / (1 + exp(-2 z)), with z = sqrt(2 / pi) (g + 0.044715 g^3).
+    """
+    b, g = e.b, e.load(FLOATS, gate)
+    cubic = e.fma(b.fmul(g, g), e.all(FLOATS, 0.044715), e.all(FLOATS, 1.0))
+    power = b.fmul(b.fmul(g, e.all(FLOATS, -2 * _SQRT_2_OVER_PI)), cubic)
+    one_more = b.fadd(exponential(e, power), e.all(FLOATS, 1.0))
+    e.store(b.fmul(b.fdiv(g, one_more), e.load(FLOATS, up)), gate)
+
+
+@emitted(types.void, types.int64, types.float32, types.float32)
+def cap_vector(e: Emit, at: Any, scale: Any, cap: Any) -> None:
+    """Replace the 16 floats x at an address by cap tanh(scale x / cap); tanh y is 1 - 2 / (1 + exp(2 y))."""
+    b, one, two = e.b, e.all(FLOATS, 1.0), e.all(FLOATS, 2.0)
+    power = b.fmul(b.fmul(e.load(FLOATS, at), e.splat(b.fdiv(scale, cap))), two)
+    tanh = b.fsub(one, b.fdiv(two, b.fadd(exponential(e, power), one)))
+    e.store(b.fmul(tanh, e.splat(cap)), at)

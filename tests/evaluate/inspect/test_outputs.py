@@ -13,12 +13,12 @@ from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.inspect.outputs import inspect
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import train_predictors
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 
 Make = Callable[..., Path]

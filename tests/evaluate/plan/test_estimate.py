@@ -20,10 +20,10 @@ from tsconvert.evaluate.plan.model_bytes import (
     union,
 )
 from tsconvert.evaluate.plan.speed import RUNNER, speed
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.model.spec import ModelSpec, read_spec
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
 from tsconvert.runner.traffic import weight_bytes
 

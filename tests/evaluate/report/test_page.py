@@ -121,8 +121,8 @@ def test_the_error_of_a_tensor_is_its_distance_from_the_source(folder: Path):
     import numpy as np
 
     from tsconvert.model.checkpoint import Checkpoint
+    from tsconvert.model.files.gguf.file import GgufFile
     from tsconvert.model.tensor_names import Place
-    from tsconvert.quant.gguf.file import GgufFile
 
     recorded = json.loads((folder / "small.gguf.json").read_text())["verification"]["errors"]["token_embd.weight"]
     source = Checkpoint(folder / "sparse").array(Place("token_embd"))

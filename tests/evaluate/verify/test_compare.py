@@ -14,14 +14,14 @@ from tsconvert import cli
 from tsconvert.common.errors import CheckFailedError
 from tsconvert.evaluate.verify.compare import VerifyConfig, VerifyReport, verify
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf import ggml
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.targets import checkpoint_rows
-from tsconvert.quant.types import ggml
 from tsconvert.quant.types.encoding import quantize
 
 Make = Callable[..., Path]

@@ -22,8 +22,8 @@ from tsconvert.evaluate.verify.metadata import dialect_of
 from tsconvert.model import find_tensors, tensor_names
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.families import FAMILIES
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.targets import checkpoint_rows
 from tsconvert.quant.targets.neuron_order import read_orders
 from tsconvert.quant.vocabulary.reader import corrected_tokenizer

@@ -23,7 +23,7 @@ FOUND = [
     ("consolidated.safetensors", "consolidated.safetensors is in its maker's own form"),
     ("consolidated.00.pth", "consolidated.00.pth is in its maker's own form"),
     ("pytorch_model.bin", "pytorch_model.bin is there, a pickle, which could run code and is not read: save it as"),
-    ("x.Q4_0.gguf", "x.Q4_0.gguf is a GGUF file: convert the Hugging Face checkpoint that it was made of"),
+    ("x.Q4_0.gguf", "x.Q4_0.gguf is a GGUF file: give that, not its folder"),
 ]  # fmt: skip
 
 

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf import ggml
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.gguf.parallel_file import ParallelFile
 from tsconvert.quant.gguf.tensor_plan import MatrixRows, TensorPlan, largest_magnitude
 from tsconvert.quant.gguf.tensor_writer import check_tensors, write_tensors
-from tsconvert.quant.types import ggml
 
 
 def source_of(raw_RC: np.ndarray, dtype: str) -> MatrixRows:

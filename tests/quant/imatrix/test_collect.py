@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
 from tsconvert.quant.imatrix.file import Entry, ImportanceMatrix, load_imatrix, save_imatrix
 from tsconvert.text.packing import calibration_rows

@@ -12,8 +12,8 @@ from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 
 Make = Callable[..., Path]
 

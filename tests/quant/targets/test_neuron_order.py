@@ -9,6 +9,7 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.config import PredictorConfig, Training
 from tsconvert.predictors.folder import load_predictors
@@ -17,7 +18,6 @@ from tsconvert.predictors.profile.file import load_profile
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import train_predictors
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
 
 Make = Callable[..., Path]

@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 
 Make = Callable[..., Path]
 RANK = 16

@@ -9,8 +9,8 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.model import load
 
 Make = Callable[..., Path]

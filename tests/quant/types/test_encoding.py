@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.files.gguf import ggml
 from tsconvert.model.tensor_names import shape_of
-from tsconvert.quant.types import ggml, q8_0_q4_0
+from tsconvert.quant.types import q8_0_q4_0
 from tsconvert.quant.types.encoding import encode, quantize
 
 RNG = np.random.default_rng(11)

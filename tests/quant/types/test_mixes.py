@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.types import ggml, mixes
+from tsconvert.model.files.gguf import ggml
+from tsconvert.quant.types import mixes
 from tsconvert.quant.types.type_choice import TypeChoice
 
 GOLDEN = json.loads(Path(__file__).with_name("mixes.json").read_text())

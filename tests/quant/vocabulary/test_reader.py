@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from tsconvert import embedded as embedded
 from tsconvert.common.errors import TsconvertError
+from tsconvert.model.files.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tsconvert.quant.vocabulary.reader import read_vocabulary
 from tsconvert.quant.vocabulary.vocabulary import Vocabulary
-from tsconvert.text.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_model
+from tsconvert.text.sentencepiece import read_model
 
 Folder = Callable[..., Path]
 TINY = embedded.folder("tiny-mistral")

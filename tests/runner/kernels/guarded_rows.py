@@ -13,7 +13,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from test_row_kernels import FLOATS, ROWS, TOKENS, Kernel
 
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 from tsconvert.runner.kernels import weight_types
 
 _NO_ACCESS = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 
 
 @pytest.mark.slow  # eight seconds of compilation

@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 from tsconvert.quant.types.encoding import quantize
 from tsconvert.runner.kernels import step  # noqa: F401  imports every function
 from tsconvert.runner.kernels.compiling import function_table

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsconvert.quant.types import ggml, numpy_row_functions
+from tsconvert.model.files.gguf import ggml, numpy_row_functions
 from tsconvert.quant.types.encoding import quantize
 
 ENVIRONMENT = {
@@ -30,7 +30,7 @@ def without_avx2(*arguments: str, **more: str) -> subprocess.CompletedProcess:
 
 
 def test_what_is_lacking_is_found_and_ggml_s_library_is_left_alone():
-    code = "from tsconvert.quant.types import ggml, numpy_row_functions as f; print(f.lacking(), ggml._CPU)"
+    code = "from tsconvert.model.files.gguf import ggml, numpy_row_functions as f; print(f.lacking(), ggml._CPU)"
     assert without_avx2("-c", code).stdout == "['AVX2', 'FMA3', 'F16C'] None\n"
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from tsconvert import embedded
 from tsconvert.model.checkpoint import open_checkpoint
-from tsconvert.quant.types import encoding, ggml
+from tsconvert.model.files.gguf import ggml
+from tsconvert.quant.types import encoding
 from tsconvert.quant.types.kquants import encoders
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -141,7 +142,7 @@ def test_quantize_takes_the_fast_encoders_once_there_is_much_to_do(monkeypatch: 
 
 OTHER_PROCESSOR = """
 import numpy as np
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 from tsconvert.quant.types.kquants import encoders
 rng = np.random.default_rng(7)
 rows_RC = (rng.standard_normal((200, 512)) * np.exp(rng.normal(-3, 6, (200, 1)))).astype(np.float32)

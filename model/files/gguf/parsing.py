@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...common.errors import TsconvertError, label, shown
-from ..types import ggml
+from ....common.errors import TsconvertError, label, shown
+from . import ggml
 
 GGUF, POWERINFER = "GGUF", "PWRI"
 MAGICS = {b"GGUF": GGUF, b"PWRI": POWERINFER}
@@ -47,6 +47,8 @@ class GgufTensor:
     """Where its first byte is in the file."""
     raw: npt.NDArray[np.uint8]
     """Its bytes, a read-only view of the mapped file."""
+    file: Path
+    """The file, or the shard, that it is in."""
 
     @property
     def size_bytes(self) -> int:
@@ -119,7 +121,7 @@ class ParsedFile:
                 f"{self.path}: cut off, tensor {label(name)} lacks {offset + size - self.size_bytes} bytes at the end;"
                 " download or write the file again"
             )
-        return GgufTensor(name, type_name, shape, offset, self.content[offset : offset + size])
+        return GgufTensor(name, type_name, shape, offset, self.content[offset : offset + size], self.path)
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.gguf.file import GgufFile, is_gguf
+from tsconvert.model.files.gguf.file import GgufFile, is_gguf
 from tsconvert.quant.types.encoding import quantize
 
 

@@ -7,7 +7,7 @@ bytes and in the ids of the integer types. Shards are llama.cpp's (tools/gguf-sp
 import re
 from pathlib import Path
 
-from ...common.errors import TsconvertError, shown
+from ....common.errors import TsconvertError, shown
 from .parsing import GGUF as GGUF
 from .parsing import MAGICS, ParsedFile
 from .parsing import POWERINFER as POWERINFER

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...common.errors import TsconvertError
+from ....common.errors import TsconvertError
 from . import numpy_row_functions
 
 # enum ggml_type. Sizes are asked of the library, so that a number can never disagree with the code that uses it.

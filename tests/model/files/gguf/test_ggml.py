@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.quant.types import ggml
+from tsconvert.model.files.gguf import ggml
 from tsconvert.quant.types.encoding import quantize
 
 DECODED_BY_BOTH = [name for name in ggml.weight_types() if not name.startswith(("IQ1", "IQ2", "IQ3"))]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.progress import note
+from ....common.progress import note
 
 NEEDED = ("AVX2", "FMA3", "F16C")
 _VEC_DOT = ctypes.CFUNCTYPE(
