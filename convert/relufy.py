@@ -23,7 +23,7 @@ from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
 from ..model.files.writer import CheckpointWriter, PlannedTensor
 from ..model.journal import JOURNAL, KEPT, Journal
-from ..model.sparse_checkpoint import plan_of, sparse_config, write_companions
+from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
@@ -131,7 +131,9 @@ def _first_stage(
         report = read_report(folder)
     else:
         joint = None if joint is None or predictors is None else replace(joint, out=predictors)
-        report = _recover_layers(replace(config, recover="local", out=folder, shift=None, predictors=joint))
+        # thresholds alone leave a better start than training the layers does: all text is for the whole model then
+        recover = "none" if config.activation == "tswiglu" and joint is None else "local"
+        report = _recover_layers(replace(config, recover=recover, out=folder, shift=None, predictors=joint))
     return replace(report, predictors=None), open_checkpoint(str(folder)), predictors
 
 
@@ -155,7 +157,8 @@ def _recover_layers(config: RelufyConfig) -> RelufyReport:
         elapsed_s = time.monotonic() - start_s
         report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **swept)
         if writer is not None:
-            write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
+            thresholds = Thresholds.of(report.layers) if report.layers else None
+            write_companions(source, sparse_config(source, config.activation, config.dtype, thresholds), folder)
             writer.flush()
         if config.shift is not None:
             report = replace(report, shift=_shift(config, folder))
@@ -212,7 +215,7 @@ def _output(
 
 def _swept(config: RelufyConfig) -> bool:
     """Whether text goes through the layers; otherwise weights are copied as they are, and nothing is resumed."""
-    return config.recover != "none" or config.align
+    return config.recover != "none" or config.align or config.activation == "tswiglu"
 
 
 def _convert(

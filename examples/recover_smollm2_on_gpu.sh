@@ -10,6 +10,6 @@ from tsconvert.model.gguf_import import import_gguf, smollm2_file
 import_gguf(smollm2_file(), Path('dense'))"
 [ -d sparse ] || tsconvert relufy dense --out sparse --recover full --resume --device cuda --dtype BF16 \
     --tokens 512K --steps 400 --batch-tokens 8192 --target-sparsity 0.905 \
-    --full-tokens 60M --full-batch-tokens 65536 --micro-tokens 16384 --full-learning-rate 1e-3 --context 1024 \
+    --full-tokens 60M --full-batch-tokens 65536 --micro-tokens 16384 --full-learning-rate 4e-4 --context 1024 \
     --evaluations 20 --baseline --predictors predictors --rank 96 --target-energy 0.985 ${DATA:+--data "$DATA"}
 tsconvert eval sparse --against dense --tokens 64K --method papers --json | tee results.json

@@ -8,7 +8,7 @@ from ..common.errors import TsconvertError, label
 from .families import FAMILIES
 from .files.found_files import gguf_source
 from .files.gguf import ggml
-from .files.gguf.config import ROPE_FREQS
+from .files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from .files.gguf.file import GgufFile, GgufTensor
 from .files.gguf.tensor import GgufTensorInfo, Index, rope_order, stored_dtype
 from .find_tensors import Found
@@ -16,7 +16,7 @@ from .spec import ModelSpec, read_config, spec_of
 from .tensor_names import Place, gguf_name, model_places, shape_of
 
 _ROTATED = {f"{role}{end}" for role in ("attn_q", "attn_k") for end in ("", "_bias")}
-_ROPE = {ROPE_FREQS, "rope_factors_long.weight", "rope_factors_short.weight"}
+_ROPE = {ROPE_FREQS, ROPE_LONG, ROPE_SHORT}
 """Tensors that the configuration was made of."""
 
 
@@ -100,7 +100,7 @@ def _zeros(file: GgufFile, spec: ModelSpec, place: Place) -> GgufTensorInfo:
 
 
 def _order(spec: ModelSpec, role: str) -> Index | None:
-    """The order of rows of q and k where pairs are neighbours in the file, and half of what turns apart in checkpoints."""
+    """The order of rows of q and k where pairs that turn are neighbours in the file, and apart in the checkpoint."""
     family = FAMILIES[spec.family]
     if role not in _ROTATED or family.gguf.pairs != "adjacent" or family.adjacent_pairs:
         return None

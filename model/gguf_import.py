@@ -6,6 +6,7 @@ from pathlib import Path
 from ..common.errors import TsconvertError
 from ..common.files import atomic_folder, check_disk, write_json
 from .checkpoint import open_checkpoint
+from .families import FAMILIES
 from .files.writer import CheckpointWriter
 from .sparse_checkpoint import copy_tokenizer, plan_of
 
@@ -37,7 +38,8 @@ def import_gguf(file: Path, out: Path) -> Path:
         with CheckpointWriter(partial, plan) as writer:
             for place, tensor in zip(checkpoint.places, plan, strict=True):
                 writer.write_pieces(tensor.name, checkpoint.pieces(place))
-        write_json(partial / "config.json", checkpoint.config)
+        classes = [FAMILIES[checkpoint.spec.family].class_prefix + "ForCausalLM"]
+        write_json(partial / "config.json", {"architectures": classes, **checkpoint.config})
         copy_tokenizer(checkpoint, partial)
     return out
 

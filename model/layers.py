@@ -13,7 +13,7 @@ from .checkpoint import Checkpoint
 from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import to_float32
-from .modeling_turbosparse import SparseExperts, activate, sparsify
+from .modeling_turbosparse import SparseExperts, activate, factors, sparsify
 from .spec import DENSE_ACTIVATIONS, ModelSpec
 from .tensor_names import FFN, Place, layer_roles, shape_of
 
@@ -61,6 +61,22 @@ class Layer:
         """Outputs of relu up to this count as zero."""
         mlp = self.module.mlp
         return float(getattr(mlp.experts if self.experts else mlp, "threshold", 0.0))
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        mlp = self.module.mlp
+        (mlp.experts if self.experts else mlp).threshold = value
+
+    @property
+    def up_threshold(self) -> float:
+        """The size up to which an up silences its neuron, under `tswiglu`."""
+        mlp = self.module.mlp
+        return float(getattr(mlp.experts if self.experts else mlp, "up_threshold", 0.0))
+
+    @up_threshold.setter
+    def up_threshold(self, value: float) -> None:
+        mlp = self.module.mlp
+        (mlp.experts if self.experts else mlp).up_threshold = value
 
     @property
     def device(self) -> torch.device:
@@ -157,6 +173,10 @@ class Layer:
         if "ffn_up_bias" in self.parameters:
             self.weight("ffn_up_bias").mul_(signs_F)
 
+    def factors(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
+        """What the threshold is held against [T, F], of one FFN."""
+        return factors(*self.gate_up(x_TD, expert), self.activation, self.up_threshold)
+
     def _ffns(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         if not self.experts:
             return [(self.weight("ffn_gate"), self.weight("ffn_up"), self.weight("ffn_down"))]
@@ -175,7 +195,7 @@ class Layer:
         return nn.functional.linear(x_TD, gate_FD, gate_F), nn.functional.linear(x_TD, up_FD, up_F)
 
     def _activate(self, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
-        return activate(gate_TF, up_TF, self.activation, self.threshold)
+        return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
 
     def ffn_parts(
         self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None

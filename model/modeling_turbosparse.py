@@ -1,4 +1,5 @@
-"""A causal language model of transformers with a sparse FFN: dReLU, relu(gate) * relu(up), or ReGLU, relu(gate) * up.
+"""A causal language model of transformers with a sparse FFN: dReLU, relu(gate) * relu(up), ReGLU, relu(gate) * up, or
+SwiGLU with thresholds, silu(gate) * up where that is large.
 
 TurboSparse (arXiv 2406.05955). This file is saved with every converted checkpoint and stands alone, so that
 ``AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`` needs transformers and nothing else.
@@ -21,21 +22,35 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 _PREFIX, _MODEL, _CONFIG = "TurboSparse", "ForCausalLM", "Config"
 
 
-def activate(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, threshold: float = 0.0) -> torch.Tensor:
-    """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up.
+def activate(
+    gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, threshold: float = 0.0, up_threshold: float = 0.0
+) -> torch.Tensor:
+    """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up, `tswiglu` SwiGLU.
 
-    What relu gives up to ``threshold`` is zero (FATReLU, arXiv 2402.13516). The dense ones that they replace, for
-    comparison: `swiglu` silu(gate) * up, `geglu` gelu(gate) * up by tanh.
+    What relu gives up to ``threshold`` is zero (FATReLU, arXiv 2402.13516). Under `tswiglu` an activation is zero where
+    its own size is at most ``threshold``, or that of its up at most ``up_threshold``. The dense ones that they replace,
+    for comparison: `swiglu` silu(gate) * up, `geglu` gelu(gate) * up by tanh.
     """
     if activation == "swiglu":
         return nn.functional.silu(gate_TF) * up_TF
     if activation == "geglu":
         return nn.functional.gelu(gate_TF, approximate="tanh") * up_TF
+    if activation == "tswiglu":
+        h_TF = nn.functional.silu(gate_TF) * up_TF
+        return h_TF * ((h_TF.abs() > threshold) & (up_TF.abs() > up_threshold))
     relu = nn.functional.threshold if threshold else nn.functional.relu
     limits = (threshold, 0.0) if threshold else ()
     if activation == "drelu":
         return relu(gate_TF, *limits) * relu(up_TF, *limits)
     return relu(gate_TF, *limits) * up_TF
+
+
+def factors(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, up_threshold: float = 0.0) -> torch.Tensor:
+    """What a threshold is held against: the smaller of gate and up, under `reglu` the gate, under `tswiglu` the size of
+    an activation (0 where ``up_threshold`` silences it)."""
+    if activation == "drelu":
+        return gate_TF.minimum(up_TF)
+    return gate_TF if activation == "reglu" else activate(gate_TF, up_TF, activation, 0.0, up_threshold).abs()
 
 
 class SparseFFN(nn.Module):
@@ -46,18 +61,23 @@ class SparseFFN(nn.Module):
     gate_up_proj: nn.Linear
     down_proj: nn.Linear
 
-    def __init__(self, mlp: nn.Module, activation: str, threshold: float = 0.0) -> None:
+    def __init__(self, mlp: nn.Module, activation: str, threshold: float = 0.0, up_threshold: float = 0.0) -> None:
         super().__init__()
-        self.activation, self.threshold = activation, threshold
+        self.activation, self.threshold, self.up_threshold = activation, threshold, up_threshold
         for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
             if hasattr(mlp, name):
                 setattr(self, name, getattr(mlp, name))
 
+    def gate_up(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What gate and up give, both [..., F]."""
+        if hasattr(self, "gate_proj"):
+            return self.gate_proj(x), self.up_proj(x)
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return gate, up
+
     def activations(self, x: torch.Tensor) -> torch.Tensor:
         """h [..., F]."""
-        parted = hasattr(self, "gate_proj")
-        gate, up = (self.gate_proj(x), self.up_proj(x)) if parted else self.gate_up_proj(x).chunk(2, dim=-1)
-        return activate(gate, up, self.activation, self.threshold)
+        return activate(*self.gate_up(x), self.activation, self.threshold, self.up_threshold)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
@@ -68,9 +88,9 @@ class SparseFFN(nn.Module):
 class SparseExperts(nn.Module):
     """The experts of a layer with the sparse activation; parameters as transformers' own classes hold them."""
 
-    def __init__(self, experts: Any, activation: str, threshold: float = 0.0) -> None:
+    def __init__(self, experts: Any, activation: str, threshold: float = 0.0, up_threshold: float = 0.0) -> None:
         super().__init__()
-        self.activation, self.threshold = activation, threshold
+        self.activation, self.threshold, self.up_threshold = activation, threshold, up_threshold
         self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
 
     def forward(self, x_TD: torch.Tensor, choice_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
@@ -92,24 +112,25 @@ class SparseExperts(nn.Module):
         """h [T, F] of one expert for its inputs; the other arguments are for subclasses in training."""
         del down_DF, expert, token
         gate_TF, up_TF = nn.functional.linear(x_TD, gate_up_FD).chunk(2, dim=-1)
-        return activate(gate_TF, up_TF, self.activation, self.threshold)
+        return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
 
 
 def sparsify(layer: Any, config: Any) -> None:
     """Put the sparse FFN in the place of a transformers decoder layer's own."""
-    thresholds = getattr(config, "ffn_thresholds", None)
     index = int(getattr(layer.self_attn, "layer_idx", 0))
-    threshold = float(thresholds[index]) if thresholds else 0.0
+    listed = [getattr(config, name, None) for name in ("ffn_thresholds", "ffn_up_thresholds")]
+    thresholds = [float(values[index]) if values else 0.0 for values in listed]
     if hasattr(layer.mlp, "experts"):
-        layer.mlp.experts = SparseExperts(layer.mlp.experts, config.ffn_activation, threshold)
+        layer.mlp.experts = SparseExperts(layer.mlp.experts, config.ffn_activation, *thresholds)
     else:
-        layer.mlp = SparseFFN(layer.mlp, config.ffn_activation, threshold)
+        layer.mlp = SparseFFN(layer.mlp, config.ffn_activation, *thresholds)
 
 
 def _config_class(prefix: str, kind: str) -> type:
     """The configuration of the model whose transformers classes begin with ``prefix`` and whose type is ``kind``."""
-    fields = {"ffn_activation": "drelu", "ffn_thresholds": None, "model_type": f"turbosparse_{kind}"}
-    types = {"ffn_activation": str, "ffn_thresholds": list[float] | None}
+    lists = dict.fromkeys(("ffn_thresholds", "ffn_up_thresholds"))
+    fields = {"ffn_activation": "drelu", **lists, "model_type": f"turbosparse_{kind}"}
+    types = {"ffn_activation": str, **dict.fromkeys(lists, list[float] | None)}
     about = {"__module__": __name__, "__doc__": f"{prefix} with a sparse FFN.", "__annotations__": types}
     return type(_PREFIX + prefix + _CONFIG, (CONFIG_MAPPING[kind],), fields | about)
 

@@ -13,7 +13,7 @@ from .files.dtypes import from_float32
 from .files.found_files import gguf_source
 from .files.writer import CheckpointWriter
 from .layers import read_tensor
-from .sparse_checkpoint import plan_of, sparse_config, write_companions
+from .sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from .spec import ModelSpec
 from .tensor_names import Place, shape_of
 
@@ -59,20 +59,22 @@ def _state(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor
 
 
 def write_model(
-    state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int
-) -> None:
+    state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int,
+    thresholds: Thresholds | None = None,
+) -> None:  # fmt: skip
     """Write the weights in ``state`` as a checkpoint with the layout and configuration of ``like``.
 
     Args:
         state: the state dict of transformers' model; tensors that are not in ``like`` (predictors) are left out.
         dtype: `F32`, `F16` or `BF16`; None keeps the dtype of each tensor.
+        thresholds: None keeps those of ``like``.
     """
     plan = plan_of(like, dtype)
     with CheckpointWriter(folder, plan, max_shard_bytes) as writer:
         for place, tensor in zip(like.places, plan, strict=True):
             weight = weight_at(state, like.spec, place)
             writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
-        write_companions(like, sparse_config(like, like.spec.activation, dtype), folder)
+        write_companions(like, sparse_config(like, like.spec.activation, dtype, thresholds), folder)
         writer.flush()
 
 

@@ -12,6 +12,11 @@ That is what the runner reads in its two modes. Attention, embeddings and norms,
 
 from dataclasses import dataclass
 
+from ..model.spec import ModelSpec
+
+STEP = 32
+"""Ranks are multiples of this: the block length of GGUF's quantized types."""
+_SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is neither given nor searched for
 STORED_BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5}
 """Bits a weight of the types that predictors are stored in, scales included."""
 
@@ -61,3 +66,9 @@ def predicted_bytes(width: int, neurons: int, predictor: float, rates: Rates, bi
     """
     rows = rates.predicted + rates.predicted_gate + rates.hit
     return predictor + rows * neurons * width * bits.model / 8
+
+
+def default_rank(spec: ModelSpec) -> int:
+    """The one rank for all FFNs at which predictors have 4 % of the model's parameters, as a multiple of 32."""
+    each = spec.layers * spec.ffns * (spec.width + spec.neurons)
+    return max(STEP, int(_SIZE_SHARE * spec.parameters / each) // STEP * STEP)

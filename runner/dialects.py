@@ -103,8 +103,8 @@ def _sparse(file: GgufFile) -> ModelFile:
     version = keys.whole("format_version")
     if version not in FORMAT_VERSIONS:
         raise TsconvertError(
-            f"{file.path}: sparse format {shown(version)}, this tsconvert reads {' and '.join(map(str, FORMAT_VERSIONS))};"
-            " export it again"
+            f"{file.path}: sparse format {shown(version)}, this tsconvert reads"
+            f" {' and '.join(map(str, FORMAT_VERSIONS))}; export it again"
         )
     dialect = Dialect(name="sparse", transposed=True)
     spec = read_spec(keys, dialect, str(keys.get("activation", "drelu")))

@@ -1,6 +1,5 @@
 """What a GGUF file's keys say about a model: its shape, its features and its ropes, in each of the three dialects."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,10 +88,11 @@ def read_spec(keys: Keys, dialect: Dialect, activation: str) -> ModelSpec:
         "tied": gguf_name(Place("output")) not in file.tensors,
         "experts": experts,
         "experts_per_token": keys.whole("expert_used_count", 0) if experts else 0,
-        "thresholds": _thresholds(keys),
+        "thresholds": _thresholds(keys, "activation_threshold"),
+        "up_thresholds": _thresholds(keys, "up_threshold"),
     }
     if dialect.family is not None:
-        fields |= {"family": dialect.family.name, **_theirs(keys, dialect, fields)}
+        fields |= {"family": dialect.family.name, **_theirs(keys, dialect)}
     elif dialect.name == "sparse":
         fields |= _ours(keys)
     try:
@@ -102,11 +102,11 @@ def read_spec(keys: Keys, dialect: Dialect, activation: str) -> ModelSpec:
         raise TsconvertError(f"{file.path}: {error}; write the file again") from None
 
 
-def _thresholds(keys: Keys) -> tuple[float, ...]:
-    shifts = keys.get("activation_threshold", []) if keys.file.architecture == SPARSE else []
-    if not isinstance(shifts, list | tuple) or not all(isinstance(shift, float) for shift in shifts):
-        raise TsconvertError(f"{keys.file.path}: {SPARSE}.activation_threshold is no list of numbers; export it again")
-    return tuple(shifts)
+def _thresholds(keys: Keys, name: str) -> tuple[float, ...]:
+    values = keys.get(name, []) if keys.file.architecture == SPARSE else []
+    if not isinstance(values, list | tuple) or not all(isinstance(value, float) for value in values):
+        raise TsconvertError(f"{keys.file.path}: {SPARSE}.{name} is no list of numbers; export it again")
+    return tuple(values)
 
 
 def _ours(keys: Keys) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _ours(keys: Keys) -> dict[str, Any]:
         "sliding_window": keys.whole("attention.sliding_window", 0) or None,
         "norms": "post" if "post_norm" in used else "both" if "both_norms" in used else "pre",
         "qk_norm": "whole" if "qk_norm_whole" in used else "head" if "qk_norm" in used else "",
-        "biases": _biases(keys, {}) if "bias" in used else (),
+        "biases": _biases(keys) if "bias" in used else (),
     }
     if "layer_windows" in used:
         found["full_layers"] = _layers(keys, "attention.full_layers")
@@ -138,23 +138,15 @@ def _ours(keys: Keys) -> dict[str, Any]:
     return found
 
 
-def _theirs(keys: Keys, dialect: Dialect, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _theirs(keys: Keys, dialect: Dialect) -> dict[str, Any]:
     """The features of llama.cpp's architecture: those that its tensors show, and those whose keys it reads."""
     family = dialect.family
     assert family is not None
-    tensors = keys.file.tensors
-    own = {role: name.format(L=0) for role, name in family.gguf.names.items()}
-
-    def there(role: str) -> bool:
-        name = own.get(role, gguf_name(Place(role, 0)))
-        return name in tensors and (role in own or name not in own.values())
-
-    pre, post, query_norm = there("attn_norm"), there("attn_post_norm"), tensors.get("blk.0.attn_q_norm.weight")
     found: dict[str, Any] = {
         "sliding_window": _window(keys, read=dialect.has("windows")),
-        "norms": "pre" if not post else "both" if pre else "post",
-        "qk_norm": "" if query_norm is None else "head" if query_norm.shape == (fields["head_dim"],) else "whole",
-        "biases": _biases(keys, own),
+        "norms": family.norms,
+        "qk_norm": family.features.get("qk_norm", ""),
+        "biases": _biases(keys),
     }
     if dialect.has("local_rope_theta"):
         found["local_rope_theta"] = keys.number("rope.freq_base_swa", family.local_rope_theta)
@@ -171,21 +163,18 @@ def _theirs(keys: Keys, dialect: Dialect, fields: Mapping[str, Any]) -> dict[str
     return found
 
 
-def _biases(keys: Keys, names: Mapping[str, str]) -> tuple[str, ...]:
+def _biases(keys: Keys) -> tuple[str, ...]:
     """Roles of the matrices that have a bias in some layer."""
-    layers = range(keys.whole("block_count"))
-    places = {
-        role: [gguf_name(Place(f"{role}_bias", layer)) for layer in layers] for role in BIASED if role not in names
-    }
-    return tuple(role for role, of in places.items() if any(name in keys.file.tensors for name in of))
+    names, layers = keys.file.tensors, range(keys.whole("block_count"))
+    return tuple(role for role in BIASED if any(gguf_name(Place(f"{role}_bias", layer)) in names for layer in layers))
 
 
 def _layers(keys: Keys, name: str) -> tuple[int, ...]:
     given, count = keys.get(name, []), keys.whole("block_count")
     if not isinstance(given, list) or not all(isinstance(each, int) and 0 <= each < count for each in given):
         raise TsconvertError(
-            f"{keys.file.path}: key {keys.file.architecture}.{name} is {shown(given)}, it must be numbers of layers; write"
-            " the file again"
+            f"{keys.file.path}: key {keys.file.architecture}.{name} is {shown(given)}, it must be numbers of layers;"
+            " write the file again"
         )
     return tuple(given)
 
@@ -227,9 +216,11 @@ def _rope(keys: Keys, spec: ModelSpec, dialect: Dialect) -> Rope:
         )
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise TsconvertError(
-            f"{keys.file.path}: rope scaling {shown(kind)}; the runner knows none, linear, yarn, longrope and rope_freqs,"
-            " run it with the engine that it was made for"
+            f"{keys.file.path}: rope scaling {shown(kind)}; the runner knows none, linear, yarn, longrope and"
+            " rope_freqs, run it with the engine that it was made for"
         )
+    if kind == "longrope" and ROPE_LONG not in keys.file.tensors:
+        raise TsconvertError(f"{keys.file.path}: tensor {ROPE_LONG} is missing; write the file again")
     if kind == "yarn" and spec.rope_theta <= 1.001:
         raise TsconvertError(
             f"{keys.file.path}: rope scaling yarn over a base of {spec.rope_theta:g}; write the file again"

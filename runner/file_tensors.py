@@ -46,7 +46,7 @@ def read_tensors(
             _check_shape(file, tensor, role, spec, dialect)
             _check_type(file, tensor, role)
             found[role, at] = tensor
-        elif role not in PREDICTOR:
+        elif role not in PREDICTOR and not role.endswith("_bias"):
             raise TsconvertError(f"{file.path}: tensor {name} is missing; write the file again")
     _check_predictors(file, found, spec)
     _refuse_others(file, used, spec)

@@ -252,8 +252,8 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
     path = source.file.path
     if mode != "dense" and not source.spec.sparse:
         raise TsconvertError(
-            f"{path}: a {_NAMES[source.spec.activation]} model, none of whose neurons is ever zero; run it with --sparsity"
-            " dense, or make it sparse with `tsconvert relufy` first"
+            f"{path}: a {_NAMES[source.spec.activation]} model, none of whose neurons is ever zero; run it with"
+            " --sparsity dense, or make it sparse with `tsconvert relufy` first"
         )
     if mode == "predicted" and not source.has_predictors:
         apart = source.file.metadata.get(f"{source.file.architecture}.predictor.file")

@@ -4,11 +4,13 @@ Our own files carry the whole tokenizer.json. From others' the tokenizer is buil
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from ..common.errors import TsconvertError, reason
+from ..common.errors import TsconvertError, reason, shown
 from ..model.files.gguf.file import GgufFile
 from ..model.files.gguf.tokenizer import adds_bos, build, special_id
 from ..model.files.gguf.vocabulary import SPECIAL_KEYS
+from ..quant.vocabulary.ends import ALL_ENDS, END_KEYS, ends_by_text
 from ..text.records import readable
 
 _PREFIX = "tokenizer.ggml."
@@ -19,7 +21,8 @@ class GgufTokenizer:
 
     Attributes:
         bos: the token that begins a text, or None.
-        eos: tokens that end one.
+        end: the token that ends a text, or None.
+        eos: all tokens that end one: those of the file's keys, and those that llama.cpp knows by their text.
         add_bos: texts are given ``bos``.
         chat_template: the model's Jinja template, empty without.
 
@@ -35,10 +38,12 @@ class GgufTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         known = keys.get("tokens")
-        count = max(len(known) if isinstance(known, list) else 0, self._tokenizer.get_vocab_size())
+        known = known if isinstance(known, list) else []
+        count = max(len(known), self._tokenizer.get_vocab_size())
         self.bos: int | None = special_id(file, keys, "bos", count)
-        ends = (special_id(file, keys, name, count) for name in ("eos", "eot", "eom"))
-        self.eos: frozenset[int] = frozenset(token for token in ends if token is not None)
+        named = {name: token for name in END_KEYS if (token := special_id(file, keys, name, count)) is not None}
+        self.end: int | None = named.get("eos")
+        self.eos = frozenset({*named.values(), *_several(file, keys, count), *ends_by_text(known, named)})
         self.add_bos = adds_bos(keys) and self.bos is not None
         self.add_eos = bool(keys.get("add_eos_token", False))
         self.chat_template = str(file.metadata.get("tokenizer.chat_template", ""))
@@ -57,7 +62,7 @@ class GgufTokenizer:
         if not special:
             return tokens
         before = [self.bos] if self.add_bos and self.bos is not None else []
-        return before + tokens + (sorted(self.eos)[:1] if self.add_eos else [])
+        return before + tokens + ([self.end] if self.add_eos and self.end is not None else [])
 
     def _ids(self, text: str) -> list[int]:
         try:
@@ -129,3 +134,13 @@ class TextStream:
         self._known = len(self._tokens)
         self._shown = self._tokenizer.decode(self._tokens)
         return new
+
+
+def _several(file: GgufFile, keys: dict[str, Any], count: int) -> list[int]:
+    """The ids of a list of ends."""
+    tokens = keys.get(ALL_ENDS, [])
+    if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < count for token in tokens):
+        raise TsconvertError(
+            f"{file.path}: key {_PREFIX}{ALL_ENDS} is {shown(tokens)}, no list of {count} tokens; write the file again"
+        )
+    return tokens

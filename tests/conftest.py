@@ -103,6 +103,29 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return make
 
 
+@pytest.fixture(scope="session")
+def make_windowless(make_family: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """make_windowless("qwen3"): the family's model, without a window where llama.cpp's architecture has none."""
+
+    def make(name: str) -> Path:
+        from tsconvert.model.families import FAMILIES
+
+        family, folder = FAMILIES[name], make_family(name)
+        config = json.loads((folder / "config.json").read_text())
+        if config.get("sliding_window") is None or "windows" in family.gguf.native:
+            return folder
+        out = tmp_path_factory.mktemp(f"{name}-windowless")
+        shutil.copytree(folder, out, dirs_exist_ok=True)
+        if "layer_types" in config:
+            config |= {"use_sliding_window": False, "layer_types": ["full_attention"] * config["num_hidden_layers"]}
+        else:
+            config["sliding_window"] = None
+        (out / "config.json").write_text(json.dumps(config))
+        return out
+
+    return make
+
+
 def tiny_config(family: Any) -> dict[str, Any]:
     """The keys of a family's tiny model; its rope scaled beyond 32 tokens where the family has such a scaling."""
     small = {

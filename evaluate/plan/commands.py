@@ -12,8 +12,8 @@ _UNKNOWN = Rule(
 
 @command(
     "plan",
-    argument(PlanConfig, "model", "A config.json, a folder, a GGUF file, an embedded model, or a hub id, whose config.json alone is"
-             " fetched.", "MODEL_OR_CONFIG"),
+    argument(PlanConfig, "model", "A config.json, a folder, a GGUF file, an embedded model, or a hub id, whose"
+             " config.json alone is fetched.", "MODEL_OR_CONFIG"),
     heading(
         "Conversion",
         setting(PlanConfig, "types", "Type of a GGUF file to plan for. Repeatable.", "--type"),

@@ -33,7 +33,7 @@ class PlanConfig:
     """What `plan` is asked."""
 
     model: str
-    """A config.json, a checkpoint folder, a GGUF file, an embedded model or a hub id (of which only config.json is read)."""
+    """A config.json, a folder, a GGUF file, an embedded model or a hub id, whose config.json alone is read."""
     types: tuple[str, ...] = ("F16", "Q8_0", "Q4_K_M", "Q4_0")
     density: float = 0.12
     """Share of neurons that fire once the model is sparse, 0 to 1."""

@@ -16,7 +16,7 @@ from ...model.files.gguf.file import GgufFile
 from ...quant.targets import separate_predictors
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
-from ...quant.vocabulary.reader import corrected_tokenizer
+from ...text.tokenizer import load_tokenizer
 from .config import VerifyConfig
 from .expected_tensors import Orders, expected_tensors, factors_of
 from .logits import LogitsResult, compare_logits
@@ -176,7 +176,7 @@ def _keys_and_texts(
     report: VerifyReport, config: VerifyConfig, file: GgufFile, checkpoint: Checkpoint,
     predictors: PredictorSource | None,
 ) -> None:  # fmt: skip
-    hf = corrected_tokenizer(checkpoint.folder)
+    hf = load_tokenizer(checkpoint.folder)
     for compared in (
         compare_keys(file, checkpoint, predictors, config.overridden),
         compare_tokens(file, hf, config.overridden),
@@ -186,7 +186,7 @@ def _keys_and_texts(
             if problem:
                 report.failures.append(Failure(what=key, problem=problem))
     try:
-        problems, notes = compare_texts(file, hf)
+        problems, notes = compare_texts(file, checkpoint.folder, hf, config.overridden)
     except TsconvertError as error:
         report.failures.append(Failure(what="tokenizer", problem=str(error)))
     else:

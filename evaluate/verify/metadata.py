@@ -13,7 +13,7 @@ from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
 
 ACTIVATIONS = {
-    "sparse": ("drelu", "reglu", "swiglu", "geglu"),
+    "sparse": ("drelu", "reglu", "tswiglu", "swiglu", "geglu"),
     "powerinfer": ("drelu", "reglu"),
     "llama.cpp": ("swiglu", "geglu", "reglu"),
 }
@@ -47,6 +47,7 @@ def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
     if dialect == "sparse":
         keys["activation"] = spec.activation
         keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
+        keys["up_threshold"] = list(spec.up_thresholds) if any(spec.up_thresholds) else None
         features = used_features(spec) or None
         keys |= {
             "format_version": 2 if features else 1,

@@ -8,8 +8,8 @@ from .config import ImatrixConfig
 
 @command(
     "imatrix",
-    argument(ImatrixConfig, "model", "The checkpoint, dense or sparse: a folder, a GGUF file, a hub id, or an embedded model.",
-             "MODEL"),
+    argument(ImatrixConfig, "model", "The checkpoint, dense or sparse: a folder, a GGUF file, a hub id, or an"
+             " embedded model.", "MODEL"),
     heading("Output", setting(ImatrixConfig, "out", "The importance matrix, NAME.gguf; must not exist.",
                               kind=OUT_FILE)),
     heading("Text", *text_options(ImatrixConfig)),

@@ -103,8 +103,8 @@ def _check_model(job: Job) -> PredictorSource:
         raise TsconvertError(f"{where}: PowerInfer has no experts in sparse mode; export with --target sparse")
     if any(spec.thresholds):
         raise TsconvertError(
-            f"{where}: its activations are shifted (ffn_thresholds), which PowerInfer does not compute; convert without"
-            " --shift"
+            f"{where}: its activations have thresholds (ffn_thresholds), which PowerInfer does not compute; convert"
+            " with --silenced-by count, and without --shift"
         )
     if spec.activation not in ARCHITECTURES:
         raise TsconvertError(

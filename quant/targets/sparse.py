@@ -60,6 +60,8 @@ def _own_keys(job: Job) -> dict[str, Value]:
     }
     if any(spec.thresholds):
         keys["activation_threshold"] = array("f32", list(spec.thresholds))
+    if any(spec.up_thresholds):
+        keys["up_threshold"] = array("f32", list(spec.up_thresholds))
     return {f"{ARCHITECTURE}.{name}": value for name, value in keys.items()}
 
 

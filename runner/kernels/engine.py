@@ -148,17 +148,25 @@ class Engine:
 
     def _layer(self, weights: Weights, index: int, context: int) -> Array:
         layer, tensors = np.zeros((), LAYER), weights.tensors
-        layer["index"], layer["shift"] = index, weights.spec.thresholds[index] if weights.spec.thresholds else 0.0
+        spec = weights.spec
+        up_first = spec.activation == "tswiglu"  # see ffn/activations.py
+        ups, activations = (spec.up_thresholds, spec.thresholds) if up_first else (spec.thresholds, ())
+        layer["index"], layer["shift"] = index, ups[index] if ups else 0.0
+        layer["least"] = activations[index] if activations else 0.0
         layer["thresholds"] = weights.thresholds.ctypes.data + index * weights.thresholds.strides[0]
         layer["window"], layer["slots"] = (of(weights.spec, context, index) for of in (window_of, slots_of))
         for name, angles_PH in zip(("cos", "sin"), weights.angles[index] or (), strict=False):
             layer[name] = buffer_of(angles_PH)
-        for role in (*NORMS, *(f"{role}_bias" for role in BIASED)):
+        swapped = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate"} if up_first else {}
+        for role in NORMS:
             if (role, index) in tensors:
                 layer[role] = tensors[role, index].ctypes.data
+        for role in BIASED:
+            if (f"{role}_bias", index) in tensors:
+                layer[f"{swapped.get(role, role)}_bias"] = tensors[f"{role}_bias", index].ctypes.data
         for role in MATRICES:
             if (role, index) in tensors:
-                layer[role] = self._tensor(tensors[role, index])
+                layer[swapped.get(role, role)] = self._tensor(tensors[role, index])
         return layer
 
     def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Array]:

@@ -69,7 +69,10 @@ def test_the_runner_computes_what_the_checkpoint_does(shifted, tmp_path: Path):
 
 
 def test_powerinfer_has_no_shift(shifted, tmp_path: Path):
-    with pytest.raises(TsconvertError, match=r"its activations are shifted .*; convert without --shift"):
+    with pytest.raises(
+        TsconvertError,
+        match=r"its activations have thresholds .*; convert with --silenced-by count, and without --shift",
+    ):
         export_unverified(ExportConfig(model=str(shifted[0]), out=tmp_path / "p.gguf", target="powerinfer"))
 
 

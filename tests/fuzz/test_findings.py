@@ -28,11 +28,11 @@ from tsconvert.predictors.profile.file import load_profile
 from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.quant.vocabulary.reader import read_vocabulary
-from tsconvert.quant.vocabulary.sentencepiece import read_model
 from tsconvert.runner.chat_template import render
 from tsconvert.runner.dialects import open_model
 from tsconvert.runner.model import load
 from tsconvert.runner.tokenizer import GgufTokenizer
+from tsconvert.text.sentencepiece import read_model
 
 Change = Callable[[gg.Description], None]
 

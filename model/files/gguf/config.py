@@ -1,8 +1,7 @@
 """The config.json of the Hugging Face checkpoint that a GGUF file for llama.cpp was made of, from its keys."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,36 +12,32 @@ from .file import GGUF, GgufFile
 from .keys import Keys
 from .tensor import stored_dtype
 
-ROPE_FREQS = "rope_freqs.weight"
+ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAME_FREQUENCY = 1e-4  # relative; a file's divisors are float32
 Config = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What llama.cpp calls a kind of model, and how its files differ from the checkpoints."""
-
-    more: Callable[[Keys, Config], Config]
-    """From the keys, and what all models have: `model_type` and the other fields of this one."""
+Builder = Callable[[Keys, Config], Config]
+"""From the keys, and what all models have: `model_type` and the other fields of one architecture."""
 
 
-def architecture_of(file: GgufFile) -> Architecture:
-    """The architecture of a file.
+def builder_of(file: GgufFile) -> Builder:
+    """What makes the config.json of a file's architecture.
 
     Raises:
         TsconvertError: it is none that tsconvert makes a checkpoint of.
     """
     name = file.architecture
-    if file.magic == GGUF and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
+    if file.magic == GGUF and name in BUILDERS:
+        return BUILDERS[name]
     if file.magic != GGUF or name == "turbosparse":
         raise TsconvertError(
             f"{file.path}: is a sparse model for running, its neurons in another order; give the Hugging Face folder"
             " that it was made of"
         )
     raise TsconvertError(
-        f"{file.path}: architecture {shown(name)}; of GGUF files tsconvert converts {', '.join(ARCHITECTURES)}, choose"
+        f"{file.path}: architecture {shown(name)}; of GGUF files tsconvert converts {', '.join(BUILDERS)}, choose"
         " one of those"
     )
 
@@ -54,7 +49,7 @@ def config_of(file: GgufFile) -> Config:
         TsconvertError: the architecture is not known, a key is missing or makes no sense, or says what a checkpoint of
             that kind cannot.
     """
-    keys, kind = Keys(file), architecture_of(file)
+    keys, kind = Keys(file), builder_of(file)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise TsconvertError(f"{file.path}: tensor token_embd.weight is missing; download the file again")
@@ -77,12 +72,15 @@ def config_of(file: GgufFile) -> Config:
         "max_position_embeddings": keys.whole("context_length"),
         "rms_norm_eps": _decimal(keys.number("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "rope_parameters": rope_parameters(keys, head_dim),
+        "rope_parameters": rope_parameters(keys, keys.whole("rope.dimension_count", head_dim)),
         "dtype": _DTYPES[_dtype_of(file)],
         **_tokens(file),
     }
-    config = common | kind.more(keys, common)
-    return {name: value for name, value in config.items() if value is not None}
+    config = common | kind(keys, common)
+    kept = {name: value for name, value in config.items() if value is not None}
+    return kept | {
+        "pad_token_id": config["pad_token_id"]
+    }  # some config classes have a default that is none of the file
 
 
 def _dtype_of(file: GgufFile) -> str:
@@ -99,11 +97,17 @@ def _tokens(file: GgufFile) -> Config:
     given = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
     ends = dict.fromkeys(given[name] for name in ("eos", "eot", "eom") if isinstance(given[name], int))
     eos = list(ends)
-    return {"bos_token_id": given["bos"], "eos_token_id": eos[0] if len(eos) == 1 else eos or None}
+    return {
+        "bos_token_id": given["bos"], "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
+    }  # fmt: skip
 
 
-def rope_parameters(keys: Keys, head_dim: int) -> Config:
+def rope_parameters(keys: Keys, rotated: int) -> Config:
     """transformers' `rope_parameters`, as llama.cpp's load_hparams reads the keys.
+
+    Args:
+        rotated: dimensions of a head that turn.
 
     Raises:
         TsconvertError: transformers has no name for what the keys say.
@@ -112,12 +116,14 @@ def rope_parameters(keys: Keys, head_dim: int) -> Config:
     kind = str(keys.get("rope.scaling.type", "linear"))
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     attention = keys.number("rope.scaling.attn_factor", 1.0)
+    if ROPE_LONG in keys.file.tensors:
+        return _longrope(keys, theta, attention)
     divisors = keys.file.tensors.get(ROPE_FREQS)
     if divisors is not None:
         kind, factor = ("llama3", 1.0) if kind == "none" or factor == 1 else (kind, factor)
     found: Config = {"rope_theta": theta, "rope_type": "default"}
     if kind == "llama3" and divisors is not None:
-        found |= llama3_parameters(keys, divisors.to_float32(), theta, head_dim)
+        found |= llama3_parameters(keys, divisors.to_float32(), theta, rotated)
     elif kind == "linear" and factor != 1:
         found |= {"rope_type": "linear", "factor": factor}
     elif kind == "yarn":
@@ -139,6 +145,15 @@ def rope_parameters(keys: Keys, head_dim: int) -> Config:
     return found
 
 
+def _longrope(keys: Keys, theta: float, attention: float) -> Config:
+    long, short = (keys.file.tensors[name].to_float32() for name in (ROPE_LONG, ROPE_SHORT))
+    return {
+        "rope_theta": theta, "rope_type": "longrope", "attention_factor": _decimal(attention),
+        "long_factor": [_decimal(each) for each in long], "short_factor": [_decimal(each) for each in short],
+        "original_max_position_embeddings": keys.whole("rope.scaling.original_context_length"),
+    }  # fmt: skip
+
+
 def _uncovered(keys: Keys, what: str) -> TsconvertError:
     return TsconvertError(
         f"{keys.file.path}: {what}, for which checkpoints have no words; give the Hugging Face folder that the file"
@@ -146,13 +161,13 @@ def _uncovered(keys: Keys, what: str) -> TsconvertError:
     )
 
 
-def llama3_parameters(keys: Keys, divisors_H: npt.NDArray[np.float32], theta: float, head_dim: int) -> Config:
+def llama3_parameters(keys: Keys, divisors_H: npt.NDArray[np.float32], theta: float, rotated: int) -> Config:
     """Llama 3's parameters of which the tensor of divisors was made (transformers' _compute_llama3_parameters).
 
     1 / divisor is 1 / factor + b (1 - 1 / factor), and b is (original / wavelength - low) / (high - low), kept within 0
     and 1: of `low`, `high` and `original` one may be chosen, and `low` is 1 in all models.
     """
-    half = head_dim // 2
+    half = rotated // 2
     if divisors_H.shape != (half,) or not (np.isfinite(divisors_H) & (divisors_H > 1 - _SAME_FREQUENCY)).all():
         raise _uncovered(keys, f"tensor {ROPE_FREQS} has other values than Llama 3's scaling gives")
     factor = round(float(divisors_H.max()), 4)
@@ -174,29 +189,147 @@ def llama3_parameters(keys: Keys, divisors_H: npt.NDArray[np.float32], theta: fl
     raise _uncovered(keys, f"tensor {ROPE_FREQS} has other values than Llama 3's scaling gives")
 
 
-def _llama(keys: Keys, config: Mapping[str, Any]) -> Config:
-    _require_whole_rope(keys, config)
+def _llama(keys: Keys, config: Config) -> Config:
     experts = keys.whole("expert_count", 0)
     if experts:
         used = keys.whole("expert_used_count")
-        return {
-            "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": experts,
-            "num_experts_per_tok": used,
-        }  # fmt: skip
-    return {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-        "attention_bias": _has_bias(keys, "attn_") or None, "mlp_bias": _has_bias(keys, "ffn_") or None,
+        return _named(keys, config, "mixtral") | {"num_local_experts": experts, "num_experts_per_tok": used}
+    return _named(keys, config, "llama") | _biases(keys, attention_bias="attn_", mlp_bias="ffn_")
+
+
+def _qwen2(keys: Keys, config: Config) -> Config:
+    return _named(keys, config, "qwen2", head_dim=False)
+
+
+def _qwen3(keys: Keys, config: Config) -> Config:
+    return _named(keys, config, "qwen3") | _biases(keys, attention_bias="attn_")
+
+
+def _qwen3moe(keys: Keys, config: Config) -> Config:
+    return _named(keys, config, "qwen3_moe") | {
+        "num_experts": keys.whole("expert_count"), "num_experts_per_tok": keys.whole("expert_used_count"),
+        "moe_intermediate_size": keys.whole("expert_feed_forward_length"), "norm_topk_prob": True,
+        "decoder_sparse_step": 1, "mlp_only_layers": [],
     }  # fmt: skip
 
 
-def _has_bias(keys: Keys, part: str) -> bool:
-    return any(name.startswith(f"blk.0.{part}") and name.endswith(".bias") for name in keys.file.tensors)
+def _gemma(keys: Keys, config: Config) -> Config:
+    return _named(keys, config, "gemma") | {"hidden_act": "gelu_pytorch_tanh"}
 
 
-def _require_whole_rope(keys: Keys, config: Mapping[str, Any]) -> None:
-    if keys.whole("rope.dimension_count", config["head_dim"]) != config["head_dim"]:
-        raise _uncovered(keys, f"rope.dimension_count is {keys.whole('rope.dimension_count')}")
+def _gemma2(keys: Keys, config: Config) -> Config:
+    return _named(keys, config, "gemma2") | {
+        **_gelu(config, large=46),
+        "sliding_window": keys.whole("attention.sliding_window", 4096),
+        "attn_logit_softcapping": _decimal(keys.number("attn_logit_softcapping", 50.0)) or None,
+        "final_logit_softcapping": _decimal(keys.number("final_logit_softcapping", 30.0)) or None,
+    }
 
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": Architecture(more=_llama)}
-"""`general.architecture` -> what is known of it."""
+def _gemma3(keys: Keys, config: Config) -> Config:
+    return _named(keys, config, "gemma3_text") | _gelu(config, large=62) | _windows(keys, config, every=6, theta=1e4)
+
+
+def _gelu(config: Config, large: int) -> Config:
+    """What Gemma 2 and 3 have alike; their largest model, of ``large`` layers, scales queries in a way of its own."""
+    width, heads, layers = (config[f] for f in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    scalar = width // heads if layers == large else config["head_dim"]
+    return {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": scalar}
+
+
+def _windows(keys: Keys, config: Config, every: int, theta: float) -> Config:
+    """A window in all but ``every`` so many-th layer, and a rope without scaling there."""
+    layers = range(config["num_hidden_layers"])
+    types = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in layers]
+    local = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", theta)}
+    return {
+        "sliding_window": keys.whole("attention.sliding_window"), "layer_types": types,
+        "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
+    }  # fmt: skip
+
+
+def _phi3(keys: Keys, config: Config) -> Config:
+    found = _named(keys, config, "phi3", head_dim=False, partial=True)
+    original = keys.whole("rope.scaling.original_context_length", config["max_position_embeddings"])
+    return found | {"original_max_position_embeddings": original}
+
+
+def _granite(keys: Keys, config: Config) -> Config:
+    names = {
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+    }  # fmt: skip
+    found = _named(keys, config, "granite", head_dim=False) | _biases(keys, attention_bias="attn_", mlp_bias="ffn_")
+    return found | {name: _decimal(keys.number(key)) for name, key in names.items()}
+
+
+def _olmo2(keys: Keys, config: Config) -> Config:
+    if not keys.whole("attention.sliding_window", 0):
+        return _named(keys, config, "olmo2", head_dim=False)
+    theta = keys.number("rope.freq_base", 10000.0)
+    return _named(keys, config, "olmo3", head_dim=False) | _windows(keys, config, every=4, theta=theta)
+
+
+def _smollm3(keys: Keys, config: Config) -> Config:
+    return _named(keys, config, "smollm3", head_dim=False)
+
+
+def _mistral3(keys: Keys, config: Config) -> Config:
+    rope, beta = dict(config["rope_parameters"]), keys.number("attention.temperature_scale", 0.0)
+    if rope["rope_type"] == "yarn":
+        rope |= {
+            "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        }
+        if strength := keys.number("rope.scaling.yarn_log_multiplier", 0.0):
+            rope |= {"mscale": 1.0, "mscale_all_dim": strength}
+    if beta:
+        rope["llama_4_scaling_beta"] = _decimal(beta)
+    found = _named(keys, config, "ministral3" if beta else "mistral")
+    return found | {"rope_parameters": rope, "sliding_window": None}
+
+
+def _seed_oss(keys: Keys, config: Config) -> Config:
+    biases = _biases(keys, attention_bias="attn_q", attention_out_bias="attn_output", mlp_bias="ffn_")
+    return _named(keys, config, "seed_oss") | dict.fromkeys(("attention_bias", "attention_out_bias"), False) | biases
+
+
+def _glm4(keys: Keys, config: Config) -> Config:
+    return (
+        _named(keys, config, "glm4", partial=True) | {"attention_bias": False} | _biases(keys, attention_bias="attn_q")
+    )
+
+
+def _named(keys: Keys, config: Config, name: str, *, head_dim: bool = True, partial: bool = False) -> Config:
+    """The name of a kind of model, once it is certain that the kind can say what the keys do.
+
+    Args:
+        head_dim: its config has that key; else heads times their size is the width.
+        partial: a part of a head may turn.
+    """
+    size, rotated = config["head_dim"], keys.whole("rope.dimension_count", config["head_dim"])
+    found: Config = {"model_type": name}
+    if not head_dim:
+        if size * config["num_attention_heads"] != config["hidden_size"]:
+            raise _uncovered(keys, f"attention.key_length is {size} of {config['hidden_size']} dimensions")
+        found["head_dim"] = None
+    if rotated != size:
+        if not partial:
+            raise _uncovered(keys, f"rope.dimension_count is {rotated}")
+        found["partial_rotary_factor"] = rotated / size
+        found["rope_parameters"] = {**config["rope_parameters"], "partial_rotary_factor": rotated / size}
+    return found
+
+
+def _biases(keys: Keys, **parts: str) -> Config:
+    """Key of config.json -> whether there are biases whose names begin so."""
+    names = [name for name in keys.file.tensors if name.startswith("blk.0.") and name.endswith(".bias")]
+    return {key: True for key, part in parts.items() if any(name.startswith(f"blk.0.{part}") for name in names)}
+
+
+BUILDERS: dict[str, Builder] = {
+    "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "qwen3moe": _qwen3moe, "gemma": _gemma, "gemma2": _gemma2,
+    "gemma3": _gemma3, "phi3": _phi3, "granite": _granite, "olmo2": _olmo2, "smollm3": _smollm3, "mistral3": _mistral3,
+    "seed_oss": _seed_oss, "glm4": _glm4,
+}  # fmt: skip
+"""By `general.architecture`."""

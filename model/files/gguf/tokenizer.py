@@ -94,11 +94,10 @@ def build(file: GgufFile, *, huggingface: bool = True) -> Tokenizer:
         raise TsconvertError(
             f"{file.path}: the tokenizer's keys are damaged ({reason(error)}); write the file again"
         ) from None
-    special = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}
-    for token, token_type in zip(tokens, token_types, strict=False):
-        if isinstance(token_type, int) and token_type in special and token:
-            added = AddedToken(token, special=special[token_type], normalized=False)
-            (tokenizer.add_special_tokens if special[token_type] else tokenizer.add_tokens)([added])
+    for special, types in ((True, (CONTROL, UNKNOWN)), (False, (USER_DEFINED,))):
+        found = [token for token, kind in zip(tokens, token_types, strict=False) if token and kind in types]
+        added = [AddedToken(token, special=special, normalized=False) for token in found]  # at once: each takes long
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
     return tokenizer
 
 
@@ -153,6 +152,8 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    if pre == "qwen2":  # in these models' tokenizer.json; GGUF has no key for it
+        tokenizer.normalizer = normalizers.NFC()
     return tokenizer
 
 

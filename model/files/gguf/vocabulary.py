@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-# enum llama_token_type, which is SentencePiece's
+# SentencePiece.Type (sentencepiece_model.proto), which GGUF took over as enum llama_token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPECIAL_KEYS = {
     "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "sep": "seperator_token_id",
@@ -15,14 +15,17 @@ LONGEST_TOKEN = 2048
 def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """All pairs of pieces that make a piece, the highest score first: the merges that a tokenizer.json lists.
 
+    Among equal scores, which Mistral's pieces of spaces have, SentencePiece joins what stands leftmost in the text.
+    That is what has grown longest, so that long left parts come first, as in transformers' own conversion.
+
     Args:
         ids: the id of each piece.
         scores: the score of each id.
     """
     ranked = []
     for piece, index in ids.items():
-        for cut in range(1, len(piece)):
+        for cut in range(len(piece) - 1, 0, -1):
             left, right = piece[:cut], piece[cut:]
             if left in ids and right in ids:
-                ranked.append((-scores[index], ids[left], ids[right], (left, right)))
+                ranked.append((-scores[index], -cut, cut - len(piece), ids[left], ids[right], (left, right)))
     return [pair for *_, pair in sorted(ranked)]

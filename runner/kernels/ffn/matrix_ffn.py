@@ -57,7 +57,7 @@ def expert_by_matrix(
             add_floats(params, layer.ffn_gate_bias + 4 * first, gate + place, size)
         if layer.ffn_up_bias:
             add_floats(params, layer.ffn_up_bias + 4 * first, up + place, size)
-        counts.fired += activate_run(params, gate + place, up + place, size, share_for(params, whose, expert))
+        counts.fired += activate_run(params, layer, gate + place, up + place, size, share_for(params, whose, expert))
     meet(params, thread)
     down_product(params, thread, layer, expert, some, fresh)
     return form

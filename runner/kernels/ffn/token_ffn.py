@@ -82,7 +82,7 @@ def token_activations(params: Parameters, thread: int, layer: Layer, k: int, for
     add_neuron_bias(params, layer.ffn_up_bias, up, listed, first, some)
     shift_ups(params, layer, up, listed, first, some)
     counts.up += some
-    counts.fired += activate(params, listed, first, some, gate, up, load_f32(row_at(params.share, thread), k))
+    counts.fired += activate(params, layer, listed, first, some, gate, up, load_f32(row_at(params.share, thread), k))
     if dense:
         for i in range(end_leaf - leaf):
             store_i32(ends, i, leaf_start(params, neurons, leaf + i + 1))

@@ -21,7 +21,7 @@ def twin(sums_LD):
 
 
 def by_threads(params_of, sums_LD, threads):
-    """What each thread adds to its residual."""
+    """What each thread makes of all threads' sums."""
     partial = np.full((threads, SUMS * WIDTH), np.nan, np.float32)
     whole = np.full((threads, DEPTH * WIDTH), np.nan, np.float32)
     params = params_of(threads=threads, width=WIDTH, partial=partial, whole=whole)
@@ -31,10 +31,9 @@ def by_threads(params_of, sums_LD, threads):
             assert held < SUMS
             partial[thread, held * WIDTH : (held + 1) * WIDTH] = sums_LD[leaf]
             held = tree.join_sums(params, thread, leaf, held + 1)
-    x_ND = np.zeros((threads, WIDTH), np.float32)
     for thread in range(threads):
-        tree.add_whole(params, thread, x_ND[thread].ctypes.data)
-    return x_ND
+        tree.join_all(params, thread)
+    return whole[:, :WIDTH]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 5, 7, 16, 31, 32, 40])

@@ -9,14 +9,18 @@ RNG = np.random.default_rng(11)
 
 
 @pytest.mark.parametrize(("experts", "per_token"), [(4, 2), (8, 2), (5, 5), (3, 1)])
-def test_experts_are_the_largest_logits_and_their_softmax(params_of, experts, per_token):
+@pytest.mark.parametrize("normalized", [True, False])
+def test_experts_are_the_largest_logits_and_their_softmax(params_of, experts, per_token, normalized):
     logits_E = RNG.standard_normal(experts).astype(np.float32)
     choice_K, share_K = np.zeros(per_token, np.int64), np.zeros(per_token, np.float32)
-    params, used_E = params_of(experts=experts, experts_per_token=per_token), logits_E.copy()
+    used_E = logits_E.copy()
+    params = params_of(experts=experts, experts_per_token=per_token, router_normalized=normalized)
     routing.choose_experts(params, used_E.ctypes.data, choice_K.ctypes.data, share_K.ctypes.data)
     best = np.argsort(-logits_E)[:per_token]
     np.testing.assert_array_equal(choice_K, best)
-    np.testing.assert_allclose(share_K, np.exp(logits_E[best]) / np.exp(logits_E[best]).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        share_K, np.exp(logits_E[best]) / np.exp(logits_E[best] if normalized else logits_E).sum(), rtol=1e-6
+    )
 
 
 def test_tokens_of_an_expert_and_their_shares(params_of):
