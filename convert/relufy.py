@@ -64,6 +64,10 @@ def _check_predictors(config: RelufyConfig) -> None:
     assert config.predictors is not None
     if not config.resume:
         refuse_existing(config.predictors.out)
+    if config.predictors.rank is not None:
+        from ..predictors.training.rank import check_rank  # loads torch, for seconds
+
+        check_rank(open_checkpoint(config.model).spec, config.predictors.rank)
     if config.recover == "none":
         raise TsconvertError(
             "--predictors with --recover none: they are trained along with local or full recovery; choose one of"

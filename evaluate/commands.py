@@ -123,6 +123,8 @@ def export_gguf(asked: Asked) -> None:
                 kind=COUNT, rules=[_ON_TEXT, _OWN_WINDOWS]),
         setting(EvalConfig, "method", "llama.cpp counts the second half of each window, papers every token.",
                 kind=click.Choice(METHODS), rules=[_ON_TEXT, _OWN_WINDOWS]),
+        setting(EvalConfig, "parse_special", "Take special tokens that the text spells, such as <s>, for those tokens;"
+                " default: with papers.", "--parse-special/--no-parse-special", rules=[_ON_TEXT, _OWN_WINDOWS]),
         setting(EvalConfig, "stride", "Tokens from one window's start to the next one's; default: --ctx.", kind=COUNT,
                 rules=[_ON_TEXT, _OWN_WINDOWS]),
     ),

@@ -12,6 +12,7 @@ from .profile.profile import refuse_dense
 from .report import FFNReport
 from .train import training_sequences
 from .training.layer_candidates import MIN_TOKENS, layer_ffns, train_one
+from .training.rank import check_rank
 
 _TOKENS = 8192
 _STEPS = 150
@@ -73,6 +74,7 @@ def estimate_predictors(config: PredictorConfig) -> Estimate:
     start_s = time.monotonic()
     checkpoint = open_checkpoint(config.model)
     refuse_dense(checkpoint, config.model)
+    check_rank(checkpoint.spec, config.rank)
     short = replace(config.training.on(config.device), steps=min(config.training.steps, _STEPS))
     tokens = min(config.tokens, _TOKENS * checkpoint.spec.ffns)
     config = replace(config, tokens=tokens, training=short)

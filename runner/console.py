@@ -3,7 +3,7 @@
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from ..common.errors import TsconvertError
 from ..common.progress import note
@@ -42,9 +42,14 @@ def run(config: RunConfig) -> Generation | Conversation:
 
 def _read_stdin() -> str:
     """All of stdin but its last line end, as llama.cpp reads a prompt from a file."""
+    return _stdin().read().removesuffix("\n")
+
+
+def _stdin() -> TextIO:
+    """stdin, with U+FFFD for what is no UTF-8."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    return sys.stdin.read().removesuffix("\n")
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    return sys.stdin
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -65,7 +70,7 @@ def _options(config: RunConfig) -> dict[str, Any]:
 
 def _converse(conversation: Conversation, config: RunConfig) -> None:
     """A turn a line, until there are no more, or Ctrl-C between two turns."""
-    lines = config.lines or sys.stdin
+    lines = config.lines or _stdin()
     asks = lines.isatty() and sys.stderr.isatty()
     while not conversation.interrupted:
         if asks:

@@ -52,20 +52,23 @@ class GgufTokenizer:
         }
         self._named = {f"{name}_token": self.piece(token) for name, token in special.items() if token is not None}
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The tokens of ``text``. Special tokens that are spelled out in it are recognized.
+    def encode(self, text: str, *, special: bool = True, parse_special: bool = True) -> list[int]:
+        """The tokens of ``text``.
 
         Args:
             special: put BOS in front (and EOS behind) where the model's texts have them.
+            parse_special: special tokens that are spelled out in the text are those tokens; False: they are text. As
+                llama.cpp's `llama_tokenize`, which leaves user-defined tokens whole either way.
         """
-        tokens = self._ids(text)
+        tokens = self._ids(text, parse_special=parse_special)
         if not special:
             return tokens
         before = [self.bos] if self.add_bos and self.bos is not None else []
         return before + tokens + ([self.end] if self.add_eos and self.end is not None else [])
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, *, parse_special: bool = True) -> list[int]:
         try:
+            self._tokenizer.encode_special_tokens = not parse_special
             return list(self._tokenizer.encode(readable(text), add_special_tokens=False).ids)
         except Exception as error:  # the library raises plain Exception
             raise TsconvertError(

@@ -38,8 +38,8 @@ SURFACE = {
     " --repeat-penalty --repeat-last-n --seed --sparsity -c --context -t --threads --stats --audit",
     "bench": "-p --prompt -n --tokens -r --repetitions --sparsity -t --threads --shape --density --predicted --rank"
     " --type --predictor-type",
-    "eval": "--data --ctx --tokens --chunks --method --stride --against --save-logits --top --baseline --tasks"
-    " --task-folder --limit --sparsity -t --threads",
+    "eval": "--data --ctx --tokens --chunks --method --parse-special --no-parse-special --stride --against"
+    " --save-logits --top --baseline --tasks --task-folder --limit --sparsity -t --threads",
     "verify": "--predictors --logits --no-logits",
     "check": "--out --set --resume --junit --baseline --update-baseline",
     "inspect": "--tensors",

@@ -168,6 +168,10 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("eval m --tasks agreement", "--method papers", TASKS),
         ("eval m --against l.safetensors", "--method papers", STORED),
     ],
+    ("eval", "--parse-special"): [
+        ("eval m --tasks agreement", "--no-parse-special", TASKS),
+        ("eval m --against l.safetensors", "--parse-special", STORED),
+    ],
     ("eval", "--stride"): [
         ("eval m --tasks agreement", "--stride 64", TASKS), ("eval m --against l.safetensors", "--stride 64", STORED),
     ],

@@ -129,8 +129,8 @@ def _answer_spans(tokenizer: Any, messages: list[Message], text: str) -> list[tu
 def _conversations(file: Path) -> list[tuple[int, list[Message]]]:
     """The file's conversations, each with its line; those with a message that is null are left out, and counted."""
     try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file.read_bytes().decode("utf-8-sig", "replace").split("\n")
+    except OSError as error:
         raise TsconvertError(f"{file}: cannot be read ({error}); give a .jsonl file of conversations") from None
     found = []
     empty = 0

@@ -51,7 +51,8 @@ Piece = tuple[TextFile, int, int]
 def text_files(path: Path, copies: ExitStack) -> list[TextFile]:
     """The file ``path``, whatever its suffix, or the files of text in that folder.
 
-    Of a folder, hidden files and folders are left out, and what is about the folder: README, LICENSE and the like.
+    Of a folder, hidden files and folders are left out, what is about the folder (README, LICENSE and the like), and
+    binary files without a suffix.
 
     Args:
         copies: closes with the decompressed copies of compressed files.
@@ -68,7 +69,7 @@ def text_files(path: Path, copies: ExitStack) -> list[TextFile]:
             continue
         packed = file.suffix.lower() in _COMPRESSED_SUFFIXES
         kind = _KINDS.get((Path(file.stem) if packed else file).suffix.lower())
-        if kind is not None:
+        if kind is not None and (file.suffix or b"\0" not in _head(file)):
             found.append(TextFile(file, _decompressed(file, copies) if packed else file, kind))
     return found
 
@@ -101,7 +102,7 @@ def _kind_of_content(file: Path, path: Path, suffix: str) -> str:
 def _begins_with_record(path: Path) -> bool:
     with path.open("rb") as stream:
         try:
-            return isinstance(json.loads(stream.readline()), dict)
+            return isinstance(json.loads(stream.readline().decode("utf-8-sig", "replace")), dict)
         except (ValueError, RecursionError):
             return False
 
@@ -194,7 +195,7 @@ def _plain(file: TextFile, start: int, end: int, field: str) -> str:  # noqa: AR
 def _record(file: TextFile, start: int, end: int, field: str) -> str | None:
     try:
         try:
-            record = json.loads(_read(file.path, start, end))
+            record = json.loads(_read(file.path, start, end).decode("utf-8-sig", "replace"))
         except (ValueError, RecursionError):
             record = None
         return text_of(record, field)
@@ -233,7 +234,7 @@ class _RowGroups:
         for piece in sorted(wanted, key=lambda piece: (str(piece[0].path), *piece[1:])):
             file, group, row = piece
             try:
-                found[piece] = text_of({self._field: self._column(file, group)[row].as_py()}, self._field)
+                found[piece] = text_of({self._field: _value(self._column(file, group)[row])}, self._field)
             except TsconvertError as error:
                 before = sum(_parquet(file).metadata.row_group(i).num_rows for i in range(group))
                 raise TsconvertError(f"{file.name}: row {before + row + 1} {error}") from None
@@ -256,6 +257,14 @@ class _RowGroups:
             return parquet.read_row_group(group, columns=[self._field])[self._field]
         except (pyarrow.ArrowException, OSError) as error:
             raise TsconvertError(f"cannot be read ({reason(error)}); get the file again") from None
+
+
+def _value(cell: Any) -> Any:
+    """A cell of a column as Python has it; bytes that are no UTF-8 become U+FFFD, as in .jsonl."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return cell.as_buffer().to_pybytes().decode("utf-8", "replace")
 
 
 def _parquet(file: TextFile) -> Any:

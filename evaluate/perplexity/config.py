@@ -20,6 +20,8 @@ class EvalConfig:
     method: str = "llama.cpp"
     """How windows are cut and which tokens count: `llama.cpp` or `papers`, see windows.py."""
     stride: int | None = None
+    parse_special: bool | None = None
+    """Special tokens that the text spells are those tokens; None: with the method `papers`."""
     chunks: int | None = None
     mode: str = "auto"
     """For GGUF files: `auto`, `dense`, `exact` or `predicted`."""
@@ -35,5 +37,10 @@ class EvalConfig:
     def windowing(self) -> Windowing:
         """How text is to be cut."""
         return Windowing(
-            method=self.method, context=self.context, stride=self.stride, tokens=self.tokens, chunks=self.chunks
+            method=self.method,
+            context=self.context,
+            stride=self.stride,
+            tokens=self.tokens,
+            chunks=self.chunks,
+            parse_special=self.parse_special,
         )

@@ -5,6 +5,7 @@ its modes. How text is cut into windows and which tokens count is windows.py's m
 output's keys, which scripts and `tsconvert check` count on.
 """
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -70,7 +71,11 @@ def read_text(config: EvalConfig, model: Scorer, stored: StoredReference | None)
         return Text(windows=stored.windows, how=stored.how, stored=stored)
     sources = config.data or (Source(path=str(embedded.text("heldout.txt"))),)
     how = replace(config.windowing, context=min(config.context, model.context))
-    return Text(windows=cut(model.encode, model.bos, sources, how), how=how, sources=sources)
+    return Text(windows=_cut(model, sources, how), how=how, sources=sources)
+
+
+def _cut(model: Scorer, sources: tuple[Source, ...], how: Windowing) -> Windows:
+    return cut(functools.partial(model.encode, parse_special=how.parses_special), model.bos, sources, how)
 
 
 def require_same_text(text: Text, model: Scorer, other: Scorer, name: str) -> None:
@@ -82,7 +87,7 @@ def require_same_text(text: Text, model: Scorer, other: Scorer, name: str) -> No
         )
     if other.tokenizer_fingerprint == model.tokenizer_fingerprint or text.stored is not None:
         return
-    theirs = cut(other.encode, other.bos, text.sources, text.how)
+    theirs = _cut(other, text.sources, text.how)
     if not np.array_equal(theirs.rows_NS, text.windows.rows_NS):
         raise TsconvertError(
             f"{name}: its tokenizer cuts the text otherwise than the model's, and perplexities of other tokens are not"
@@ -157,7 +162,8 @@ def _report(
     density, predicted, recall = activity.density(), activity.predicted_density(), activity.recall()
     return EvalReport(
         model=config.model, mode=model.mode, method=how.method, context=how.context, stride=how.stride,
-        windows=len(windows.rows_NS), tokens=int(windows.rows_NS.size), counted=windows.counted,
+        parse_special=how.parses_special, windows=len(windows.rows_NS), tokens=int(windows.rows_NS.size),
+        counted=windows.counted,
         perplexity=perplexity, perplexity_error=perplexity * mean_error(loss_P), density=density,
         predicted_density=predicted, recall=recall, mean_density=mean_or_none(density),
         mean_predicted_density=mean_or_none(predicted), mean_recall=mean_or_none(recall),

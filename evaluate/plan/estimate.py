@@ -9,6 +9,7 @@ from typing import Any
 from ...common.units import duration, size_text
 from ...model.named_config import read_model_config
 from ...predictors.cost import default_rank
+from ...predictors.training.rank import check_rank
 from .config import PlanConfig
 from .machine import Machine, machine_of
 from .model_bytes import FileBytes, file_bytes, typical_rates
@@ -76,6 +77,7 @@ def plan(config: PlanConfig) -> PlanReport:
     content, spec = read_model_config(config.model)
     machine = machine_of(config.machine)
     source = spec.parameters * _DTYPE_BYTES.get(str(content.get("dtype") or content.get("torch_dtype")), 2)
+    check_rank(spec, config.rank)
     rank = default_rank(spec) if config.rank is None else config.rank
     rates = typical_rates(config.density, config.predicted)
     sparse = spec if spec.sparse else replace(spec, activation="drelu")

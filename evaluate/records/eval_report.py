@@ -34,6 +34,8 @@ class EvalReport(Result):
     """How text was cut: `llama.cpp` or `papers`."""
     context: int
     stride: int | None
+    parse_special: bool
+    """Special tokens that the text spells were taken for those tokens."""
     windows: int
     tokens: int
     """Tokens in all windows."""

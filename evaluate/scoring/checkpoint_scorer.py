@@ -41,9 +41,9 @@ class CheckpointScorer:
         """As `Scorer.tokenizer_fingerprint`."""
         return tokenizer_fingerprint(self.checkpoint.folder)
 
-    def encode(self, text: str) -> list[int]:
-        """The model's tokens of ``text``."""
-        return list(self._tokenizer(text).input_ids)
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """As `Scorer.encode`."""
+        return list(self._tokenizer(text, split_special_tokens=not parse_special).input_ids)
 
     def logits(self, windows: Windows) -> Iterator[Floats]:
         """As `Scorer.logits`."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...common.errors import TsconvertError
-from ...common.progress import progress
+from ...common.progress import note, progress
 from .divergence import log_softmax, loss_of
 from .scorer import Scorer
 from .windows import Windows
@@ -24,14 +24,20 @@ def log_likelihoods(model: Scorer, pairs: Sequence[Pair]) -> list[tuple[float, b
         TsconvertError: a continuation alone is longer than the model's context.
     """
     rows: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    cut = 0
     for number, (context, continuation) in enumerate(pairs):
-        row = (context + continuation)[-model.context :]
+        row = (context + continuation)[-(model.context + 1) :]  # the last token is not read
+        cut += len(context) + len(continuation) > len(row)
         first = len(row) - len(continuation) - 1
         if first < 0:
             raise TsconvertError(
                 f"a continuation is longer than the model's context of {model.context}; leave the task out"
             )
         rows.setdefault((tuple(row[:-1]), first), []).append(number)
+    if cut:
+        note(
+            f"{cut} of {len(pairs)} contexts lose their beginning: with what follows they exceed {model.context} tokens"
+        )
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     with progress("questions", len(pairs)) as step:
         for batch in _batches(list(rows), whole=model.mode == "checkpoint"):

@@ -5,10 +5,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ...runner.density import Density
 from ...runner.model import load
+from ...runner.sampling import Sampler, Sampling
 from .activity import Activity
 from .divergence import Floats
 from .windows import Windows, common_beginning
@@ -58,9 +57,9 @@ class GgufScorer:
         found = {key: metadata[key] for key in sorted(metadata) if key.startswith("tokenizer.")}
         return hashlib.sha256(repr(found).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
-        """The model's tokens of ``text``."""
-        return self._model.tokenizer.encode(text)
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """As `Scorer.encode`."""
+        return self._model.tokenizer.encode(text, parse_special=parse_special)
 
     def logits(self, windows: Windows) -> Iterator[Floats]:
         """As `Scorer.logits`; the positions before those that count are run without their logits."""
@@ -103,14 +102,14 @@ class GgufScorer:
             found.predicted_CLE[corpus, :, 0] += whole * density.predicted
             found.hit_CLE[corpus, :, 0] += whole * density.fired
 
-    def generate(self, tokens: list[int], stops: list[str], limit: int) -> str:
-        """The likeliest text after ``tokens``: until one of ``stops``, an end token, or ``limit`` tokens."""
-        model, found = self._model, list[int]()
+    def generate(self, tokens: list[int], stops: list[str], limit: int, sampling: Sampling) -> str:
+        """The text after ``tokens``: until one of ``stops``, an end token, or ``limit`` tokens."""
+        model, sampler, found = self._model, Sampler(sampling), list[int]()
         self._held = []
         model.reset()
-        logits_V = model.feed(tokens[-(model.context - limit) :])
+        logits_V = model.feed(tokens)
         for _ in range(limit):
-            token = int(np.argmax(logits_V))
+            token = sampler.choose(logits_V, [*tokens, *found])
             if token in model.tokenizer.eos:
                 break
             found.append(token)

@@ -33,8 +33,8 @@ class Scorer(Protocol):
     def tokenizer_fingerprint(self) -> str:
         """A hash of what the tokenizer is made of: models that share it cut texts alike."""
 
-    def encode(self, text: str) -> list[int]:
-        """The model's tokens of ``text``."""
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """The model's tokens of ``text``; special tokens that it spells are text unless ``parse_special``."""
 
     def logits(self, windows: Windows) -> Iterator[Floats]:
         """[P, V] for each window: of the positions whose next token counts."""

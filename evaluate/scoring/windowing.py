@@ -19,6 +19,8 @@ class Windowing:
     """Tokens from one window's start to the next one's; None as the method does it."""
     tokens: int = 16_384
     """At most this many tokens of all corpora together; the windows are spread evenly over the text."""
+    parse_special: bool | None = None
+    """Special tokens that the text spells, such as <s>, are those tokens; False: they are text. None: as the method."""
     chunks: int | None = None
     """Instead of ``tokens``: the first so many windows of each corpus, as llama-perplexity --chunks."""
 
@@ -31,6 +33,11 @@ class Windowing:
             raise TsconvertError(f"--stride is {self.stride}: it must be at least 1 and less than --ctx {self.context}")
         if self.chunks is not None and self.chunks < 1:
             raise TsconvertError(f"--chunks is {self.chunks}: it must be at least 1")
+
+    @property
+    def parses_special(self) -> bool:
+        """Whether spelled special tokens are tokens: to transformers, which papers use, not to llama.cpp."""
+        return self.method == "papers" if self.parse_special is None else self.parse_special
 
     @property
     def step(self) -> int:

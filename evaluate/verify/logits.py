@@ -90,7 +90,7 @@ def _compare(
 
     from .reference import Reference
 
-    reference = Reference(checkpoint, decoded.array, whole=whole)
+    reference = Reference(checkpoint, decoded.array, whole=whole, thresholds=source.dialect == "sparse")
     floats = {tensor.type_name for tensor in source.tensors.values()} <= {*FLOAT_TYPES}
     plain = source if floats or not whole else _decoded(source)
     length = rows_NS.shape[1]

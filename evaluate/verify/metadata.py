@@ -15,7 +15,7 @@ from ...quant.targets.predictor_source import PredictorSource
 ACTIVATIONS = {
     "sparse": ("drelu", "reglu", "tswiglu", "swiglu", "geglu"),
     "powerinfer": ("drelu", "reglu"),
-    "llama.cpp": ("swiglu", "geglu", "reglu"),
+    "llama.cpp": ("swiglu", "geglu", "reglu", "tswiglu"),
 }
 """Dialect -> the FFNs that its files can have."""
 _TOLERANCE = 1e-6  # float32 keys hold decimal fractions

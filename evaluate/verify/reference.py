@@ -36,12 +36,13 @@ class Reference:
         decoded: the file's weights, in Hugging Face's layout.
         whole: load all of it as transformers does and compare its tensors with the exporter's; or else build it without
             weights, and fill each layer when its turn comes.
+        thresholds: the file's engine has them; or else those of the FFNs count as 0.
 
     Raises:
         TsconvertError: transformers does not load it, or reads other tensors than were exported.
     """
 
-    def __init__(self, checkpoint: Checkpoint, decoded: Read, *, whole: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, decoded: Read, *, whole: bool, thresholds: bool = True) -> None:
         self._spec, self._decoded = checkpoint.spec, decoded
         with _silent():
             try:
@@ -49,6 +50,9 @@ class Reference:
             except Exception as error:  # its own kinds for each way in which a folder can be wrong
                 raise TsconvertError(f"transformers does not load {checkpoint.folder}: {reason(error)}") from error
         self.model.eval().requires_grad_(False)
+        for module in self.model.modules() if not thresholds else ():
+            if isinstance(module, modeling_turbosparse.SparseFFN | modeling_turbosparse.SparseExperts):
+                module.threshold = module.up_threshold = 0.0
         if whole:
             self._compare(checkpoint.array)
             self._fill(self.model, list(model_places(self._spec)))

@@ -51,6 +51,15 @@ def highest_rank(spec: ModelSpec, budget: float | None) -> int | None:
     return int(min(whole, max(STEP, 2 * whole / (spec.layers * spec.ffns))))
 
 
+def check_rank(spec: ModelSpec, rank: int | None) -> None:
+    """Refuse a rank that no FFN is wide enough for."""
+    widest = max(spec.width, spec.neurons)
+    if rank is not None and rank > widest:
+        raise TsconvertError(
+            f"--rank {rank}: the FFNs are {spec.width} wide, of {spec.neurons} neurons; give at most {widest}"
+        )
+
+
 def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, everywhere: bool) -> None:
     """Refuse a fixed rank that no FFN is wide enough for or that cannot be paid for, or a budget too small for any.
 
@@ -58,11 +67,7 @@ def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, eve
         rank: None is to be searched for.
         everywhere: every FFN must have a predictor.
     """
-    widest = max(spec.width, spec.neurons)
-    if rank is not None and rank > widest:
-        raise TsconvertError(
-            f"--rank {rank}: the FFNs are {spec.width} wide, of {spec.neurons} neurons; give at most {widest}"
-        )
+    check_rank(spec, rank)
     if budget is None:
         return
     ffns = spec.layers * spec.ffns if rank is not None or everywhere else 1

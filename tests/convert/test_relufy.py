@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.convert.config.masked import JointConfig
 from tsconvert.convert.local import sweep
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
@@ -49,6 +50,15 @@ def test_dtype_converts(make_checkpoint: Make, tmp_path: Path):
     for place in before.places:
         theirs = torch.from_numpy(before.array(place).copy()).bfloat16().float().numpy()
         assert np.array_equal(after.array(place), theirs)
+
+
+def test_a_rank_beyond_the_ffns_is_refused_before_the_work(make_checkpoint: Make, tmp_path: Path):
+    joint = JointConfig(out=tmp_path / "predictors", rank=100_000)
+    for asked in ({"recover": "local"}, {"recover": "full"}, {"dry_run": True}):
+        with pytest.raises(TsconvertError) as caught:
+            relufy(config(make_checkpoint("mistral"), tmp_path / "out", predictors=joint, **asked))
+        assert str(caught.value) == "--rank 100000: the FFNs are 64 wide, of 128 neurons; give at most 128"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("family", ["mistral", "mixtral"])

@@ -15,6 +15,10 @@ from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.config.full import FullRecovery
 from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
+from tsconvert.evaluate.verify.compare import verify
+from tsconvert.evaluate.verify.config import VerifyConfig
+from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.runner.model import load
 
 
 def converted(out: Path, model: str, sparsity: float, **more: object) -> Path:
@@ -73,6 +77,23 @@ def test_the_scales_leave_the_function_as_it_is(silenced: tuple[str, Path], tmp_
     product = ours[up].double().T @ ours[down].double().T
     wanted = theirs[up].double().T @ theirs[down].double().T
     assert float((product - wanted).norm() / wanted.norm()) < 0.01  # both stored in the type of the source
+
+
+def test_llama_cpp_runs_it_as_swiglu(silenced: tuple[str, Path], tmp_path: Path):
+    """Without thresholds, which it does not have; verify knows, and the report says so."""
+    out = tmp_path / "dense.gguf"
+    report = export_unverified(ExportConfig(model=str(silenced[1]), out=out, type_name="F32", target="llama.cpp"))
+    assert any(note.startswith("llama.cpp has no thresholds") for note in report.notes)
+    verify(VerifyConfig(model=str(silenced[1]), file=out)).require()
+    model = AutoModelForCausalLM.from_pretrained(silenced[1], dtype=torch.float32, trust_remote_code=True).eval()
+    for layer in model.model.layers:
+        ffn = getattr(layer.mlp, "experts", layer.mlp)
+        ffn.threshold = ffn.up_threshold = 0.0
+    ids = rows()[0, :48]
+    with torch.no_grad():
+        wanted_TV = model(ids[None]).logits[0].numpy()
+    with load(out, mode="dense", context=64, cache_type="F32") as runner:
+        assert np.abs(runner.logits(ids.tolist()) - wanted_TV).max() < 1e-4 * wanted_TV.std()
 
 
 def test_training_the_whole_model_brings_it_nearer(tmp_path: Path):

@@ -28,9 +28,9 @@ class LlamaCpp:
         )
         self._answer()
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with what is put around it; special tokens in it are recognized."""
-        return self._call("tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Token ids of a text, with what is put around it."""
+        return self._call("tokenize", {"content": text, "add_special": True, "parse_special": parse_special})["tokens"]
 
     def greedy(self, prompt: str | list[int], tokens: int) -> list[int]:
         """The most likely continuation, without the end-of-text token."""
@@ -41,9 +41,9 @@ class LlamaCpp:
         request = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "return_tokens": True}
         return self._call("completion", request | {"cache_prompt": False})["tokens"]
 
-    def logprobs(self, prompt: list[int]) -> dict[int, float]:
-        """The log-probabilities of the 20 most likely next tokens."""
-        first = self._complete(prompt, 1, 20)[0]
+    def logprobs(self, prompt: list[int], most: int = 20) -> dict[int, float]:
+        """The log-probabilities of the most likely next tokens."""
+        first = self._complete(prompt, 1, most)[0]
         return {token["id"]: token["logprob"] for token in first["top_logprobs"]}
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ Rounding the activations to 8 bits, which both do, makes figures of quantized fi
 llama-perplexity differs from itself by up to 1.3 % on a few windows (other --ubatch-size), so those need many windows.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from tsconvert import embedded
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, EvalReport, evaluate
 from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.runner.tokenizer import GgufTokenizer
 from tsconvert.text.sources import Source
 
 pytestmark = pytest.mark.peer
@@ -42,6 +45,41 @@ def exported(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 def scored(file: Path, data: tuple[Source, ...] = TEXT, **options: object) -> EvalReport:
     return evaluate(EvalConfig(model=str(file), mode="dense", data=data, **options))
+
+
+SPELLED = "Once <s> upon </s> a <unk> time, <|im_start|>user\nwho?<|im_end|> there <0x0A> were <|endoftext|> six. "
+
+
+@pytest.mark.parametrize("parse_special", [None, True])
+def test_text_that_spells_special_tokens_has_llama_perplexity_s_figure(
+    dense: Path, llama_cpp: Callable, tmp_path: Path, parse_special: bool | None
+):
+    """Its tokens are those of llama_tokenize with add_special and, unless asked, without parse_special."""
+    export_unverified(ExportConfig(model=dense, out=tmp_path / "m.gguf", type_name="F32", target="llama.cpp"))
+    (tmp_path / "t.txt").write_text(SPELLED * 10)
+    peer, context, windows = llama_cpp(tmp_path / "m.gguf"), 32, 3
+    tokens = peer.encode(SPELLED * 10, parse_special=bool(parse_special))
+    losses = []
+    for start in range(0, windows * context, context):
+        row = [tokens[0], *tokens[start + 1 : start + context]]
+        losses += [-peer.logprobs(row[:at], 4096)[row[at]] for at in range(context // 2 + 1, context)]
+    source = (Source(path=str(tmp_path / "t.txt")),)
+    found = scored(tmp_path / "m.gguf", source, context=context, chunks=windows, parse_special=parse_special)
+    assert found.counted == len(losses)
+    assert found.parse_special is bool(parse_special)
+    assert found.perplexity == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
+
+
+def test_the_same_tokens_as_llama_cpp_with_and_without_parse_special(
+    exported: Callable[[str], Path], llama_cpp: Callable
+):
+    peer = llama_cpp(exported("F16"))
+    for huggingface in (True, False):
+        tokenizer = GgufTokenizer(GgufFile(exported("F16")), huggingface=huggingface)
+        for parse_special in (True, False):
+            assert tokenizer.encode(SPELLED, parse_special=parse_special) == peer.encode(
+                SPELLED, parse_special=parse_special
+            )
 
 
 def test_float_files_have_llama_perplexity_s_figure(exported: Callable[[str], Path]):

@@ -282,4 +282,7 @@ def test_a_rank_beyond_the_ffns_is_refused_before_the_work(sparse: Path, tmp_pat
     with pytest.raises(TsconvertError) as caught:
         train_predictors(PredictorConfig(model=str(sparse), out=tmp_path / "out", rank=100_000))
     assert str(caught.value) == "--rank 100000: the FFNs are 64 wide, of 128 neurons; give at most 128"
+    with pytest.raises(TsconvertError) as caught:
+        estimate_predictors(PredictorConfig(model=str(sparse), rank=100_000))
+    assert str(caught.value) == "--rank 100000: the FFNs are 64 wide, of 128 neurons; give at most 128"
     assert not list(tmp_path.iterdir())

@@ -174,6 +174,20 @@ def test_a_context_above_the_trained_one_is_warned_of(file, capsys):
     assert "--context 300: the model was trained for 256, and may write nonsense\n" in capsys.readouterr().err
 
 
+def test_what_is_no_utf_8_on_stdin_is_a_replacement_character(file, capsys, monkeypatch):
+    """In a prompt and in a conversation's turns."""
+    for options, said in (("-p -", b"a \xff b\n"), ("--chat", b"a \xff b\nc\xfe\n")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(said), encoding="utf-8"))
+        cli.main(["run", str(file), *options.split(), "-n", "2", "-t", "1", "--ignore-eos", "--json"])
+        found = json.loads(capsys.readouterr().out)
+        if options == "--chat":
+            asked = [message["content"] for message in found["messages"] if message["role"] == "user"]
+            assert asked == ["a \ufffd b", "c\ufffd"]
+        else:
+            with load(file, threads=1) as model:
+                assert found["prompt_tokens"] == len(model.tokenizer.encode("a \ufffd b"))
+
+
 def test_what_is_no_text_in_a_prompt_is_a_replacement_character(file):
     with load(file, threads=1) as model:
         for text in ("a \ud800 b", b"a \xff b".decode("utf-8", "surrogateescape")):

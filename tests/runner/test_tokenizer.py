@@ -106,6 +106,18 @@ def test_byte_level_bpe_of_every_pre_tokenizer(byte_level, pre, split):
         assert all(ours.piece(token) in "0123456789" for token in ours.encode("1234567"))
 
 
+def test_a_file_without_a_pre_tokenizer_is_warned_of(byte_level, capsys):
+    keys = byte_level[1]
+    without = GgufTokenizer(gguf(**keys))
+    assert capsys.readouterr().err == (
+        "m.gguf: no key tokenizer.ggml.pre says how text is split; GPT-2's way is taken, and may not be the model's\n"
+    )
+    assert [without.encode(text) for text in TEXTS] == [
+        GgufTokenizer(gguf(**keys, tokenizer__ggml__pre="gpt-2")).encode(text) for text in TEXTS
+    ]
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["pieces", "byte_level"])
 def test_streamed_text_is_the_text_and_never_splits_a_character(request, kind):
     ours = GgufTokenizer(gguf(**request.getfixturevalue(kind)[1]))

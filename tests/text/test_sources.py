@@ -145,6 +145,16 @@ def test_half_a_character_in_a_record_is_a_replacement_character(tmp_path: Path)
     assert list(sources.texts(Source(path=str(tmp_path / "a.jsonl")))) == ["a\ufffdb \U0001f642"]
 
 
+def test_a_byte_that_is_no_utf_8_in_a_record_is_a_replacement_character(tmp_path: Path):
+    """As in transformers' and llama.cpp's tokenizers; and as in parquet."""
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "left \xff right"}\n')
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"text": "left \xff right"}\n')
+    wrong = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"left \xff right"]).buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": wrong}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.json", "a.parquet"):
+        assert list(sources.texts(Source(path=str(tmp_path / name)))) == ["left \ufffd right"], name
+
+
 def test_a_mixtures_field_counts_for_files(tmp_path: Path):
     corpus = datasets.Dataset.from_dict({"text": ["no"], "body": ["yes"]})
     corpus.to_json(tmp_path / "a.jsonl")
@@ -178,6 +188,7 @@ def test_of_a_downloaded_folder_only_the_data_is_read(tmp_path: Path):
     right = datasets.data_files.resolve_pattern("**", str(tmp_path))
     right = sorted(str(Path(file).relative_to(tmp_path)) for file in right if "license" not in file.lower())
     assert right == ["a.txt", "data/b.txt", "data/c"]
+    (tmp_path / "data" / "program").write_bytes(b"\x7fELF\0\xff")
     assert list(sources.texts(Source(path=str(tmp_path)))) == right
     assert list(sources.texts(Source(path=str(tmp_path / "README.md")))) == ["README.md"]
 

@@ -11,6 +11,9 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
+from tsconvert.evaluate.scoring.checkpoint_scorer import CheckpointScorer
+from tsconvert.evaluate.scoring.gguf_scorer import GgufScorer
+from tsconvert.evaluate.scoring.transformers_scorer import TransformersScorer
 from tsconvert.evaluate.scoring.windows import Windowing, cut
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.text.sources import Source
@@ -109,6 +112,29 @@ def test_a_gguf_file_has_the_checkpoint_s_perplexity(dense: Path, tmp_path: Path
     assert report.perplexity_ratio == pytest.approx(1, abs=1e-5)
     assert report.kl_max < 1e-6
     assert report.top1_agreement == 1
+
+
+@pytest.mark.parametrize("method", ["llama.cpp", "papers"])
+def test_spelled_special_tokens_are_taken_as_the_method_does_or_as_asked(dense: Path, tmp_path: Path, method: str):
+    """The same of a checkpoint, of its GGUF file, and of what transformers runs; transformers says the tokens."""
+    text = tmp_path / "t.txt"
+    text.write_text("one <s> two </s> three <unk> four " * 20)
+    export_unverified(ExportConfig(model=dense, out=tmp_path / "m.gguf", type_name="F32"))
+    tokenizer = load_tokenizer(dense)
+    wanted = {flag: tokenizer(text.read_text(), split_special_tokens=not flag).input_ids for flag in (True, False)}
+    assert len(wanted[True]) < len(wanted[False])
+    for model in (CheckpointScorer(dense), TransformersScorer(dense), GgufScorer(tmp_path / "m.gguf", "dense", 1)):
+        for flag, tokens in wanted.items():
+            assert model.encode(text.read_text(), parse_special=flag) == tokens
+    how = {"data": (Source(path=str(text)),), "method": method, "context": 16, "chunks": 4}
+    reports = {
+        (flag, model): evaluate(EvalConfig(model=model, parse_special=flag, **how))
+        for flag in (None, True, False) for model in (str(dense), str(tmp_path / "m.gguf"))
+    }  # fmt: skip
+    for model in (str(dense), str(tmp_path / "m.gguf")):
+        asked, other = method == "papers", method != "papers"
+        assert reports[None, model].parse_special is asked
+        assert reports[None, model].perplexity == reports[asked, model].perplexity != reports[other, model].perplexity
 
 
 def test_density_is_the_share_that_fires(dense: Path, tmp_path: Path):
