@@ -99,11 +99,20 @@ def _estimated(config: RelufyConfig) -> RelufyReport:
 def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[PlannedTensor]]:
     """The model, its teacher, and the tensors to write."""
     source = open_checkpoint(config.model)
-    if config.activation == "tswiglu" and source.spec.activation == "geglu":
-        raise TsconvertError(
-            f"{config.model}: is a GeGLU model, and --activation tswiglu keeps SwiGLU; choose drelu or reglu"
-        )
+    if config.activation == "tswiglu":
+        _check_swiglu(source)
     return source, _teacher(source, config), plan_of(source, config.dtype)
+
+
+def _check_swiglu(source: Checkpoint) -> None:
+    """Raise if thresholds on SwiGLU would change what the model computes, or leave out what it has."""
+    spec = source.spec
+    biased = [role for role in spec.biases if role.startswith("ffn")]
+    if spec.activation == "geglu" or biased:
+        what = "GeGLU" if spec.activation == "geglu" else "an FFN with biases"
+        raise TsconvertError(
+            f"{source.folder}: --activation tswiglu keeps SwiGLU and this model has {what}; choose drelu or reglu"
+        )
 
 
 def _recover_fully(config: RelufyConfig) -> RelufyReport:

@@ -43,15 +43,14 @@ class Collector:
         attention, width = layer.module.self_attn, self.spec.width
         shared = [Place(role, layer.index) for role in ("attn_q", "attn_k", "attn_v")]
         own = [Place("attn_output", layer.index)]
-        for module, places in ((attention.q_proj, shared), (attention.o_proj, own)):
+        first = attention.q_proj if hasattr(attention, "q_proj") else attention.qkv_proj
+        for module, places in ((first, shared), (attention.o_proj, own)):
             total_C = torch.zeros(module.weight.shape[1], dtype=torch.float64, device=layer.device)
             for place in places:
                 self._keep(gguf_name(place), total_C[None], torch.tensor([float(self.tokens)], dtype=torch.float64))
             self._hooks.append(module.register_forward_pre_hook(_adder(total_C)))
-        matrices = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
-        self._sensitivity_D.append(
-            _columns(matrices, width) * layer.module.input_layernorm.weight.double().square().cpu() * _inverse(stream)
-        )
+        matrices = [layer.weight(role) for role in ("attn_q", "attn_k", "attn_v")]
+        self._sensitivity_D.append(_columns(matrices, width) * _normed("attn_norm", layer, stream))
 
     @torch.no_grad()
     def visit(self, layer: Layer, stream: Stream) -> str:
@@ -88,7 +87,7 @@ class Collector:
         return entries | (self._transposed(checkpoint, stream, entries) if self.spec.sparse else {})
 
     def _transposed(self, checkpoint: Checkpoint, stream: Stream, entries: dict[str, Entry]) -> dict[str, Entry]:
-        norm_D = read_tensor(checkpoint, Place("output_norm")).double()
+        norm_D = (read_tensor(checkpoint, Place("output_norm")) + self.spec.norm_offset).double()
         head_VD = read_tensor(checkpoint, Place("token_embd" if self.spec.tied else "output"))
         later_D = _columns([head_VD], self.spec.width) * norm_D.square() * _inverse(stream)
         found = {}
@@ -107,12 +106,17 @@ class Collector:
         for expert, count in enumerate(count_E):
             gate_FD, up_FD, _ = layer.ffn_weights(expert)
             total_D += _columns([gate_FD, up_FD], self.spec.width) * (count / max(1, self.tokens))
-        norm_D = layer.module.post_attention_layernorm.weight.double().cpu()
-        weighted_D: torch.Tensor = total_D * norm_D.square() * _inverse(stream)
+        weighted_D: torch.Tensor = total_D * _normed("ffn_norm", layer, stream)
         return weighted_D
 
     def _keep(self, name: str, sums: torch.Tensor, counts: torch.Tensor) -> None:
         self._sums[name], self._counts[name] = sums, counts
+
+
+def _normed(role: str, layer: Layer, stream: Stream) -> torch.Tensor | float:
+    """What the norm of an input makes of a squared error in each place, [D]; 1 where there is no such norm."""
+    norm_D = layer.norm_weight(role)
+    return 1.0 if norm_D is None else norm_D.double().square().cpu() * _inverse(stream)
 
 
 def _adder(total_C: torch.Tensor) -> Any:
