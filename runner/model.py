@@ -99,10 +99,16 @@ class Model:
         self._mode = resolve_mode(self.source, mode)
 
     def reset(self, position: int = 0) -> None:
-        """Forget the tokens from ``position`` on, which lies within what the cache holds."""
+        """Forget the tokens from ``position`` on, which lies within what the cache holds.
+
+        All are forgotten where those that the next ones would look back at have been overwritten: under a sliding
+        window the cache is a ring.
+        """
         if not 0 <= position <= self.position:
             raise TsconvertError(f"position is {position}: it must be 0 to {self.position}, the tokens in the cache")
-        self.position = position
+        overwritten = self.position - slots_of(self.spec, self.context)
+        seen = position - (self.spec.sliding_window or self.context) + 1
+        self.position = position if overwritten <= max(0, seen) or position == self.position else 0
 
     def logits(self, tokens: Sequence[int], *, reset: bool = True) -> Floats:
         """Logits [T, V] of every position of ``tokens``.

@@ -4,6 +4,7 @@ Our own files carry the whole tokenizer.json. From others' the tokenizer is buil
 merges follow from the pieces' scores, or byte-level BPE (`gpt2`), which names its pre-tokenizer.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,12 @@ from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
 from ..quant.vocabulary.vocabulary import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
 from ..text.records import readable
 
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+# the characters that byte-level BPE (GPT-2's bytes_to_unicode) writes bytes as
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(256 + number): byte for number, byte in enumerate(sorted({*range(256)} - {*_VISIBLE}))
+}
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -53,6 +60,7 @@ class GgufTokenizer:
         keys = {name.removeprefix(_PREFIX): value for name, value in file.metadata.items() if name.startswith(_PREFIX)}
         kind, pre = str(keys.get("model", "")), str(keys.get("pre", ""))
         self._tokenizer = _build(file, keys, kind, pre, str(file.metadata.get(_WHOLE, "")) if huggingface else "")
+        self._byte_level = kind == "gpt2"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         known = keys.get("tokens")
@@ -84,7 +92,8 @@ class GgufTokenizer:
 
     def _ids(self, text: str, *, parse_special: bool = True) -> list[int]:
         try:
-            self._tokenizer.encode_special_tokens = not parse_special
+            if self._tokenizer.encode_special_tokens is parse_special:  # not set while another thread encodes
+                self._tokenizer.encode_special_tokens = not parse_special
             return list(self._tokenizer.encode(readable(text), add_special_tokens=False).ids)
         except Exception as error:  # the library raises plain Exception
             raise TsconvertError(
@@ -103,11 +112,22 @@ class GgufTokenizer:
         """A token as the vocabulary has it, empty for one that it lacks."""
         return str(self._tokenizer.id_to_token(token) or "")
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text, in UTF-8; often a part of a character only."""
+        piece = self.piece(token)
+        if not self._byte_level:
+            byte = _BYTE_PIECE.fullmatch(piece)
+            return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+        if all(character in _BYTE_OF for character in piece):
+            return bytes(_BYTE_OF[character] for character in piece)
+        return piece.encode()
+
+    def chat(self, messages: Sequence[dict[str, str]], *, advice: str = "leave --system or --chat out") -> list[int]:
         """The tokens of a conversation, up to where the model answers, as transformers' `apply_chat_template` has them.
 
         Args:
             messages: `{"role": "user", "content": ...}` and so on, oldest first.
+            advice: what to do where the template refuses them.
 
         Raises:
             TsconvertError: the file has no chat template, or the template refuses the messages.
@@ -117,7 +137,7 @@ class GgufTokenizer:
         from .chat_template import render
 
         values = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
-        return self._ids(render(self.chat_template, values | self._named, where=self._where))
+        return self._ids(render(self.chat_template, values | self._named, where=self._where, advice=advice))
 
 
 class TextStream:

@@ -47,9 +47,7 @@ def scored(file: Path, data: tuple[Source, ...] = TEXT, **options: object) -> Ev
     return evaluate(EvalConfig(model=str(file), mode="dense", data=data, **options))
 
 
-SPELLED = (
-    "Once <s> upon </s> a <unk> time, <|im_start|>user\nwho?<|im_end|> there <0x0A> were <|endoftext|> six. "
-)
+SPELLED = "Once <s> upon </s> a <unk> time, <|im_start|>user\nwho?<|im_end|> there <0x0A> were <|endoftext|> six. "
 
 
 @pytest.mark.parametrize("parse_special", [None, True])
