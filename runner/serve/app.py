@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -54,13 +54,10 @@ class Server:
             Route("/v1/completions", self._complete, methods=["POST"]),
         ]
         keys = Middleware(AuthenticationMiddleware, backend=_Keys(self._key), on_error=_unauthorized)
-        handlers: Any = {
-            ApiError: _refused,
-            HTTPException: _no_such,
-            ClientDisconnect: _left,
-            TsconvertError: _failed,
+        handlers: dict[Any, Any] = {
+            ApiError: _refused, HTTPException: _no_such, ClientDisconnect: _left, TsconvertError: _failed,
             Exception: _broken,
-        }
+        }  # fmt: skip
         return Starlette(routes=routes, middleware=[keys], exception_handlers=handlers)
 
     async def _health(self, request: Request) -> Response:  # noqa: ARG002
@@ -187,7 +184,7 @@ class _Answer(Response):
                         return
         await answer(scope, receive, send)
 
-    async def _steps(self, prompts: Sequence[Sequence[int]]) -> AsyncIterator[Choice]:
+    async def _steps(self, prompts: Sequence[Sequence[int]]) -> AsyncGenerator[Choice, None]:
         """What the choices grow by, one choice after the other; the last of each has ``finish``."""
         asked, engine = self._asked, self._server.engine
         for number, prompt in enumerate(prompts):

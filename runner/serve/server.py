@@ -1,5 +1,6 @@
 """Running the application: a socket, a model, and uvicorn until a signal ends it."""
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -83,7 +84,8 @@ def _socket(config: ServeConfig) -> socket.socket:
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:
+        number = getattr(error, "errno", None) or 0
+        why = os.strerror(number) if number > 0 else reason(error)
         raise TsconvertError(
-            f"--host {config.host} --port {config.port}: cannot listen there ({reason(error)}); choose another port, or"
-            " 0 for any"
+            f"--host {config.host} --port {config.port}: cannot listen there ({why}); choose another port, or 0 for any"
         ) from None

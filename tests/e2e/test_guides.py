@@ -67,7 +67,9 @@ def follow(guide: str, folder: Path) -> list[str]:
 
 
 def test_there_is_a_guide_for_each_kind_of_user():
-    assert {path.name for path in GUIDES.glob("*.md")} == {"convert-and-run.md", "train-and-recover.md", "ci.md"}
+    assert {path.name for path in GUIDES.glob("*.md")} == {
+        "convert-and-run.md", "train-and-recover.md", "serve.md", "ci.md",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("page", [*GUIDES.glob("*.md"), ROOT / "docs" / "check.md", ROOT / "README.md"])

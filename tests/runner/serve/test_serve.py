@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.runner.console import RunConfig, run
+from tsconvert.runner.conversation import Conversation
+from tsconvert.runner.generate import generate
+from tsconvert.runner.model import load
+from tsconvert.runner.sampling import Sampling
 
 openai = pytest.importorskip("openai", reason="pip install openai")
 
-from tsconvert.runner.console import RunConfig, run  # noqa: E402
-from tsconvert.runner.conversation import Conversation  # noqa: E402
-from tsconvert.runner.generate import generate  # noqa: E402
-from tsconvert.runner.model import load  # noqa: E402
-from tsconvert.runner.sampling import Sampling  # noqa: E402
+from tsconvert.runner.serve.engine import reusable  # noqa: E402
 
 GREEDY = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 ASK = [{"role": "user", "content": "Who is there?"}]
@@ -66,44 +70,76 @@ def test_a_chat_is_what_run_chat_says_streamed_and_whole(client, file: Path):
 
 
 def test_a_conversation_goes_on_as_run_chat_does(client, file: Path):
-    """The second turn reads only what is new."""
+    """The second turn says what it says after the first in one model, which reads only what is new."""
     with load(file, threads=1) as model:
         talk = Conversation(model=model)
         for text in ("Who is there?", "And who else?"):
             answer = talk.ask(text, limit=8, stop_at_eos=False)
             list(answer)
             talk.keep(answer)
+        first = model.generate("The people of the", limit=8, stop_at_eos=False)
+        list(first)
+        more = [*first.prompt, *first.tokens, 50, 60, 70]
+        held = first.held
+        second = generate(model, more, limit=8, stop_at_eos=False, cached=held)
+        list(second)
     messages = list(ASK)
     for turn in talk.turns:
         found = client.chat.completions.create(model="tiny", messages=messages, max_tokens=8, **GREEDY)
         assert found.choices[0].message.content == turn.text
-        messages += [
-            {"role": "assistant", "content": turn.text}, {"role": "user", "content": [{"type": "text", "text": "And who else?"}]},
-        ]  # fmt: skip
-    assert found.usage.prompt_tokens_details.cached_tokens == len(turn.prompt) - turn.prompt_read
+        messages.append({"role": "assistant", "content": turn.text})
+        messages.append({"role": "user", "content": [{"type": "text", "text": "And who else?"}]})
+    client.completions.create(model="tiny", prompt=list(first.prompt), max_tokens=8, **GREEDY)
+    found = client.completions.create(model="tiny", prompt=more, max_tokens=8, **GREEDY)
+    assert found.choices[0].text == second.text
+    assert found.usage.prompt_tokens_details.cached_tokens == len(held)
 
 
 def test_a_shared_beginning_is_not_read_again_and_changes_no_bit(client, file: Path, served):
-    beginning = "It is the people of the United States who made the union so. " * 30
+    beginning = "It is the people of the United States who made the union so. " * 12
     for end in ("One", "Two of them", "One"):
         found = client.completions.create(model="tiny", prompt=beginning + end, max_tokens=8, **GREEDY)
         assert found.choices[0].text == said_by_run(file, beginning + end, 8)
     with load(file, threads=1) as model:
-        shared = len(model.tokenizer.encode(beginning))
-        assert shared - 8 < found.usage.prompt_tokens_details.cached_tokens <= found.usage.prompt_tokens - 2
         prompt = model.tokenizer.encode(beginning + "One")
-        first = next(iter(generate(model, prompt, limit=1)))
-        logits_V = generate(model, prompt, limit=1)
-        list(logits_V)
-    assert first.token == int(logits_V.logits_V.argmax())
-    exact = client.completions.create(model="tiny", prompt=beginning + "One", max_tokens=1, logprobs=5, **GREEDY)
-    again = client.completions.create(model="tiny", prompt=beginning + "One", max_tokens=1, logprobs=5, **GREEDY)
-    assert exact.choices[0].logprobs == again.choices[0].logprobs
-    values = logits_V.logits_V.astype("float64")
-    right = sorted(
-        values - values.max() - __import__("numpy").log(__import__("numpy").exp(values - values.max()).sum())
-    )
-    assert max(exact.choices[0].logprobs.top_logprobs[0].values()) == right[-1]
+        assert len(prompt) - 12 < found.usage.prompt_tokens_details.cached_tokens <= len(prompt) - 2
+        log_V = model.feed(prompt).astype(np.float64)
+        log_V -= np.log(np.exp(log_V - log_V.max()).sum()) + log_V.max()
+    for _ in range(2):
+        found = client.completions.create(model="tiny", prompt=beginning + "One", max_tokens=1, logprobs=1, **GREEDY)
+        assert found.choices[0].logprobs.token_logprobs[0] == pytest.approx(log_V.max(), abs=1e-12)
+
+
+@pytest.mark.parametrize("sparsity", ["exact", "dense"])
+def test_what_is_kept_of_a_prompt_changes_no_bit(file: Path, sparsity: str):
+    """For prompts of all lengths around those of a block, where one token may be left to read alone."""
+    numbers = np.random.default_rng(0)
+    with load(file, threads=1, mode=sparsity) as model:
+        tokens = numbers.integers(3, 4096, 140).tolist()
+        for held, size in ((140, 140), (129, 129), (130, 129), (128, 129), (60, 129), (140, 130), (2, 131), (140, 1)):
+            prompt = tokens[:size]
+            model.reset()
+            right = model.feed(prompt)
+            model.reset()
+            model.feed(tokens[:held])
+            known = reusable(tokens[: held - (held % 128 == 1)], prompt)
+            assert known < size
+            model.reset(known)
+            assert np.array_equal(model.feed(prompt[known:]), right), (held, size)
+
+
+def test_a_ring_that_has_lost_what_is_looked_back_at_is_read_again(make_sparse: Callable, tmp_path: Path):
+    export_unverified(ExportConfig(model=make_sparse(sliding_window=16), out=tmp_path / "m.gguf", type_name="Q8_0"))
+    tokens = np.random.default_rng(0).integers(3, 4096, 200).tolist()
+    with load(tmp_path / "m.gguf", threads=1) as model:
+        model.feed(tokens[:20])
+        right = model.feed(tokens[20:25])
+        for read, position in ((30, 20), (149, 20), (150, 0), (200, 0)):
+            model.reset()
+            model.feed(tokens[:read])
+            model.reset(20)
+            assert model.position == position
+            assert np.array_equal(model.feed(tokens[model.position : 25]), right)
 
 
 def test_stop_strings_and_seeds(client, file: Path):
@@ -213,10 +249,10 @@ LONG = "word " * 600
         ("completions", {"prompt": "a", "temperature": -1}, "temperature", "temperature is -1.0: it must be 0 to 100"),
         ("completions", {"prompt": "a", "top_p": 2}, "top_p", "top_p is 2.0: it must be 0 to 1"),
         ("completions", {"prompt": "a", "foo": 1}, "foo", "unrecognized request argument: foo"),
-        ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "presence_penalty: is not supported"),
-        ("completions", {"prompt": "a", "logprobs": 21}, "logprobs", "logprobs: Input should be less than or equal to 20"),
+        ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "presence_penalty: is not"),
+        ("completions", {"prompt": "a", "logprobs": 21}, "logprobs", "logprobs: Input should be less than"),
         ("chat/completions", {"messages": []}, "messages", "messages: List should have at least 1 item"),
-        ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content", "messages.0.content: Field required"),
+        ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content", "messages.0.content: Field"),
         ("chat/completions", {"messages": [{"role": "nobody", "content": "a"}]}, "messages",
          "the chat template refuses these messages (no nobody); change the messages"),
         ("chat/completions", {"messages": ASK, "top_logprobs": 2}, "top_logprobs", "top_logprobs: needs logprobs true"),
