@@ -126,45 +126,6 @@ class TestWithLmEval:
         assert drawn == answers(do_sample=True, temperature=5.0)
         assert answers(do_sample=False, temperature=5.0) == greedy
 
-    def test_the_server_gives_lm_eval_what_the_file_gives_it(self, dense: Path, tmp_path: Path):
-        """Through lm-eval's own client, local-completions."""
-        pytest.importorskip("uvicorn", reason="pip install 'tsconvert[server]'")
-        pytest.importorskip("tenacity", reason="pip install 'lm-eval[api]'")
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-        from tests.runner.serve.conftest import Served
-        from tsconvert.evaluate.tasks.lm_eval_model import ScorerLM
-
-        export_unverified(ExportConfig(model=dense, out=tmp_path / "m.gguf", type_name="F32"))
-        file = ScorerLM(GgufScorer(tmp_path / "m.gguf", "auto", 1))
-        served = Served(tmp_path / "m.gguf")
-        try:
-            client = LocalCompletionsAPI(
-                base_url=f"{served.url}/completions",
-                model="m",
-                tokenizer=str(dense),
-                max_length=257,
-                add_bos_token=True,
-            )
-            long = "The people of the United States, " * 60
-
-            def asked(kind: str, *arguments: tuple) -> list[Instance]:
-                return [Instance(kind, {}, pair, i) for i, pair in enumerate(arguments)]
-
-            scored = asked("loglikelihood", ("The", " sea"), ("The people of", " the United States"), ("", "One"))
-            for got, wanted in zip(client.loglikelihood(scored), file.loglikelihood(scored), strict=True):
-                assert got == (pytest.approx(wanted[0], abs=1e-4), wanted[1])
-            texts = asked(
-                "generate_until", ("The sea", {"until": ["e"], "max_gen_toks": 8, "temperature": 0}),
-                (long, {"until": [], "max_gen_toks": 12, "temperature": 0}),
-            )  # fmt: skip
-            assert [text.strip() for text in client.generate_until(texts)] == [
-                text.strip() for text in file.generate_until(texts)
-            ]
-        finally:
-            served.close()
-
 
 def test_names_and_figures():
     assert shipped_tasks() == ["agreement"]

@@ -75,8 +75,8 @@ def serving(file: Path) -> Callable:
     """`with serving(key="k", queue=2) as served`."""
 
     @contextmanager
-    def run(**options: object) -> Iterator[Served]:
-        served = Served(file, **options)
+    def run(path: Path = file, **options: object) -> Iterator[Served]:
+        served = Served(path, **options)
         try:
             yield served
         finally:
