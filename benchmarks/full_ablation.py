@@ -46,7 +46,7 @@ def variants(base: RelufyConfig, full: FullRecovery) -> dict[str, Variant]:
     aligned = replace(base, recover="none")
     entropy = replace(full, cross_entropy=1.0, divergence=0.0, target_sparsity=None)
     distilled = replace(entropy, divergence=1.0)
-    local = replace(base, training=replace(base.training, target_sparsity=goal))
+    local = replace(base, training=replace(base.training, target_sparsity=goal, silenced_by="l1"))
     return {
         "no alignment no local": Variant(bare, entropy),
         "+ alignment": Variant(aligned, entropy),

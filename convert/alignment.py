@@ -1,4 +1,4 @@
-"""SwiGLU becomes dReLU: the configuration that says so, and the sign alignment that makes it a better start."""
+"""What makes a SwiGLU model a better start: signs for dReLU, scales of the ups for SwiGLU with thresholds."""
 
 import torch
 
@@ -40,3 +40,33 @@ class SignAlignment:
         kept_F = torch.where(flip_F, total_F - positive_F, positive_F)
         signs_F = torch.where(flip_F, -1.0, 1.0).to(self.up_FD)
         return signs_F, float(positive_F.sum()) / whole, float(kept_F.sum()) / whole
+
+
+class UpScales:
+    """The scale of each neuron's up, moved there from down, by which its size tells how much the neuron will add.
+
+    SwiGLU does not change when row j of up is multiplied by c and column j of down divided by it. With c_j = |down_j|
+    rms(silu(gate_j)) the size of an up is what neuron j adds when its gate is as usual, and one threshold serves all
+    neurons (compare CHESS, arXiv 2409.01366, and WINA, 2505.19427).
+
+    Args:
+        gate_FD, down_DF: the FFN's weights.
+    """
+
+    def __init__(self, gate_FD: torch.Tensor, down_DF: torch.Tensor) -> None:
+        self.gate_FD, self.down_DF = gate_FD, down_DF
+        self._sums_F = torch.zeros(gate_FD.shape[0] + 1, dtype=torch.float64, device=gate_FD.device)
+
+    @torch.no_grad()
+    def add(self, x_TD: torch.Tensor) -> None:
+        """Take in some of the FFN's inputs, after the norm."""
+        gate_TF = torch.nn.functional.silu(torch.nn.functional.linear(x_TD, self.gate_FD))
+        self._sums_F[:-1] += gate_TF.float().square_().sum(0).double()
+        self._sums_F[-1] += len(x_TD)
+
+    def scales(self) -> torch.Tensor:
+        """c [F], before any common factor, after the last `add`; over all processes."""
+        sums_F = processes.sum_(self._sums_F)
+        rms_F = (sums_F[:-1] / sums_F[-1].clamp_min(1)).sqrt().to(self.down_DF.dtype)
+        scale_F: torch.Tensor = self.down_DF.norm(dim=0) * rms_F
+        return scale_F

@@ -10,21 +10,27 @@ from ..predictors.cost import STORED_BITS
 from ..text.options import text_options
 from .config import RelufyConfig
 from .config.full import FullRecovery
-from .config.local import LocalRecovery
+from .config.local import SILENCED_BY, LocalRecovery
 from .config.masked import JointConfig, joint_training
 
 _COPIES = "--recover none --no-align"
 _RECOVERED = only_with("--recover", "local", "full")
+_SILENCED = Rule(
+    lambda given: given["recover"] != "none" or given["activation"] == "tswiglu", _RECOVERED.where, _RECOVERED.instead
+)
 _FULL = only_with("--recover", "full")
 _MASKED = only_with("--predictors")
 _SWEPT = Rule(
-    lambda given: given["recover"] != "none" or given["align"],
+    lambda given: given["recover"] != "none" or given["align"] or given["activation"] == "tswiglu",
     f"without {_COPIES} only, which copies the weights as they are",
 )
 _READ = Rule(
-    lambda given: given["recover"] != "none" or given["align"] or given["shift"] is not None,
+    lambda given: (
+        given["recover"] != "none" or given["align"] or given["shift"] is not None or given["activation"] == "tswiglu"
+    ),
     f"without {_COPIES} only, which reads no text",
 )
+_ALONE = Rule(lambda given: not given["cross_entropy"], "without a --cross-entropy only", "leave --cross-entropy out")
 _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence above 0 only")
 
 
@@ -46,14 +52,18 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
     heading(
         "Conversion",
         setting(RelufyConfig, "activation", "Activation of the sparse model: drelu is relu(gate) * relu(up), reglu is"
-                " relu(gate) * up.", kind=click.Choice(["drelu", "reglu"])),
+                " relu(gate) * up, tswiglu is silu(gate) * up where that is large: closest to the dense model,"
+                " but not for PowerInfer's engine.", kind=click.Choice(["drelu", "reglu", "tswiglu"])),
         setting(RelufyConfig, "align", "Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does.",
                 "--align/--no-align"),
         setting(RelufyConfig, "recover", "local trains each layer towards the dense model's; full then trains the"
                 " whole model; none trains nothing.", kind=click.Choice(["none", "local", "full"])),
         setting(RelufyConfig, "teacher", "Dense model to learn from; default: MODEL itself.", rules=[_SWEPT]),
         setting(LocalRecovery, "target_sparsity", "Share of the neurons to be silent, such as 0.9; default: no target.",
-                rules=[_RECOVERED]),
+                rules=[_SILENCED]),
+        setting(LocalRecovery, "silenced_by", "How: relu's threshold follows the target; or, for PowerInfer's engine,"
+                " which has no thresholds, a price on each neuron that fires (count), or on how much it does (l1).",
+                kind=click.Choice(SILENCED_BY), rules=[only_with("--target-sparsity")]),
         setting(RelufyConfig, "shift", "At the end set thresholds below which relu gives 0, so that this share of the"
                 " energy is kept, such as 0.995."),
     ),
@@ -81,6 +91,9 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
                 "--full-learning-rate", rules=[_FULL]),
         setting(FullRecovery, "cross_entropy", "Weight of the cross-entropy with the text.", rules=[_FULL]),
         setting(FullRecovery, "divergence", "Weight of the divergence KL(teacher || student).", rules=[_FULL]),
+        setting(FullRecovery, "likeliest", "Compute the divergence on the N tokens of the vocabulary that the teacher"
+                " finds likeliest in the batch, which is quicker; 0: on all.", kind=COUNT,
+                rules=[_FULL, _COMPARED, not_with("--top-logits"), not_with("--train-embeddings"), _ALONE]),
         setting(FullRecovery, "hidden", "Weight of the hidden states' distance from the teacher's.", rules=[_FULL]),
         setting(FullRecovery, "top_logits", "Compute the teacher's N largest logits first and keep them on disk;"
                 " default: all, while training.", kind=COUNT, rules=[_FULL, not_with("--stream"), _COMPARED]),

@@ -56,8 +56,15 @@ def _full_flops(spec: ModelSpec, config: RelufyConfig) -> float:
     active = ffn // spec.ffns * spec.active_ffns
     layer = attention + active + 2 * spec.heads * spec.head_dim * config.context
     teacher = 2 if config.full.divergence or config.full.hidden else 0
-    head = (6 if config.full.train_embeddings else 4) + teacher
-    return float(config.full.tokens * ((6 + teacher) * spec.layers * layer + head * spec.width * spec.vocab))
+    known = teacher * spec.vocab + (6 if config.full.train_embeddings else 4) * _head_tokens(spec, config)
+    return float(config.full.tokens * ((6 + teacher) * spec.layers * layer + known * spec.width))
+
+
+def _head_tokens(spec: ModelSpec, config: RelufyConfig) -> int:
+    """The tokens of the vocabulary that the student's head is asked for."""
+    full = config.full
+    every = full.cross_entropy or full.top_logits or full.train_embeddings or not full.divergence
+    return spec.vocab if every or not full.likeliest else min(spec.vocab, full.likeliest)
 
 
 def _full_memory(spec: ModelSpec, config: RelufyConfig) -> dict[str, int]:
@@ -70,7 +77,7 @@ def _full_memory(spec: ModelSpec, config: RelufyConfig) -> dict[str, int]:
         "model and teacher": spec.parameters * ((4 + 2 * autocast) + (2 if autocast else 4)),
         "training": _TRAINED_BYTES * (spec.parameters - frozen),
         "step": full.micro_tokens * (layers * (_FULL_NEURON_BYTES * active + _FULL_WIDTH_BYTES * spec.width)),
-        "logits": full.micro_tokens * spec.vocab * (6 if autocast else 12),
+        "logits": full.micro_tokens * (spec.vocab + 2 * _head_tokens(spec, config)) * (2 if autocast else 4),
     }
 
 

@@ -38,8 +38,8 @@ class LayerData:
         """The tokens that judge."""
         return slice(self.train_tokens, len(self.x_TD))
 
-    def residual(self, layer: Layer, part: slice) -> torch.Tensor:
-        """The student's residual stream [T, D] between the layer's halves."""
+    def residual(self, layer: Layer, part: slice | torch.Tensor) -> torch.Tensor:
+        """The student's residual stream [T, D] between the layer's halves, of a slice of the tokens or some of them."""
         context_TC = self.context_TC[part].to(layer.device)
         residual_TD: torch.Tensor = self.x_TD[part].to(layer.device) + layer.module.self_attn.o_proj(context_TC)
         return residual_TD

@@ -1,32 +1,154 @@
-"""The sparsity penalty of recovery: L1 on the activations, its weight steered towards the density asked for."""
+"""What brings recovery to the density asked for: a threshold that follows it, or a penalty that is steered.
+
+The density goes down a ramp, from what it is to what was asked for.
+"""
 
 import math
+from typing import Any
 
+import torch
+
+from ..common import processes
+from ..model.modeling_turbosparse import factors
+
+# Shape suffixes: T tokens, F neurons.
 _RAMP = 0.6  # share of the steps after which the wanted density is reached
 _GAIN, _DAMPING = 0.2, 3.0  # of the controller
+_BEND = 0.5  # of the mean activation that fires: where firing costs half of its price
+_PASSING = 1.9  # neurons whose up is large, for one that fires (as many open gates has dReLU)
+_SAMPLE = 50_000  # factors that a quantile is taken of
+_FRESH = 0.2  # weight of the newest step's quantile
+
+
+def _wanted(start: float, goal: float, step: int, steps: int) -> float:
+    """The density of the ramp from ``start`` to ``goal``."""
+    return float(start * (goal / start) ** min(1.0, step / (_RAMP * steps)))
+
+
+class FFNThresholds:
+    """The thresholds of a layer's FFN as they follow the density: relu's, or the two of `tswiglu`.
+
+    Under `tswiglu` a neuron fires if its up is among the largest, 1.9 times as many as shall fire, and its activation
+    among the largest of those: exact mode then reads as many rows as with dReLU, whose gates are open as often.
+
+    Args:
+        ffn: has `threshold` and `up_threshold`, which are set.
+        activation: the FFN's.
+        target_sparsity: share of neurons to be silent, 0 to 1.
+        steps: of the training.
+    """
+
+    def __init__(self, ffn: Any, activation: str, target_sparsity: float, steps: int) -> None:
+        self.ffn, self.activation = ffn, activation
+        self.own = DensityThreshold(target_sparsity, steps, ffn.threshold)
+        self.up = DensityThreshold(passed_over(target_sparsity), steps, ffn.up_threshold)
+
+    def follow(self, step: int, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> None:
+        """Set the thresholds for ``step``, by gates and ups of some tokens of this process."""
+        if self.activation == "tswiglu":
+            self.ffn.up_threshold = self.up.follow(step, up_TF.abs())
+        self.ffn.threshold = self.own.follow(step, factors(gate_TF, up_TF, self.activation, self.ffn.up_threshold))
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a resumed run needs."""
+        return [vars(self.own), vars(self.up)]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Go back to what `state` gave."""
+        for each, found in zip((self.own, self.up), state, strict=True):
+            vars(each).update(found)
+
+
+def passed_over(target_sparsity: float) -> float:
+    """The share of neurons that an up's size silences, where ``target_sparsity`` of all are to be silent."""
+    return max(0.0, 1 - _PASSING * (1 - target_sparsity))
+
+
+class DensityThreshold:
+    """The threshold of relu (FATReLU, arXiv 2402.13516) that follows a quantile, so that the density follows the ramp.
+
+    Nothing is shrunk: neurons above it keep values and gradients, and those below get none, so the layer learns with
+    the activations that it is going to have. A model that is as sparse as asked for is so from the first step on.
+
+    Args:
+        target_sparsity: share of neurons to be silent, 0 to 1.
+        steps: of the training.
+        value: the threshold that the layer has.
+    """
+
+    def __init__(self, target_sparsity: float, steps: int, value: float = 0.0) -> None:
+        self.goal, self.steps, self.value = 1 - target_sparsity, steps, value
+        self.start: float | None = None
+
+    def follow(self, step: int, factor_TF: torch.Tensor) -> float:
+        """The threshold for ``step``.
+
+        Args:
+            factor_TF: what relu's threshold is held against, of some tokens of this process: the smaller of gate and
+                up, under ReGLU the gate.
+        """
+        flat = _sample(factor_TF, step)
+        fired, seen = processes.sums(float((flat > self.value).sum()), len(flat))
+        if not seen:
+            return self.value
+        if self.start is None:
+            self.start = max(fired / seen, self.goal)
+        wanted = _wanted(self.start, self.goal, step, self.steps)
+        newest = _mean_quantile(flat, 1 - wanted)
+        self.value = (1 - _FRESH) * self.value + _FRESH * newest if self.value else newest
+        return self.value
+
+
+def quantile(factor_TF: torch.Tensor, share: float) -> float:
+    """The threshold that silences ``share`` of the neurons: the mean of the processes' own."""
+    return _mean_quantile(_sample(factor_TF, 0), share)
+
+
+def _sample(factor_TF: torch.Tensor, seed: int) -> torch.Tensor:
+    flat = factor_TF.flatten()
+    if len(flat) > _SAMPLE:
+        chosen = torch.randint(len(flat), (_SAMPLE,), generator=torch.Generator().manual_seed(seed))
+        flat = flat[chosen.to(flat.device)]
+    return flat.float()
+
+
+def _mean_quantile(flat: torch.Tensor, share: float) -> float:
+    own = max(0.0, float(torch.quantile(flat, share))) if len(flat) else 0.0
+    total, parts = processes.sums(own * len(flat), len(flat))
+    return total / max(1.0, parts)
 
 
 class SparsityPenalty:
-    """L1 on h_j |down_j|, its weight steered so that the density follows a ramp down to the one asked for.
+    """A price on each activation's size z = h_j |down_j|, its weight steered so that the density follows the ramp.
 
     Args:
         target_sparsity: share of neurons to be silent, 0 to 1; None is no penalty.
         steps: of the training.
+        counts: the price is `count`'s, not z itself (L1).
     """
 
-    def __init__(self, target_sparsity: float | None, steps: int) -> None:
+    def __init__(self, target_sparsity: float | None, steps: int, *, counts: bool = False) -> None:
         self.goal = None if target_sparsity is None else 1 - target_sparsity
-        self.steps = steps
+        self.steps, self.counts = steps, counts
         self.weight = 0.0 if self.goal is None else 1e-3
         self.start: float | None = None
         self.density: float | None = None
         self.scale: float | None = None
+        self.bend: float | None = None
         self.error = 0.0
 
-    def factor(self, l1: float) -> float:
-        """What the batch's ``l1`` is to be multiplied by in the loss; the first one seen is its unit."""
+    def price(self, size_TF: torch.Tensor) -> torch.Tensor:
+        """The price of each activation."""
+        if not self.counts:
+            return size_TF
+        if self.bend is None:
+            self.bend = bend(size_TF.detach())
+        return count(size_TF, self.bend)
+
+    def factor(self, price: float) -> float:
+        """What the batch's ``price`` is to be multiplied by in the loss; the first one seen is its unit."""
         if self.scale is None:
-            self.scale = max(l1, 1e-12)
+            self.scale = max(price, 1e-12)
         return self.weight / self.scale
 
     def steer(self, step: int, fired: float) -> None:
@@ -35,9 +157,21 @@ class SparsityPenalty:
             return
         self.density = fired if self.density is None else 0.7 * self.density + 0.3 * fired
         self.start = max(fired, self.goal) if self.start is None else self.start
-        ramp = min(1.0, step / (_RAMP * self.steps))
-        wanted = self.start * (self.goal / self.start) ** ramp
+        wanted = _wanted(self.start, self.goal, step, self.steps)
         error = math.log(max(self.density, 1e-6) / wanted)
         change = _GAIN * error + _DAMPING * (error - self.error)
         self.error = error
         self.weight = min(1e3, max(1e-5, self.weight * math.exp(max(-0.7, min(0.7, change)))))
+
+
+def bend(size_TF: torch.Tensor) -> float:
+    """The e of `count` for activations of these sizes."""
+    return _BEND * max(1e-12, float(size_TF.sum(dtype=torch.float32) / (size_TF > 0).sum().clamp_min(1)))
+
+
+def count(size_TF: torch.Tensor, e: float) -> torch.Tensor:
+    """The price of firing, z / (z + e): nearly 1 for all but small activations, and those alone it pulls down.
+
+    L1 shrinks the large ones as well, which are to stay (sparse autoencoders found the same, arXiv 2407.14435).
+    """
+    return size_TF / (size_TF + e)

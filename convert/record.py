@@ -15,7 +15,8 @@ from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 
 FORMAT_VERSION = 1
-_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0}
+_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1"}
+_LATER_SETTINGS = ("full.likeliest",)
 
 
 def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:
@@ -25,7 +26,9 @@ def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Jou
         TsconvertError: a run with other settings was begun there.
     """
     asked = {key: str(value) for key, value in asdict(config).items() if key not in ("resume", "out", "predictors")}
-    return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint}, _EARLIER_SETTINGS)
+    # of a run that does not train the whole model, how it would is not compared
+    later = _LATER_SETTINGS if config.recover == "full" else (*_LATER_SETTINGS, "full")
+    return Journal(folder / JOURNAL, {"asked": asked, "source": source.fingerprint}, _EARLIER_SETTINGS, later)
 
 
 def write_provenance(folder: Path, config: RelufyConfig, report: RelufyReport) -> None:

@@ -23,8 +23,9 @@ from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
 from ..model.files.writer import CheckpointWriter, PlannedTensor, plan_like
 from ..model.journal import JOURNAL, KEPT, Journal
-from ..model.sparse_checkpoint import sparse_config, write_companions
+from ..model.sparse_checkpoint import Thresholds, sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
+from ..predictors.cost import check_rank
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
 from .config import RelufyConfig
@@ -65,8 +66,6 @@ def _check_predictors(config: RelufyConfig) -> None:
     if not config.resume:
         refuse_existing(config.predictors.out)
     if config.predictors.rank is not None:
-        from ..predictors.training.rank import check_rank  # loads torch, for seconds
-
         check_rank(open_checkpoint(config.model).spec, config.predictors.rank)
     if config.recover == "none":
         raise TsconvertError(
@@ -139,7 +138,9 @@ def _first_stage(
         report = read_report(folder)
     else:
         joint = None if joint is None or predictors is None else replace(joint, out=predictors)
-        report = _recover_layers(replace(config, recover="local", out=folder, shift=None, predictors=joint))
+        # thresholds alone leave a better start than training the layers does: all text is for the whole model then
+        recover = "none" if config.activation == "tswiglu" and joint is None else "local"
+        report = _recover_layers(replace(config, recover=recover, out=folder, shift=None, predictors=joint))
     return replace(report, predictors=None), open_checkpoint(str(folder)), predictors
 
 
@@ -163,7 +164,8 @@ def _recover_layers(config: RelufyConfig) -> RelufyReport:
         elapsed_s = time.monotonic() - start_s
         report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **swept)
         if writer is not None:
-            write_companions(source, sparse_config(source, config.activation, config.dtype), folder)
+            thresholds = Thresholds.of(report.layers) if report.layers else None
+            write_companions(source, sparse_config(source, config.activation, config.dtype, thresholds), folder)
             writer.flush()
         if config.shift is not None:
             report = replace(report, shift=_shift(config, folder))
@@ -220,7 +222,7 @@ def _output(
 
 def _swept(config: RelufyConfig) -> bool:
     """Whether text goes through the layers; otherwise weights are copied as they are, and nothing is resumed."""
-    return config.recover != "none" or config.align
+    return config.recover != "none" or config.align or config.activation == "tswiglu"
 
 
 def _convert(

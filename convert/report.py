@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.cost import Cost
+from ..model.sparse_checkpoint import Thresholds
 from ..predictors.report import PredictorReport
 
 
@@ -19,6 +20,9 @@ class LayerResult:
     """Share of neurons that fire."""
     expert_tokens: list[int]
     """Training tokens that the router gave each FFN."""
+    threshold: float = 0.0
+    """Up to it relu gives 0; see `ModelSpec.thresholds`."""
+    up_threshold: float = 0.0
     curve: list[float] = field(default_factory=list)
     """The training loss, in ``error_before``'s measure: the mean of each of at most 24 equal stretches of the steps."""
 
@@ -48,6 +52,9 @@ class FullResult:
     """Perplexity of the dense model after training on the same tokens."""
     density: tuple[float, ...]
     """Share of neurons that fire, by layer."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    tokens_per_s: float = 0.0
+    """Tokens trained on a second, over all processes, evaluations left out."""
     evaluations: tuple[Evaluation, ...]
     losses: tuple[tuple[int, float], ...]
     """Step and training loss, every few steps."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..common import processes
 from ..common.files import write_json
@@ -42,7 +41,7 @@ def shift(folder: Path, rows_NS: torch.Tensor, energy: float, device: str) -> Th
         before.feed_forward(layer)
         after.attend(layer)
         thresholds.append(_threshold(layer, after, energy))
-        _set(layer, thresholds[-1])
+        layer.threshold = thresholds[-1]
         fired[1] += _count(layer, after)
         after.feed_forward(layer)
     if not processes.rank():
@@ -78,11 +77,9 @@ def _factors(layer: Layer, stream: Stream) -> Any:
         for expert, (token, _) in enumerate(layer.route(x_TD)):
             if not len(token):
                 continue
-            gate_FD, up_FD, down_DF = layer.ffn_weights(expert)
-            gate_TF, up_TF = nn.functional.linear(x_TD[token], gate_FD), nn.functional.linear(x_TD[token], up_FD)
             h_TF = layer.activations(x_TD[token], expert)
-            factor_TF = gate_TF.minimum(up_TF) if layer.activation == "drelu" else gate_TF
-            yield factor_TF, (h_TF * down_DF.norm(dim=0)).square_()
+            down_DF = layer.ffn_weights(expert)[2]
+            yield layer.factors(x_TD[token], expert), (h_TF * down_DF.norm(dim=0)).square_()
 
 
 @torch.no_grad()
@@ -94,8 +91,3 @@ def _count(layer: Layer, stream: Stream) -> np.ndarray:
             h_TF = layer.activations(x_TD[token], expert)
             fired, seen = fired + int((h_TF != 0).sum()), seen + h_TF.numel()
     return np.array(processes.sums(fired, seen))
-
-
-def _set(layer: Layer, threshold: float) -> None:
-    mlp = layer.module.mlp
-    (mlp.experts if layer.experts else mlp).threshold = threshold

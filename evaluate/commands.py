@@ -19,6 +19,7 @@ from ..common.options import (
 )
 from ..quant.config import TARGETS, ExportConfig
 from ..text.options import CORPORA, text_options
+from .config import MeasureConfig
 from .perplexity.config import EvalConfig
 from .scoring.windowing import METHODS
 from .tasks.config import TaskConfig
@@ -30,14 +31,17 @@ _COUNTED = Rule(
     lambda given: given["order"] or given["vram"] is not None, "without --no-order or with --vram only",
     "leave --no-order out",
 )  # fmt: skip
-_ON_TEXT = not_with("--tasks")
+_ON_TEXT = Rule(
+    lambda given: bool(given["data"]) or not given["tasks"], "to text only, and --tasks without --data reads none",
+    "give --data",
+)  # fmt: skip
 _ON_TASKS = only_with("--tasks")
 _OWN_WINDOWS = Rule(
     lambda given: Path(given["against"] or "").suffix != ".safetensors",
     "without stored logits as --against only, which say themselves on which tokens to compare",
 )
 _GGUF = Rule(
-    lambda given: any(_is_gguf(given[name]) for name in ("model", "against")),
+    lambda given: any(map(_is_gguf, (given["model"], given["against"], *(given["baseline"] or ())))),
     "to a GGUF file only, where PyTorch does not choose them",
 )
 
@@ -111,7 +115,7 @@ def export_gguf(asked: Asked) -> None:
     argument(EvalConfig, "model", "A checkpoint folder, a hub id, an embedded model, or a GGUF file.", "MODEL_OR_GGUF"),
     heading(
         "Text",
-        *text_options(EvalConfig, data=CORPORA, rules=[_ON_TEXT])[:1],
+        *text_options(EvalConfig, data=CORPORA)[:1],
         setting(EvalConfig, "context", "Tokens in a window.", "--ctx", kind=COUNT, rules=[_ON_TEXT, _OWN_WINDOWS]),
         setting(EvalConfig, "tokens", "At most this many tokens, of windows spread over the text.", kind=COUNT,
                 rules=[_ON_TEXT, _OWN_WINDOWS, not_with("--chunks")]),
@@ -131,10 +135,13 @@ def export_gguf(asked: Asked) -> None:
         setting(EvalConfig, "save_logits", "Keep the predictions in this file, NAME.safetensors, for --against.",
                 kind=OUT_FILE, rules=[_ON_TEXT]),
         setting(EvalConfig, "top", "Tokens kept of each prediction.", kind=COUNT, rules=[only_with("--save-logits")]),
+        setting(MeasureConfig, "baselines", "Model to hold this one against: ratio of perplexities, difference in"
+                " points, the worst and the mean. Repeatable.", "--baseline", metavar="[NAME=]MODEL"),
     ),
     heading(
         "Tasks",
-        setting(TaskConfig, "tasks", "Instead of text: tasks of lm-eval, or agreement, which is shipped. Repeatable.",
+        setting(TaskConfig, "tasks", "Questions: a .jsonl file of {context, choices, answer} lines, a folder of such"
+                " files, a task of lm-eval, or agreement, which is shipped. Repeatable.", metavar="TASK",
                 required=False, multiple=True),
         setting(TaskConfig, "folder", "Folder with task files of your own.", "--task-folder", rules=[_ON_TASKS]),
         setting(TaskConfig, "limit", "Questions of each task; default: all.", kind=COUNT, rules=[_ON_TASKS]),
@@ -149,14 +156,13 @@ def export_gguf(asked: Asked) -> None:
 def evaluate(asked: Asked) -> None:
     """Measure perplexity, density and divergence of a checkpoint or a GGUF file, or give it tasks.
 
-    By default perplexity is exactly what llama-perplexity -c CTX computes.
+    Several --data and --tasks are measured one by one, and beside each --baseline. By default perplexity is exactly
+    what llama-perplexity -c CTX computes.
     """
-    if asked["tasks"]:
-        from .tasks.lm_eval_tasks import names, run_tasks
+    from .measure import measure
+    from .tasks.tasks import names
 
-        shared = {"model": asked["model"], "mode": asked["sparsity"], "threads": asked["threads"]}
-        asked.emit(run_tasks(asked.config(TaskConfig, tasks=names(asked["tasks"]), **shared)))
-        return
-    from .perplexity.evaluate import evaluate as run_evaluate
-
-    asked.emit(run_evaluate(asked.config(EvalConfig)))
+    shared = {"model": asked["model"], "mode": asked["sparsity"], "threads": asked["threads"]}
+    tasks = asked.config(TaskConfig, tasks=names(asked["tasks"]), **shared) if asked["tasks"] else None
+    text = asked.config(EvalConfig) if asked["data"] or not asked["tasks"] else None
+    asked.emit(measure(asked.config(MeasureConfig, text=text, tasks=tasks)))

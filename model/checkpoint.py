@@ -18,7 +18,7 @@ from .files.dtypes import to_float32
 from .files.integrity import INFINITE_BITS, TensorScans, not_finite
 from .files.locate import find_model
 from .files.safetensors_files import TensorInfo
-from .find_tensors import find_tensors
+from .find_tensors import check_config, find_tensors
 from .tensor_names import Place
 
 
@@ -111,7 +111,7 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     Raises:
         TsconvertError: nothing is there, or what is there is incomplete, torn, or of another kind.
     """
-    return Checkpoint(find_model(model))
+    return Checkpoint(find_model(model, check_config))
 
 
 @cache

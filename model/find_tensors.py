@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError, label
-from .families import FAMILIES
+from .families import FAMILIES, SPARSE_TYPES
 from .files.dtypes import to_float32
 from .files.safetensors_files import (
     INDEX,
@@ -59,11 +59,13 @@ def find_tensors(folder: Path) -> Found:
     """The tensors of the checkpoint in ``folder``, and its spec."""
     where = folder / "config.json"
     written = read_config(folder)
-    doubted = [key for key in _BIASES if written.get(key) is True]
-    if isinstance(written.get("quantization_config"), dict):
-        doubted.append("quantization_config")
-    config = {key: value for key, value in written.items() if key not in doubted}
-    found = Found(config, spec_of(config, where))
+    found = _describe(written, where)
+    config, doubted = found.config, [key for key in written if key not in found.config]
+    if written.get("auto_map") and written["model_type"] not in SPARSE_TYPES:
+        found.notes.append(
+            f"{where}: auto_map names code of the folder's own, which is not run: the model is read as transformers'"
+            f" {found.spec.family}"
+        )
     try:
         infos = _read_headers(folder, found.notes)
     except UnreadableTypeError:
@@ -86,6 +88,20 @@ def find_tensors(folder: Path) -> Found:
     order = {place: i for i, place in enumerate(model_places(found.spec))}
     found.infos = dict(sorted(found.infos.items(), key=lambda item: (order.get(item[0], len(order)), str(item[0]))))
     return found
+
+
+def check_config(folder: Path) -> None:
+    """Refuse a folder whose config.json alone says that it cannot be converted, before its weights are fetched."""
+    _describe(read_config(folder), folder / "config.json")
+
+
+def _describe(written: dict[str, Any], where: Path) -> Found:
+    """What config.json says, without the keys that the tensors may contradict."""
+    doubted = [key for key in _BIASES if written.get(key) is True]
+    if isinstance(written.get("quantization_config"), dict):
+        doubted.append("quantization_config")
+    config = {key: value for key, value in written.items() if key not in doubted}
+    return Found(config, spec_of(config, where))
 
 
 def _read_headers(folder: Path, notes: list[str]) -> list[TensorInfo]:

@@ -44,12 +44,10 @@ def import_smollm2(out: Path, source: Path | None = None) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = _tokenizer(file)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32, trust_remote_code=False
         )
@@ -57,7 +55,6 @@ def _convert(file: Path, folder: Path) -> None:
         raise TsconvertError(
             f"{file}: transformers cannot read this GGUF file ({reason(error)}); download it again"
         ) from error
-    _split_digits(tokenizer)
     model.hf_quantizer = None  # the weights are plain float32 by now
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -65,13 +62,39 @@ def _convert(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _split_digits(tokenizer: Any) -> None:
-    """The pre-tokenizer of SmolLM2's own tokenizer.json, which transformers does not rebuild from a GGUF file."""
-    from tokenizers import pre_tokenizers
+def _tokenizer(file: Path) -> Any:
+    """SmolLM2's own tokenizer from the keys of the file: byte-level BPE, with each digit a word and nothing put around.
 
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    transformers 5.0 makes another model's of them.
+    """
+    from gguf import GGUFReader, TokenType
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(file).fields
+
+    def key(name: str) -> Any:
+        return fields[f"tokenizer.ggml.{name}"].contents()
+
+    tokens = key("tokens")
+    merges = [tuple(merge.split(" ")) for merge in key("merges")]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, key("token_type"), strict=True) if kind == TokenType.CONTROL]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    named = {
+        f"{name}_token": tokens[key(f"{long}_token_id")]
+        for name, long in ids.items()
+        if f"tokenizer.ggml.{long}_token_id" in fields
+    }
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    if "tokenizer.chat_template" in fields:
+        fast.chat_template = fields["tokenizer.chat_template"].contents()
+    return fast
 
 
 def _gguf_file(source: Path | None) -> AbstractContextManager[Path]:

@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,22 @@ class Journal:
         head: what the run was asked for and from which model; a resumed run must bring the same.
         earlier: settings that an earlier version had, with their defaults, such as {"full.penalty": "steered"}; a run
             begun with these defaults is resumed.
+        later: settings, or parts with all of theirs, on which runs may differ, because an earlier version had them not.
 
     Raises:
         TsconvertError: the journal there was begun with another head.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any], earlier: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, path: Path, head: dict[str, Any], earlier: Mapping[str, object] | None = None, later: Collection[str] = ()
+    ) -> None:
         self.path = path
         lines = self._whole_lines() if path.is_file() else []
-        if lines and _settings(lines[0], earlier or {}) != _settings(head, {}):
+        begun, asked = (
+            {name: value for name, value in found.items() if not {name, name.partition(".")[0]} & set(later)}
+            for found in (_settings(lines[0] if lines else head, earlier or {}), _settings(head, earlier or {}))
+        )
+        if begun != asked:
             raise TsconvertError(
                 f"{path.parent}: was begun with other settings or another model; remove it or repeat those"
             )

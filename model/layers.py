@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import to_float32
-from .modeling_turbosparse import SparseExperts, activate, sparsify
+from .modeling_turbosparse import SparseExperts, activate, factors, sparsify
 from .tensor_names import FFN, PREDICTOR, Place
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, C attention context.
@@ -45,6 +45,22 @@ class Layer:
         """Outputs of relu up to this count as zero."""
         mlp = self.module.mlp
         return float(getattr(mlp.experts if self.experts else mlp, "threshold", 0.0))
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        mlp = self.module.mlp
+        (mlp.experts if self.experts else mlp).threshold = value
+
+    @property
+    def up_threshold(self) -> float:
+        """The size up to which an up silences its neuron, under `tswiglu`."""
+        mlp = self.module.mlp
+        return float(getattr(mlp.experts if self.experts else mlp, "up_threshold", 0.0))
+
+    @up_threshold.setter
+    def up_threshold(self, value: float) -> None:
+        mlp = self.module.mlp
+        (mlp.experts if self.experts else mlp).up_threshold = value
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +120,15 @@ class Layer:
         gate_FD, up_FD, _ = self.ffn_weights(expert)
         return self._activate(x_TD, gate_FD, up_FD)
 
+    def factors(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
+        """What the threshold is held against [T, F], of one FFN."""
+        return factors(*self.gates_and_ups(x_TD, expert), self.activation, self.up_threshold)
+
+    def gates_and_ups(self, x_TD: torch.Tensor, expert: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the two matrices of one FFN give [T, F] for its normed inputs."""
+        gate_FD, up_FD, _ = self.ffn_weights(expert)
+        return nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
+
     def _ffns(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         mlp = self.module.mlp
         if not self.experts:
@@ -116,7 +141,7 @@ class Layer:
         gate_TF, up_TF = nn.functional.linear(x_TD, gate_FD), nn.functional.linear(x_TD, up_FD)
         if self.activation == "swiglu":
             return nn.functional.silu(gate_TF) * up_TF
-        return activate(gate_TF, up_TF, self.activation, self.threshold)
+        return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
 
     def ffn_parts(
         self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None

@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,29 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = None) -> dict[str, Any]:
-    """The config.json of the sparse model that ``checkpoint`` becomes."""
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The thresholds of all layers' FFNs; see `ModelSpec.thresholds`."""
+
+    own: tuple[float, ...] = ()
+    up: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, ffns: Iterable[Any]) -> "Thresholds":
+        """Those of FFNs, or of what reports them, in the order of the layers."""
+        pairs = [(ffn.threshold, ffn.up_threshold) for ffn in ffns]
+        return cls(own=tuple(own for own, _ in pairs), up=tuple(up for _, up in pairs))
+
+
+def sparse_config(
+    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Thresholds | None = None
+) -> dict[str, Any]:
+    """The config.json of the sparse model that ``checkpoint`` becomes.
+
+    Args:
+        dtype: of the weights, where it is another one.
+        thresholds: None keeps those of ``checkpoint``.
+    """
     config = copy.deepcopy(checkpoint.config)
     family = FAMILIES[checkpoint.spec.family]
     name = family.sparse_prefix
@@ -32,6 +55,10 @@ def sparse_config(checkpoint: Checkpoint, activation: str, dtype: str | None = N
         "ffn_activation": activation,
         "hidden_act": "relu",
     }
+    for key, values in (("ffn_thresholds", thresholds.own), ("ffn_up_thresholds", thresholds.up)) if thresholds else ():
+        config.pop(key, None)
+        if any(values):
+            config[key] = list(values)
     _write_rope(config, checkpoint.spec)
     if dtype:
         config.pop("torch_dtype", None)

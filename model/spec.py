@@ -17,12 +17,12 @@ from .families.family import Family
 from .files.found_files import no_config
 from .rope import read_rope
 
-ACTIVATIONS = ("swiglu", "drelu", "reglu")
+ACTIVATIONS = ("swiglu", "drelu", "reglu", "tswiglu")
 
 
 _MOST = 2**31 - 1  # what compiled code counts with
 _MOST_FFNS = 1 << 17  # in all layers; the largest models have some 16,000
-_LATER = ("thresholds",)  # fields of ModelSpec that fingerprints made before them did not cover
+_LATER = ("thresholds", "up_thresholds")  # fields of ModelSpec that fingerprints made before them did not cover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class ModelSpec:
     family: str
     """One of `families.FAMILIES`."""
     activation: str
-    """The FFN's: `swiglu` silu(gate)*up, `drelu` relu(gate)*relu(up), `reglu` relu(gate)*up."""
+    """The FFN's: `swiglu` silu(gate)*up, `drelu` relu(gate)*relu(up), `reglu` relu(gate)*up, `tswiglu` that of SwiGLU
+    where |up| is over the layer's ``up_thresholds`` and it is itself, in size, over ``thresholds``, else 0."""
     layers: int
     width: int
     """D, the model width."""
@@ -57,7 +58,10 @@ class ModelSpec:
     """E, 0 for a dense FFN."""
     experts_per_token: int = 0
     thresholds: tuple[float, ...] = ()
-    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516); empty: all 0."""
+    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516), under `tswiglu`
+    activations of that size; empty: all 0."""
+    up_thresholds: tuple[float, ...] = ()
+    """Of `tswiglu`: the size up to which an up silences its neuron; empty: all 0."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
@@ -76,12 +80,14 @@ class ModelSpec:
             )
         if self.heads % self.kv_heads:
             raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
-        sound = len(self.thresholds) == self.layers and all(0 <= t < math.inf for t in self.thresholds)
-        if self.thresholds and not (self.sparse and sound):
-            raise TsconvertError(
-                f"thresholds are {shown(list(self.thresholds))}: a sparse model may have one of at least 0 for each of"
-                f" its {self.layers} layers"
-            )
+        for values, whose in (
+            (self.thresholds, self.sparse), (self.up_thresholds, self.activation == "tswiglu")
+        ):  # fmt: skip
+            if values and not (whose and len(values) == self.layers and all(0 <= t < math.inf for t in values)):
+                raise TsconvertError(
+                    f"thresholds are {shown(list(values))}: a sparse model may have one of at least 0 for each of"
+                    f" its {self.layers} layers"
+                )
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
 
@@ -178,7 +184,8 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         "tied": _truth(config, where, "tie_word_embeddings"),
         "experts": size("num_local_experts") if family.experts else 0,
         "experts_per_token": size("num_experts_per_tok") if family.experts else 0,
-        "thresholds": _thresholds(config, where),
+        "thresholds": _thresholds(config, "ffn_thresholds", where),
+        "up_thresholds": _thresholds(config, "ffn_up_thresholds", where),
         "bos": _token(config.get("bos_token_id")),
         "eos": _tokens(config.get("eos_token_id")),
     }
@@ -267,11 +274,11 @@ def _truth(config: Mapping[str, Any], where: Path, field: str) -> bool:
     return value
 
 
-def _thresholds(config: Mapping[str, Any], where: Path) -> tuple[float, ...]:
-    values = config.get("ffn_thresholds") or ()
+def _thresholds(config: Mapping[str, Any], key: str, where: Path) -> tuple[float, ...]:
+    values = config.get(key) or ()
     known = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
     if not known or any(abs(value) > _MOST for value in values):
-        raise TsconvertError(f"{where}: ffn_thresholds is {shown(values)}; it must be a list of numbers, one a layer")
+        raise TsconvertError(f"{where}: {key} is {shown(values)}; it must be a list of numbers, one a layer")
     return tuple(float(value) for value in values)
 
 

@@ -12,7 +12,7 @@ from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import from_float32
 from .files.writer import CheckpointWriter, plan_like
-from .sparse_checkpoint import sparse_config, write_companions
+from .sparse_checkpoint import Thresholds, sparse_config, write_companions
 from .tensor_names import Place
 
 
@@ -35,26 +35,28 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 
 def write_model(
-    state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int
-) -> None:
+    state: Mapping[str, torch.Tensor], like: Checkpoint, folder: Path, dtype: str | None, max_shard_bytes: int,
+    thresholds: Thresholds | None = None,
+) -> None:  # fmt: skip
     """Write the weights in ``state`` as a checkpoint with the layout and configuration of ``like``.
 
     Args:
         state: the state dict of transformers' model; tensors that are not in ``like`` (predictors) are left out.
         dtype: `F32`, `F16` or `BF16`; None keeps the dtype of each tensor.
+        thresholds: None keeps those of ``like``.
     """
     infos = [like.info(place) for place in like.places]
     plan = plan_like(infos, dtype)
     with CheckpointWriter(folder, plan, max_shard_bytes) as writer:
         for place, tensor in zip(like.places, plan, strict=True):
-            weight = _weight(state, FAMILIES[like.spec.family], place)
+            weight = weight_at(state, FAMILIES[like.spec.family], place)
             writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
-        write_companions(like, sparse_config(like, like.spec.activation, dtype), folder)
+        write_companions(like, sparse_config(like, like.spec.activation, dtype, thresholds), folder)
         writer.flush()
 
 
-def _weight(state: Mapping[str, torch.Tensor], family: Family, place: Place) -> torch.Tensor:
-    """The weight at ``place`` in transformers' state, where all experts of a layer are one tensor."""
+def weight_at(state: Mapping[str, torch.Tensor], family: Family, place: Place) -> torch.Tensor:
+    """The weight at ``place`` in transformers' state, where all experts of a layer are one tensor: a view."""
     if place.expert is None:
         return state[family.name_in_memory(place.role).format(L=place.layer)].detach()
     template, roles = next(each for each in family.stacked.items() if place.role in each[1])

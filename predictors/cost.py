@@ -12,6 +12,12 @@ That is what the runner reads in its two modes. Attention, embeddings and norms,
 
 from dataclasses import dataclass
 
+from ..common.errors import TsconvertError
+from ..model.spec import ModelSpec
+
+STEP = 32
+"""Ranks are multiples of this: the block length of GGUF's quantized types."""
+_SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is neither given nor searched for
 STORED_BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5}
 """Bits a weight of the types that predictors are stored in, scales included."""
 
@@ -61,3 +67,18 @@ def predicted_bytes(width: int, neurons: int, predictor: float, rates: Rates, bi
     """
     rows = rates.predicted + rates.predicted_gate + rates.hit
     return predictor + rows * neurons * width * bits.model / 8
+
+
+def check_rank(spec: ModelSpec, rank: int | None) -> None:
+    """Refuse a rank that no FFN is wide enough for."""
+    widest = max(spec.width, spec.neurons)
+    if rank is not None and rank > widest:
+        raise TsconvertError(
+            f"--rank {rank}: the FFNs are {spec.width} wide, of {spec.neurons} neurons; give at most {widest}"
+        )
+
+
+def default_rank(spec: ModelSpec) -> int:
+    """The one rank for all FFNs at which predictors have 4 % of the model's parameters, as a multiple of 32."""
+    each = spec.layers * spec.ffns * (spec.width + spec.neurons)
+    return max(STEP, int(_SIZE_SHARE * spec.parameters / each) // STEP * STEP)

@@ -98,7 +98,7 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predictor
     predictors = find_predictors(checkpoint, config.predictors) if config.predictors or inside else None
     if config.predictor_type is not None and predictors is None:
         raise TsconvertError("--predictor-type: the file has no predictors; leave it out, or give --predictors")
-    vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre, eos=spec.eos)
+    vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre)
     matrix = load_imatrix(config.imatrix, checkpoint.fingerprint) if config.imatrix is not None else None
     mix_model = mixes.Model(
         layers=spec.layers, heads=spec.heads, kv_heads=spec.kv_heads, experts=spec.experts, tied=spec.tied,

@@ -32,6 +32,8 @@ class Density:
         """From the kernels' counters (records COUNTS [N, L]) over ``tokens`` tokens."""
         whole = max(1, tokens) * spec.neurons * max(1, spec.experts_per_token)
         shares = {name: counts[name].sum(axis=0) / whole for name in counts.dtype.names or ()}
+        if spec.activation == "tswiglu":  # the kernels look at up first
+            shares["gate"], shares["up"] = shares["up"], shares["gate"]
         return cls(tokens=tokens, **shares)
 
     @property

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..common.errors import TsconvertError, shown
+from ..common.errors import TsconvertError, label, shown
+from ..common.progress import note
 from ..model.spec import ModelSpec
 from ..model.tensor_names import FFN, MATRICES, PREDICTOR, Place, gguf_name
 from ..quant.gguf.file import POWERINFER, GgufFile, GgufTensor
@@ -22,6 +23,10 @@ from .rope import Rope
 
 SPARSE, FORMAT_VERSION = "turbosparse", 1
 ROPE_FREQS = "rope_freqs.weight"
+_OTHERS = {ROPE_FREQS: "", "blk.{L}.ffn_order": SPARSE}
+"""Tensors that are read elsewhere or need not be read -> the architecture that they are of; empty: any."""
+_FIXED = {"attention.causal": (True,), "nextn_predict_layers": (0,), "expert_group_count": (0, 1)}
+"""Keys that llama.cpp heeds in `llama` files and the runner does not -> values that change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +92,7 @@ def _sparse(file: GgufFile) -> ModelFile:
             f"{file.path}: sparse format {shown(version)}, this tsconvert reads {FORMAT_VERSION}; export it again"
         )
     activation = str(keys.get("activation", "drelu"))
-    spec = _spec(keys, activation, keys.get("activation_threshold", []))
+    spec = _spec(keys, activation, keys.get("activation_threshold", []), keys.get("up_threshold", []))
     tensors = _tensors(file, spec, transposed=True, apart=apart)
     thresholds = np.full((spec.layers, spec.ffns), np.nan, np.float32)
     given = (apart or file).metadata.get(f"{SPARSE}.predictor.threshold", [])
@@ -171,10 +176,18 @@ class _Keys:
         )
 
 
-def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
+def _spec(keys: _Keys, activation: str, shifts: Any = (), up_shifts: Any = ()) -> ModelSpec:
     file = keys.file
-    if not isinstance(shifts, list | tuple) or not all(isinstance(shift, float) for shift in shifts):
-        raise TsconvertError(f"{file.path}: {SPARSE}.activation_threshold is no list of numbers; export it again")
+    for name, harmless in _FIXED.items():
+        value = keys.get(name)
+        if value is not None and value not in harmless:
+            raise TsconvertError(
+                f"{file.path}: key {file.architecture}.{name} is {shown(value)}, which the runner does not compute; run"
+                " the file with the engine that it was made for"
+            )
+    for name, values in (("activation_threshold", shifts), ("up_threshold", up_shifts)):
+        if not isinstance(values, list | tuple) or not all(isinstance(value, float) for value in values):
+            raise TsconvertError(f"{file.path}: {SPARSE}.{name} is no list of numbers; export it again")
     embedding = file.tensors.get(gguf_name(Place("token_embd")))
     if embedding is None:
         raise TsconvertError(f"{file.path}: tensor {gguf_name(Place('token_embd'))} is missing; write the file again")
@@ -193,11 +206,12 @@ def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
         "context": keys.whole("context_length"),
         "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": keys.number("rope.freq_base", 10000.0),
-        "sliding_window": keys.whole("attention.sliding_window", 0) or None,
+        "sliding_window": _window(keys),
         "tied": gguf_name(Place("output")) not in file.tensors,
         "experts": experts,
         "experts_per_token": keys.whole("expert_used_count", 0) if experts else 0,
         "thresholds": tuple(shifts),
+        "up_thresholds": tuple(up_shifts),
     }
     try:
         return ModelSpec(**fields)
@@ -205,9 +219,24 @@ def _spec(keys: _Keys, activation: str, shifts: Any = ()) -> ModelSpec:
         raise TsconvertError(f"{file.path}: {error}; write the file again") from None
 
 
+def _window(keys: _Keys) -> int | None:
+    """The sliding window. In `llama` files there is none, whatever they say: llama.cpp's llama.cpp (models/)."""
+    window = keys.whole("attention.sliding_window", 0)
+    if keys.file.architecture == SPARSE or not window:
+        return window or None
+    if window < keys.whole("context_length"):
+        note(
+            f"{keys.file.path}: attention.sliding_window is {window}; as in llama.cpp, which does not read it in llama"
+            " files, every token sees all before it"
+        )
+    return None
+
+
 def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
+    own = keys.file.architecture == SPARSE
     dimensions = keys.whole("rope.dimension_count", spec.head_dim)
-    kind = str(keys.get("rope.scaling.type", "none"))
+    kind = str(keys.get("rope.scaling.type", "none" if own else "linear"))  # as llama.cpp's load_hparams
+    factor = keys.number("rope.scaling.factor", 0.0 if own else keys.number("rope.scale_linear", 0.0))
     if dimensions % 2 or not 2 <= dimensions <= spec.head_dim or spec.head_dim % 2:
         raise TsconvertError(
             f"{keys.file.path}: rope over {dimensions} of {spec.head_dim} dimensions; write the file again"
@@ -231,11 +260,12 @@ def _rope(keys: _Keys, spec: ModelSpec) -> Rope:
         base=spec.rope_theta,
         dimensions=dimensions,
         scaling=kind,
-        factor=max(keys.number("rope.scaling.factor", 1.0), 1e-6),
+        factor=max(factor or 1.0, 1e-6),
         original_context=keys.whole("rope.scaling.original_context_length", spec.context) or spec.context,
-        attention_factor=keys.number("rope.scaling.attn_factor", 1.0),
-        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0),
+        # neither engine reads the betas, and PowerInfer, older, no factor of attention
+        attention_factor=1.0 if keys.file.magic == POWERINFER else keys.number("rope.scaling.attn_factor", 1.0),
+        beta_fast=keys.positive("rope.scaling.yarn_beta_fast", 32.0) if own else 32.0,
+        beta_slow=keys.positive("rope.scaling.yarn_beta_slow", 1.0) if own else 1.0,
         divisors_H=divisors_H,
     )
 
@@ -246,8 +276,9 @@ def _tensors(
     found: dict[tuple[str, int | None], GgufTensor] = {}
     wanted: list[tuple[str, int | None]] = [("token_embd", None), ("output_norm", None)]
     wanted += [] if spec.tied else [("output", None)]
-    for layer in range(spec.layers):
-        wanted += [(role, layer) for role in ("attn_norm", "ffn_norm", *MATRICES)]
+    left_out = {*(() if transposed else PREDICTOR), *(() if spec.experts else ("router",))}
+    roles = [role for role in ("attn_norm", "ffn_norm", *MATRICES) if role not in left_out]
+    wanted += [(role, layer) for layer in range(spec.layers) for role in roles]
     for role, at in wanted:
         name = _name(role, at, spec, transposed)
         tensor = file.tensors.get(name)
@@ -257,10 +288,24 @@ def _tensors(
             _check_shape(file, tensor, role, spec, transposed)
             _check_type(file, tensor, role)
             found[role, at] = tensor
-        elif role not in PREDICTOR and (role != "router" or spec.experts):
+        elif role not in PREDICTOR:
             raise TsconvertError(f"{file.path}: tensor {name} is missing; write the file again")
     _check_predictors(file, found, spec)
+    _refuse_others(file, {tensor.name for tensor in found.values()}, spec)
     return found
+
+
+def _refuse_others(file: GgufFile, used: set[str], spec: ModelSpec) -> None:
+    """Refuse tensors that would not be computed with: a bias, a norm of queries, a layer beyond the last."""
+    read = [name for name, of in _OTHERS.items() if of in ("", file.architecture)]
+    used |= {name.format(L=layer) for name in read for layer in range(spec.layers)}
+    others = [name for name in file.tensors if name not in used]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise TsconvertError(
+            f"{file.path}: tensor {label(others[0])}{more}, which the runner does not compute; run the file with the"
+            " engine that it was made for"
+        )
 
 
 def _name(role: str, layer: int | None, spec: ModelSpec, transposed: bool) -> str:

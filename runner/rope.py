@@ -26,28 +26,30 @@ class Rope:
     original_context: int = 0
     """Tokens, for YaRN."""
     attention_factor: float = 1.0
-    """With YaRN, multiplies cosines and sines beside its own 0.1 ln(factor) + 1."""
+    """Multiplies cosines and sines, with YaRN beside its own 0.1 ln(factor) + 1."""
     beta_fast: float = 32.0
     """YaRN leaves dimensions alone that turn more often than this over the original context."""
     beta_slow: float = 1.0
     """YaRN interpolates dimensions fully that turn less often than this."""
     divisors_H: npt.NDArray[np.float32] | None = None
     """Divides each frequency (the tensor rope_freqs.weight)."""
+    stride: int = 1
+    """How far tokens are apart; more than 1 tries far positions with few tokens."""
 
 
 def angles(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Cosines and sines [P, H] for positions 0 to ``positions`` - 1."""
+    """Cosines and sines [P, H] of the first ``positions`` tokens."""
     half = rope.dimensions // 2
     frequency_H = rope.base ** (-np.arange(half, dtype=np.float64) / half)
-    scale = 1.0
+    scale = rope.attention_factor
     if rope.divisors_H is not None:
         frequency_H = frequency_H / rope.divisors_H[:half]
     if rope.scaling == "linear":
         frequency_H = frequency_H / rope.factor
     elif rope.scaling == "yarn":
         frequency_H = _yarn(rope, frequency_H)
-        scale = rope.attention_factor * (0.1 * math.log(max(rope.factor, 1.0)) + 1.0)
-    angle_PH = np.arange(positions, dtype=np.float64)[:, None] * frequency_H[None, :]
+        scale *= 0.1 * math.log(max(rope.factor, 1.0)) + 1.0
+    angle_PH = rope.stride * np.arange(positions, dtype=np.float64)[:, None] * frequency_H[None, :]
     return (np.cos(angle_PH) * scale).astype(np.float32), (np.sin(angle_PH) * scale).astype(np.float32)
 
 

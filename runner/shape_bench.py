@@ -18,7 +18,7 @@ from ..common.progress import progress
 from ..common.units import size_text
 from ..model.named_config import read_model_config
 from ..model.spec import ModelSpec
-from ..predictors.training.rank import check_rank, default_rank
+from ..predictors.cost import check_rank, default_rank
 from .config import ShapeConfig
 from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load

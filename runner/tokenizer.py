@@ -13,9 +13,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from ..common.errors import TsconvertError, reason, shown
 from ..common.progress import note
 from ..quant.gguf.file import GgufFile
-from ..quant.vocabulary.sentencepiece import LONGEST_TOKEN, merges_of
-from ..quant.vocabulary.vocabulary import CONTROL, SPECIAL_KEYS, UNKNOWN, USER_DEFINED
+from ..quant.vocabulary.ends import ALL_ENDS, END_KEYS, ends_by_text
+from ..quant.vocabulary.vocabulary import SPECIAL_KEYS
 from ..text.records import readable
+from ..text.sentencepiece import CONTROL, LONGEST_TOKEN, UNKNOWN, USER_DEFINED, merges_of
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -46,7 +47,8 @@ class GgufTokenizer:
 
     Attributes:
         bos: the token that begins a text, or None.
-        eos: tokens that end one.
+        end: the token that ends a text, or None.
+        eos: all tokens that end one: those of the file's keys, and those that llama.cpp knows by their text.
         add_bos: texts are given ``bos``.
         chat_template: the model's Jinja template, empty without.
 
@@ -64,10 +66,12 @@ class GgufTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         known = keys.get("tokens")
-        count = max(len(known) if isinstance(known, list) else 0, self._tokenizer.get_vocab_size())
+        known = known if isinstance(known, list) else []
+        count = max(len(known), self._tokenizer.get_vocab_size())
         self.bos: int | None = _special(file, keys, "bos", count)
-        ends = (_special(file, keys, name, count) for name in ("eos", "eot", "eom"))
-        self.eos: frozenset[int] = frozenset(token for token in ends if token is not None)
+        named = {name: token for name in END_KEYS if (token := _special(file, keys, name, count)) is not None}
+        self.end: int | None = named.get("eos")
+        self.eos = frozenset({*named.values(), *_several(file, keys, count), *ends_by_text(known, named)})
         self.add_bos = bool(keys.get("add_bos_token", kind == "llama" or pre in _ADDS_BOS)) and self.bos is not None
         self.add_eos = bool(keys.get("add_eos_token", False))
         self.chat_template = str(file.metadata.get("tokenizer.chat_template", ""))
@@ -88,7 +92,7 @@ class GgufTokenizer:
         if not special:
             return tokens
         before = [self.bos] if self.add_bos and self.bos is not None else []
-        return before + tokens + (sorted(self.eos)[:1] if self.add_eos else [])
+        return before + tokens + ([self.end] if self.add_eos and self.end is not None else [])
 
     def _ids(self, text: str, *, parse_special: bool = True) -> list[int]:
         try:
@@ -187,6 +191,16 @@ def _special(file: GgufFile, keys: dict[str, Any], name: str, count: int) -> int
     return token
 
 
+def _several(file: GgufFile, keys: dict[str, Any], count: int) -> list[int]:
+    """The ids of a list of ends."""
+    tokens = keys.get(ALL_ENDS, [])
+    if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < count for token in tokens):
+        raise TsconvertError(
+            f"{file.path}: key {_PREFIX}{ALL_ENDS} is {shown(tokens)}, no list of {count} tokens; write the file again"
+        )
+    return tokens
+
+
 def _build(file: GgufFile, keys: dict[str, Any], kind: str, pre: str, whole: str) -> Tokenizer:
     if whole:
         try:
@@ -274,4 +288,6 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    if pre == "qwen2":  # in these models' tokenizer.json; GGUF has no key for it
+        tokenizer.normalizer = normalizers.NFC()
     return tokenizer

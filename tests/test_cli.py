@@ -22,6 +22,7 @@ SURFACE = {
     " --no-attention --min-expert-tokens --full-tokens --full-batch-tokens --micro-tokens --full-learning-rate"
     " --cross-entropy --divergence --hidden --top-logits --chat --stream --baseline --evaluations --patience"
     " --checkpointing --train-embeddings --report-to --predictors --from-predictors --masked-share --rank"
+    " --silenced-by --likeliest"
     " --target-energy --stored-as --precision --device --seed",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
     "predictors": "--out --estimate --resume --dry-run --data --tokens --context --rank --target-energy --max-loss"
@@ -39,7 +40,7 @@ SURFACE = {
     "bench": "-p --prompt -n --tokens -r --repetitions --sparsity -t --threads --shape --density --predicted --rank"
     " --type --predictor-type",
     "eval": "--data --ctx --tokens --chunks --method --parse-special --no-parse-special --stride --against"
-    " --save-logits --top --tasks --task-folder --limit --sparsity -t --threads",
+    " --save-logits --top --baseline --tasks --task-folder --limit --sparsity -t --threads",
     "verify": "--predictors --logits --no-logits",
     "check": "--out --set --resume --junit --baseline --update-baseline",
     "inspect": "--tensors",

@@ -25,7 +25,7 @@ LLAMA = "without --target llama.cpp only; leave it out, or leave --target out"
 POWERINFER = "without --target powerinfer only; leave it out, or leave --target out"
 NO_TEACHER = "with a --divergence above 0 only; leave it out"
 STREAM = "without --stream only; leave it out, or leave --stream out"
-TASKS = "without --tasks only; leave it out, or leave --tasks out"
+TASKS = "to text only, and --tasks without --data reads none; leave it out, or give --data"
 STORED = "without stored logits as --against only, which say themselves on which tokens to compare; leave it out"
 SHAPE = "with --shape only; leave it out, or give --shape"
 NO_SHAPE = "without --shape only; leave it out, or leave --shape out"
@@ -40,6 +40,9 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("relufy", "--resume"): [(COPY, "--resume", NO_SWEEP)],
     ("relufy", "--teacher"): [(COPY, "--teacher d", NO_SWEEP)],
     ("relufy", "--target-sparsity"): [(f"{RELUFY} --recover none", "--target-sparsity 0.9", RECOVERED)],
+    ("relufy", "--silenced-by"): [
+        (RELUFY, "--silenced-by count", "with --target-sparsity only; leave it out, or give --target-sparsity")
+    ],
     ("relufy", "--data"): [(COPY, "--data t.txt", NO_TEXT)],
     ("relufy", "--tokens"): [(COPY, "--tokens 1K", NO_TEXT)],
     ("relufy", "--context"): [(COPY, "--context 64", NO_TEXT)],
@@ -54,6 +57,22 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("relufy", "--full-learning-rate"): [(RELUFY, "--full-learning-rate 1e-4", FULL_ONLY)],
     ("relufy", "--cross-entropy"): [(RELUFY, "--cross-entropy 0", FULL_ONLY)],
     ("relufy", "--divergence"): [(RELUFY, "--divergence 2", FULL_ONLY)],
+    ("relufy", "--likeliest"): [
+        (RELUFY, "--likeliest 64", FULL_ONLY),
+        (f"{RELUFY} --recover full --divergence 0", "--likeliest 64", NO_TEACHER),
+        (
+            f"{RELUFY} --recover full --top-logits 64", "--likeliest 64",
+            "without --top-logits only; leave it out, or leave --top-logits out",
+        ),
+        (
+            f"{RELUFY} --recover full --train-embeddings", "--likeliest 64",
+            "without --train-embeddings only; leave it out, or leave --train-embeddings out",
+        ),
+        (
+            f"{RELUFY} --recover full --cross-entropy 1", "--likeliest 64",
+            "without a --cross-entropy only; leave it out, or leave --cross-entropy out",
+        ),
+    ],
     ("relufy", "--hidden"): [(RELUFY, "--hidden 1", FULL_ONLY)],
     ("relufy", "--top-logits"): [
         (RELUFY, "--top-logits 64", FULL_ONLY),
@@ -134,7 +153,6 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ),
         ("run f -p p", "--audit", "with --stats or --json only; leave it out, or give --stats"),
     ],
-    ("eval", "--data"): [("eval m --tasks agreement", "--data t.txt", TASKS)],
     ("eval", "--ctx"): [
         ("eval m --tasks agreement", "--ctx 64", TASKS), ("eval m --against l.safetensors", "--ctx 64", STORED),
     ],
@@ -185,7 +203,7 @@ ALWAYS = {
     " --repeat-last-n --seed --sparsity --context --threads --stats",
     "serve": "--host --port --api-key --queue --sparsity --context --threads",
     "bench": "--tokens --repetitions --threads --shape",
-    "eval": "--tasks --sparsity",
+    "eval": "--data --baseline --tasks --sparsity",
     "verify": "--predictors --logits",
     "check": "--out --set --resume --junit --baseline --update-baseline",
     "inspect": "--tensors",

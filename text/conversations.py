@@ -66,9 +66,6 @@ def chat_tokenizer(folder: Path) -> Any:
         TsconvertError: it has none.
     """
     tokenizer = load_tokenizer(folder)
-    template = folder / "chat_template.jinja"
-    if tokenizer.chat_template is None and template.is_file():
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
     if tokenizer.chat_template is None:
         raise TsconvertError(f"{folder}: the tokenizer has no chat template; put a chat_template.jinja there")
     return tokenizer

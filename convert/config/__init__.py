@@ -17,11 +17,12 @@ class RelufyConfig:
     model: str
     out: Path
     activation: str = "drelu"
-    """`drelu` or `reglu`."""
+    """`drelu`, `reglu`, or `tswiglu`: SwiGLU kept, and neurons silent that would add little."""
     recover: str = "local"
     """`none`, `local`, or `full`: local, then training of the whole model."""
     align: bool = True
-    """Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does."""
+    """Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does; under `tswiglu` the scale of its
+    up, so that this says how much the neuron adds."""
     data: tuple[Source, ...] = ()
     """Text to align and recover on; empty takes the embedded text."""
     tokens: int = 64_000
@@ -49,11 +50,18 @@ class RelufyConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("activation", ("drelu", "reglu")),
+            ("activation", ("drelu", "reglu", "tswiglu")),
             ("recover", ("none", "local", "full")),
             ("dtype", (None, "F32", "F16", "BF16")),
         ):
             if getattr(self, name) not in choices:
                 raise TsconvertError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(map(str, choices))}")
+        if self.activation == "tswiglu":
+            if self.training.target_sparsity is None:
+                raise TsconvertError(
+                    "--activation tswiglu: say how many neurons are to be silent with --target-sparsity"
+                )
+            if self.training.silenced_by != "threshold":
+                raise TsconvertError("--activation tswiglu: thresholds silence its neurons; leave --silenced-by out")
         if self.shift is not None and not 0 < self.shift < 1:
             raise TsconvertError(f"--shift {self.shift:g}: it must lie between 0 and 1, as in --shift 0.995")

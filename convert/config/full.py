@@ -11,22 +11,25 @@ class FullRecovery:
 
     tokens: int = 2_000_000
     """Tokens to train on, all steps together; text that is shorter is repeated."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     """Tokens a step, over all processes."""
-    micro_tokens: int = 2048
+    micro_tokens: int = 1024
     """Tokens that go through the model together in one process."""
     learning_rate: float | None = None
-    """AdamW's peak rate; a cosine takes it to zero. None: by the model's width."""
-    cross_entropy: float = 1.0
+    """AdamW's peak rate; a cosine takes it to zero. None: 2e-4 at width 576, where it was measured, as 1/width."""
+    cross_entropy: float = 0.0
     """Weight of the cross-entropy with the text."""
     divergence: float = 1.0
     """Weight of KL(dense teacher || student)."""
+    likeliest: int = 6144
+    """Compare with the teacher on so many tokens of the vocabulary, which it finds likeliest in the batch; 0: on all.
+    With a cross-entropy, kept logits or trained embeddings, which need all logits, it is on all."""
     hidden: float = 0.0
     """Weight of the relative squared distance of each layer's hidden states from the teacher's."""
     top_logits: int | None = None
     """Compute so many of the teacher's largest logits first and keep them on disk; None: all, while training."""
     target_sparsity: float | None = None
-    """Share of neurons to be silent, 0 to 1."""
+    """Share of neurons to be silent, 0 to 1. None: local recovery's."""
     train_embeddings: bool = False
     evaluations: int = 10
     """How often the held-out text is evaluated and a checkpoint kept, evenly over the training."""
@@ -47,7 +50,7 @@ class FullRecovery:
         for name in ("tokens", "batch_tokens", "micro_tokens", "evaluations"):
             if getattr(self, name) < 1:
                 raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("cross_entropy", "divergence", "hidden"):
+        for name in ("cross_entropy", "divergence", "hidden", "likeliest"):
             if not getattr(self, name) >= 0:
                 raise TsconvertError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if not self.cross_entropy + self.divergence + self.hidden:
@@ -64,4 +67,4 @@ class FullRecovery:
 
     def peak(self, width: int) -> float:
         """The learning rate for a model of ``width``."""
-        return 6e-4 * (576 / width) ** 0.5 if self.learning_rate is None else self.learning_rate
+        return 2e-4 * 576 / width if self.learning_rate is None else self.learning_rate

@@ -4,26 +4,33 @@ from dataclasses import dataclass, replace
 
 from ...common.errors import TsconvertError
 
+SILENCED_BY = ("threshold", "count", "l1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRecovery:
     """How each layer is trained."""
 
-    steps: int = 200
-    batch_tokens: int = 2048
+    steps: int = 80
+    batch_tokens: int = 1024
     learning_rate: float | None = None
     """AdamW's peak rate; a cosine takes it to zero. None: 6e-3 up to width 576, where it was measured, and falling
     as 1/width from there (muP, arXiv 2203.03466)."""
     train_attention: bool = True
     """Train the attention's output projection as well."""
     target_sparsity: float | None = None
-    """Share of neurons to be silent, 0 to 1; a penalty on the activations steers there. None: no penalty."""
+    """Share of neurons to be silent, 0 to 1; also of the whole model's training. None: as many as are of themselves."""
+    silenced_by: str = "threshold"
+    """What brings the density there: `threshold`, up to which relu gives 0; or, for engines that have none, a price:
+    `count`, on each neuron that fires, or `l1`, on how much it does."""
     autocast: bool | None = None
     """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
 
     def __post_init__(self) -> None:
         if self.target_sparsity is not None and not 0 < self.target_sparsity < 1:
             raise TsconvertError(f"--target-sparsity {self.target_sparsity:g}: it must lie between 0 and 1")
+        if self.silenced_by not in SILENCED_BY:
+            raise TsconvertError(f"silenced_by is {self.silenced_by!r}; choose one of {', '.join(SILENCED_BY)}")
         if self.steps < 1 or self.batch_tokens < 1:
             raise TsconvertError(
                 f"--steps {self.steps} and --batch-tokens {self.batch_tokens}: both must be at least 1"

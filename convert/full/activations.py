@@ -1,5 +1,6 @@
 """The FFNs of a whole model in training: their activations are counted, penalised, and masked by predictors."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -7,11 +8,14 @@ from torch import nn
 
 from ...common import processes
 from ...model.modeling_turbosparse import SparseExperts, SparseFFN, activate
+from ...model.sparse_checkpoint import Thresholds
 from ..masked.model_predictors import ModelPredictors
+from ..penalty import bend, count
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, K experts per token.
 _OUTSIDE = 4.0  # price, in the penalty, of an activation that the mask would lose, against 1 for others
 _COUNT_EVERY = 4  # tokens, while training
+_LOOK_EVERY = 8  # tokens, for the thresholds
 _NORMS_LAST = 8  # forward passes
 
 
@@ -27,17 +31,25 @@ class ActivationMonitor:
         self.predictors = predictors
         self.layers = len(model.model.layers)
         self.penalised = True
+        self.counts = False
+        """The price of an activation is that of penalty.count, not L1."""
+        self.compares = False
+        """`compared` is collected."""
+        self.ffns: list[_MonitoredFFN | _MonitoredExperts] = []
         self.outside = _OUTSIDE
-        self.signed = getattr(model.config, "ffn_activation", "drelu") == "reglu"
+        self.signed = getattr(model.config, "ffn_activation", "drelu") != "drelu"
         self._open = False
         self._scale: list[float] = []
+        self._bends: dict[int, float] = {}
         self._down: dict[tuple[int, int], tuple[int, torch.Tensor | None]] = {}
         self.begin()
         for index, layer in enumerate(model.model.layers):
             if isinstance(layer.mlp, SparseFFN):
                 layer.mlp = _MonitoredFFN(layer.mlp, self, index)
+                self.ffns.append(layer.mlp)
             elif isinstance(getattr(layer.mlp, "experts", None), SparseExperts):
                 layer.mlp.experts = _MonitoredExperts(layer.mlp.experts, self, index)
+                self.ffns.append(layer.mlp.experts)
             if predictors is not None:
                 layer.mlp.predictor = predictors.layers[index]
 
@@ -48,7 +60,8 @@ class ActivationMonitor:
             learns: the predictors' own loss is computed.
         """
         self.tokens, self.masked_tokens, self.learns, self._open = tokens, masked_tokens, learns, True
-        self.l1: list[list[torch.Tensor]] = [[] for _ in range(self.layers)]
+        self.prices: list[list[torch.Tensor]] = [[] for _ in range(self.layers)]
+        self.compared: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(self.layers)]
         self.losses: list[torch.Tensor] = []
         self._counts: list[tuple[int, torch.Tensor, int]] = []
 
@@ -57,8 +70,8 @@ class ActivationMonitor:
         self._open = False
 
     def penalty(self) -> torch.Tensor:
-        """The L1 of each layer in units of its first value, mean over layers."""
-        each = torch.stack([torch.stack(parts).sum() for parts in self.l1 if parts])
+        """The price of each layer's activations in units of its first value, mean over layers."""
+        each = torch.stack([torch.stack(parts).sum() for parts in self.prices if parts])
         if not self._scale:
             sums = processes.sums(*each.tolist())
             self._scale = [max(value / processes.world(), 1e-12) for value in sums]
@@ -81,13 +94,29 @@ class ActivationMonitor:
         """Measure down's norms anew: a run that goes on from a checkpoint starts with new ones."""
         self._down.clear()
 
-    def state(self) -> list[float]:
-        """What a resumed run needs."""
-        return self._scale
+    @property
+    def thresholds(self) -> Thresholds:
+        """Of all layers."""
+        return Thresholds.of(self.ffns)
 
-    def restore(self, state: list[float]) -> None:
-        """Go back to what `state` gave."""
-        self._scale = list(state)
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, and what goes with the weights of a checkpoint."""
+        return {"scale": self._scale, "bends": list(self._bends.items()), "thresholds": asdict(self.thresholds)}
+
+    def restore(self, state: dict[str, Any] | list[float]) -> None:
+        """Go back to what `state` gave; an earlier version's gave the scale alone."""
+        if isinstance(state, list):
+            state = {"scale": state, "bends": [], "thresholds": asdict(self.thresholds)}
+        self._scale, self._bends = list(state["scale"]), dict(state["bends"])
+        found = state["thresholds"]
+        for ffn, own, up in zip(self.ffns, found["own"], found["up"], strict=True):
+            ffn.threshold, ffn.up_threshold = own, up
+
+    def compare(self, layer: int, gate: torch.Tensor, up: torch.Tensor) -> None:
+        """Keep, of some tokens, what the layer's thresholds are held against."""
+        if self.compares and self._open and torch.is_grad_enabled():
+            gate_TF, up_TF = (part.detach().flatten(0, -2)[::_LOOK_EVERY] for part in (gate, up))
+            self.compared[layer].append((gate_TF, up_TF))
 
     @torch.no_grad()
     def _norms(self, layer: int, expert: int, down_DF: torch.Tensor) -> torch.Tensor:
@@ -97,6 +126,12 @@ class ActivationMonitor:
             age, down_F = 0, down_DF.float().norm(dim=0)
         self._down[layer, expert] = age + 1, down_F
         return down_F
+
+    def _bend(self, layer: int, h_TF: torch.Tensor, down_F: torch.Tensor) -> float | None:
+        """The e of penalty.count, by the layer's first activations; None for L1."""
+        if self.counts and layer not in self._bends:
+            self._bends[layer] = bend(h_TF.detach().abs() * down_F)
+        return self._bends.get(layer)
 
     def use(
         self, layer: int, h: torch.Tensor, x: torch.Tensor, down_DF: torch.Tensor, expert: int = 0,
@@ -118,9 +153,9 @@ class ActivationMonitor:
         if self.penalised and learning:
             penalised: Any = _Penalised.apply
             price_TF = None if z_TF is None else torch.where(z_TF.detach() >= 0, 1.0, self.outside).to(h_TF.dtype)
-            h_TF, l1 = penalised(h_TF, down_F, price_TF, self.signed)
+            h_TF, price = penalised(h_TF, down_F, price_TF, self.signed, self._bend(layer, h_TF, down_F))
             if self._open:
-                self.l1[layer].append(l1 / self.tokens)
+                self.prices[layer].append(price / self.tokens)
         if predictors is not None and z_TF is not None and self.masked_tokens:
             place_T = torch.arange(len(h_TF), device=h.device) if token is None else token
             h_TF = predictors.masked(h_TF, z_TF, place_T < self.masked_tokens)
@@ -137,12 +172,15 @@ class _MonitoredFFN(SparseFFN):
 
     def __init__(self, ffn: SparseFFN, monitor: ActivationMonitor, layer: int) -> None:
         nn.Module.__init__(self)
-        self.activation, self.threshold, self.monitor, self.layer = ffn.activation, ffn.threshold, monitor, layer
+        self.activation, self.monitor, self.layer = ffn.activation, monitor, layer
+        self.threshold, self.up_threshold = ffn.threshold, ffn.up_threshold
         self.gate_proj, self.up_proj, self.down_proj = ffn.gate_proj, ffn.up_proj, ffn.down_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
-        h = activate(self.gate_proj(x), self.up_proj(x), self.activation, self.threshold)
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        self.monitor.compare(self.layer, gate, up)
+        h = activate(gate, up, self.activation, self.threshold, self.up_threshold)
         out: torch.Tensor = self.down_proj(self.monitor.use(self.layer, h, x, self.down_proj.weight))
         return out
 
@@ -152,40 +190,50 @@ class _MonitoredExperts(SparseExperts):
 
     def __init__(self, experts: SparseExperts, monitor: ActivationMonitor, layer: int) -> None:
         nn.Module.__init__(self)
-        self.activation, self.threshold, self.monitor, self.layer = (
-            experts.activation, experts.threshold, monitor, layer
-        )  # fmt: skip
+        self.activation, self.monitor, self.layer = experts.activation, monitor, layer
+        self.threshold, self.up_threshold = experts.threshold, experts.up_threshold
         self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
 
     def activations(
         self, x_TD: torch.Tensor, gate_up_FD: torch.Tensor, down_DF: torch.Tensor, expert: int, token: torch.Tensor
     ) -> torch.Tensor:
         """h [T, F] as it goes into ``down_DF``."""
-        h_TF = super().activations(x_TD, gate_up_FD, down_DF, expert, token)
+        gate_TF, up_TF = nn.functional.linear(x_TD, gate_up_FD).chunk(2, dim=-1)
+        self.monitor.compare(self.layer, gate_TF, up_TF)
+        h_TF = activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
         return self.monitor.use(self.layer, h_TF, x_TD, down_DF, expert, token)
 
 
 class _Penalised(torch.autograd.Function):
-    """h as it is, and sum |h_j| down_j price_j, whose gradient joins h's own on its way back."""
+    """h as it is, and its price, whose gradient joins h's own on its way back.
+
+    The price is sum z_j price_j of z_j = |h_j| down_j, or with ``e`` the sum of z_j / (z_j + e) price_j.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, h_TF: torch.Tensor, down_F: torch.Tensor, price_TF: torch.Tensor | None, signed: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """h is at least 0 under dReLU; under ReGLU its sign counts."""
-        ctx.save_for_backward(down_F, price_TF, h_TF if signed else None)
+        ctx: Any, h_TF: torch.Tensor, down_F: torch.Tensor, price_TF: torch.Tensor | None, signed: bool,
+        e: float | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """h is at least 0 under dReLU; else its sign counts."""
+        ctx.save_for_backward(down_F, price_TF, h_TF if signed or e else None)
+        ctx.signed, ctx.e = signed, e
         size_TF = h_TF.abs() if signed else h_TF
+        if e:
+            size_TF, down_F = count(size_TF * down_F.to(h_TF.dtype), e), torch.ones_like(down_F)
         if price_TF is not None:
             size_TF = size_TF * price_TF
         return h_TF.view_as(h_TF), (size_TF @ down_F.to(h_TF.dtype)).sum(dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         """Where h is 0, dReLU's own slope is too."""
         down_F, price_TF, h_TF = ctx.saved_tensors
         more = (slopes[1] * down_F).to(slopes[0].dtype)
+        if ctx.e:
+            more = more * ctx.e / (h_TF.abs() * down_F.to(h_TF.dtype) + ctx.e).square()
         if price_TF is not None:
             more = more * price_TF
-        if h_TF is not None:
+        if ctx.signed:
             more = more * h_TF.sign()
-        return slopes[0] + more, None, None, None
+        return slopes[0] + more, None, None, None, None

@@ -32,6 +32,7 @@ from ..masked.model_predictors import ModelPredictors
 from ..record import begin_journal, write_provenance
 from ..report import FullResult, RelufyReport
 from ..threshold import shift
+from .attention import attend_in_blocks
 from .data import full_rows, same_tokenizer
 from .stage import Stage, batches, perplexity, rows_a_step
 from .teacher_logits import teacher_logits
@@ -105,7 +106,7 @@ def train_whole(
     )  # fmt: skip
     if not processes.rank():
         with processes.alone(), atomic_folder(config.out) as partial:
-            write_model(state, start, partial, config.dtype, config.max_shard_bytes)
+            write_model(state, start, partial, config.dtype, config.max_shard_bytes, found.thresholds)
             if config.shift is not None:
                 report = replace(report, shift=shift(partial, held_NS, config.shift, config.device))
             write_provenance(partial, config, report)
@@ -125,6 +126,8 @@ def _train(
     disable_progress_bar()
     model = _frozen(sparse_model(start), how)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
+    for each in (model, dense):
+        attend_in_blocks(each, config.device)
     dense_perplexity, logits = perplexity(dense, held, config.device), None
     if how.top_logits and how.divergence and isinstance(train, Packed):
         train = train[: max(1, round(how.tokens / config.context))]
@@ -164,6 +167,7 @@ def _baseline(stage: Stage, teacher: Checkpoint) -> float:
     how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None)
     folder = stage.folder / "baseline"
     dense = _frozen(dense_model(teacher, torch.float32).requires_grad_(True), how)
+    attend_in_blocks(dense, stage.config.device)
     found, _ = replace(stage, how=how, folder=folder, logits=None, teacher=None, predictors=None).run(dense)
     return found.perplexity
 

@@ -55,11 +55,13 @@ class Stage:
         monitor = ActivationMonitor(model, self.predictors)
         trainer = RecoveryTrainer(
             model=model, args=arguments(self.config, self.how, self.folder), how=self.how, teacher=self.teacher,
-            train_dataset=self._rows(), eval_dataset=Rows(self.held), peak=self.peak,
-            monitor=monitor, callbacks=[EarlyStoppingCallback(self.how.patience)] if self.how.patience else None,
+            silenced_by=self.config.training.silenced_by, train_dataset=self._rows(), eval_dataset=Rows(self.held),
+            peak=self.peak, monitor=monitor,
+            callbacks=[EarlyStoppingCallback(self.how.patience)] if self.how.patience else None,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Progress(trainer))
+        progress = Progress(trainer)
+        trainer.add_callback(progress)
         self._train(trainer)
         judged = trainer.evaluate()
         history = trainer.state.log_history
@@ -67,6 +69,7 @@ class Stage:
             steps=trainer.state.global_step, tokens=trainer.state.global_step * self.how.batch_tokens,
             best_step=trainer.state.best_global_step or trainer.state.global_step,
             perplexity=judged["eval_perplexity"], density=trainer.layer_density,
+            thresholds=monitor.thresholds, tokens_per_s=progress.tokens_per_s,
             evaluations=tuple(_evaluation(entry) for entry in history if "eval_loss" in entry),
             losses=tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
             elapsed_s=time.monotonic() - start_s,

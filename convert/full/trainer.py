@@ -17,9 +17,9 @@ from ...common.files import write_json
 from ...text.training_rows import IGNORED
 from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
-from ..penalty import SparsityPenalty
+from ..penalty import FFNThresholds, SparsityPenalty
 from .activations import ActivationMonitor, densities
-from .loss import Teacher, TopK, distillation, hidden_distance
+from .loss import Losses, Teacher, TopK, distillation, hidden_distance, likeliest_divergence
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
 _STATE = "recovery.json"
@@ -31,28 +31,38 @@ PREDICTOR = "predictor"
 
 
 class RecoveryTrainer(Trainer):
-    """Cross-entropy, divergence from the teacher, hidden states, a steered penalty, and predictors' own losses.
+    """Cross-entropy, divergence from the teacher, hidden states, predictors' own losses; and what silences neurons.
 
     Args:
         how: the weights of the loss.
+        silenced_by: what brings the target sparsity (config/local.py).
         teacher: the dense model, not trained; None without one.
         peak: AdamW's learning rate for the model's weights.
         monitor: sees the model's FFNs, and has the predictors that are trained with it.
     """
 
     def __init__(
-        self, *args: Any, how: FullRecovery, teacher: nn.Module | None, peak: float, monitor: ActivationMonitor,
-        **more: Any,
+        self, *args: Any, how: FullRecovery, silenced_by: str, teacher: nn.Module | None, peak: float,
+        monitor: ActivationMonitor, **more: Any,
     ) -> None:  # fmt: skip
         super().__init__(*args, **more)
         self.how, self.teacher, self.peak, self.monitor = how, teacher, peak, monitor
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
-        self.penalty = SparsityPenalty(how.target_sparsity, how.steps)
+        goal = how.target_sparsity
+        self.goal = None if goal is None else 1 - goal
+        follows = goal is not None and silenced_by == "threshold"
+        self.thresholds = [
+            FFNThresholds(ffn, ffn.activation, goal, how.steps) for ffn in monitor.ffns if goal and follows
+        ]
+        self.penalty = SparsityPenalty(None if follows else goal, how.steps)
         self.penalty.weight = _FIRST_WEIGHT
-        self.monitor.penalised = self.penalty.goal is not None
+        self.monitor.compares, self.monitor.penalised = follows, self.penalty.goal is not None
+        self.monitor.counts = silenced_by == "count"
+        self.few = self._few()
         self._parts: dict[str, list[float]] = {}
         self._fired: list[float] = []
+        self._density = 0.0
         self._steered = -1
         self.layer_density: tuple[float, ...] = ()
 
@@ -84,28 +94,57 @@ class RecoveryTrainer(Trainer):
         ids_NS = inputs["input_ids"]
         masked = round(len(ids_NS) * self.predictors.masked_share) if self.predictors else 0
         self.monitor.begin(ids_NS.numel(), masked * ids_NS.shape[1], learns=self.predictors is not None)
-        outputs = model(**forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
+        outputs = self._pass(model, inputs)
         self.monitor.end()
-        teacher, hidden = self._teach(inputs)
-        label_T = shifted(inputs["labels"]).flatten()
-        losses = distillation(
-            outputs.logits.flatten(0, 1), teacher, label_T, self.how.cross_entropy, self.how.divergence
-        )
-        loss = losses.total
-        parts = {"cross_entropy": losses.cross_entropy, "divergence": losses.divergence}
+        theirs = self._teach(inputs)
+        losses = self._distilled(outputs, theirs, inputs)
+        loss, hidden = losses.total, list(theirs.hidden_states[1:]) if theirs and self.how.hidden else []
+        parts = {"divergence": losses.divergence}
+        if not self.few:
+            parts["cross_entropy"] = losses.cross_entropy
         if hidden:
             parts["hidden"] = hidden_distance(list(outputs.hidden_states[1:]), hidden)
             loss = loss + self.how.hidden * parts["hidden"]
         if self.monitor.penalised:
-            parts["l1"] = self.monitor.penalty()
-            loss = loss + self.penalty.weight * parts["l1"]
+            parts["price"] = self.monitor.penalty()
+            loss = loss + self.penalty.weight * parts["price"]
         for own in self.monitor.losses:
             loss = loss + own
         self._note(float(loss.detach()), {name: float(value.detach()) for name, value in parts.items()})
         return (loss, outputs) if return_outputs else loss
 
+    def _few(self) -> bool:
+        """Whether hidden states do for the loss, and the head is asked for the likeliest tokens alone."""
+        how, dense, head = self.how, self.teacher, self.model.get_output_embeddings()
+        wanted = how.likeliest and how.divergence and not how.cross_entropy and not how.train_embeddings
+        if not wanted or dense is None or self.is_fsdp_enabled:
+            return False
+        return len(head.weight) > how.likeliest and all(map(plain_head, (self.model, dense)))
+
+    def _pass(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+        """A forward pass with what the loss needs: logits, or hidden states."""
+        asked: dict[str, Any] = {"output_hidden_states": self.how.hidden > 0 or self.few, "use_cache": False}
+        return model(**forwarded(inputs), **asked | ({"logits_to_keep": 1} if self.few else {}))
+
+    def _distilled(self, ours: Any, theirs: Any, inputs: dict[str, torch.Tensor]) -> Losses:
+        """The loss by the outputs of the model and, if there is one, its teacher."""
+        label_T = shifted(inputs["labels"]).flatten()
+        if self.few:
+            known_T = label_T != IGNORED
+            student_TD, teacher_TD = (out.hidden_states[-1].flatten(0, 1)[known_T] for out in (ours, theirs))
+            models: list[Any] = [self.model, self.teacher]
+            student_VD, teacher_VD = (model.get_output_embeddings().weight for model in models)
+            divergence = likeliest_divergence(student_TD, teacher_TD, student_VD, teacher_VD, self.how.likeliest)
+            return Losses(self.how.divergence * divergence, torch.zeros(()), divergence.detach())
+        teacher: Teacher = None
+        if "top_index" in inputs:
+            teacher = TopK(inputs["top_index"].flatten(0, 1), inputs["top_log"].flatten(0, 1))
+        elif theirs is not None and self.how.divergence:
+            teacher = theirs.logits.flatten(0, 1)
+        return distillation(ours.logits.flatten(0, 1), teacher, label_T, self.how.cross_entropy, self.how.divergence)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch; after the last of a step the penalty is steered."""
+        """One micro-batch; after the last of a step the penalty is steered, or the thresholds follow."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if self.predictors is not None:
             self.predictors.steer()
@@ -113,8 +152,12 @@ class RecoveryTrainer(Trainer):
         self._fired.append(sum(density) / len(density))
         if self.accelerator.sync_gradients and self._steered != self.state.global_step:
             self._steered = self.state.global_step
-            self.penalty.steer(self.state.global_step, sum(self._fired) / len(self._fired))
+            self._density = sum(self._fired) / len(self._fired)
+            self.penalty.steer(self.state.global_step, self._density)
             self._fired = []
+            for thresholds, found in zip(self.thresholds, self.monitor.compared, strict=False):
+                gates, ups = zip(*found, strict=True) if found else ((torch.empty(0),), (torch.empty(0),))
+                thresholds.follow(self.state.global_step, torch.cat(gates), torch.cat(ups))
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -133,9 +176,8 @@ class RecoveryTrainer(Trainer):
             found["predicted_loss"] = self._judge(model, masked=True)[0]
             found["predicted_perplexity"] = math.exp(min(found["predicted_loss"], 80.0))
             score = 0.5 * (loss + found["predicted_loss"])
-        goal = self.penalty.goal
         # a model that is not sparse enough is no better for its loss
-        excess = 0.0 if goal is None else math.log(max(1.0, found["density"] / (_EXCESS * goal)))
+        excess = 0.0 if self.goal is None else math.log(max(1.0, found["density"] / (_EXCESS * self.goal)))
         found["objective"] = score + _PRICE * excess
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
@@ -146,8 +188,9 @@ class RecoveryTrainer(Trainer):
         """With the means of the loss's parts since the last time."""
         if "loss" in logs:
             logs |= {name: sum(values) / len(values) for name, values in self._parts.items() if values}
-            logs["penalty_weight"] = self.penalty.weight
-            logs["density"] = self.penalty.density or 0.0
+            logs["density"] = self._density
+            if self.monitor.penalised:
+                logs["penalty_weight"] = self.penalty.weight
             self._parts = {}
         super().log(logs, start_time)
 
@@ -185,14 +228,9 @@ class RecoveryTrainer(Trainer):
             yield self.data_collator(batch), number < len(starts)
 
     @torch.no_grad()
-    def _teach(self, inputs: dict[str, torch.Tensor]) -> tuple[Teacher, list[torch.Tensor]]:
-        if "top_index" in inputs:
-            return TopK(inputs["top_index"].flatten(0, 1), inputs["top_log"].flatten(0, 1)), []
-        if self.teacher is None:
-            return None, []
-        outputs = self.teacher(**forwarded(inputs), output_hidden_states=self.how.hidden > 0, use_cache=False)
-        hidden = list(outputs.hidden_states[1:]) if self.how.hidden else []
-        return outputs.logits.flatten(0, 1) if self.how.divergence else None, hidden
+    def _teach(self, inputs: dict[str, torch.Tensor]) -> Any:
+        """What the teacher gives; None where there is none, or its logits were kept."""
+        return None if self.teacher is None else self._pass(self.teacher, inputs)
 
     def _note(self, loss: float, parts: dict[str, float]) -> None:
         self._check(loss)
@@ -211,20 +249,48 @@ class RecoveryTrainer(Trainer):
         last = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
         return "no checkpoint was written yet" if last is None else f"the last good checkpoint is {last}"
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the weights by the model's own names, which loading goes by; from_pretrained's differ for experts."""
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that left weights as they were; transformers only warns."""
+        tied = getattr(self.model, "_tied_weights_keys", None) or ()
+        if lacking := [*(key for key in load_result.missing_keys if key not in tied), *load_result.unexpected_keys]:
+            raise TsconvertError(
+                f"{self.args.output_dir}: its checkpoints have other tensors than this version's ({lacking[0]}); remove"
+                " it and --resume"
+            )
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.monitor.refresh()
         processes.barrier()  # each process writes its own random state
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            state = {"penalty": vars(self.penalty), "meter": self.monitor.state(), "files": _synced(folder)}
+            state = {
+                "penalty": vars(self.penalty), "thresholds": [thresholds.state() for thresholds in self.thresholds],
+                "meter": self.monitor.state(), "files": _synced(folder),
+            }  # fmt: skip
             write_json(folder / _STATE, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((Path(resume_from_checkpoint) / _STATE).read_text(encoding="utf-8"))
         vars(self.penalty).update(state["penalty"])
+        # an earlier version's run has none: they start from here
+        for thresholds, found in zip(self.thresholds, state.get("thresholds", ()), strict=False):
+            thresholds.restore(found)
         self.monitor.restore(state["meter"])
+
+    def _load_best_model(self) -> None:
+        """Load it with the thresholds that it was judged with."""
+        super()._load_best_model()
+        best = Path(self.state.best_model_checkpoint or "") / _STATE
+        if best.is_file():
+            self.monitor.restore(json.loads(best.read_text(encoding="utf-8"))["meter"])
 
 
 def whole(checkpoint: Path) -> bool:
@@ -244,6 +310,13 @@ def _synced(folder: Path) -> dict[str, int]:
             os.fsync(stream.fileno())
         found[str(path.relative_to(folder))] = path.stat().st_size
     return found
+
+
+def plain_head(model: Any) -> bool:
+    """Whether the logits are the head's product with the last hidden states, and nothing is done to them."""
+    config, head = model.config, model.get_output_embeddings()
+    changed = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    return head.bias is None and all(getattr(config, key, None) in (None, 1.0) for key in changed)
 
 
 def shifted(labels_NS: torch.Tensor) -> torch.Tensor:

@@ -20,10 +20,11 @@ from ...model.layers import Layer
 from ..config.local import LocalRecovery
 from ..layer_data import LayerData, blocks
 from ..masked.layer_predictors import JointPredictors
-from ..penalty import SparsityPenalty
+from ..penalty import FFNThresholds, SparsityPenalty
 from ..report import LayerResult
 
 # Shape suffixes: T tokens, D model width, F neurons, C attention context.
+_LOOK_EVERY = 8  # tokens of a batch, for the threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,10 @@ def recover_layer(
     parameters = _trainable(layer, how)
     peak = how.peak(data.x_TD.shape[1])
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    penalty = SparsityPenalty(how.target_sparsity, how.steps)
+    goal = how.target_sparsity
+    follows = goal and how.silenced_by == "threshold"
+    thresholds = FFNThresholds(layer, layer.activation, goal, how.steps) if goal and follows else None
+    penalty = SparsityPenalty(None if thresholds else goal, how.steps, counts=how.silenced_by == "count")
     # processes hold different further tokens: drawing those must not move the generator that all share
     further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
     masked_from = how.steps - round(how.steps * predictors.masked_steps) if predictors else how.steps
@@ -69,6 +73,8 @@ def recover_layer(
         optimizer.param_groups[0]["lr"] = peak * schedule(step, how.steps)
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
+        if thresholds is not None:
+            thresholds.follow(step, *_gates_and_ups(layer, data, batch, how))
         loss, fired = _backward(layer, data, batch, penalty, how, predictors if step >= masked_from else None)
         for material in further:
             _further_backward(layer, material, data, how, further_generator)
@@ -84,8 +90,9 @@ def recover_layer(
     layer.module.requires_grad_(False)
     after, density = _judge(layer, data)
     return LayerResult(
-        error_before=before, error_after=after, density=density, expert_tokens=expert_tokens, curve=stretches(losses)
-    )
+        error_before=before, error_after=after, density=density, expert_tokens=expert_tokens,
+        threshold=layer.threshold, up_threshold=layer.up_threshold, curve=stretches(losses),
+    )  # fmt: skip
 
 
 def stretches(values: list[float], most: int = 24) -> list[float]:
@@ -97,7 +104,10 @@ def stretches(values: list[float], most: int = 24) -> list[float]:
 def judge_layer(layer: Layer, data: LayerData, expert_tokens: list[int]) -> LayerResult:
     """What `recover_layer` reports, for a layer that stays as it is."""
     error, density = _judge(layer, data)
-    return LayerResult(error_before=error, error_after=error, density=density, expert_tokens=expert_tokens)
+    return LayerResult(
+        error_before=error, error_after=error, density=density, expert_tokens=expert_tokens, threshold=layer.threshold,
+        up_threshold=layer.up_threshold,
+    )  # fmt: skip
 
 
 def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
@@ -108,6 +118,19 @@ def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
+
+
+@torch.no_grad()
+def _gates_and_ups(
+    layer: Layer, data: LayerData, batch: torch.Tensor, how: LocalRecovery
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all FFNs and some of this process's tokens of ``batch``, what the thresholds are held against."""
+    own = batch[(batch >= 0) & (batch < data.train_tokens)][::_LOOK_EVERY]
+    with torch.autocast(layer.device.type, torch.bfloat16, enabled=bool(how.autocast)):
+        x_TD = layer.norm(data.residual(layer, own).float())
+        pairs = [layer.gates_and_ups(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
+    gates, ups = zip(*pairs, strict=True)
+    return torch.cat(gates), torch.cat(ups)
 
 
 def _backward(
@@ -125,7 +148,7 @@ def _backward(
     with torch.autocast(device.type, torch.bfloat16, enabled=bool(how.autocast)):
         residual_TD = x_TD + layer.module.self_attn.o_proj(context_TC).float()
         out_TD = residual_TD
-        l1 = torch.zeros((), device=device)
+        price = torch.zeros((), device=device)
         fired, seen = 0.0, 0
         normed_TD = layer.norm(residual_TD)
         mask = predictors.mask if predictors else None
@@ -133,13 +156,13 @@ def _backward(
             out_TD = out_TD.index_add(0, token, part_TD.float()) if layer.experts else out_TD + part_TD.float()
             if penalty.goal is not None:
                 down_F = layer.ffn_weights(expert)[2].detach().norm(dim=0)
-                l1 = l1 + (h_TF.float().abs() * down_F).sum() / whole
-                fired += float((h_TF > 0).sum())
+                price = price + penalty.price(h_TF.float().abs() * down_F).sum() / whole
+                fired += float((h_TF != 0).sum())
                 seen += h_TF.numel()
     error = relative_error(out_TD, target_TD).sum() / whole
-    sums = processes.sums(error.item(), l1.item(), fired, seen)
+    sums = processes.sums(error.item(), price.item(), fired, seen)
     if len(batch):
-        (error if penalty.goal is None else error + penalty.factor(sums[1]) * l1).backward()
+        (error if penalty.goal is None else error + penalty.factor(sums[1]) * price).backward()
     if predictors is not None:
         for expert, (token, _) in enumerate(layer.route(normed_TD.detach())):
             predictors.learn(expert, normed_TD.detach()[token])

@@ -19,13 +19,15 @@ from ...model.files.safetensors_files import read_header, shard_files
 from ...model.files.writer import CheckpointWriter
 from ...model.journal import Journal
 from ...model.layers import Layer
+from ...model.modeling_turbosparse import factors
 from ...model.sweep import Stream
 from ...model.tensor_names import hf_name
 from ...text.sequences import Sequences
-from ..alignment import SignAlignment
+from ..alignment import SignAlignment, UpScales
 from ..config import RelufyConfig
 from ..layer_data import LayerData
 from ..masked.layer_predictors import JointPredictors
+from ..penalty import passed_over, quantile
 from ..report import LayerResult
 from .layer_recovery import expert_tokens, judge_layer, recover_layer
 from .starved_experts import further_tokens, refuse_starved
@@ -33,6 +35,8 @@ from .starved_experts import further_tokens, refuse_starved
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
 JUDGE_SHARE = 16
 """One sequence in so many is kept from training and judges."""
+_WIDEST = 100.0  # that a neuron's scale may be of the mean, or under it
+_LOOKS = 512  # tokens that the first thresholds are taken of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,10 @@ class RecoverySweep:
         self.predictors = predictors
         self.source, self.sequences, self.config = source, sequences, config
         self.writer, self.folder, self.journal = writer, folder, journal
-        self.align = config.align and config.activation == "drelu" and not source.spec.sparse
+        fresh = not source.spec.sparse
+        self.align = config.align and config.activation == "drelu" and fresh
+        self.scale = config.align and config.activation == "tswiglu" and fresh
+        self.silence = config.activation == "tswiglu" and fresh
         how: dict[str, Any] = {
             "device": config.device, "scratch": config.out.parent, "autocast": bool(config.training.autocast)
         }  # fmt: skip
@@ -113,7 +120,10 @@ class RecoverySweep:
             self._restore(layer)
             if self.predictors is not None:
                 self.predictors.restore(index, self.folder)
-            result, energy = LayerResult(**entry["result"]), (entry["energy"][0], entry["energy"][1])
+            earlier = {"threshold": layer.threshold, "up_threshold": layer.up_threshold}
+            result = LayerResult(**earlier | entry["result"])
+            layer.threshold, layer.up_threshold = result.threshold, result.up_threshold
+            energy = (entry["energy"][0], entry["energy"][1])
         else:
             result, energy = self._train(layer)
         self.student.attend(layer)
@@ -133,6 +143,10 @@ class RecoverySweep:
             all_train_tokens=self.sequences.all_train_tokens,
         )
         energy = align(layer, data) if self.align else (0.0, 0.0)
+        if self.scale:
+            scale_ups(layer, data)
+        if self.silence:
+            first_thresholds(layer, data, self.config.training.target_sparsity or 0.0)
         seen = expert_tokens(layer, data)
         least = self.config.min_expert_tokens
         if self.config.recover == "local":
@@ -195,6 +209,35 @@ def align(layer: Layer, data: LayerData) -> tuple[float, float]:
         before.append(was)
         after.append(now)
     return _mean(before), _mean(after)
+
+
+@torch.no_grad()
+def scale_ups(layer: Layer, data: LayerData) -> None:
+    """Move scales from down to up in place, so that an up's size says what its neuron adds."""
+    tallies = [
+        UpScales(gate_FD, down_DF) for gate_FD, _, down_DF in map(layer.ffn_weights, range(max(1, layer.experts)))
+    ]
+    for x_TD in data.ffn_inputs(layer, data.train):
+        for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
+            tally.add(x_TD[token])
+    scales = [tally.scales() for tally in tallies]
+    mean = torch.cat(scales).mean().clamp_min(1e-30)
+    for expert, scale_F in enumerate(scales):
+        _, up_FD, down_DF = layer.ffn_weights(expert)
+        relative_F = (scale_F / mean).clamp(1 / _WIDEST, _WIDEST)
+        up_FD.mul_(relative_F[:, None])
+        down_DF.div_(relative_F)
+
+
+@torch.no_grad()
+def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float) -> None:
+    """Set the thresholds of `tswiglu` that silence ``target_sparsity`` of the neurons on the training tokens."""
+    step = max(1, data.train_tokens // _LOOKS)
+    x_TD = layer.norm(data.residual(layer, slice(0, data.train_tokens, step)))
+    pairs = [layer.gates_and_ups(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
+    gates, ups = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    layer.up_threshold = quantile(ups.abs(), passed_over(target_sparsity))
+    layer.threshold = quantile(factors(gates, ups, layer.activation, layer.up_threshold), target_sparsity)
 
 
 def _mean(values: list[float]) -> float:

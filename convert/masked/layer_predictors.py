@@ -19,13 +19,13 @@ from ...model.spec import ModelSpec
 from ...model.sweep import Stream
 from ...predictors.calibration.ffn import judge
 from ...predictors.calibration.predicted_mode import compare, feed_forward_predicted
+from ...predictors.cost import default_rank
 from ...predictors.energy import FFN, ffns_of
 from ...predictors.folder import load_predictors, write_predictors
 from ...predictors.predictor import Predictor
 from ...predictors.report import PredictorReport
 from ...predictors.torch_predictor import logits
 from ...predictors.training.candidate_store import CandidateStore
-from ...predictors.training.rank import default_rank
 from ...predictors.training.trainer import LATE_RATE, PredictorTrainer
 from ..config import RelufyConfig
 from ..config.masked import JointConfig

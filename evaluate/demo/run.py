@@ -10,12 +10,13 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...common.files import refuse_existing, write_json
 from ...common.progress import note
+from ...common.results import Result
 from ...common.units import size_text
 from ...convert.commands import relufy
 from ...model.checkpoint import open_checkpoint
@@ -30,7 +31,7 @@ from .config import DemoConfig
 PROMPTS = ("The people of the United States", "The white whale", "The most important duty of the Congress is")
 _MODES = ("dense", "exact", "predicted")
 _COMMANDS = {command.name: command for command in (relufy, profile, export_gguf, evaluate, bench)}
-Result = TypeVar("Result")
+Made = TypeVar("Made")
 
 _CONVERSION = {
     "substitute": "relufy {model} --out {out}/substituted --recover none --no-align",
@@ -45,12 +46,11 @@ _EXPORTS = {
     "sparse": _SPARSE_FILE + "sparse-{type}.gguf --type {type}",
     "sparse Q4_0": _SPARSE_FILE + "sparse-Q4_0.gguf --type Q4_0",
     "llama.cpp": "export-gguf {model} --out {out}/dense-{type}.gguf --type {type}",
-    "powerinfer": _SPARSE_FILE + "powerinfer-F16.gguf --type F16 --target powerinfer",
 }
 _TINY = {
     "few_tokens": 16_384, "rank": 32, "energy": 0.975, "scored_tokens": 16_384, "type": "F16",
-    "layers": "--steps 120 --target-sparsity 0.88",
-    "whole": "--full-tokens 400000 --full-learning-rate 0.0015 --cross-entropy 0 --target-sparsity 0.88",
+    "layers": "--steps 240 --target-sparsity 0.88",
+    "whole": "--full-tokens 400000 --full-learning-rate 0.001 --target-sparsity 0.88",
 }  # fmt: skip
 _LARGER = {
     "few_tokens": 8_192, "rank": 96, "energy": 0.985, "scored_tokens": 4_096, "type": "Q8_0",
@@ -60,7 +60,7 @@ _LARGER = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoReport:
+class DemoReport(Result):
     """What came out."""
 
     model: str
@@ -84,10 +84,6 @@ class DemoReport:
     """The stages' command lines."""
     report: str = ""
     """The page."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         lines = [f"\n{self.model}, what each mode writes:"]
@@ -135,7 +131,7 @@ def demo(config: DemoConfig) -> DemoReport:
         "  and the whole recovered": run.score("{out}/sparse"),
     }
     note(f"   {run.stage('profile', 'profile {out}/sparse --out {out}/profile.safetensors --tokens {few_tokens}')}")
-    files = {name: run.export(name, line) for name, line in _EXPORTS.items() if name != "powerinfer" or not run.moe}
+    files = {name: run.export(name, line) for name, line in _EXPORTS.items()}
     file = files["sparse"]
     scores = {mode: run.score("{out}/sparse-{type}.gguf", mode=mode) for mode in _MODES}
     run.logits.unlink()
@@ -171,7 +167,6 @@ class _Run:
 
             model = str(self.timed("import", lambda: import_smollm2(config.out / "dense")))
         spec = open_checkpoint(model).spec
-        self.moe = bool(spec.experts)
         sizes = _TINY if spec.parameters < 20e6 else _LARGER
         paths = {"model": model, "out": config.out, "logits": self.logits}
         self.values = sizes | {name: shlex.quote(str(path)) for name, path in paths.items()}
@@ -182,7 +177,7 @@ class _Run:
         self.commands.append(shlex.join(["tsconvert", *words]))
         return self.timed(name, lambda: _call(words))
 
-    def timed(self, name: str, work: Callable[[], Result]) -> Result:
+    def timed(self, name: str, work: Callable[[], Made]) -> Made:
         """Do ``work`` as the stage ``name``, and note how long it took."""
         start_s = time.monotonic()
         result = work()
@@ -193,11 +188,12 @@ class _Run:
 
     def score(self, model: str, how: str = "--against {logits}", mode: str = "") -> EvalReport:
         """Perplexity, and the divergence from the dense model."""
-        found: EvalReport = self.stage("eval", f"eval {model} {how}" + (f" --sparsity {mode}" if mode else ""))
+        found = self.stage("eval", f"eval {model} {how}" + (f" --sparsity {mode}" if mode else ""))
         note(f"   {found}")
         name = f"{Path(found.model).stem}-{mode}" if mode else Path(found.model).name
         write_json(self.figures / f"eval-{name}.json", found.to_json())
-        return found
+        text: EvalReport = found.text
+        return text
 
     def export(self, engine: str, line: str) -> Path:
         """Write a GGUF file and verify it."""

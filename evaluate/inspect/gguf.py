@@ -43,6 +43,8 @@ def _model(path: Path, file: GgufFile) -> Inspection:
         whole, state = False, str(error).removeprefix(f"{path}: ")
     if file.architecture and not whole and "the runner knows" in state:
         whole, state = True, f"all {len(file.tensors)} tensors lie within the file; its architecture is not known here"
+    elif "the runner does not compute" in state:
+        whole, state = True, f"all {len(file.tensors)} tensors lie within the file; {state}"
     facts |= {key: _short(value) for key, value in file.metadata.items()}
     kind = {"GGUF": "GGUF file", "PWRI": "PowerInfer GGUF file"}[file.magic]
     parts = [

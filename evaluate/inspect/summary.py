@@ -1,10 +1,11 @@
 """What `tsconvert inspect` found, for people and as JSON."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...common.errors import printable
+from ...common.results import Result
 from ...common.units import size_text
 
 TensorRow = tuple[str, str, list[int], int]
@@ -27,7 +28,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection:
+class Inspection(Result):
     """What was found."""
 
     path: str
@@ -39,10 +40,6 @@ class Inspection:
     facts: dict[str, Any]
     tables: list[Table] = field(default_factory=list)
     tensors: list[TensorRow] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The inspection as plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         facts = {"whole": f"{'yes' if self.whole else 'NO'}, {self.state}"} | self.facts

@@ -1,8 +1,9 @@
 """What `tsconvert eval` found: for people, and as JSON whose keys docs/eval.md lists and other commands read."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+
+from ...common.results import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,7 @@ class CorpusScore:
     counted: int
     """Tokens whose probability counts."""
     perplexity: float
+    perplexity_error: float
     density: float | None
     """Mean over layers; None for SwiGLU."""
     predicted_density: float | None
@@ -22,7 +24,7 @@ class CorpusScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalReport:
+class EvalReport(Result):
     """What `evaluate` found. Field names are the JSON keys."""
 
     model: str
@@ -72,10 +74,6 @@ class EvalReport:
     """Share of the tokens with the same first choice, 0 to 1."""
     kept_logits: int | None = None
     """Where the reference was read from a file: the tokens kept of each prediction."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         cut = f"{self.windows} windows of {self.context}" + (f", stride {self.stride}" if self.stride else "")

@@ -19,7 +19,8 @@ _JSON_KINDS = (
     ("check", ("lines", "stages")),
     ("export", ("architecture", "tensors")),
     ("bench", ("rows", "repetitions")),
-    ("eval", ("perplexity", "mode", "model")),
+    ("eval", ("measures", "mode", "model")),
+    ("eval", ("perplexity", "mode", "model")),  # before it had measures
     ("verify", ("failures", "types")),
     ("relufy", ("source_fingerprint", "layers")),
     ("predictors", ("ffns", "predictor_parameters")),

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason
 from ...common.files import atomic_file
+from ...common.results import Result
 from ...common.units import size_text
 from . import summary
 from .config import ReportConfig
@@ -40,7 +41,7 @@ _KINDS = {"text": str, "figures": Figure, "tables": Table, "samples": Sample, "c
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrittenReport:
+class WrittenReport(Result):
     """What was written."""
 
     out: Path
@@ -49,10 +50,6 @@ class WrittenReport:
     missing: list[str]
     """Figures that the folder does not hold."""
     unreadable: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field."""
-        return {**vars(self), "out": str(self.out)}
 
     def __str__(self) -> str:
         lines = [f"{self.out}: {size_text(self.size_bytes)}, {', '.join(self.sections)}"]

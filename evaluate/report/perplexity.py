@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..records.measures import rows
 from .elements import Element, Figure, Table
 from .findings import Findings
 from .plots import horizontal_bars, measured, percent
@@ -25,6 +26,8 @@ def score_groups(found: Findings) -> list[list[Score]]:
     """The eval results, those on the same text in the same way together; the largest group first."""
     groups: dict[tuple[Any, ...], list[Score]] = {}
     for score in found.of("eval"):
+        if "perplexity" not in score:  # tasks alone
+            continue
         key = tuple(score.get(name) for name in ("method", "context", "stride", "counted", "tokens"))
         groups.setdefault(key, []).append(score)
     return sorted(groups.values(), key=len, reverse=True)
@@ -42,7 +45,35 @@ def dense_perplexity(found: Findings, group: Sequence[Score]) -> float | None:
             return float(score["perplexity"])
         if score.get("against") and is_source(found, score["against"]) and score.get("against_perplexity"):
             return float(score["against_perplexity"])
+        for each in score.get("baselines", ()):
+            if is_source(found, each["model"]) and len(score["corpora"]) == 1:
+                return next(
+                    float(own["value"]) for own in score["measures"][0]["baselines"] if own["name"] == each["name"]
+                )
     return None
+
+
+def beside_source(found: Findings) -> Score | None:
+    """The last of the eval results' baselines that is the dense model, on more than one text or on tasks."""
+    last = None
+    for score in found.of("eval"):
+        for each in score.get("baselines", ()):
+            if is_source(found, each["model"]) and len(score["measures"]) > 1:
+                last = each
+    return last
+
+
+def _measures(found: Findings) -> Iterator[Table]:
+    """Texts and tasks one by one, each beside its baselines."""
+    for score in found.of("eval"):
+        measures, baselines = score.get("measures", ()), score.get("baselines", ())
+        if baselines or len(measures) > 1 or "tasks" in score:
+            head, lines = rows(measures, baselines, _label(found, score).partition(":")[0])
+            yield Table(
+                head=head, rows=lines,
+                note="Perplexity of texts, share of right answers in tasks, with standard errors; those beside a"
+                " baseline are of the same tokens and questions.",
+            )  # fmt: skip
 
 
 def perplexity(found: Findings) -> Iterator[Element]:
@@ -53,27 +84,28 @@ def perplexity(found: Findings) -> Iterator[Element]:
     elif found.sparse is not None and found.sparse.figures.get("perplexity"):
         report = found.sparse.figures
         dense, now = float(report["dense_perplexity"]), float(report["perplexity"])
-        rows = [("dense", dense, _times(dense, dense)), (found.name(found.sparse.path), now, _times(now, dense))]
+        bars = [("dense", dense, _times(dense, dense)), (found.name(found.sparse.path), now, _times(now, dense))]
         yield Figure(
             title="Perplexity on the sequences that relufy kept from training",
             note="Lower is better.",
-            svg=horizontal_bars("perplexity before and after", rows, reference=dense),
+            svg=horizontal_bars("perplexity before and after", bars, reference=dense),
             wide=True,
         )
     for group in groups:
         reference = dense_perplexity(found, group)
         values = [float(score["perplexity"]) for score in group]
         log = max(values) > 4 * min(values)
-        rows = [
+        bars = [
             (_label(found, score), value, _times(value, reference)) for score, value in zip(group, values, strict=True)
         ]
         note = "Lower is better."
         note += " The dashed line is the dense model." if reference else ""
         note += " The scale is logarithmic." if log else ""
-        svg = horizontal_bars("perplexity of each model and mode", rows, reference=reference, log=log)
+        svg = horizontal_bars("perplexity of each model and mode", bars, reference=reference, log=log)
         yield Figure(title=f"Perplexity on {_text(group[0])}", note=note, svg=svg, wide=True)
         if any(score.get("kl_mean") is not None for score in group):
             yield _divergences(found, group)
+    yield from _measures(found)
 
 
 def _label(found: Findings, score: Score) -> str:
@@ -102,7 +134,7 @@ def _times(value: float, dense: float | None) -> str:
 
 
 def _divergences(found: Findings, group: Sequence[Score]) -> Table:
-    rows = []
+    lines = []
     for score in group:
         if score.get("kl_mean") is None:
             continue
@@ -110,8 +142,8 @@ def _divergences(found: Findings, group: Sequence[Score]) -> Table:
         cells = ["–" if value is None else f"{max(0.0, value):.4f}" for value in figures]
         same = score.get("top1_agreement")
         cells.append("–" if same is None else percent(same))
-        rows.append([_label(found, score).partition(":")[0], found.name(score["against"]), *cells])
+        lines.append([_label(found, score).partition(":")[0], found.name(score["against"]), *cells])
     return Table(
-        head=("model", "held against", "KL mean", "median", "99 %", "largest", "same first choice"), rows=rows,
+        head=("model", "held against", "KL mean", "median", "99 %", "largest", "same first choice"), rows=lines,
         note="KL divergence in nats a token, between the two models' next-token distributions.",
     )  # fmt: skip

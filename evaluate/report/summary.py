@@ -9,11 +9,12 @@ from .elements import Step, Tile
 from .files import engine
 from .findings import Findings
 from .firing import layer_density
-from .perplexity import dense_perplexity, is_source, score_groups
+from .perplexity import beside_source, dense_perplexity, is_source, score_groups
 from .plots import measured, percent
 from .predictors import layer_means
 
-_NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU"}
+_NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU", "tswiglu": "SwiGLU with thresholds"}
+_TILES = ("perplexity", "worst", "tasks", "density", "predictors", "speed")
 _RECOVERED = {
     "none": "without training",
     "local": "recovered layer by layer",
@@ -94,6 +95,14 @@ def _highlights(found: Findings) -> dict[str, tuple[str, Tile]]:
         dense, now, times = *map(measured, perplexities[:2]), f"{perplexities[1] / perplexities[0]:.2f}"
         said = f"On {perplexities[2]} its perplexity is {now}, where the dense model has {dense}: {times} times."
         known["perplexity"] = said, Tile(f"{times} ×", "perplexity", f"{now}, dense {dense}")
+    if (beside := beside_source(found)) and beside["worst_ratio"]:
+        times, where = f"{beside['worst_ratio']:.2f}", beside["worst_ratio_on"]
+        said = f"Of the texts that it was measured on one by one, the worst, {where}, has {times} times dense."
+        known["worst"] = said, Tile(f"{times} ×", "perplexity on the worst text", where)
+    if beside and beside["mean_difference"] is not None:
+        points = f"{100 * beside['mean_difference']:+.1f} points"
+        said = f"Over tasks its answers differ from the dense model's by {points} on average."
+        known["tasks"] = said, Tile(points, "right answers in tasks", "against dense, on average")
     if predictors := found.best_predictors:
         ffns = predictors.figures["ffns"]
         named, recall, energy = (
@@ -114,7 +123,7 @@ def _highlights(found: Findings) -> dict[str, tuple[str, Tile]]:
 def tiles(found: Findings) -> Iterator[Tile]:
     """The few figures that most readers want."""
     known = _highlights(found)
-    yield from (known[name][1] for name in ("perplexity", "density", "predictors", "speed") if name in known)
+    yield from (known[name][1] for name in _TILES if name in known)
     if found.files:
         file = min(found.files, key=lambda file: file.figures["size_bytes"])
         yield Tile(size_text(file.figures["size_bytes"]), "smallest file", found.name(file.path))

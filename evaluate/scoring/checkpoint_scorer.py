@@ -1,5 +1,7 @@
 """Logits of a Hugging Face checkpoint, layer by layer through the sweep, so that its size does not matter."""
 
+import functools
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,11 @@ class CheckpointScorer:
         """As `Scorer.fingerprint`."""
         return self.checkpoint.fingerprint
 
+    @functools.cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """As `Scorer.tokenizer_fingerprint`."""
+        return tokenizer_fingerprint(self.checkpoint.folder)
+
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """As `Scorer.encode`."""
         return list(self._tokenizer(text, split_special_tokens=not parse_special).input_ids)
@@ -41,7 +48,7 @@ class CheckpointScorer:
     def logits(self, windows: Windows) -> Iterator[Floats]:
         """As `Scorer.logits`."""
         self._counter = _Counter(self.checkpoint, windows)
-        visitors = [self._counter] if self.checkpoint.spec.sparse else []
+        visitors = [self._counter] if self.checkpoint.spec.sparse and windows.counting else []
         stream = sweep(self.checkpoint, torch.from_numpy(windows.rows_NS), visitors)
         for logits_SV, first in zip(stream.logits(slice(None)), windows.first_N, strict=True):
             yield logits_SV[first:-1].numpy()
@@ -78,6 +85,15 @@ class _Counter:
         np.add.at(found.fired_CLE[:, layer, expert], corpus_T, fired_T)
         np.add.at(found.tokens_CLE[:, layer, expert], corpus_T, 1)
         np.add.at(found.seen_CLE[:, layer, expert], corpus_T, self._neurons)
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 of the files that transformers reads a tokenizer from."""
+    digest = hashlib.sha256()
+    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def start_token(tokenizer: Any) -> int:

@@ -10,7 +10,7 @@ from ...runner.model import load
 from ...runner.sampling import Sampler, Sampling
 from .activity import Activity
 from .divergence import Floats
-from .windows import Windows
+from .windows import Windows, common_beginning
 
 
 class GgufScorer:
@@ -30,6 +30,7 @@ class GgufScorer:
         self.mode = self._model.mode
         self.context = self._model.context
         self._activity = Activity.empty(1, 1, 1)
+        self._held: list[int] = []
 
     @property
     def bos(self) -> int | None:
@@ -41,13 +42,20 @@ class GgufScorer:
     def start(self) -> int:
         """As `Scorer.start`."""
         tokenizer = self._model.tokenizer
-        return tokenizer.bos if tokenizer.bos is not None else min(tokenizer.eos, default=0)
+        return next((token for token in (tokenizer.bos, tokenizer.end) if token is not None), 0)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the file."""
         with self._path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @functools.cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """As `Scorer.tokenizer_fingerprint`: SHA-256 of the metadata that the tokenizer is read from."""
+        metadata = self._model.source.file.metadata
+        found = {key: metadata[key] for key in sorted(metadata) if key.startswith("tokenizer.")}
+        return hashlib.sha256(repr(found).encode("utf-8", "surrogatepass")).hexdigest()
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """As `Scorer.encode`."""
@@ -57,14 +65,26 @@ class GgufScorer:
         """As `Scorer.logits`; the positions before those that count are run without their logits."""
         model = self._model
         self._activity = Activity.empty(len(windows.corpora), model.spec.layers, 1)
+        model.audit = windows.counting and self.mode == "predicted"
         for row_S, first, corpus in zip(windows.rows_NS, windows.first_N, windows.corpus_N, strict=True):
+            tokens = row_S[:-1].tolist()
+            at = 0 if windows.counting else min(first, self._held_of(tokens))
             model.reset_density()
-            model.reset()
-            if first:
-                model.feed(row_S[:first].tolist())
-            logits_PV = model.logits(row_S[first:-1].tolist(), reset=False)
-            self._count(corpus, model.density)
+            model.reset(at)
+            if first > at:
+                model.feed(tokens[at:first])
+            logits_PV = model.logits(tokens[first:], reset=False)
+            self._held = tokens
+            if windows.counting:
+                self._count(corpus, model.density)
             yield logits_PV
+
+    def _held_of(self, tokens: list[int]) -> int:
+        """How many of ``tokens`` the cache begins with; none where a sliding window may have lost some of them."""
+        window = self._model.spec.sliding_window
+        if window is not None and max(len(self._held), len(tokens)) > window:
+            return 0
+        return common_beginning(self._held, tokens)
 
     def activity(self) -> Activity:
         """As `Scorer.activity`; experts are not told apart."""
@@ -83,17 +103,19 @@ class GgufScorer:
             found.hit_CLE[corpus, :, 0] += whole * density.fired
 
     def generate(self, tokens: list[int], stops: list[str], limit: int, sampling: Sampling) -> str:
-        """The text after ``tokens``: until one of ``stops``, the end token, or ``limit`` tokens."""
+        """The text after ``tokens``: until one of ``stops``, an end token, or ``limit`` tokens."""
         model, sampler, found = self._model, Sampler(sampling), list[int]()
+        self._held = []
         model.reset()
         logits_V = model.feed(tokens)
         for _ in range(limit):
-            found.append(sampler.choose(logits_V, [*tokens, *found]))
+            token = sampler.choose(logits_V, [*tokens, *found])
+            if token in model.tokenizer.eos:
+                break
+            found.append(token)
             text = model.tokenizer.decode(found)
             ends = [text.index(stop) for stop in stops if stop in text]
             if ends:
                 return text[: min(ends)]
-            if found[-1] in model.tokenizer.eos:
-                break
-            logits_V = model.feed(found[-1:])
+            logits_V = model.feed([token])
         return model.tokenizer.decode(found)

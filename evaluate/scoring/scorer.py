@@ -29,6 +29,10 @@ class Scorer(Protocol):
     def fingerprint(self) -> str:
         """A hash of the weights."""
 
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """A hash of what the tokenizer is made of: models that share it cut texts alike."""
+
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """The model's tokens of ``text``; special tokens that it spells are text unless ``parse_special``."""
 

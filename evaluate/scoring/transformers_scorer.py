@@ -1,5 +1,6 @@
 """Logits of a checkpoint that tsconvert does not convert but transformers runs: the whole model, in memory."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from ...common.errors import TsconvertError, reason
 from ...model.files.safetensors_files import shard_files
 from ...text.tokenizer import load_tokenizer
 from .activity import Activity
-from .checkpoint_scorer import leading_token, start_token
+from .checkpoint_scorer import leading_token, start_token, tokenizer_fingerprint
 from .divergence import Floats
 from .windows import Windows
 
@@ -22,22 +23,29 @@ class TransformersScorer:
     mode = "checkpoint"
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig
 
         self._folder = folder
         self._tokenizer = load_tokenizer(folder)
         self.bos, self.start = leading_token(self._tokenizer), start_token(self._tokenizer)
+        config = self._of(AutoConfig)
+        self.context = int(getattr(config, "max_position_embeddings", 2048))
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        """The model, read when it is needed first."""
+        from transformers import AutoModelForCausalLM
+
+        return self._of(AutoModelForCausalLM, dtype=torch.float32, use_safetensors=True).eval()
+
+    def _of(self, kind: Any, **more: Any) -> Any:
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
+            return kind.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False, **more)
         except Exception as error:
             raise TsconvertError(
-                f"{folder}: transformers cannot load it ({reason(error)}); give a model with .safetensors files, of an"
-                " architecture that transformers has itself"
+                f"{self._folder}: transformers cannot load it ({reason(error)}); give a model with .safetensors files,"
+                " of an architecture that transformers has itself"
             ) from None
-        self._model = model.eval()
-        self.context = int(getattr(model.config, "max_position_embeddings", 2048))
 
     @property
     def fingerprint(self) -> str:
@@ -47,6 +55,11 @@ class TransformersScorer:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+    @functools.cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """As `Scorer.tokenizer_fingerprint`."""
+        return tokenizer_fingerprint(self._folder)
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """As `Scorer.encode`."""

@@ -36,6 +36,8 @@ class Windows:
     """Position p of a window predicts its token p + 1; those from ``first`` on count."""
     corpus_N: Sequence[int]
     corpora: Sequence[str]
+    counting: bool = True
+    """Whether to count what the neurons do. Without, what windows begin with in common may be computed once."""
 
     @property
     def counted(self) -> int:
@@ -99,3 +101,8 @@ def _stream(encode: Encode, pieces: Iterable[str], enough: int) -> Tokens:
         if len(stream) >= enough:
             break
     return np.asarray(stream, np.int64)
+
+
+def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,9 +1,8 @@
 """A scorer as lm-eval sees a model: log-likelihoods of continuations, and greedy text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -11,14 +10,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from ...common.errors import TsconvertError
 from ...common.progress import note, progress
 from ...runner.sampling import Sampling
-from ..scoring.divergence import Floats, log_softmax, loss_of
+from ..scoring.continuations import log_likelihoods
 from ..scoring.scorer import Scorer
-from ..scoring.windows import Windows
 
 _ANSWER_TOKENS = 256  # where a task says nothing, as lm-eval's HFLM
 _SEED = 1234  # lm-eval's
-Pair = tuple[list[int], list[int]]
-"""Tokens of a context and of what continues it."""
 
 
 class ScorerLM(TemplateLM):  # type: ignore[misc]
@@ -52,7 +48,9 @@ class ScorerLM(TemplateLM):  # type: ignore[misc]
             tokens = self.tok_encode(request.args[0])
             windows = get_rolling_token_windows(tokens, self.eot_token_id, self._scorer.context, 1)
             pairs = [make_disjoint_window(window) for window in windows]
-            sums.append(sum(found for found, _ in self._score([(list(a), list(b)) for a, b in pairs])))
+            sums.append(
+                sum(found for found, _ in log_likelihoods(self._scorer, [(list(a), list(b)) for a, b in pairs]))
+            )
         return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
@@ -82,36 +80,7 @@ class ScorerLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        return list(self._score([(context, continuation) for _, context, continuation in requests]))
-
-    def _score(self, pairs: list[Pair]) -> Iterator[tuple[float, bool]]:
-        """(log-likelihood, whether it is the likeliest) of each continuation."""
-        with progress("questions", len(pairs)) as step:
-            for (_, continuation), logits_PV in zip(pairs, self._logits(pairs), strict=False):
-                target_P = np.asarray(continuation, np.int64)
-                log_PV = log_softmax(logits_PV[: len(target_P)])
-                yield -float(loss_of(log_PV, target_P).sum()), bool((log_PV.argmax(-1) == target_P).all())
-                step("")
-
-    def _logits(self, pairs: list[Pair]) -> Iterator[Floats]:
-        """From the last token of each context on. A checkpoint takes all rows at once, filled up to one length."""
-        room = self._scorer.context
-        rows = [(context + continuation)[-(room + 1) :] for context, continuation in pairs]  # the last is not read
-        cut = sum(len(context) + len(continuation) > room + 1 for context, continuation in pairs)
-        if cut:
-            note(f"{cut} of {len(pairs)} contexts lose their beginning: with what follows they exceed {room} tokens")
-        first = [len(row) - len(continuation) - 1 for row, (_, continuation) in zip(rows, pairs, strict=True)]
-        if min(first, default=0) < 0:
-            raise TsconvertError(f"a continuation is longer than the model's context of {room}; leave the task out")
-        size = len(rows) if self._scorer.mode == "checkpoint" else 1
-        for at in range(0, len(rows), max(1, size)):
-            batch = range(at, at + size)
-            width = max(len(rows[i]) for i in batch)
-            rows_NS = np.array([rows[i] + [0] * (width - len(rows[i])) for i in batch], np.int64)
-            windows = Windows(
-                rows_NS=rows_NS, first_N=[first[i] for i in batch], corpus_N=[0] * len(batch), corpora=["tasks"]
-            )
-            yield from self._scorer.logits(windows)
+        return log_likelihoods(self._scorer, [(context, continuation) for _, context, continuation in requests])
 
     def _generate(self, prompt: list[int], stops: list[str], limit: int, sampling: Sampling) -> str:
         generate = getattr(self._scorer, "generate", None)

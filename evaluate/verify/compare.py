@@ -16,7 +16,7 @@ from ...quant.gguf.file import GgufFile
 from ...quant.targets import separate_predictors
 from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
-from ...quant.vocabulary.reader import corrected_tokenizer
+from ...text.tokenizer import load_tokenizer
 from .config import VerifyConfig
 from .expected_tensors import Orders, expected_tensors, factors_of
 from .logits import LogitsResult, compare_logits
@@ -93,6 +93,9 @@ class VerifyReport:
                 else f"  logits of {found.tokens} tokens: off by {found.difference:.1e} of their spread, the same first"
                 f" choice for {found.agreement:.0%}"
             )
+            how = "transformers' own reading" if found.whole else "transformers' modules, layer by layer"
+            trials = ", ".join(f"{trial} {off:.1e}" for trial, off in found.arithmetic.items())
+            lines += [f"  arithmetic against {how}: {trials}"] if trials else []
         lines += [f"  FAILED {failure}" for failure in self.failures]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -173,7 +176,7 @@ def _keys_and_texts(
     report: VerifyReport, config: VerifyConfig, file: GgufFile, checkpoint: Checkpoint,
     predictors: PredictorSource | None,
 ) -> None:  # fmt: skip
-    hf = corrected_tokenizer(checkpoint.folder)
+    hf = load_tokenizer(checkpoint.folder)
     for compared in (
         compare_keys(file, checkpoint, predictors, config.overridden),
         compare_tokens(file, hf, config.overridden),
@@ -183,7 +186,7 @@ def _keys_and_texts(
             if problem:
                 report.failures.append(Failure(what=key, problem=problem))
     try:
-        problems, notes = compare_texts(file, hf)
+        problems, notes = compare_texts(file, checkpoint.folder, hf, config.overridden)
     except TsconvertError as error:
         report.failures.append(Failure(what="tokenizer", problem=str(error)))
     else:

@@ -1,12 +1,13 @@
-"""Logits of the runner against transformers' layers, on a few prompts.
+"""Logits of the runner against transformers', on a few prompts: as they are, at far positions, beyond a sliding window.
 
-transformers computes with the weights as the file has them, moved back into Hugging Face's layout: that they are the
-source's is shown tensor by tensor, and what is left to show is that the file's keys and layouts mean the same
-arithmetic. It goes through the layer sweep, so that one layer is in memory at a time, whatever the model's size.
+transformers computes by its own reading of the checkpoint (reference.py) with the weights as the file has them: that
+they are the source's is shown tensor by tensor, and what is left to show is that the file's keys and layouts mean the
+same arithmetic. So the runner is compared on the decoded weights, where it rounds nothing, and then as it runs them.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
-from ...model.files.safetensors_files import TensorInfo
 from ...model.tensor_names import FFN, Place, shape_of
-from ...quant.gguf.file import GgufFile
+from ...quant.gguf.file import GgufFile, GgufTensor
 from ...quant.types import ggml
-from ...runner.model import load
+from ...runner.dialects import ModelFile, open_model
+from ...runner.kernels.threads import default_threads
+from ...runner.model import Model
 from .expected_tensors import Expected, Floats, Orders, expected_tensors, factors_of, rope_order
 from .type_bounds import FLOAT_TYPES
 
@@ -28,9 +30,13 @@ PROMPTS = (
     "In 1848 there were 23 railways; by 1900 — half a century later — “naïve” plans had become 30,000 km of track.",
 )
 _TOKENS = 24
-# Relative difference of the logits. Right files lie at 1e-6 to 1e-5 (float types) and 0.01 to 0.08 (30 layers whose
-# activations are rounded to 8 bits), a wrong rope, activation or matrix at 0.5 and more.
-_BOUND, _QUANTIZED_BOUND = 0.005, 0.25
+# Relative difference of the logits. On decoded weights right files lie at 1e-6 to 1e-5, at far positions at 1e-3
+# (transformers' angles, in float32, are good to a thousandth there); as they run, quantized, at 0.01 to 0.1 (30 layers
+# whose activations are rounded to 8 bits). A wrong rope, activation or matrix lies at 0.1 and more.
+_BOUND, _FAR_BOUND, _QUANTIZED_BOUND = 0.001, 0.01, 0.25
+_FAR = 8192
+_AS_IT_RUNS = "as it runs"
+_SMALL_WINDOW = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,97 +46,169 @@ class LogitsResult:
     prompts: int = 0
     tokens: int = 0
     difference: float = 0.0
-    """Root mean square of the difference over that of the logits around their mean; the worst prompt's."""
+    """Root mean square of the difference over that of the logits around their mean; the worst prompt's, as it runs."""
     agreement: float = 0.0
     """Share of the positions with the same first choice."""
+    whole: bool = False
+    """transformers loaded all of the model; or else its modules were filled one by one with tsconvert's tensors."""
+    arithmetic: dict[str, float] = field(default_factory=dict)
+    """Trial -> the difference on the decoded weights; on the file's own where those do not fit into memory."""
     problem: str = ""
     skipped: str = ""
     """Why nothing was compared."""
 
 
-def compare_logits(file: GgufFile, checkpoint: Checkpoint, orders: Orders, dialect: str, hf: Any) -> LogitsResult:
-    """Run the prompts through both; see the module."""
-    spec = checkpoint.spec
+def compare_logits(
+    file: GgufFile, checkpoint: Checkpoint, orders: Orders, dialect: str, hf: Any, free_bytes: int | None = None
+) -> LogitsResult:
+    """Run the prompts through both; see the module.
+
+    Args:
+        hf: the checkpoint's tokenizer.
+        free_bytes: of memory; None asks the system.
+    """
+    spec, free = checkpoint.spec, available_bytes() if free_bytes is None else free_bytes
     needs = 4 * max(spec.vocab * spec.width, (3 * spec.neurons * spec.ffns + 4 * spec.width) * spec.width) * 2
-    free = _free_bytes()
     if needs > free:
         skipped = f"skipped, one layer needs {needs / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
         return LogitsResult(skipped=skipped)
     encoded = [hf.encode(prompt) for prompt in PROMPTS]
-    length = min(_TOKENS, spec.context, *map(len, encoded))
-    rows_NS = np.array([ids[:length] for ids in encoded], np.int64)
-    decoded = DecodedCheckpoint(checkpoint, file, orders, dialect)
-    wanted = _transformers_logits(decoded, rows_NS)
-    mode = "exact" if spec.sparse and dialect != "llama.cpp" else "dense"
+    whole = 2 * 4 * spec.parameters + needs < free
     try:
-        with load(file.path, mode=mode, context=length, cache_type="F32") as model:
-            found = [model.logits(row_S.tolist()) for row_S in rows_NS]
+        source = open_model(file.path)
+        length = min(_TOKENS, source.spec.context, *map(len, encoded))
+        rows_NS = np.array([ids[:length] for ids in encoded], np.int64)
+        return _compare(source, checkpoint, DecodedWeights(checkpoint, file, orders, dialect), rows_NS, whole=whole)
     except TsconvertError as error:
-        return LogitsResult(problem=str(error))
-    types = {tensor.type_name for name, tensor in file.tensors.items() if name.startswith("blk.")}
-    bound = _BOUND if types <= {*FLOAT_TYPES, "I32"} else _QUANTIZED_BOUND
-    worst, same = 0.0, 0
-    for found_SV, wanted_SV in zip(found, wanted, strict=True):
-        centred_SV = wanted_SV - wanted_SV.mean(axis=1, keepdims=True)
-        difference = float(np.linalg.norm(found_SV - wanted_SV) / max(float(np.linalg.norm(centred_SV)), 1e-30))
-        worst = max(worst, difference) if np.isfinite(difference) else float("inf")
-        same += int((found_SV.argmax(axis=1) == wanted_SV.argmax(axis=1)).sum())
-    problem = f"the runner's logits differ from transformers' by {worst:.3g}, over {bound:g}" if worst > bound else ""
-    return LogitsResult(
-        prompts=len(rows_NS), tokens=rows_NS.size, difference=worst, agreement=same / rows_NS.size, problem=problem
-    )
+        return LogitsResult(problem=str(error).removeprefix(f"{file.path}: "))
 
 
-def _transformers_logits(checkpoint: Checkpoint, rows_NS: npt.NDArray[np.int64]) -> list[Floats]:
+def _compare(
+    source: ModelFile, checkpoint: Checkpoint, decoded: "DecodedWeights", rows_NS: npt.NDArray[np.int64], *, whole: bool
+) -> LogitsResult:
     import torch
 
-    from ...model.sweep import sweep
+    from .reference import Reference
 
-    stream = sweep(checkpoint, torch.from_numpy(rows_NS), [])
-    return [logits_SV.numpy() for logits_SV in stream.logits(slice(None))]
+    reference = Reference(checkpoint, decoded.array, whole=whole, thresholds=source.dialect == "sparse")
+    floats = {tensor.type_name for tensor in source.tensors.values()} <= {*FLOAT_TYPES}
+    plain = source if floats or not whole else _decoded(source)
+    length = rows_NS.shape[1]
+    stride = _stride(source, length)
+    rows_T, ahead_S = torch.from_numpy(rows_NS), torch.arange(length)
+    positions_MS = torch.cat([ahead_S.repeat(len(rows_T), 1), stride * ahead_S.repeat(len(rows_T), 1)])
+    near, far = np.split(reference.logits(torch.cat([rows_T, rows_T]), positions_MS), 2)
+    found = _run(plain, rows_NS)
+    trials = [("text", _difference(found, near), _BOUND)]
+    if stride > 1:
+        apart = replace(plain, rope=replace(plain.rope, stride=stride))
+        trials.append((f"positions to {stride * (length - 1)}", _difference(_run(apart, rows_NS), far), _FAR_BOUND))
+    heeded = None
+    if reference.window:
+        small = min(_SMALL_WINDOW, max(1, length // 3))
+        windowed = reference.logits(rows_T, positions_MS[: len(rows_T)], window=small)
+        heeded = reference.window if (windowed != near).any() else None
+        if heeded and source.spec.sliding_window:
+            narrow = replace(plain, spec=replace(plain.spec, sliding_window=small))
+            trials.append((f"a window of {small}", _difference(_run(narrow, rows_NS), windowed), _BOUND))
+    shipped = found if plain is source else _run(source, rows_NS)
+    if not floats:  # activations are rounded where weights are quantized
+        bounds = trials if plain is not source else [(trial, off, _QUANTIZED_BOUND) for trial, off, _ in trials]
+        trials = [*bounds, (_AS_IT_RUNS, _difference(shipped, near), _QUANTIZED_BOUND)]
+    wrong = _window_problem(source, heeded) + [
+        f"the runner's logits differ from transformers' by {off:.3g}, over {bound:g} ({trial})"
+        for trial, off, bound in trials
+        if off > bound
+    ]
+    return LogitsResult(
+        prompts=len(rows_NS), tokens=rows_NS.size, difference=_difference(shipped, near), whole=whole,
+        agreement=float((shipped.argmax(axis=-1) == near.argmax(axis=-1)).mean()),
+        arithmetic={trial: off for trial, off, _ in trials if trial != _AS_IT_RUNS}, problem=wrong[0] if wrong else "",
+    )  # fmt: skip
 
 
-def _free_bytes() -> int:
+def _stride(source: ModelFile, length: int) -> int:
+    """How far apart positions are tried: up to the end of the context, far beyond the original one of a scaled rope."""
+    most = min(source.spec.context - 1, max(_FAR, 2 * source.rope.original_context))
+    return max(1, most // max(1, length - 1))
+
+
+def _window_problem(source: ModelFile, window: int | None) -> list[str]:
+    """Where transformers' sliding window is another one, within the file's context."""
+    context = source.spec.context
+    theirs, ours = (w if w and w < context else None for w in (window, source.spec.sliding_window))
+    if theirs == ours:
+        return []
+    return [
+        f"in the file's context of {context} tokens the runner's sliding window is {ours} and transformers' {theirs}"
+    ]
+
+
+def _run(source: ModelFile, rows_NS: npt.NDArray[np.int64]) -> Floats:
+    """The runner's logits [N, S, V]."""
+    mode = "exact" if source.spec.sparse else "dense"
+    with Model(source, threads=default_threads(), mode=mode, context=rows_NS.shape[1], cache_type="F32") as model:
+        return np.stack([model.logits(row_S.tolist()) for row_S in rows_NS])
+
+
+def _difference(found_NSV: Floats, wanted_NSV: Floats) -> float:
+    """Root mean square of the difference over that of the logits around their mean; the worst prompt's."""
+    off = [
+        float(np.linalg.norm(found_SV - wanted_SV))
+        / max(float(np.linalg.norm(wanted_SV - wanted_SV.mean(axis=1, keepdims=True))), 1e-30)
+        for found_SV, wanted_SV in zip(found_NSV, wanted_NSV, strict=True)
+    ]
+    return max(off) if np.isfinite(off).all() else float("inf")
+
+
+def _decoded(source: ModelFile) -> ModelFile:
+    """The file with its weights as float32, in memory."""
+
+    def plain(tensor: GgufTensor) -> GgufTensor:
+        if tensor.type_name in FLOAT_TYPES:
+            return tensor
+        return replace(tensor, type_name="F32", raw=tensor.to_float32().reshape(-1).view(np.uint8))
+
+    return replace(source, tensors={place: plain(tensor) for place, tensor in source.tensors.items()})
+
+
+def available_bytes() -> int:
+    """Memory that can be had without swapping, the page cache's included where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not on this system
         return 1 << 62
 
 
-class DecodedCheckpoint(Checkpoint):
-    """A checkpoint like ``source`` whose weights are a GGUF file's, in Hugging Face's layout and order, as float32."""
+class DecodedWeights:
+    """A GGUF file's weights in Hugging Face's layout and order, as float32."""
 
     def __init__(self, source: Checkpoint, file: GgufFile, orders: Orders, dialect: str) -> None:
-        self.folder, self.config, self.spec = source.folder, source.config, source.spec
-        self._file, self._orders = file, orders
+        self._spec, self._file, self._orders = source.spec, file, orders
         self._at: dict[Place, tuple[Expected, int]] = {}
-        self._infos = {}
-        for expected in expected_tensors(self.spec, dialect, factors_of(file)):
+        for expected in expected_tensors(self._spec, dialect, factors_of(file)):
             for expert, place in enumerate(expected.places):
-                if place not in self._at:
-                    self._at[place] = (expected, expert)
-                    shape = shape_of(self.spec, place)
-                    size = 4 * int(np.prod(shape))
-                    self._infos[place] = TensorInfo(expected.name, file.path, "F32", shape, 0, size)
+                self._at.setdefault(place, (expected, expert))
 
-    def require_finite(self) -> None:
-        """Nothing: that each tensor is its source's has been looked at."""
-
-    def raw(self, place: Place) -> npt.NDArray[np.uint8]:
-        """The bytes of the decoded tensor."""
+    def array(self, place: Place) -> Floats:
+        """The weights at ``place``."""
+        if place == Place("output") and self._spec.tied:
+            place = Place("token_embd")
         expected, expert = self._at[place]
         tensor = self._file.tensors[expected.name]
         rows = int(np.prod(expected.shape[:-1])) // len(expected.places)
         raw_RB = tensor.raw.reshape(-1, ggml.row_bytes(tensor.type_name, expected.shape[-1]))
         piece = raw_RB[expert * rows : (expert + 1) * rows].reshape(-1)
         stored_RC = ggml.dequantize(piece, tensor.type_name, (rows, expected.shape[-1])) / np.float32(expected.factor)
-        return np.ascontiguousarray(self._restored(stored_RC, expected, expert)).reshape(-1).view(np.uint8)
-
-    def prefetch(self, layer: int) -> None:
-        """Nothing: the tensor check has just read the file."""
+        return np.ascontiguousarray(self._restored(stored_RC, expected, expert)).reshape(shape_of(self._spec, place))
 
     def _restored(self, stored_RC: Floats, expected: Expected, expert: int) -> Floats:
-        spec, order_F = self.spec, self._orders.get((expected.layer or 0, expert))
+        spec, order_F = self._spec, self._orders.get((expected.layer or 0, expert))
         if expected.role in ("attn_q", "attn_k"):
             heads = spec.heads if expected.role == "attn_q" else spec.kv_heads
             return stored_RC[np.argsort(rope_order(heads, spec.head_dim))]

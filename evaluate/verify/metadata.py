@@ -11,9 +11,9 @@ from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
 
 ARCHITECTURES = {
-    "sparse": {"drelu": "turbosparse", "reglu": "turbosparse", "swiglu": "turbosparse"},
+    "sparse": {"drelu": "turbosparse", "reglu": "turbosparse", "tswiglu": "turbosparse", "swiglu": "turbosparse"},
     "powerinfer": {"drelu": "bamboo", "reglu": "llama"},
-    "llama.cpp": {"swiglu": "llama", "reglu": "llama"},
+    "llama.cpp": {"swiglu": "llama", "reglu": "llama", "tswiglu": "llama"},
 }
 _TOLERANCE = 1e-6  # float32 keys hold decimal fractions
 
@@ -40,6 +40,7 @@ def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
     if dialect == "sparse":
         keys |= {"activation": spec.activation, "attention.sliding_window": spec.sliding_window}
         keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
+        keys["up_threshold"] = list(spec.up_thresholds) if any(spec.up_thresholds) else None
         keys |= {"format_version": 1, "source_fingerprint": checkpoint.fingerprint}
     scaling, keys["rope.scaling.type"] = spec.rope_scaling or {}, None
     if scaling.get("rope_type") in ("linear", "yarn"):

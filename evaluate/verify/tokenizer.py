@@ -1,9 +1,14 @@
-"""The file's tokenizer against transformers': the same ids for nasty texts, and the same texts back."""
+"""The file's tokenizer against the checkpoint's own library: the same ids for nasty texts, and the same texts back."""
 
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError
+from ...common.files import read_json_object
 from ...quant.gguf.file import GgufFile
+from ...quant.vocabulary.ends import ALL_ENDS, listed_ends
 from ...runner.tokenizer import GgufTokenizer
 
 # Spaces, controls, marks, scripts, emoji, code, numbers, and special tokens spelled out as text.
@@ -21,47 +26,103 @@ LEADING = (
     "<|im_start|>user\nhi<|im_end|>\n", "<|endoftext|>", "[INST]",
 )  # fmt: skip
 """Texts that start with a space or spell special tokens: here llama.cpp's SentencePiece may differ by design."""
+_MARKERS = 8  # of the checkpoint's own that are tried
 
 
-def compare_texts(file: GgufFile, hf: Any) -> tuple[list[tuple[str, str]], list[str]]:
-    """Encode and decode every nasty text with the file's tokenizer and with transformers'.
+Library = tuple[Callable[[str], list[int]], Callable[[list[int]], str | None]]
+"""Text to ids as the checkpoint's own library has it, and back; None for ids that it does not know."""
 
-    Files that carry the whole tokenizer.json are judged by that for all texts. The `tokenizer.ggml.*` keys, which other
-    engines read, must do for all but those that start with a space or spell special tokens; there a note says so.
+
+def compare_texts(
+    file: GgufFile, folder: Path, hf: Any, overridden: frozenset[str] = frozenset()
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Encode and decode every nasty text with the file's tokenizer and with the library that the checkpoint's is of.
+
+    That is `tokenizers` for a tokenizer.json and SentencePiece for a tokenizer.model alone. Files that carry the whole
+    tokenizer.json are judged by that for all texts. The `tokenizer.ggml.*` keys, which other engines read, must do for
+    all but those that start with a space or spell special tokens; there a note says so.
+
+    Args:
+        folder: of the checkpoint.
+        hf: its tokenizer, which says what was added to it.
+        overridden: keys that the user chose.
 
     Returns:
         Problems, each as (which table of the file, what is wrong), and notes.
     """
     problems: list[tuple[str, str]] = []
     notes: list[str] = []
+    markers = [str(token) for token in hf.added_tokens_decoder.values()]
+    library = _tokenizers(folder) if (folder / "tokenizer.json").is_file() else _sentencepiece(folder, hf)
+    leading = (*LEADING, *(text for marker in markers[:_MARKERS] for text in (f"a{marker}b", f"{marker}user\nhi")))
     whole = "tokenizer.huggingface.json"
+    tokenizer = GgufTokenizer(file)
     if file.metadata.get(whole):
-        problems += [(whole, problem) for problem in _differences(GgufTokenizer(file), hf, (*NASTY, *LEADING))[:1]]
+        problems += [(whole, problem) for problem in _differences(tokenizer, library, (*NASTY, *leading))[:1]]
+    unknown = [end for end in listed_ends(folder, len(hf)) if end not in tokenizer.eos]
+    if unknown and not overridden & {f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")}:
+        problem = f"lacks {unknown[0]}, which config.json or generation_config.json lists as an end of texts"
+        problems.append((f"tokenizer.ggml.{ALL_ENDS}", problem))
     try:
         plain = GgufTokenizer(file, huggingface=False)
     except TsconvertError as error:
         notes.append(f"the tokenizer.ggml keys were not tried: {error}")
         return problems, notes
-    problems += [("tokenizer.ggml", problem) for problem in _differences(plain, hf, NASTY)[:1]]
-    loose = _differences(plain, hf, LEADING)
+    problems += [("tokenizer.ggml", problem) for problem in _differences(plain, library, NASTY)[:1]]
+    loose = _differences(plain, library, leading)
     if loose:
         notes.append(
-            f"engines that read the tokenizer.ggml keys may take other tokens for {len(loose)} of {len(LEADING)} texts"
+            f"engines that read the tokenizer.ggml keys may take other tokens for {len(loose)} of {len(leading)} texts"
             f" that begin with a space or spell special tokens: {loose[0]}"
         )
     return problems, notes
 
 
-def _differences(tokenizer: GgufTokenizer, hf: Any, texts: tuple[str, ...]) -> list[str]:
+def _tokenizers(folder: Path) -> Library:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return (lambda text: list(tokenizer.encode(text).ids)), (lambda ids: str(tokenizer.decode(ids)))
+
+
+def _sentencepiece(folder: Path, hf: Any) -> Library:
+    """SentencePiece for each stretch between markers, which it does not know, and BOS and EOS as configured."""
+    from sentencepiece import SentencePieceProcessor
+
+    library = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    ids = {str(token): index for index, token in hf.added_tokens_decoder.items() if not token.normalized}
+    split = re.compile(f"({'|'.join(map(re.escape, sorted(ids, key=len, reverse=True)))})") if ids else None
+    config = read_json_object(path) if (path := folder / "tokenizer_config.json").is_file() else {}
+    before = [hf.bos_token_id] if config.get("add_bos_token", True) and hf.bos_token_id is not None else []
+    after = [hf.eos_token_id] if config.get("add_eos_token", False) and hf.eos_token_id is not None else []
+
+    def encode(text: str) -> list[int]:
+        parts = split.split(text) if split else [text]
+        inner = [token for part in parts for token in ([ids[part]] if part in ids else library.encode(part))]
+        return [*before, *inner, *after]
+
+    def decode(tokens: list[int]) -> str | None:
+        known = all(token < library.get_piece_size() for token in tokens)
+        return str(library.decode(tokens)) if known else None
+
+    return encode, decode
+
+
+def _differences(tokenizer: GgufTokenizer, library: Library, texts: tuple[str, ...]) -> list[str]:
+    encode, decode = library
     found = []
     for text in texts:
-        ids, wanted = tokenizer.encode(text), list(hf.encode(text))
+        ids, wanted = tokenizer.encode(text), encode(text)
         if ids != wanted:
-            found.append(f"{text!r} becomes {_shown(ids)} where transformers makes {_shown(wanted)}")
+            found.append(f"{text!r} becomes {_shown(ids)} where the checkpoint's tokenizer makes {_shown(wanted)}")
             continue
-        back = hf.decode(wanted, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if tokenizer.decode(ids) != back:
-            found.append(f"{_shown(ids)} reads {tokenizer.decode(ids)!r} where transformers reads {back!r}")
+        back = decode(wanted)
+        if back is not None and tokenizer.decode(ids) != back:
+            found.append(
+                f"{_shown(ids)} reads {tokenizer.decode(ids)!r} where the checkpoint's tokenizer reads {back!r}"
+            )
     return found
 
 

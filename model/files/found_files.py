@@ -34,6 +34,13 @@ def no_tokenizer(folder: Path) -> TsconvertError:
     """The refusal of a folder without a tokenizer that tsconvert reads."""
     if (folder / "tekken.json").is_file():
         found = "tekken.json is Mistral's own form, copy a tokenizer.json of the same model there"
+    elif own := sorted(path.name for path in folder.glob("tokenization_*.py")):
+        found = f"{own[0]} is code of the folder's own, which is not run: copy a tokenizer.json of the same model there"
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        found = (
+            "vocab.json and merges.txt do not say how text is split: make a tokenizer.json of them with transformers'"
+            " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
     else:
         found = "copy the model's own there"
     return TsconvertError(f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); {found}")

@@ -1,6 +1,7 @@
 """Find the model that a user names: a folder, an embedded model, or a repository of the hub."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ... import embedded
@@ -8,8 +9,12 @@ from ...common.errors import TsconvertError
 from .safetensors_files import SINGLE, weight_map
 
 
-def find_model(model: str | Path) -> Path:
-    """The folder behind a path, an embedded model's name or a hub id."""
+def find_model(model: str | Path, check: Callable[[Path], object] | None = None) -> Path:
+    """The folder behind a path, an embedded model's name or a hub id.
+
+    Args:
+        check: called with the folder of a hub model when all but its weights is there; what it refuses is not fetched.
+    """
     folder = Path(model)
     if folder.is_dir():
         return folder
@@ -23,7 +28,7 @@ def find_model(model: str | Path) -> Path:
             f"{model}: no such folder; give a checkpoint folder, a hub id (name/model) or one of {known}"
         )
     try:
-        return _download(str(model))
+        return _download(str(model), check)
     except TsconvertError:
         raise
     except Exception as error:
@@ -33,12 +38,15 @@ def find_model(model: str | Path) -> Path:
         ) from error
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, check: Callable[[Path], object] | None) -> Path:
     """The folder of a repository's files that are read: of the weights model.safetensors, or what the index names."""
     from huggingface_hub import snapshot_download
 
-    small = ["*.json", "*.model", "*.jinja", SINGLE]
+    small = ["*.json", "*.model", "*.jinja"]
     folder = Path(snapshot_download(repository, allow_patterns=small, ignore_patterns=["*/*"]))
+    if check is not None:
+        check(folder)
+    snapshot_download(repository, revision=folder.name, allow_patterns=[SINGLE])
     if not (folder / SINGLE).is_file():
         shards = sorted(set(weight_map(folder).values()))
         if shards:

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 
 from ...common.errors import TsconvertError
 from ...model.spec import ModelSpec
+from ..cost import STEP, check_rank
 from ..report import FFNReport
 from .candidate_store import Candidate
-
-STEP = 32
-"""Ranks of the search are multiples of this: the block length of GGUF's quantized types."""
-_SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is neither given nor searched for
 
 
 def ranks_to_try(width: int, highest: int | None) -> Iterator[int]:
@@ -54,15 +51,6 @@ def highest_rank(spec: ModelSpec, budget: float | None) -> int | None:
     return int(min(whole, max(STEP, 2 * whole / (spec.layers * spec.ffns))))
 
 
-def check_rank(spec: ModelSpec, rank: int | None) -> None:
-    """Refuse a rank that no FFN is wide enough for."""
-    widest = max(spec.width, spec.neurons)
-    if rank is not None and rank > widest:
-        raise TsconvertError(
-            f"--rank {rank}: the FFNs are {spec.width} wide, of {spec.neurons} neurons; give at most {widest}"
-        )
-
-
 def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, everywhere: bool) -> None:
     """Refuse a fixed rank that no FFN is wide enough for or that cannot be paid for, or a budget too small for any.
 
@@ -83,12 +71,6 @@ def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, eve
             )
         where = "every FFN" if everywhere else "one FFN"
         raise TsconvertError(f"--budget {budget:g}: rank {STEP} for {where} makes {what}; choose {share:.2g} or more")
-
-
-def default_rank(spec: ModelSpec) -> int:
-    """The one rank for all FFNs at which predictors have 4 % of the model's parameters, as a multiple of 32."""
-    each = spec.layers * spec.ffns * (spec.width + spec.neurons)
-    return max(STEP, int(_SIZE_SHARE * spec.parameters / each) // STEP * STEP)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ factors (reglu_as_swiglu.py); a dReLU model cannot and is refused.
 from ...common.errors import TsconvertError
 from ..metadata import rope
 from ..metadata.model_keys import capped_context, later_shape_keys, shape_keys
-from .plan import Job, Plan, TensorTable
+from .plan import Job, Plan, TensorTable, thresholds_left_out
 from .reglu_as_swiglu import choose_exponents
 
 ARCHITECTURE = "llama"
@@ -20,12 +20,11 @@ def plan(job: Job) -> Plan:
         TsconvertError: no FFN of llama.cpp equals the model's, or predictors were given.
     """
     spec = job.spec
-    if spec.activation == "drelu" or any(spec.thresholds):
-        what = "dReLU" if spec.activation == "drelu" else "ReGLU with thresholds (ffn_thresholds)"
+    if spec.activation == "drelu":
         raise TsconvertError(
-            f"{job.checkpoint.folder}: the FFN computes {what}, which nothing in llama.cpp equals: it would compute"
+            f"{job.checkpoint.folder}: the FFN computes dReLU, which nothing in llama.cpp equals: it would compute"
             " SwiGLU in silence. Export it with --target sparse or --target powerinfer, or convert with `relufy"
-            " --activation reglu` and no thresholds: that runs in llama.cpp, as a dense model at its dense speed"
+            " --activation tswiglu` (or reglu): such models run in llama.cpp, as dense ones at their dense speed"
         )
     if job.predictors is not None:
         raise TsconvertError("llama.cpp has no predictors; leave --predictors out or export with --target sparse")
@@ -41,6 +40,7 @@ def plan(job: Job) -> Plan:
             f"ReGLU as llama.cpp's SwiGLU: relu(x) is stored as silu({2**exponents.sharpness} x) /"
             f" {2**exponents.sharpness}, by powers of two in the FFNs' weights; llama.cpp computes it as a dense model"
         )
+    notes += thresholds_left_out(spec, "llama.cpp")
     table = TensorTable(job, exponents)
     table.embedding()
     for layer in range(spec.layers):

@@ -68,6 +68,17 @@ class Plan:
     """Files that belong beside it."""
 
 
+def thresholds_left_out(spec: ModelSpec, engine: str) -> list[str]:
+    """The note for an engine that has no thresholds, on a model whose activations have some."""
+    if not any((*spec.thresholds, *spec.up_thresholds)):
+        return []
+    note = (
+        f"{engine} has no thresholds: activations that the model cuts off (ffn_thresholds) count there, so more neurons"
+        " fire, and the text is a little another one"
+    )
+    return [note]
+
+
 class TensorTable:
     """The tensors of a plan, in the order in which they are added."""
 

@@ -16,7 +16,7 @@ from ..metadata.model_keys import capped_context, shape_keys
 from . import gpu_split
 from .checkpoint_rows import plain
 from .neuron_order import in_order, order_key
-from .plan import Job, Plan, TensorTable
+from .plan import Job, Plan, TensorTable, thresholds_left_out
 from .predictor_source import PredictorSource
 
 ARCHITECTURES = {"drelu": "bamboo", "reglu": "llama"}
@@ -99,15 +99,10 @@ def _check_model(job: Job) -> PredictorSource:
     spec, where = job.spec, job.checkpoint.folder
     if spec.experts:
         raise TsconvertError(f"{where}: PowerInfer has no experts in sparse mode; export with --target sparse")
-    if any(spec.thresholds):
-        raise TsconvertError(
-            f"{where}: its activations are shifted (ffn_thresholds), which PowerInfer does not compute; convert without"
-            " --shift"
-        )
     if spec.activation not in ARCHITECTURES:
         raise TsconvertError(
-            f"{where}: PowerInfer's sparse mode computes dReLU and ReGLU, not {spec.activation};"
-            " make the model sparse with `tsconvert relufy` first"
+            f"{where}: PowerInfer's sparse mode computes dReLU and ReGLU, not {spec.activation}; convert the dense"
+            " model with `tsconvert relufy --activation drelu`"
         )
     if spec.head_dim * spec.heads != spec.width:
         raise TsconvertError(
@@ -154,7 +149,7 @@ def _check_types(tensors: list[TensorPlan], width: int) -> None:
 
 
 def _notes(job: Job, predictors: PredictorSource) -> list[str]:
-    notes = []
+    notes = thresholds_left_out(job.spec, "PowerInfer")
     calibrated = sum(1 for row in predictors.thresholds for threshold in row if threshold)
     if calibrated:
         notes.append(

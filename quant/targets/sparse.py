@@ -58,6 +58,8 @@ def _own_keys(job: Job) -> dict[str, Value]:
     }
     if any(spec.thresholds):
         keys["activation_threshold"] = array("f32", list(spec.thresholds))
+    if any(spec.up_thresholds):
+        keys["up_threshold"] = array("f32", list(spec.up_thresholds))
     if spec.sliding_window is not None:
         keys["attention.sliding_window"] = u32(spec.sliding_window)
     return {f"{ARCHITECTURE}.{name}": value for name, value in keys.items()}

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError
-from .vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, looks_special
+from ...text.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from .vocabulary import Vocabulary, looks_special
 
 # llama.cpp knows a pre-tokenizer by the SHA-256 of the token ids that it makes of this text.
 _CHECK_TEXT = (

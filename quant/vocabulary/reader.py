@@ -10,37 +10,35 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
-from ...model.files.found_files import no_tokenizer
+from ...text.sentencepiece import BYTE, NORMAL, UNKNOWN, UNUSED
+from ...text.tokenizer import load_tokenizer
 from . import bpe, sentencepiece
-from .vocabulary import BYTE, NORMAL, PAD_SCORE, SPECIAL_KEYS, UNKNOWN, UNUSED, Vocabulary
+from .ends import end_keys, ends_by_text, listed_ends
+from .vocabulary import PAD_SCORE, SPECIAL_KEYS, Vocabulary
 
 _MOST_HOLES = 100_000  # among the ids of a vocabulary
 
 
-def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None, eos: tuple[int, ...] = ()) -> Vocabulary:
+def read_vocabulary(folder: Path, rows: int, *, pre: str | None = None) -> Vocabulary:
     """The vocabulary of the checkpoint in ``folder``.
 
     Args:
         rows: the rows of the embedding; the vocabulary is padded with unused tokens, or cut, to as many.
         pre: the pre-tokenizer's name, for a byte-level BPE that is not recognized.
-        eos: ids from config.json, for a tokenizer that names none.
 
     Raises:
         TsconvertError: no tokenizer, a kind that GGUF has no name for, or an unknown pre-tokenizer.
     """
     path = folder / "tokenizer.json"
     content = read_json_object(path) if path.is_file() else {}
-    model_file = folder / "tokenizer.model"
-    if not content and not model_file.is_file():
-        raise no_tokenizer(folder)
-    hf = auto_tokenizer(folder)
+    hf = load_tokenizer(folder)
+    content = content or json.loads(hf.backend_tokenizer.to_str())
     try:
-        if not content:
-            sentencepiece.correct(hf, model_file)
-            content = json.loads(hf.backend_tokenizer.to_str())
         vocabulary = _read(content, hf, folder, pre)
         _fit(vocabulary, rows, folder)
-        _observe(vocabulary, hf, eos)
+        _observe(vocabulary, hf)
+        vocabulary.engine_notes += _unlike_llama_cpp(vocabulary, content)
+        _end(vocabulary, listed_ends(folder, len(vocabulary.tokens)))
     except TsconvertError:
         raise
     except Exception as error:  # the library raises plain Exception
@@ -65,7 +63,7 @@ def _read(content: dict[str, Any], hf: Any, folder: Path, pre: str | None) -> Vo
         raise TsconvertError(
             f"{folder}: --pre names a byte-level BPE's pre-tokenizer and this vocabulary is SentencePiece; leave it out"
         )
-    return sentencepiece.read(content, folder / "tokenizer.model")
+    return sentencepiece.read(content, folder)
 
 
 def _check_ids(content: dict[str, Any], folder: Path) -> None:
@@ -76,45 +74,6 @@ def _check_ids(content: dict[str, Any], folder: Path) -> None:
             raise TsconvertError(
                 f"{folder}: tokenizer.json has {len(ids)} tokens and {shown(each)} among their ids; download it again"
             )
-
-
-def auto_tokenizer(folder: Path) -> Any:
-    """The tokenizer that transformers' AutoTokenizer makes of a checkpoint folder; no code of the folder's is run.
-
-    Raises:
-        TsconvertError: transformers cannot load it.
-    """
-    import transformers
-
-    kind = transformers.PreTrainedTokenizerFast
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of every model type that is not its own
-    try:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except AttributeError:  # what it raises on a config of ours with `rope_scaling`, as older versions wrote it
-            tokenizer = None
-        tokenizer = tokenizer if isinstance(tokenizer, kind) else kind.from_pretrained(folder, local_files_only=True)
-        tokenizer.model_max_length = 10**30  # whatever the file says: nothing is cut, and nothing warned of
-        return tokenizer
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise TsconvertError(
-            f"{folder}: transformers cannot load the tokenizer ({reason}); download it again"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def corrected_tokenizer(folder: Path) -> Any:
-    """`auto_tokenizer`, made to split as SentencePiece does where the folder has tokenizer.model alone."""
-    hf = auto_tokenizer(folder)
-    if not (folder / "tokenizer.json").is_file():
-        sentencepiece.correct(hf, folder / "tokenizer.model")
-    return hf
 
 
 def _fit(vocabulary: Vocabulary, rows: int, folder: Path) -> None:
@@ -137,14 +96,12 @@ def _fit(vocabulary: Vocabulary, rows: int, folder: Path) -> None:
             vocabulary.scores.append(PAD_SCORE)
 
 
-def _observe(vocabulary: Vocabulary, hf: Any, eos: tuple[int, ...]) -> None:
+def _observe(vocabulary: Vocabulary, hf: Any) -> None:
     """Special ids and templates as transformers has them; what it adds around a text, by encoding one."""
     for name in SPECIAL_KEYS:
         token = getattr(hf, f"{name}_token_id", None)
         if isinstance(token, int) and 0 <= token < len(vocabulary.tokens):
             vocabulary.special[name] = token
-    if "eos" not in vocabulary.special and eos and eos[0] < len(vocabulary.tokens):
-        vocabulary.special["eos"] = eos[0]
     if "unk" not in vocabulary.special and UNKNOWN in vocabulary.types:
         vocabulary.special["unk"] = vocabulary.types.index(UNKNOWN)
     bare, whole = hf.encode("a", add_special_tokens=False), hf.encode("a")
@@ -161,5 +118,54 @@ def _observe(vocabulary: Vocabulary, hf: Any, eos: tuple[int, ...]) -> None:
             "this tokenizer puts no space before a text that begins with one, nor after a special token, and"
             " llama.cpp's always does: such texts get other ids there"
         )
+    elif vocabulary.add_space_prefix and (marker := _glued(hf, bare)):
+        vocabulary.engine_notes.append(
+            f"this tokenizer puts no space after {marker}, and llama.cpp's does: what follows gets other ids there"
+        )
     template = getattr(hf, "chat_template", None)
     vocabulary.chat_templates = template if isinstance(template, dict) else {"default": template} if template else {}
+
+
+def _glued(hf: Any, bare: list[int]) -> str | None:
+    """A token that was added, after which a text does not begin as on its own; None without."""
+    markers = map(str, hf.added_tokens_decoder.values())
+    return next((each for each in markers if hf.encode(f"{each}a", add_special_tokens=False)[1:] != bare), None)
+
+
+def _unlike_llama_cpp(vocabulary: Vocabulary, content: dict[str, Any]) -> list[str]:
+    """What the tokenizer does, and llama.cpp's has no key for."""
+    notes = []
+    normalizer = content.get("normalizer") or {}
+    steps = [step.get("type") for step in normalizer.get("normalizers", [normalizer])]
+    characters = [step for step in steps if step not in (None, "Prepend", "Replace", "Strip")]
+    if characters:
+        notes.append(
+            f"this tokenizer normalizes characters ({', '.join(characters)}) and llama.cpp's does not: accents"
+            " of two characters and the like get other ids there"
+        )
+    ordinary = [
+        vocabulary.tokens[token] for token in sorted(ends_by_text(vocabulary.tokens))
+        if vocabulary.types[token] == NORMAL
+    ]  # fmt: skip
+    if ordinary:
+        notes.append(
+            f"{', '.join(ordinary)} in a text is several tokens for this tokenizer, and one that ends texts for"
+            " llama.cpp"
+        )
+    return notes
+
+
+def _end(vocabulary: Vocabulary, listed: list[int]) -> None:
+    """The ends of texts and turns: the tokenizer's own, and what config.json and generation_config.json list."""
+    if not listed:
+        return
+    eos = vocabulary.special.setdefault("eos", listed[0])
+    ends = [eos, *(end for end in listed if end != eos)]
+    keys, lost = end_keys(ends, eos, vocabulary.tokens)
+    vocabulary.special |= keys
+    vocabulary.ends = ends if len(ends) > 1 else []
+    if lost:
+        names = ", ".join(repr(vocabulary.tokens[end]) for end in lost)
+        vocabulary.engine_notes.append(
+            f"llama.cpp has keys for three ends of a text, and does not stop at {names}; tsconvert's `run` does"
+        )

@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 
 from ...common.errors import TsconvertError
 from ..gguf.values import Value, array, boolean, text, u32
+from .ends import ALL_ENDS
 
-# enum llama_token_type, which is SentencePiece's
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 PAD_SCORE = -10000.0
 ADDED_SCORE = -1000.0
 _NEWLINE_BYTE = "<0x0A>"
@@ -30,7 +29,9 @@ class Vocabulary:
     scores: list[float] | None = None
     merges: list[str] | None = None
     special: dict[str, int] = field(default_factory=dict)
-    """Ids of `bos`, `eos`, `unk`, `pad`, ..."""
+    """Ids of `bos`, `eos`, `unk`, `pad`, ..., and of the further ends `eot` and `eom`."""
+    ends: list[int] = field(default_factory=list)
+    """All tokens that end a text or a turn, where there are several."""
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool = False
@@ -52,7 +53,9 @@ class Vocabulary:
             keys["scores"] = array("f32", self.scores)
         if self.merges is not None:
             keys["merges"] = array("str", self.merges)
-        keys |= {SPECIAL_KEYS[name]: u32(token) for name, token in self.special.items()}
+        keys |= {SPECIAL_KEYS.get(name, f"{name}_token_id"): u32(token) for name, token in self.special.items()}
+        if self.ends:
+            keys[ALL_ENDS] = array("i32", self.ends)
         keys["add_bos_token"] = boolean(self.add_bos)
         keys["add_eos_token"] = boolean(self.add_eos)
         keys["add_space_prefix"] = boolean(self.add_space_prefix)

@@ -133,13 +133,18 @@ class Engine:
 
     def _layer(self, weights: Weights, index: int) -> Array:
         layer, tensors = np.zeros((), LAYER), weights.tensors
-        layer["index"], layer["shift"] = index, weights.spec.thresholds[index] if weights.spec.thresholds else 0.0
+        spec = weights.spec
+        up_first = spec.activation == "tswiglu"  # see ffn/activations.py
+        ups, activations = (spec.up_thresholds, spec.thresholds) if up_first else (spec.thresholds, ())
+        layer["index"], layer["shift"] = index, ups[index] if ups else 0.0
+        layer["least"] = activations[index] if activations else 0.0
         layer["thresholds"] = weights.thresholds.ctypes.data + index * weights.thresholds.strides[0]
         for norm in ("attn_norm", "ffn_norm"):
             layer[norm] = tensors[norm, index].ctypes.data
         for role in MATRICES:
             if (role, index) in tensors:
-                layer[role] = self._tensor(tensors[role, index])
+                place = {"ffn_gate": "ffn_up", "ffn_up": "ffn_gate"}.get(role, role) if up_first else role
+                layer[place] = self._tensor(tensors[role, index])
         return layer
 
     def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Array]:

@@ -31,8 +31,8 @@ SCRATCH_BYTES = 512  # of a thread, before the floats of a decoded row (row_kern
 
 DENSE, EXACT, PREDICTED = range(3)
 MODES = {"dense": DENSE, "exact": EXACT, "predicted": PREDICTED}
-SWIGLU, DRELU, REGLU = range(3)
-ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU}
+SWIGLU, DRELU, REGLU, TSWIGLU = range(4)
+ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU, "tswiglu": TSWIGLU}
 
 # The buffers: what an element is, how many rows, and the product of numbers that is a row's length.
 BUFFERS = {
@@ -116,7 +116,8 @@ LAYER = _record(
     attn_norm=_I,
     ffn_norm=_I,
     thresholds=_I,  # [E] float32, of predictors; NaN where an FFN has none
-    shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero
+    shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero; TSWIGLU: its size
+    least=np.float32,  # TSWIGLU: up to which an activation's size counts as zero
     **dict.fromkeys(MATRICES, TENSOR),
 )
 COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)

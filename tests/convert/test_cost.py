@@ -53,4 +53,6 @@ def test_training_is_six_operations_for_each_weight_and_token():
     once, twice = (replace(config, training=replace(config.training, steps=steps)) for steps in (100, 200))
     trained = sum(spec.layer_weights) - 2 * spec.width * (spec.kv_heads + spec.heads) * spec.head_dim
     trained += spec.width * spec.heads * spec.head_dim
-    assert flops(spec, twice) - flops(spec, once) == pytest.approx(6 * 100 * 2048 * trained * spec.layers)
+    assert flops(spec, twice) - flops(spec, once) == pytest.approx(
+        6 * 100 * config.training.batch_tokens * trained * spec.layers
+    )

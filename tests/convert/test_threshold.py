@@ -68,11 +68,6 @@ def test_the_runner_computes_what_the_checkpoint_does(shifted, tmp_path: Path):
         assert theirs.density == pytest.approx(ours.density, rel=0.02)
 
 
-def test_powerinfer_has_no_shift(shifted, tmp_path: Path):
-    with pytest.raises(TsconvertError, match=r"its activations are shifted .*; convert without --shift"):
-        export_unverified(ExportConfig(model=str(shifted[0]), out=tmp_path / "p.gguf", target="powerinfer"))
-
-
 def test_what_is_up_to_the_threshold_is_zero():
     gate, up = torch.tensor([0.1, 0.2, 3.0, 3.0, -1.0]), torch.tensor([3.0, 3.0, 0.2, 2.0, 2.0])
     assert activate(gate, up, "drelu", 0.2).tolist() == [0, 0, 0, 6.0, 0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -68,7 +69,7 @@ def follow(guide: str, folder: Path) -> list[str]:
 
 def test_there_is_a_guide_for_each_kind_of_user():
     assert {path.name for path in GUIDES.glob("*.md")} == {
-        "convert-and-run.md", "train-and-recover.md", "serve.md", "ci.md",
+        "convert-and-run.md", "train-and-recover.md", "judge.md", "serve.md", "ci.md",
     }  # fmt: skip
 
 
@@ -97,3 +98,11 @@ def test_ci(tmp_path: Path):
     follow("ci.md", tmp_path)
     assert (tmp_path / "check.xml").is_file()
     assert "Thresholds" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_judge(tmp_path: Path):
+    follow("judge.md", tmp_path)
+    found = json.loads((tmp_path / "judge.json").read_text(encoding="utf-8"))
+    assert [each["name"] for each in found["measures"]] == ["speeches", "numbers", "sums", "agreement"]
+    assert found["baselines"][0]["worst_ratio"] > 1
+    assert found["baselines"][0]["mean_difference"] < 1

@@ -28,11 +28,11 @@ from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.quant.vocabulary.reader import read_vocabulary
-from tsconvert.quant.vocabulary.sentencepiece import read_model
 from tsconvert.runner.chat_template import render
 from tsconvert.runner.dialects import open_model
 from tsconvert.runner.model import load
 from tsconvert.runner.tokenizer import GgufTokenizer
+from tsconvert.text.sentencepiece import read_model
 
 Change = Callable[[gg.Description], None]
 
@@ -74,6 +74,7 @@ def made(bases: dict[str, gg.Description], path: Path, base: str, change: Change
 
 
 ARCH = "turbosparse."
+BETA = "turbosparse.rope.scaling.yarn_beta_fast"
 GGUF: list[tuple[str, Change, str]] = [
     ("llama", key("split.count", 2**62, gg.U64), f"FILE: split.count is {2**62}; download or write the file again"),
     (
@@ -118,9 +119,9 @@ GGUF: list[tuple[str, Change, str]] = [
     ),
     ("llama", key("llama.rope.freq_base", 1.0), "FILE: rope scaling yarn over a base of 1; write the file again"),
     (
-        "llama",
-        key("llama.rope.scaling.yarn_beta_fast", 0.0, gg.F32),
-        "FILE: key llama.rope.scaling.yarn_beta_fast is 0.0, it must be 0.000001 to 1000000; write the file again",
+        "sparse",
+        key(BETA, 0.0, gg.F32),
+        f"FILE: key {BETA} is 0.0, it must be 0.000001 to 1000000; write the file again",
     ),
     (
         "llama",

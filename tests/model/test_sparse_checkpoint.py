@@ -64,12 +64,10 @@ def test_a_converted_model_with_scaled_rope(make_checkpoint: Make, tmp_path: Pat
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_folder_of_an_older_version_is_exported(make_checkpoint: Make, tmp_path: Path):
-    """They kept the hub's form, which transformers' AutoTokenizer fails on."""
+    """They kept the hub's form, which AutoTokenizer of transformers 5.23 fails on."""
     dense = make_checkpoint("llama")
     relufy(RelufyConfig(model=str(dense), out=tmp_path / "s", recover="none", align=False))
     old = with_hub_form(Path(shutil.copytree(tmp_path / "s", tmp_path / "old")), SCALINGS[3])
-    with pytest.raises(AttributeError, match="max_position_embeddings"):
-        AutoTokenizer.from_pretrained(old)
     export_unverified(ExportConfig(model=str(old), out=tmp_path / "old.gguf", type_name="F16"))
 
 

@@ -19,6 +19,7 @@ from tsconvert.evaluate.verify.config import VerifyConfig
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.quant.types import ggml
+from tsconvert.runner.model import load
 
 pytestmark = pytest.mark.peer
 Make = Callable[..., Path]
@@ -87,19 +88,39 @@ def test_random_models_have_the_same_probabilities(
         assert logprob == pytest.approx(float(expected[token]), abs=2e-3)
 
 
-def test_llama3_rope_scaling(make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path):
-    rope = {
-        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    }  # fmt: skip
-    folder = make_checkpoint("llama", seed=4, rope_parameters=rope)
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("llama", LLAMA3),
+        ("mixtral", LLAMA3),
+        ("llama", {"rope_type": "linear", "factor": 8.0}),
+        ("llama", YARN),
+        ("mistral", YARN | {"factor": None}),
+        ("llama", YARN | {"attention_factor": None}),
+    ],
+)
+def test_scaled_ropes_beyond_the_original_context(
+    family: str, rope: dict, make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path
+):
+    """Of 240 tokens; the original context is 32. llama.cpp, our runner and transformers say the same."""
+    folder = make_checkpoint(family, seed=4, head_dim=32, rope_parameters={"rope_theta": 1e4, **rope})
     export_unverified(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F32"))
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    ids = [1, *np.random.default_rng(1).integers(300, 4000, 100).tolist()]
+    ids = [1, *np.random.default_rng(1).integers(300, 4000, 239).tolist()]
     with torch.no_grad():
         expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
+    with load(tmp_path / "model.gguf", cache_type="F32") as ours:
+        found = torch.log_softmax(torch.from_numpy(ours.feed(ids)).double(), -1)
     for token, logprob in llama_cpp(tmp_path / "model.gguf").logprobs(ids).items():
         assert logprob == pytest.approx(float(expected[token]), abs=2e-3)
+        assert float(found[token]) == pytest.approx(float(expected[token]), abs=2e-3)
 
 
 def test_sentencepiece_ids(make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path):

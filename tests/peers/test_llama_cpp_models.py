@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tsconvert.evaluate.verify.tokenizer import LEADING, NASTY
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.vocabulary.reader import corrected_tokenizer
+from tsconvert.text.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.peer
 Make = Callable[..., Path]
@@ -89,7 +89,7 @@ def test_the_same_ids_and_the_same_tokens_from_f16(
     shape = {"vocab_size": rows, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     folder = with_tokenizer(make_checkpoint(family, seed=11, bos_token_id=None, eos_token_id=None, **shape), source)
     export_unverified(ExportConfig(model=folder, out=tmp_path / "model.gguf", type_name="F16"))
-    peer, hf = llama_cpp(tmp_path / "model.gguf"), corrected_tokenizer(folder)
+    peer, hf = llama_cpp(tmp_path / "model.gguf"), load_tokenizer(folder)
     # llama.cpp's expression for tekken leaves combining marks out of words
     texts = [text for text in (*NASTY, *LEADING) if name != "tekken" or not any("ऀ" <= c <= "ॿ" for c in text)]
     assert {text: peer.encode(text) for text in texts} == {text: hf.encode(text) for text in texts}

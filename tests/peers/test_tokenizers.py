@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.vocabulary.reader import read_vocabulary
-from tsconvert.quant.vocabulary.vocabulary import BYTE, CONTROL
+from tsconvert.text.sentencepiece import BYTE, CONTROL
 
 pytestmark = pytest.mark.peer
 V1, V3, TEKKEN = "tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3", "tekken_240718.json"

@@ -15,7 +15,7 @@ from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.model.sweep import Stream
 from tsconvert.predictors.calibration.ffn import calibrate, judge
 from tsconvert.predictors.config import PredictorConfig, Training
-from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
+from tsconvert.predictors.cost import Bits, Rates, default_rank, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.predictors.estimate import estimate_predictors
 from tsconvert.predictors.folder import PredictorSet, load_predictors, save_predictors
 from tsconvert.predictors.predictor import Predictor
@@ -28,7 +28,6 @@ from tsconvert.predictors.training.layer_candidates import layer_ffns
 from tsconvert.predictors.training.rank import (
     Choice,
     choices,
-    default_rank,
     highest_rank,
     ranks_to_try,
     spend,

@@ -40,8 +40,8 @@ def edit(model: Path, name: str, change: Callable[[torch.Tensor], None]) -> Path
 def test_drelu_for_llama_cpp(tmp_path: Path, drelu: Path):
     assert sentence(tmp_path, drelu, target="llama.cpp") == (
         f"{drelu}: the FFN computes dReLU, which nothing in llama.cpp equals: it would compute SwiGLU in silence."
-        " Export it with --target sparse or --target powerinfer, or convert with `relufy --activation reglu` and no"
-        " thresholds: that runs in llama.cpp, as a dense model at its dense speed"
+        " Export it with --target sparse or --target powerinfer, or convert with `relufy --activation tswiglu` (or"
+        " reglu): such models run in llama.cpp, as dense ones at their dense speed"
     )
 
 
@@ -59,8 +59,8 @@ def test_experts_for_powerinfer(tmp_path: Path, sparse_moe: Path, make_predictor
 
 def test_swiglu_for_powerinfer(tmp_path: Path, dense: Path, make_predictors: Make):
     assert sentence(tmp_path, dense, target="powerinfer", predictors=make_predictors(dense)) == (
-        f"{dense}: PowerInfer's sparse mode computes dReLU and ReGLU, not swiglu; make the model sparse with"
-        " `tsconvert relufy` first"
+        f"{dense}: PowerInfer's sparse mode computes dReLU and ReGLU, not swiglu; convert the dense model with"
+        " `tsconvert relufy --activation drelu`"
     )
 
 

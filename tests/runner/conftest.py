@@ -158,11 +158,22 @@ def layer_tensors(tiny: Tiny, layer: int, transposed: bool) -> dict[str, np.ndar
 
 
 def write_gguf(
-    tiny, path, target, dtype="F32", fcs=None, thresholds=None, keys=None, skip=(), through=None, overrides=None
+    tiny,
+    path,
+    target,
+    dtype="F32",
+    fcs=None,
+    thresholds=None,
+    keys=None,
+    skip=(),
+    through=None,
+    overrides=None,
+    extra=None,
 ) -> Path:
     """Write ``tiny`` as `sparse`, `llama.cpp` or `powerinfer`.
 
-    ``through`` rounds weights to a block type first; ``overrides`` replaces whole-number keys, None drops one.
+    ``through`` rounds weights to a block type first; ``overrides`` replaces whole-number keys, None drops one;
+    ``extra`` are more tensors, by their whole names.
     """
     arch = {"sparse": "turbosparse", "llama.cpp": "llama", "powerinfer": "bamboo"}[target]
     if target == "powerinfer" and tiny.activation == "reglu":
@@ -188,8 +199,10 @@ def write_gguf(
     if target == "powerinfer" and thresholds is not None:
         writer.add_float32("powerinfer.sparse_threshold", float(thresholds))
     for key, value in (keys or {}).items():
-        (writer.add_string if isinstance(value, str) else writer.add_float32)(key, value)
+        {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32}[type(value)](key, value)
     add_tensors(writer, tiny, target != "llama.cpp", dtype, fcs, skip, through)
+    for name, value in (extra or {}).items():
+        writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

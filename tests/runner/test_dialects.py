@@ -95,3 +95,46 @@ def test_predictors_that_do_not_fit(refusal):
     assert refusal(fcs=True, thresholds=thresholds, skip=["blk.1.fc2"]) == (
         "the predictor's fc1 and fc2 of layer 1 do not fit; export it again"
     )
+
+
+OTHERS = (
+    "attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias",
+    "attn_q_norm.weight", "attn_k_norm.weight", "post_attention_norm.weight", "attn_sinks.weight",
+    "ffn_gate_inp.weight",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "sparse", "powerinfer"])
+@pytest.mark.parametrize("name", [*(f"blk.1.{name}" for name in OTHERS), "blk.3.attn_norm.weight", "output.bias"])
+def test_tensors_that_are_not_computed(refusal, target, name):
+    sparse = "swiglu" if target == "llama.cpp" else "drelu"
+    assert refusal("mistral", sparse, target, extra={name: np.ones(16, np.float32)}) == (
+        f"tensor {name}, which the runner does not compute; run the file with the engine that it was made for"
+    )
+
+
+def test_predictors_in_a_file_for_llama_cpp(refusal):
+    assert refusal("mistral", "swiglu", "llama.cpp", fcs=True) == (
+        "tensor blk.0.fc1.weight and 5 more, which the runner does not compute; run the file with the engine that it"
+        " was made for"
+    )
+
+
+def test_keys_that_are_not_computed(refusal):
+    assert refusal("mistral", "swiglu", "llama.cpp", keys={"llama.attention.causal": False}) == (
+        "key llama.attention.causal is False, which the runner does not compute; run the file with the engine that it"
+        " was made for"
+    )
+    assert refusal("mistral", "swiglu", "llama.cpp", overrides={"nextn_predict_layers": 1}).startswith(
+        "key llama.nextn_predict_layers is 1, which "
+    )
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "powerinfer"])
+def test_scaling_without_a_type_is_linear_and_a_window_is_none(tiny, gguf_of, tmp_path, target):
+    arch = {"llama.cpp": "llama", "powerinfer": "bamboo"}[target]
+    model = tiny("mistral", "swiglu" if target == "llama.cpp" else "drelu", window=8)
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        path = gguf_of(model, tmp_path / f"{key}.gguf", target, keys={f"{arch}.{key}": 4.0})
+        source = open_model(path)
+        assert (source.rope.scaling, source.rope.factor, source.spec.sliding_window) == ("linear", 4.0, None)

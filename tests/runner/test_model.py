@@ -28,7 +28,7 @@ def test_dense_logits_are_those_of_transformers(tiny, gguf_of, tmp_path, prompt,
 @pytest.mark.parametrize("changes", [{"tied": True}, {"window": 8}, {"window": 1}])
 def test_tied_heads_and_sliding_windows(tiny, gguf_of, tmp_path, prompt, changes):
     model = tiny(**changes)
-    with load(gguf_of(model, tmp_path / "m.gguf", "llama.cpp"), threads=1, cache_type="F32") as ours:
+    with load(gguf_of(model, tmp_path / "m.gguf", "sparse"), threads=1, cache_type="F32") as ours:
         assert error(ours.logits(prompt), model.logits(prompt)) < 2e-5
 
 

@@ -1,4 +1,9 @@
-"""Gates and ups become activations, in place: silu(gate) * up, relu(gate) * relu(up), or relu(gate) * up."""
+"""Gates and ups become activations, in place: silu(gate) * up, relu(gate) * relu(up), or relu(gate) * up.
+
+TSWIGLU, silu(gate) * up with thresholds, looks at up first: there `gate` is the up matrix here and in all that follows,
+and `up` the gate matrix (engine.py changes them), so that the first of the two decides for which neurons the second is
+read, whatever the activation.
+"""
 
 from typing import Any
 
@@ -6,28 +11,38 @@ import numpy as np
 
 from ..compiling import compiled, inlined
 from ..memory import load_f32, load_i32, store_f32
-from ..parameters import DRELU, SWIGLU, Layer, Parameters
+from ..parameters import DRELU, SWIGLU, TSWIGLU, Layer, Parameters
 from ..simd.float_vectors import swish_times
 
 
 @inlined
-def activation_of(activation: int, gate: float, up: float) -> Any:
-    """The activation of one neuron, as parameters.py numbers them."""
+def activation_of(activation: int, gate: float, up: float, least: float) -> Any:
+    """The activation of one neuron, as parameters.py numbers them; of TSWIGLU zero up to the size ``least``."""
     zero, one = np.float32(0), np.float32(1)
     if activation == SWIGLU:
         return gate / (one + np.exp(-gate)) * up
+    if activation == TSWIGLU:
+        h = up / (one + np.exp(-up)) * gate
+        return h if abs(h) > least else zero
     if gate <= zero or (activation == DRELU and up <= zero):
         return zero
     return gate * up
 
 
+@inlined
+def is_open(activation: int, gate: float) -> Any:
+    """Whether a neuron whose first matrix gave ``gate``, after `shift_gates`, may fire."""
+    return gate > 0 or (activation == TSWIGLU and gate != 0)
+
+
 @compiled
-def shift_gates(params: Parameters, layer: Layer, gate: int, listed: int, first: int, count: int) -> None:  # noqa: ARG001
+def shift_gates(params: Parameters, layer: Layer, gate: int, listed: int, first: int, count: int) -> None:
     """Close the gates that the layer's shift closes: of ``count`` numbers from ``first`` on, or of those listed."""
     least = layer.shift
     for i in range(count if least > 0 else 0):
         j = load_i32(listed, i) if listed else first + i
-        if load_f32(gate, j) <= least:
+        value = load_f32(gate, j)
+        if value <= least and (params.activation != TSWIGLU or -value <= least):
             store_f32(gate, j, np.float32(0))
 
 
@@ -39,32 +54,34 @@ def shift_ups(params: Parameters, layer: Layer, up: int, listed: int, first: int
 
 
 @compiled
-def activate(params: Parameters, listed: int, first: int, count: int, gate: int, up: int, share: float) -> int:
+def activate(
+    params: Parameters, layer: Layer, listed: int, first: int, count: int, gate: int, up: int, share: float
+) -> int:
     """Turn gates into activations times ``share``; returns how many are not zero.
 
     Of ``count`` neurons from ``first`` on, or of the int32 list at ``listed``.
     """
-    fired, activation = 0, params.activation
+    fired, activation, least = 0, params.activation, layer.least
     for i in range(count):
         j = load_i32(listed, i) if listed else first + i
-        h = activation_of(activation, load_f32(gate, j), load_f32(up, j))
+        h = activation_of(activation, load_f32(gate, j), load_f32(up, j), least)
         fired += h != 0
         store_f32(gate, j, h * share)
     return fired
 
 
 @compiled
-def activate_run(params: Parameters, gate: int, up: int, count: int, share: float) -> int:
+def activate_run(params: Parameters, layer: Layer, gate: int, up: int, count: int, share: float) -> int:
     """Turn ``count`` neighbouring gates into activations times ``share``; returns how many are not zero.
 
     All are under SwiGLU, whose exponentials are computed by sixteen.
     """
     if params.activation != SWIGLU:
-        return activate(params, 0, 0, count, gate, up, share)
+        return activate(params, layer, 0, 0, count, gate, up, share)
     whole = count // 16 * 16
     for i in range(0, whole, 16):
         swish_times(gate + 4 * i, up + 4 * i)
-    activate(params, 0, whole, count - whole, gate, up, np.float32(1))
+    activate(params, layer, 0, whole, count - whole, gate, up, np.float32(1))
     if share != 1:
         for i in range(count):
             store_f32(gate, i, load_f32(gate, i) * share)

@@ -7,7 +7,7 @@ from ..matrix_products import multiply_run, ready
 from ..memory import load_f32, load_i32, load_i64, store_f32, store_i32
 from ..parameters import LINE, PREDICTED, Layer, Parameters, counts_at, row_at
 from ..work_shares import run_start
-from .activations import activation_of, shift_gates, shift_ups
+from .activations import activation_of, is_open, shift_gates, shift_ups
 
 
 @compiled
@@ -29,23 +29,23 @@ def list_predicted(params: Parameters, logits: int, first: int, end: int, thresh
 
 
 @compiled
-def list_open(params: Parameters, gate: int, first: int, end: int, listed: int) -> int:  # noqa: ARG001
-    """The same for gates above zero."""
+def list_open(params: Parameters, gate: int, first: int, end: int, listed: int) -> int:
+    """The same for open gates."""
     kept = 0
     for j in range(first, end):
         store_i32(listed, kept, j)
-        kept += load_f32(gate, j) > 0
+        kept += is_open(params.activation, load_f32(gate, j))
     return kept
 
 
 @compiled
-def keep_open(params: Parameters, listed: int, count: int, gate: int) -> int:  # noqa: ARG001
-    """Keep the listed neurons whose gate is above zero; returns how many."""
+def keep_open(params: Parameters, listed: int, count: int, gate: int) -> int:
+    """Keep the listed neurons whose gate is open; returns how many."""
     kept = 0
     for i in range(count):
         j = load_i32(listed, i)
         store_i32(listed, kept, j)
-        kept += load_f32(gate, j) > 0
+        kept += is_open(params.activation, load_f32(gate, j))
     return kept
 
 
@@ -61,12 +61,14 @@ def keep_firing(params: Parameters, listed: int, count: int, activations: int) -
 
 
 @compiled
-def count_missed(params: Parameters, first: int, end: int, gate: int, up: int, logits: int, threshold: float) -> int:
+def count_missed(
+    params: Parameters, layer: Layer, first: int, end: int, gate: int, up: int, logits: int, threshold: float
+) -> int:
     """Neurons that fire although their logit is below the threshold."""
-    missed, activation = 0, params.activation
+    missed, activation, least = 0, params.activation, layer.least
     for j in range(first, end):
         silent = load_f32(logits, j) < threshold
-        missed += silent and activation_of(activation, load_f32(gate, j), load_f32(up, j)) != 0
+        missed += silent and activation_of(activation, load_f32(gate, j), load_f32(up, j), least) != 0
     return missed
 
 
@@ -116,6 +118,6 @@ def find_neurons(params: Parameters, thread: int, layer: Layer, form: int) -> in
             form = ready(params, thread, layer.ffn_up, x, prepared, form)
             multiply_run(params, thread, layer.ffn_up, expert, x, prepared, thread, 0, 1, up)
             shift_ups(params, layer, up, 0, first, end - first)
-            counts.missed += count_missed(params, first, end, gate, up, logits, threshold)
+            counts.missed += count_missed(params, layer, first, end, gate, up, logits, threshold)
         store_i32(row_at(params.found, thread), k * LINE, found)
     return form

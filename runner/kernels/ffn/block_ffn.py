@@ -26,7 +26,7 @@ from ..residual import add_to_residual, clear
 from ..row_kernels import call_add
 from ..simd.float_vectors import blend
 from ..work_shares import UNIT, run_start, share_start
-from .activations import activation_of, shift_gates, shift_ups
+from .activations import activation_of, is_open, shift_gates, shift_ups
 from .active_neurons import has_predictor
 from .routing import choose_tokens, share_for
 
@@ -46,12 +46,12 @@ def chosen_above(params: Parameters, thread: int, some: int, values: int, thresh
 
 @compiled
 def chosen_open(params: Parameters, thread: int, some: int, values: int) -> int:
-    """List the chosen tokens whose float is above zero; returns how many."""
+    """List the chosen tokens whose gate is open; returns how many."""
     chosen, listed, kept = row_at(params.chosen_tokens, thread), row_at(params.firing_tokens, thread), 0
     for i in range(some):
         t = load_i32(chosen, i)
         store_i32(listed, kept, t)
-        kept += load_f32(values, t) > 0
+        kept += is_open(params.activation, load_f32(values, t))
     return kept
 
 
@@ -115,7 +115,9 @@ def open_ups(params: Parameters, thread: int, layer: Layer, expert: int, some: i
 
 
 @compiled
-def drop_missed(params: Parameters, thread: int, some: int, first: int, end: int, threshold: float) -> int:
+def drop_missed(
+    params: Parameters, thread: int, layer: Layer, some: int, first: int, end: int, threshold: float
+) -> int:
     """Silence neurons that were not predicted; returns how many would have fired."""
     chosen, gate, up, logits = (
         row_at(params.chosen_tokens, thread),
@@ -123,18 +125,18 @@ def drop_missed(params: Parameters, thread: int, some: int, first: int, end: int
         params.up.address,
         params.logits.address,
     )
-    missed, activation = 0, params.activation
+    missed, activation, least = 0, params.activation, layer.least
     for j in range(first, end):
         for i in range(some):
             place = BLOCK * j + load_i32(chosen, i)
             if load_f32(logits, place) < threshold:
-                missed += activation_of(activation, load_f32(gate, place), load_f32(up, place)) != 0
+                missed += activation_of(activation, load_f32(gate, place), load_f32(up, place), least) != 0
                 store_f32(gate, place, 0.0)
     return missed
 
 
 @compiled
-def activate_tokens(params: Parameters, thread: int, expert: int, some: int, neuron: int) -> int:
+def activate_tokens(params: Parameters, thread: int, layer: Layer, expert: int, some: int, neuron: int) -> int:
     """Turn a neuron's gates into activations times the tokens' shares; returns how many are not zero.
 
     A shut gate needs no up.
@@ -144,8 +146,8 @@ def activate_tokens(params: Parameters, thread: int, expert: int, some: int, neu
     for i in range(some):
         t = load_i32(chosen, i)
         g, h = load_f32(gate, t), np.float32(0)
-        if g > 0 or activation == SWIGLU:
-            h = activation_of(activation, g, load_f32(up, t)) * share_for(params, t, expert)
+        if is_open(activation, g) or activation == SWIGLU:
+            h = activation_of(activation, g, load_f32(up, t), layer.least) * share_for(params, t, expert)
         store_f32(gate, t, h)
         fired += h != 0
     return fired
@@ -181,10 +183,10 @@ def block_activations(params: Parameters, thread: int, layer: Layer, expert: int
         threshold = load_f32(layer.thresholds, expert)
         for j in range(first, end):
             counts.predicted += chosen_above(params, thread, some, logits + 4 * BLOCK * j, threshold)
-        counts.missed += drop_missed(params, thread, some, first, end, threshold)
+        counts.missed += drop_missed(params, thread, layer, some, first, end, threshold)
     fired = 0
     for j in range(first, end):
-        fired += activate_tokens(params, thread, expert, some, j)
+        fired += activate_tokens(params, thread, layer, expert, some, j)
     counts.fired += fired
     counts.down += some * size if params.mode == DENSE else fired
     return form

@@ -52,7 +52,7 @@ def expert_by_matrix(
     for i in range(some):
         t = load_i32(chosen, i)
         place, whose = 4 * (t * neurons + first), thread if params.tokens == 1 else t
-        counts.fired += activate_run(params, gate + place, up + place, size, share_for(params, whose, expert))
+        counts.fired += activate_run(params, layer, gate + place, up + place, size, share_for(params, whose, expert))
     meet(params, thread)
     down_product(params, thread, layer, expert, some, fresh)
     return form

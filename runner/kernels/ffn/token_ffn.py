@@ -80,7 +80,7 @@ def token_activations(params: Parameters, thread: int, layer: Layer, k: int, for
     multiply(params, thread, tensor, expert, listed, first, some, x, prepared, thread, 0, 1, up, 1, 0)
     shift_ups(params, layer, up, listed, first, some)
     counts.up += some
-    counts.fired += activate(params, listed, first, some, gate, up, load_f32(row_at(params.share, thread), k))
+    counts.fired += activate(params, layer, listed, first, some, gate, up, load_f32(row_at(params.share, thread), k))
     if dense:
         for i in range(end_leaf - leaf):
             store_i32(ends, i, leaf_start(params, neurons, leaf + i + 1))

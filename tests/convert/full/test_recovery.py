@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
@@ -18,7 +18,7 @@ from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.full import recovery, stage
 from tsconvert.convert.full.activations import ActivationMonitor
 from tsconvert.convert.full.data import full_rows
-from tsconvert.convert.full.loss import TopK, distillation, hidden_distance
+from tsconvert.convert.full.loss import TopK, distillation, hidden_distance, likeliest_divergence
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import SparseExperts
@@ -70,6 +70,30 @@ def test_the_losses_gradient_is_autograds(kind: str):
     assert float(losses.divergence) == pytest.approx(divergence.item(), rel=1e-5)
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
     assert not ours.grad[3].any()
+
+
+@pytest.mark.parametrize("likeliest", [5, 11])
+def test_the_divergence_on_the_likeliest_tokens_has_autograds_gradient(likeliest: int):
+    torch.manual_seed(0)
+    student, teacher, ours_VD, theirs_VD = (torch.randn(rows, 6) for rows in (7, 7, 11, 11))
+    ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    found = likeliest_divergence(ours, teacher, ours_VD, theirs_VD, likeliest)
+    (2 * found).backward()
+    goal = teacher @ theirs_VD.T
+    chosen = goal.softmax(-1).sum(0).topk(likeliest).indices
+    log, log_goal = ((theirs @ ours_VD.T)[:, chosen].log_softmax(-1), goal[:, chosen].log_softmax(-1))
+    expected = functional.kl_div(log, log_goal, reduction="batchmean", log_target=True)
+    (2 * expected).backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+def test_all_but_one_of_the_likeliest_tokens_train_as_the_whole_vocabulary(sparse: Path, dense: Path, tmp_path: Path):
+    found = [
+        relufy(config(sparse, tmp_path / str(n), teacher=str(dense), full=replace(SHORT, likeliest=n))).full
+        for n in (0, 4095)
+    ]
+    assert found[1].losses[-1][1] == pytest.approx(found[0].losses[-1][1], rel=1e-3)
 
 
 def test_hidden_distance_is_relative():
@@ -127,6 +151,38 @@ def test_the_monitor_sees_what_fires_and_its_penalty_has_autograds_gradient(
     assert penalty.item() == pytest.approx(1.0)
     penalty.backward()
     assert torch.allclose(dict(model.named_parameters())[name].grad, expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_thresholds_reach_the_target_and_are_what_every_reader_computes(
+    make_checkpoint: Make, tmp_path: Path, family: str
+):
+    training = LocalRecovery(steps=20, batch_tokens=512, target_sparsity=0.9, autocast=False)
+    out, full = tmp_path / "out", replace(SHORT, target_sparsity=None)
+    report = relufy(config(make_checkpoint(family), out, training=training, full=full))
+    thresholds = json.loads((out / "config.json").read_text())["ffn_thresholds"]
+    assert thresholds == list(report.full.thresholds) == list(Checkpoint(out).spec.thresholds)
+    assert all(value > 0 for value in thresholds)
+    assert sum(report.full.density) / len(report.full.density) == pytest.approx(0.1, abs=0.02)
+    assert report.full.tokens_per_s > 0
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True, dtype=torch.float32)
+    ffns = [getattr(layer.mlp, "experts", layer.mlp) for layer in model.model.layers]
+    assert [ffn.threshold for ffn in ffns] == thresholds
+    held = full_rows(Checkpoint(out), config(out, out), full, 1)[1]
+    assert stage.perplexity(model, held, "cpu") == pytest.approx(
+        report.full.perplexity, rel=2e-2
+    )  # dtype of the weights
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_the_best_checkpoint_is_the_model_that_is_written(make_checkpoint: Make, tmp_path: Path, family: str):
+    training = LocalRecovery(steps=10, batch_tokens=256, target_sparsity=0.9, autocast=False)
+    worse = replace(SHORT, learning_rate=0.1, target_sparsity=None, patience=1, evaluations=8)
+    report = relufy(config(make_checkpoint(family), tmp_path / "out", training=training, full=worse, dtype="F32"))
+    best = next(e for e in report.full.evaluations if e.step == report.full.best_step)
+    assert report.full.best_step < report.full.steps
+    assert report.full.perplexity == pytest.approx(best.perplexity, rel=1e-5)
+    assert sum(report.full.density) / len(report.full.density) == pytest.approx(best.density, rel=1e-6)
 
 
 @pytest.mark.parametrize("family", ["mistral", "mixtral"])

@@ -124,6 +124,6 @@ def test_what_is_outside_the_mask_costs_more(recovered):
         monitor.begin(ids.numel(), learns=True)
         model(ids)
         monitor.end()
-        found.append([float(torch.stack(parts).sum().detach()) for parts in monitor.l1])
+        found.append([float(torch.stack(parts).sum().detach()) for parts in monitor.prices])
     assert all(plain < dear < 4 * plain for plain, dear in zip(*found, strict=True))
     assert len(monitor.losses) == 3

@@ -10,13 +10,19 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
+from tsconvert import embedded
 from tsconvert.common.errors import TsconvertError
 from tsconvert.common.files import write_json
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
+from tsconvert.evaluate.config import MeasureConfig
+from tsconvert.evaluate.measure import measure
+from tsconvert.evaluate.perplexity.config import EvalConfig
 from tsconvert.evaluate.report.page import ReportConfig, WrittenReport, report
+from tsconvert.evaluate.tasks.config import TaskConfig
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
+from tsconvert.text.sources import Source
 
 
 @pytest.fixture
@@ -271,3 +277,26 @@ def test_a_record_of_another_shape_is_named(tmp_path: Path):
         report(ReportConfig(folder=tmp_path, out=tmp_path / "report.html"))
     assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: is not what tsconvert writes (")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_texts_and_tasks_stand_beside_the_dense_model(folder: Path, dense: Path):
+    for name, start in (("one", 0), ("two", 3000)):
+        (folder / f"{name}.txt").write_text(embedded.text("heldout.txt").read_text(encoding="utf-8")[start:][:3000])
+    sources = tuple(Source(path=str(folder / f"{name}.txt")) for name in ("one", "two"))
+    sparse = str(folder / "sparse")
+    text = EvalConfig(model=sparse, data=sources, tokens=512, context=64)
+    tasks = TaskConfig(model=sparse, tasks=("agreement",), limit=4)
+    measured = measure(MeasureConfig(text=text, tasks=tasks, baselines=(f"dense={dense}",)))
+    write_json(folder / "eval-measured.json", measured.to_json())
+    alone = measure(MeasureConfig(tasks=tasks))
+    write_json(folder / "eval-tasks.json", alone.to_json())
+    _, page = written(folder)
+    said = Reader(page).text
+    (against,) = measured.baselines
+    assert f"{against.worst_ratio:.2f} × perplexity on the worst text {against.worst_ratio_on}" in said
+    assert f"{100 * against.mean_difference:+.1f} points right answers in tasks" in said
+    for found in measured.measures[:2]:
+        beside = found.baselines[0]
+        row = f"{found.name} perplexity {found.count} {found.value:,.2f} ± {found.error:,.2f}"
+        assert f"{row} {beside.value:,.2f} ± {beside.error:,.2f} {beside.ratio:.3f} ± {beside.ratio_error:.3f}" in said
+    assert said.count("agreement acc_bytes 4") == 2

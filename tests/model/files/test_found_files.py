@@ -74,3 +74,24 @@ def test_tekken_alone(tmp_path: Path):
         f"{tmp_path}: no tokenizer (tokenizer.json or tokenizer.model); tekken.json is Mistral's own form, copy a"
         " tokenizer.json of the same model there"
     )
+
+
+OWN_CODE = (
+    "tokenization_odd.py is code of the folder's own, which is not run: copy a tokenizer.json of the same model there"
+)
+SLOW = (
+    "vocab.json and merges.txt do not say how text is split: make a tokenizer.json of them with transformers'"
+    " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [(["tokenization_odd.py", "tokenizer_config.json"], OWN_CODE), (["vocab.json", "merges.txt"], SLOW)],
+)
+def test_tokenizers_in_other_forms(files: list[str], advice: str, tmp_path: Path):
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(TsconvertError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: no tokenizer (tokenizer.json or tokenizer.model); {advice}"

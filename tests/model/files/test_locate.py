@@ -79,8 +79,23 @@ def hub() -> Iterator[Hub]:
 def test_what_the_index_names_is_fetched(hub: Hub, tmp_path: Path, weights: list[str]):
     index = {"model.safetensors.index.json": json.dumps(INDEX)} if SHARDS[0] in weights else {}
     hub.files = SMALL | index | dict.fromkeys(weights, "w") | OTHERS
-    ends = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    code = "from tsconvert.model.files.locate import find_model; print(find_model('some/model'))"
+    folder = Path(called(hub, tmp_path, "from tsconvert.model.files.locate import find_model as get").strip())
+    wanted = {*SMALL, *index, *(weights[:1] if weights[0] == "model.safetensors" else weights)}
+    assert set(hub.fetched) == wanted
+    assert {path.name for path in folder.iterdir()} == wanted
+
+
+def test_a_model_that_is_refused_is_not_fetched(hub: Hub, tmp_path: Path):
+    hub.files = SMALL | {"config.json": '{"model_type": "gpt2"}', "model.safetensors": "w"}
+    said = called(hub, tmp_path, "from tsconvert.model.checkpoint import open_checkpoint as get")
+    assert "config.json: model_type is 'gpt2'; tsconvert converts " in said
+    assert set(hub.fetched) == set(SMALL)
+
+
+def called(hub: Hub, home: Path, imported: str) -> str:
+    """What is said of get("some/model") in a process that knows this hub alone."""
+    ends = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    code = f"{imported}\ntry:\n    print(get('some/model'))\nexcept Exception as error:\n    print(error)"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **ends},
@@ -89,7 +104,4 @@ def test_what_the_index_names_is_fetched(hub: Hub, tmp_path: Path, weights: list
         check=True,
         timeout=120,
     )
-    folder = Path(run.stdout.strip())
-    wanted = {*SMALL, *index, *(weights[:1] if weights[0] == "model.safetensors" else weights)}
-    assert set(hub.fetched) == wanted
-    assert {path.name for path in folder.iterdir()} == wanted
+    return run.stdout

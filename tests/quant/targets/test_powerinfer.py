@@ -1,6 +1,7 @@
 """The powerinfer file against what PowerInfer's source reads, by a parser that shares no code with the package."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -242,6 +243,15 @@ def test_thresholds_do_not_carry_over_and_the_report_says_so(export):
         "2 calibrated predictor thresholds do not carry over: PowerInfer's predictors see the input before the norm,"
         " where only threshold 0 keeps its meaning, so 0 is used; density and recall will differ"
     )
+
+
+def test_thresholds_of_activations_are_left_out_and_the_report_says_so(export, drelu: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(drelu, tmp_path / "thresholds"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"ffn_thresholds": [0.05] * LAYERS}))
+    file, report, _ = export(folder)
+    assert any(note.startswith("PowerInfer has no thresholds: activations") for note in report.notes)
+    assert not any("threshold" in key for key in file.keys if not key.startswith("powerinfer."))
 
 
 def test_the_context_is_capped_at_the_sliding_window(export, make_sparse: Make):

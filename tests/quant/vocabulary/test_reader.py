@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from tsconvert import embedded as embedded
 from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.vocabulary.reader import read_vocabulary
-from tsconvert.quant.vocabulary.sentencepiece import read_model
-from tsconvert.quant.vocabulary.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from tsconvert.quant.vocabulary.vocabulary import Vocabulary
+from tsconvert.text.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, read_model
 
 Folder = Callable[..., Path]
 TINY = embedded.folder("tiny-mistral")
@@ -155,6 +155,41 @@ def test_leading_spaces_that_llama_cpp_treats_otherwise_are_noted(spm: Folder):
     assert read_vocabulary(folder, 4096).engine_notes == []
 
 
+def test_what_llama_cpp_does_otherwise_is_noted(spm: Folder, bpe: Folder, tmp_path: Path):
+    text = tmp_path / "text"
+    text.write_text("a few words to train on, a few more words, and some others\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300, model_type="bpe", minloglevel=2,
+        byte_fallback=True, user_defined_symbols=["<sep>"],
+    )  # fmt: skip
+    first, second = read_vocabulary(tmp_path, 300).engine_notes
+    assert first == (
+        "this tokenizer puts no space before a text that begins with one, nor after a special token, and llama.cpp's"
+        " always does: such texts get other ids there"
+    )
+    assert second == (
+        "this tokenizer normalizes characters (Precompiled) and llama.cpp's does not: accents of two characters and the"
+        " like get other ids there"
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300, model_type="bpe", minloglevel=2,
+        byte_fallback=True, user_defined_symbols=["<sep>"], normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )  # fmt: skip
+    (note,) = read_vocabulary(tmp_path, 300).engine_notes
+    assert note == "this tokenizer puts no space after <sep>, and llama.cpp's does: what follows gets other ids there"
+    folder = bpe()
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save(str(path))
+    (note,) = read_vocabulary(folder, 310, pre="smollm").engine_notes
+    assert note == (
+        "this tokenizer normalizes characters (NFC) and llama.cpp's does not: accents of two characters and the like"
+        " get other ids there"
+    )
+
+
 def test_byte_level_bpe(bpe: Folder):
     folder = bpe(template="{{ messages }}")
     vocabulary = read_vocabulary(folder, 310, pre="smollm")
@@ -231,6 +266,12 @@ def test_what_cannot_be_read(spm: Folder, tmp_path: Path):
     )
     model = folder / "tokenizer.model"
     model.write_bytes(model.read_bytes()[:-7])
+    (note,) = read_vocabulary(folder, 4096).notes
+    assert note == (
+        f"{model} belongs to another model than {folder / 'tokenizer.json'} (it cannot be read): the vocabulary is"
+        " tokenizer.json's alone"
+    )
+    (folder / "tokenizer.json").unlink()
     assert sentence(folder) == f"{model}: not a SentencePiece model that can be read; download it again"
     (folder / "tokenizer.json").write_text("{")
     assert sentence(folder).startswith(f"{folder / 'tokenizer.json'}: not JSON (")

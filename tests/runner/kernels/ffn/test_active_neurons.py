@@ -24,9 +24,9 @@ def test_passes_drop_neurons_from_the_list(params_of, keep, expected):
     assert listed[:kept].tolist() == expected
 
 
-def test_neurons_that_fire_below_the_threshold_are_counted(params_of):
+def test_neurons_that_fire_below_the_threshold_are_counted(params_of, layer_of):
     gate, up, logits = np.array([[1, 1, -1, 1, 1], [1, -1, 1, 1, 1], [-9, -9, -9, 9, 0]], np.float32)
     addresses = gate.ctypes.data, up.ctypes.data, logits.ctypes.data
-    assert active_neurons.count_missed(params_of(activation=DRELU), 0, 5, *addresses, 0.0) == 1
-    assert active_neurons.count_missed(params_of(activation=DRELU), 1, 5, *addresses, 0.0) == 0
-    assert active_neurons.count_missed(params_of(activation=DRELU), 0, 5, *addresses, 0.5) == 2
+    assert active_neurons.count_missed(params_of(activation=DRELU), layer_of(), 0, 5, *addresses, 0.0) == 1
+    assert active_neurons.count_missed(params_of(activation=DRELU), layer_of(), 1, 5, *addresses, 0.0) == 0
+    assert active_neurons.count_missed(params_of(activation=DRELU), layer_of(), 0, 5, *addresses, 0.5) == 2

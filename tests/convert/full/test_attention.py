@@ -1,0 +1,44 @@
+"""Attention in blocks gives what torch's own gives, forward and back."""
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from tsconvert.convert.full.attention import attend_in_blocks, attention
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("length", [7, 128, 300])
+def test_blocks_give_what_torch_gives(length: int, masked: bool):
+    generator = torch.Generator().manual_seed(length)
+    query, key, value = (torch.randn(2, heads, length, 16, generator=generator) for heads in (6, 2, 2))
+    mask = torch.ones(length, length, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+    mask[1, 0, 5:, :5] = False  # a second text begins there
+    found, expected = [], []
+    for into, ours in ((found, True), (expected, False)):
+        parts = [part.clone().requires_grad_() for part in (query, key, value)]
+        if ours:
+            out = attention(torch.nn.Module(), *parts, mask if masked else None, scaling=0.3)[0].transpose(1, 2)
+        else:
+            how = {"attn_mask": mask} if masked else {"is_causal": True}
+            out = torch.nn.functional.scaled_dot_product_attention(*parts, **how, scale=0.3, enable_gqa=True)
+        (out * torch.arange(16)).sum().backward()
+        into += [out.detach(), *(part.grad for part in parts)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_model_gives_the_same_logits_for_several_texts_in_a_row(window: int | None):
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=window, attn_implementation="sdpa",
+    )  # fmt: skip
+    model, ids = MistralForCausalLM(config).eval(), torch.randint(64, (2, 150))
+    position = torch.cat([torch.arange(60), torch.arange(90)])[None].expand(2, -1)
+    before = [model(ids).logits, model(ids, position_ids=position, use_cache=False).logits]
+    attend_in_blocks(model, "cpu")
+    assert model.config._attn_implementation == "tsconvert_blocks"
+    after = [model(ids).logits, model(ids, position_ids=position, use_cache=False).logits]
+    for ours, theirs in zip(after, before, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
