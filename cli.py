@@ -40,6 +40,7 @@ COMMANDS = {
     ),
     "quantize": ("quant.commands:quantize", "Write a GGUF file in other types, as llama-quantize would, in one pass."),
     "run": ("runner.commands:run", "Generate text from a GGUF file."),
+    "serve": ("runner.commands:serve", "Answer requests for text over HTTP, as OpenAI's API has them."),
     "bench": (
         "runner.commands:bench",
         "Measure how fast a GGUF file runs, or would: tokens per second of prompt and generation.",
@@ -74,7 +75,7 @@ COMMANDS = {
     ),
 }
 """In the order of the chain: where each command stands, and the first sentence of its help."""
-WITHOUT_TORCH = (["quantize"], ["run"], ["bench"], ["inspect"], ["report"])
+WITHOUT_TORCH = (["quantize"], ["run"], ["serve"], ["bench"], ["inspect"], ["report"])
 
 
 class Chain(click.Group):

@@ -25,6 +25,7 @@ from ..model.files.writer import CheckpointWriter, PlannedTensor
 from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
+from ..predictors.cost import check_rank
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
 from .config import RelufyConfig
@@ -65,8 +66,6 @@ def _check_predictors(config: RelufyConfig) -> None:
     if not config.resume:
         refuse_existing(config.predictors.out)
     if config.predictors.rank is not None:
-        from ..predictors.training.rank import check_rank  # loads torch, for seconds
-
         check_rank(open_checkpoint(config.model).spec, config.predictors.rank)
     if config.recover == "none":
         raise TsconvertError(

@@ -12,6 +12,7 @@ That is what the runner reads in its two modes. Attention, embeddings and norms,
 
 from dataclasses import dataclass
 
+from ..common.errors import TsconvertError
 from ..model.spec import ModelSpec
 
 STEP = 32
@@ -66,6 +67,15 @@ def predicted_bytes(width: int, neurons: int, predictor: float, rates: Rates, bi
     """
     rows = rates.predicted + rates.predicted_gate + rates.hit
     return predictor + rows * neurons * width * bits.model / 8
+
+
+def check_rank(spec: ModelSpec, rank: int | None) -> None:
+    """Refuse a rank that no FFN is wide enough for."""
+    widest = max(spec.width, spec.neurons)
+    if rank is not None and rank > widest:
+        raise TsconvertError(
+            f"--rank {rank}: the FFNs are {spec.width} wide, of {spec.neurons} neurons; give at most {widest}"
+        )
 
 
 def default_rank(spec: ModelSpec) -> int:

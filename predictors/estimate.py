@@ -8,11 +8,11 @@ from ..model.checkpoint import open_checkpoint
 from ..model.layers import Layer
 from ..model.sweep import Stream, sweep
 from .config import PredictorConfig
+from .cost import check_rank
 from .profile.profile import refuse_dense
 from .report import FFNReport
 from .train import training_sequences
 from .training.layer_candidates import MIN_TOKENS, layer_ffns, train_one
-from .training.rank import check_rank
 
 _TOKENS = 8192
 _STEPS = 150

@@ -22,11 +22,15 @@ _MOST_BYTES = 1 << 30  # of the process that renders: Python, jinja and the text
 _MOST_CHARACTERS = 1 << 24  # of the text
 
 
-def render(template: str, values: Mapping[str, Any], *, where: str, seconds: int = _MOST_SECONDS) -> str:
+def render(
+    template: str, values: Mapping[str, Any], *, where: str, advice: str = "leave --system or --chat out",
+    seconds: int = _MOST_SECONDS,
+) -> str:  # fmt: skip
     """The text that ``template`` makes of ``values``.
 
     Args:
         where: the file that the template is from, for messages.
+        advice: what to do where it refuses the values.
         seconds: of work that it may take.
 
     Raises:
@@ -51,9 +55,7 @@ def render(template: str, values: Mapping[str, Any], *, where: str, seconds: int
         raise TsconvertError(f"{where}: the chat template takes too much memory; do not trust this file") from None
     if "text" not in answer:
         reason = printable(str(answer["error"]))[:300]
-        raise TsconvertError(
-            f"{where}: the chat template refuses these messages ({reason}); leave --system or --chat out"
-        )
+        raise TsconvertError(f"{where}: the chat template refuses these messages ({reason}); {advice}")
     return str(answer["text"])
 
 

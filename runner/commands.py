@@ -1,4 +1,4 @@
-"""The commands `run` and `bench`."""
+"""The commands `run`, `serve` and `bench`."""
 
 import sys
 
@@ -6,7 +6,7 @@ import click
 
 from ..common.commands import Asked, command, heading
 from ..common.options import COUNT, ENDLESS_COUNT, PATH, RANK, Rule, argument, not_with, only_with, option, setting
-from .config import BenchConfig, RunConfig, ShapeConfig
+from .config import BenchConfig, RunConfig, ServeConfig, ShapeConfig
 
 MODES = ("auto", "predicted", "exact", "dense")
 _PLANTED = click.Choice(["Q4_0", "Q8_0"])
@@ -74,6 +74,37 @@ def run(asked: Asked) -> None:
         asked.emit(found)
     if found.finish == "interrupted":
         raise click.Abort
+
+
+@command(
+    "serve",
+    argument(ServeConfig, "file", "A GGUF file, as for run.", "FILE", PATH),
+    heading(
+        "Network",
+        setting(ServeConfig, "host", "Address to listen at; the default is for this machine alone."),
+        setting(ServeConfig, "port", "Port to listen at; 0 takes any that is free."),
+        setting(ServeConfig, "api_key", "Key that clients must give; default: none is needed."),
+        setting(ServeConfig, "queue", "Requests that may wait while another is answered; more are told to try later.",
+                kind=COUNT),
+    ),
+    heading(
+        "Computation",
+        setting(ServeConfig, "sparsity", "Which neurons are computed; auto is the sparsest mode that the file allows.",
+                kind=click.Choice(MODES)),
+        setting(ServeConfig, "context", "Tokens of context; default: the model's, at most 4096; 0 is all of the"
+                " model's.", "-c", "--context", kind=COUNT),
+        setting(ServeConfig, "threads", _THREADS, "-t", "--threads"),
+    ),
+)  # fmt: skip
+def serve(asked: Asked) -> None:
+    """Answer requests for text over HTTP, as OpenAI's API has them.
+
+    Chat and text completions, streamed or whole, under http://HOST:PORT/v1. Needs pip install 'tsconvert[server]'.
+    With --json the address is printed as JSON once the server listens.
+    """
+    from .serve.server import serve as run_server
+
+    run_server(asked.config(ServeConfig), asked.emit)
 
 
 @command(

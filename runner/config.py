@@ -53,6 +53,34 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What to serve, and where."""
+
+    file: Path
+    host: str = "127.0.0.1"
+    """The address to listen at; this machine alone reaches the default."""
+    port: int = 8080
+    """0 takes any that is free."""
+    api_key: str | None = None
+    """What clients must give as `Authorization: Bearer KEY`; None for nothing."""
+    queue: int = 32
+    """Requests that may wait while another is answered."""
+    sparsity: str = "auto"
+    """As `RunConfig.sparsity`."""
+    threads: int | None = None
+    context: int | None = None
+    """As `RunConfig.context`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise TsconvertError(f"--port {self.port}: it must be 0 to 65535")
+        if self.queue < 0:
+            raise TsconvertError(f"--queue {self.queue}: it must be at least 0")
+        if self.api_key == "":
+            raise TsconvertError("--api-key is empty; leave it out, or give one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchConfig:
     """What to measure."""
 

@@ -14,7 +14,7 @@ from ..model.files.gguf import ggml
 from .density import Density
 from .dialects import ModelFile, open_model
 from .generate import Generation, generate
-from .kernels.engine import Engine, Weights, slots_of
+from .kernels.engine import Engine, Weights, slots_of, window_of
 from .kernels.parameters import BLOCK
 from .kernels.threads import default_threads
 from .rope import angles
@@ -100,10 +100,19 @@ class Model:
         self._mode = resolve_mode(self.source, mode)
 
     def reset(self, position: int = 0) -> None:
-        """Forget the tokens from ``position`` on, which lies within what the cache holds."""
+        """Forget the tokens from ``position`` on, which lies within what the cache holds.
+
+        All are forgotten where those that the next ones would look back at have been overwritten: under a sliding
+        window the cache is a ring.
+        """
         if not 0 <= position <= self.position:
             raise TsconvertError(f"position is {position}: it must be 0 to {self.position}, the tokens in the cache")
-        self.position = position
+        kept = all(
+            self.position - slots_of(self.spec, self.context, layer)
+            <= max(0, position - window_of(self.spec, self.context, layer) + 1)
+            for layer in range(self.spec.layers)
+        )
+        self.position = position if kept or position == self.position else 0
 
     def logits(self, tokens: Sequence[int], *, reset: bool = True) -> Floats:
         """Logits [T, V] of every position of ``tokens``.

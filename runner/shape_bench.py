@@ -18,7 +18,7 @@ from ..common.progress import progress
 from ..common.units import size_text
 from ..model.named_config import read_model_config
 from ..model.spec import ModelSpec
-from ..predictors.cost import default_rank
+from ..predictors.cost import check_rank, default_rank
 from .config import ShapeConfig
 from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load
@@ -132,6 +132,7 @@ def planted_shape(spec: ModelSpec, config: ShapeConfig) -> Shape:
             f" {SMALLEST_WIDTH} and multiples of 32"
         )
     predicted = min(1.0, 1.2 * config.density) if config.predicted is None else config.predicted
+    check_rank(spec, config.rank)
     rank = config.rank or default_rank(spec)
     return Shape(
         layers=spec.layers, width=spec.width, neurons=spec.neurons, heads=spec.heads, kv_heads=spec.kv_heads,

@@ -3,6 +3,7 @@
 Our own files carry the whole tokenizer.json. From others' the tokenizer is built anew (model/files/gguf/tokenizer.py).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,12 @@ from ..quant.vocabulary.ends import ALL_ENDS, END_KEYS, ends_by_text
 from ..text.records import readable
 
 _PREFIX = "tokenizer.ggml."
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+# the characters that byte-level BPE (GPT-2's bytes_to_unicode) writes bytes as
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(256 + number): byte for number, byte in enumerate(sorted({*range(256)} - {*_VISIBLE}))
+}
 
 
 class GgufTokenizer:
@@ -35,6 +42,7 @@ class GgufTokenizer:
         self._where = str(file.path)
         keys = {name.removeprefix(_PREFIX): value for name, value in file.metadata.items() if name.startswith(_PREFIX)}
         self._tokenizer = build(file, huggingface=huggingface)
+        self._byte_level = keys.get("model") == "gpt2"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         known = keys.get("tokens")
@@ -68,7 +76,8 @@ class GgufTokenizer:
 
     def _ids(self, text: str, *, parse_special: bool = True) -> list[int]:
         try:
-            self._tokenizer.encode_special_tokens = not parse_special
+            if self._tokenizer.encode_special_tokens is parse_special:  # not set while another thread encodes
+                self._tokenizer.encode_special_tokens = not parse_special
             return list(self._tokenizer.encode(readable(text), add_special_tokens=False).ids)
         except Exception as error:  # the library raises plain Exception
             raise TsconvertError(
@@ -87,11 +96,22 @@ class GgufTokenizer:
         """A token as the vocabulary has it, empty for one that it lacks."""
         return str(self._tokenizer.id_to_token(token) or "")
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def token_bytes(self, token: int) -> bytes:
+        """What a token adds to a text, in UTF-8; often a part of a character only."""
+        piece = self.piece(token)
+        if not self._byte_level:
+            byte = _BYTE_PIECE.fullmatch(piece)
+            return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+        if all(character in _BYTE_OF for character in piece):
+            return bytes(_BYTE_OF[character] for character in piece)
+        return piece.encode()
+
+    def chat(self, messages: Sequence[dict[str, str]], *, advice: str = "leave --system or --chat out") -> list[int]:
         """The tokens of a conversation, up to where the model answers, as transformers' `apply_chat_template` has them.
 
         Args:
             messages: `{"role": "user", "content": ...}` and so on, oldest first.
+            advice: what to do where the template refuses them.
 
         Raises:
             TsconvertError: the file has no chat template, or the template refuses the messages.
@@ -101,7 +121,7 @@ class GgufTokenizer:
         from .chat_template import render
 
         values = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
-        return self._ids(render(self.chat_template, values | self._named, where=self._where))
+        return self._ids(render(self.chat_template, values | self._named, where=self._where, advice=advice))
 
 
 class TextStream:

@@ -36,6 +36,7 @@ SURFACE = {
     " --threads",
     "run": "-p --prompt --chat --system -n --tokens --stop --ignore-eos --temp --top-k --top-p --min-p"
     " --repeat-penalty --repeat-last-n --seed --sparsity -c --context -t --threads --stats --audit",
+    "serve": "--host --port --api-key --queue --sparsity -c --context -t --threads",
     "bench": "-p --prompt -n --tokens -r --repetitions --sparsity -t --threads --shape --density --predicted --rank"
     " --type --predictor-type",
     "eval": "--data --ctx --tokens --chunks --method --parse-special --no-parse-special --stride --against"

@@ -201,6 +201,7 @@ ALWAYS = {
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --imatrix --allow-requantize --threads",
     "run": "--prompt --chat --tokens --stop --ignore-eos --temp --top-k --top-p --min-p --repeat-penalty"
     " --repeat-last-n --seed --sparsity --context --threads --stats",
+    "serve": "--host --port --api-key --queue --sparsity --context --threads",
     "bench": "--tokens --repetitions --threads --shape",
     "eval": "--data --baseline --tasks --sparsity",
     "verify": "--predictors --logits",

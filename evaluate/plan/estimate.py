@@ -8,8 +8,7 @@ from typing import Any
 
 from ...common.units import duration, size_text
 from ...model.named_config import read_model_config
-from ...predictors.cost import default_rank
-from ...predictors.training.rank import check_rank
+from ...predictors.cost import check_rank, default_rank
 from .config import PlanConfig
 from .machine import Machine, machine_of
 from .model_bytes import FileBytes, file_bytes, typical_rates

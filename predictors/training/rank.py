@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...common.errors import TsconvertError
 from ...model.spec import ModelSpec
-from ..cost import STEP
+from ..cost import STEP, check_rank
 from ..report import FFNReport
 from .candidate_store import Candidate
 
@@ -49,15 +49,6 @@ def highest_rank(spec: ModelSpec, budget: float | None) -> int | None:
         return None
     whole = budget * spec.parameters / (spec.width + spec.neurons)
     return int(min(whole, max(STEP, 2 * whole / (spec.layers * spec.ffns))))
-
-
-def check_rank(spec: ModelSpec, rank: int | None) -> None:
-    """Refuse a rank that no FFN is wide enough for."""
-    widest = max(spec.width, spec.neurons)
-    if rank is not None and rank > widest:
-        raise TsconvertError(
-            f"--rank {rank}: the FFNs are {spec.width} wide, of {spec.neurons} neurons; give at most {widest}"
-        )
 
 
 def check_budget(spec: ModelSpec, rank: int | None, budget: float | None, *, everywhere: bool) -> None:
