@@ -105,7 +105,8 @@ def _factors(spec: ModelSpec, ratio: Mapping[str, float]) -> dict[str, float]:
 
 
 def _refuse(spec: ModelSpec, theirs: Mapping[str, Any], native: set[str], where: str) -> None:
-    if not spec.sparse and spec.activation != theirs["activation"]:
+    computed = "swiglu" if spec.activation == "tswiglu" else spec.activation
+    if (not spec.sparse or spec.activation == "tswiglu") and computed != theirs["activation"]:
         raise TsconvertError(
             f"{where} computes {theirs['activation']} and this model {spec.activation}; export with --target sparse"
         )
