@@ -59,8 +59,8 @@ def test_turbosparse_mixtral_under_its_bases_model_type():
             {"model_type": "qwen2_moe"},
             (
                 f"m/config.json: model_type is 'qwen2_moe'; tsconvert converts {', '.join(FAMILIES)}. The nearest is"
-                " qwen2: a model that differs from it by names and numbers alone needs one file like"
-                " model/families/qwen2.py, which CONTRIBUTING.md describes; or choose a model of those"
+                " qwen3_moe: a model that differs from it by names and numbers alone needs one file like"
+                " model/families/qwen3_moe.py, which CONTRIBUTING.md describes; or choose a model of those"
             ),
         ),
         (
