@@ -189,7 +189,7 @@ def test_finished_predictors_are_taken_from_what_was_kept(call, old: Path):
 
 @pytest.mark.parametrize("name", ["full", "both"])
 def test_the_whole_models_training_goes_on_from_its_checkpoint(command_line: Any, old: Path, name: str):
-    code, _, said = command_line.run([*shlex.split(RUNS[name]["command"]), "--resume"], old)
+    code, _, said = command_line.run(shlex.split(resumed(name)), old)
     assert code == 0, said
     assert "going on from step 2\n" in said
 
@@ -222,7 +222,7 @@ def main() -> None:
     with conftest.CommandLine() as command_line, tempfile.TemporaryDirectory(prefix="old-outputs-") as folder:
         old = unpack(Path(folder))
         for name in options.write:
-            command_line([*shlex.split(RUNS[name]["command"]), "--resume"], old)
+            command_line(shlex.split(resumed(name)), old)
             report, RUNS[name]["digests"][conftest.machine()] = conftest.outcome(old, name)
             RUNS[name]["report"] = {figure: report[figure] for figure in RUNS[name]["report"]}
     (HERE / "expected.json").write_text(json.dumps(EXPECTED, indent=1) + "\n", encoding="utf-8")

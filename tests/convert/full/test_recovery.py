@@ -161,7 +161,7 @@ def test_thresholds_reach_the_target_and_are_what_every_reader_computes(
     out, full = tmp_path / "out", replace(SHORT, target_sparsity=None)
     report = relufy(config(make_checkpoint(family), out, training=training, full=full))
     thresholds = json.loads((out / "config.json").read_text())["ffn_thresholds"]
-    assert thresholds == list(report.full.thresholds) == list(Checkpoint(out).spec.thresholds)
+    assert thresholds == list(report.full.thresholds.own) == list(Checkpoint(out).spec.thresholds)
     assert all(value > 0 for value in thresholds)
     assert sum(report.full.density) / len(report.full.density) == pytest.approx(0.1, abs=0.02)
     assert report.full.tokens_per_s > 0
