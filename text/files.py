@@ -14,6 +14,7 @@ from ..common.errors import TsconvertError, reason
 from .records import text_of
 
 _PIECE_BYTES = 16_384
+_BAD_SHARE = 0.01  # of a text's characters that may be bytes that are no UTF-8
 _LONG_WORD_BYTES = 256
 _BLOCK_BYTES = 1 << 20
 _READ_AHEAD = (64, 2048)  # pieces whose parquet rows are read together: at first, and at most
@@ -184,9 +185,13 @@ def read_pieces(wanted: Sequence[Piece], field: str) -> Iterator[str | None]:
 
 def _plain(file: TextFile, start: int, end: int, field: str) -> str:  # noqa: ARG001
     begin, stop = _word_end(file.path, start), _word_end(file.path, end)
+    raw = _read(file.path, begin, stop)
     try:
-        return _read(file.path, begin, stop).decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        text = raw.decode("utf-8", "replace")
+        if text.count("\ufffd") <= _BAD_SHARE * len(text):  # stray bytes, as in a record
+            return text
         raise TsconvertError(
             f"{file.name}: not UTF-8 text (byte {begin + error.start}); give text, .jsonl or .parquet"
         ) from None

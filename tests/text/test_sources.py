@@ -155,6 +155,11 @@ def test_a_byte_that_is_no_utf_8_in_a_record_is_a_replacement_character(tmp_path
         assert list(sources.texts(Source(path=str(tmp_path / name)))) == ["left \ufffd right"], name
 
 
+def test_stray_bytes_in_plain_text_are_replacement_characters(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(b"left \xff right " * 1 + b"word " * 100)
+    assert "".join(sources.texts(Source(path=str(tmp_path / "a.txt")))).startswith("left \ufffd right word")
+
+
 def test_a_mixtures_field_counts_for_files(tmp_path: Path):
     corpus = datasets.Dataset.from_dict({"text": ["no"], "body": ["yes"]})
     corpus.to_json(tmp_path / "a.jsonl")
