@@ -165,7 +165,8 @@ def _theirs(keys: Keys, dialect: Dialect) -> dict[str, Any]:
 
 def _biases(keys: Keys) -> tuple[str, ...]:
     """Roles of the matrices that have a bias in some layer."""
-    names, layers = keys.file.tensors, range(keys.whole("block_count"))
+    names = keys.file.tensors
+    layers = range(min(keys.whole("block_count"), len(names)))  # a damaged file may say two billion
     return tuple(role for role in BIASED if any(gguf_name(Place(f"{role}_bias", layer)) in names for layer in layers))
 
 
