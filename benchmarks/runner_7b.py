@@ -23,22 +23,8 @@ import numpy as np
 from tsconvert.runner.kernels.bandwidth import measure_bandwidth
 from tsconvert.runner.model import Model, load
 from tsconvert.runner.planted_model import Shape, write_planted
+from tsconvert.runner.shape_bench import decode
 from tsconvert.runner.traffic import weight_bytes
-
-
-def decode(model: Model, mode: str, tokens: int) -> tuple[float, float, float]:
-    """Tokens/s, bytes a token, share of neurons that fired."""
-    model.mode = mode
-    model.reset()
-    rng = np.random.default_rng(1)
-    ids = rng.integers(300, model.spec.vocab, tokens + 2).tolist()
-    model.feed(ids[:2])
-    model.reset_density()
-    start_s = time.perf_counter()
-    for token in ids[2:]:
-        model.feed([token])
-    speed = tokens / (time.perf_counter() - start_s)
-    return speed, weight_bytes(model.source, model.density, mode), float(model.density.fired.mean())
 
 
 def prompt(model: Model, mode: str, tokens: int) -> float:
@@ -121,10 +107,9 @@ def _measure(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, l
         for name, model in models.items():
             note("bandwidth", measure_bandwidth(threads) / 1e9)
             for mode in options.modes if name == "ours" else ("dense",):
-                speed, size, fired = decode(model, mode, options.tokens)
-                note(f"{name}, {mode}", speed)
-                note(f"{name}, {mode}: bytes", size)
-                note(f"{name}, {mode}: fired", fired)
+                note(f"{name}, {mode}", 1 / decode(model, mode, options.tokens))
+                note(f"{name}, {mode}: bytes", weight_bytes(model.source, model.density, mode))
+                note(f"{name}, {mode}: fired", float(model.density.fired.mean()))
                 if options.prompt:
                     note(f"{name}, {mode}: prompt", prompt(model, mode, options.prompt))
         if options.llama_bench:

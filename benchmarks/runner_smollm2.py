@@ -10,9 +10,10 @@ import json
 import statistics
 from pathlib import Path
 
-from runner_7b import decode, llama_bench, prompt
+from runner_7b import llama_bench, prompt
 
 from tsconvert.runner.model import load
+from tsconvert.runner.shape_bench import decode
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         cases = ((dense, "dense"), (sparse, "exact"), (sparse, "predicted"))
         for _ in range(options.rounds):
             for model, mode in cases:
-                found.setdefault(mode, []).append(decode(model, mode, options.tokens)[0])
+                found.setdefault(mode, []).append(1 / decode(model, mode, options.tokens))
                 found.setdefault(f"{mode} prompt", []).append(prompt(model, mode, options.prompt))
             peer = [
                 llama_bench(options.llama_bench, options.dense, options.threads, *size)

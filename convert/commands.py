@@ -1,5 +1,8 @@
 """The command `relufy`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from ..common.commands import Asked, command, heading
@@ -20,14 +23,16 @@ _SILENCED = Rule(
 )
 _FULL = only_with("--recover", "full")
 _MASKED = only_with("--predictors")
-_SWEPT = Rule(
-    lambda given: given["recover"] != "none" or given["align"] or given["activation"] == "tswiglu",
-    f"without {_COPIES} only, which copies the weights as they are",
-)
+
+
+def _swept(given: Mapping[str, Any]) -> bool:
+    """Whether text goes through the layers."""
+    return bool(given["recover"] != "none" or given["align"] or given["activation"] == "tswiglu")
+
+
+_SWEPT = Rule(_swept, f"without {_COPIES} only, which copies the weights as they are")
 _READ = Rule(
-    lambda given: (
-        given["recover"] != "none" or given["align"] or given["shift"] is not None or given["activation"] == "tswiglu"
-    ),
+    lambda given: _swept(given) or given["shift"] is not None,
     f"without {_COPIES} only, which reads no text",
 )
 _ALONE = Rule(lambda given: not given["cross_entropy"], "without a --cross-entropy only", "leave --cross-entropy out")

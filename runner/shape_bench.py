@@ -152,7 +152,7 @@ def _measure(
     for _ in range(config.repetitions):
         times = []
         for at, model in enumerate(models):
-            times.append(_decode(model, mode, config.generate))
+            times.append(decode(model, mode, config.generate))
             sizes[at] = weight_bytes(model.source, model.density, mode)
         layer_s = (times[1] - times[0]) / (more - few)
         seconds.append(times[1] + (shape.layers - more) * layer_s)
@@ -169,7 +169,7 @@ def _measure(
     )
 
 
-def _decode(model: Model, mode: str, tokens: int) -> float:
+def decode(model: Model, mode: str, tokens: int) -> float:
     """Seconds a token, of random tokens: what a greedy text repeats would lie in caches."""
     model.mode = mode
     model.reset()

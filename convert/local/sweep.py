@@ -223,8 +223,6 @@ def scale_ups(layer: Layer, data: LayerData) -> None:
         relative_F = (scale_F / mean).clamp(1 / _WIDEST, _WIDEST)
         up_FD.mul_(relative_F[:, None])
         down_DF.div_(relative_F)
-        if "ffn_up_bias" in layer.parameters:
-            layer.weight("ffn_up_bias").mul_(relative_F)
 
 
 @torch.no_grad()

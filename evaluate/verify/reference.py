@@ -20,7 +20,6 @@ from ...common.errors import TsconvertError, reason
 from ...model import modeling_turbosparse
 from ...model.checkpoint import Checkpoint
 from ...model.families import FAMILIES
-from ...model.spec import ModelSpec
 from ...model.tensor_names import Place, layer_places, model_places
 from ...model.whole_model import weight_at
 from .expected_tensors import Floats
@@ -85,7 +84,7 @@ class Reference:
     def _compare(self, exported: Read) -> None:
         state = self.model.state_dict()
         for place in model_places(self._spec):
-            if not np.array_equal(_weight(state, self._spec, place).numpy(), exported(place)):
+            if not np.array_equal(weight_at(state, self._spec, place).numpy(), exported(place)):
                 where = "" if place.layer is None else f" of layer {place.layer}"
                 raise TsconvertError(f"transformers reads another {place.role}{where} from the model than was exported")
 
@@ -94,7 +93,7 @@ class Reference:
         state = {prefix + name: weight for name, weight in module.named_parameters(remove_duplicate=False)}
         filled = set()
         for place in places:
-            weight = _weight(state, self._spec, place)
+            weight = weight_at(state, self._spec, place)
             weight.copy_(torch.from_numpy(self._decoded(place)))
             filled.add(weight.untyped_storage().data_ptr())
         for name, weight in state.items():
@@ -119,10 +118,6 @@ class Reference:
             self._fill(module, places, prefix)
 
         return fill
-
-
-def _weight(state: Any, spec: ModelSpec, place: Place) -> torch.Tensor:
-    return weight_at(state, spec, place)
 
 
 def _emptied(module: Any, *_: Any) -> None:

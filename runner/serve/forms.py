@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,7 @@ class Usage:
 
 
 @dataclass(kw_only=True)
-class Form:
+class Form(ABC):
     """What chat and text completions have in common."""
 
     model: str
@@ -77,11 +78,13 @@ class Form:
             "choices": choices,
         }  # fmt: skip
 
+    @abstractmethod
     def _whole(self, choice: Choice) -> Json:
-        raise NotImplementedError
+        """A choice of a response."""
 
+    @abstractmethod
     def _delta(self, delta: Choice, first: bool) -> Json:
-        raise NotImplementedError
+        """A choice of a chunk."""
 
 
 class ChatForm(Form):

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from rewritten_gguf import rewritten
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -34,33 +35,6 @@ TEXTS = (
 
 def exported(folder: Path, out: Path, type_name: str = "F32", **more: Any) -> Path:
     export_unverified(ExportConfig(model=folder, out=out, type_name=type_name, target="llama.cpp", **more))
-    return out
-
-
-def rewritten(
-    path: Path, out: Path, keys: Mapping[str, Any] | None = None, tensors: Mapping[str, np.ndarray] | None = None,
-    drop: tuple[str, ...] = (), arch: str = "llama",
-) -> Path:  # fmt: skip
-    """The file with other keys and more tensors, without those to ``drop``, by gguf-py."""
-    reader, keys, tensors = gguf.GGUFReader(path), dict(keys or {}), dict(tensors or {})
-    writer = gguf.GGUFWriter(out, arch)
-    for field in reader.fields.values():
-        left = not field.name.startswith("GGUF.") and field.name not in {*keys, *drop, "general.architecture"}
-        if left:
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    for name, value in keys.items():
-        kinds[type(value)](name, value)
-    for tensor in reader.tensors:
-        if tensor.name not in {*tensors, *drop}:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    for name, array in tensors.items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     return out
 
 

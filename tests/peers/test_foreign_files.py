@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
+from rewritten_gguf import rewritten
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.export import ExportConfig, export_unverified
@@ -19,27 +19,10 @@ YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.o
 FREQS = {"rope_freqs.weight": np.linspace(1, 8, 8).astype(np.float32)}
 
 
-def rewritten(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
-    """The file with other keys of its architecture, and more tensors, by gguf-py."""
-    reader, out = gguf.GGUFReader(path), path.with_name("changed.gguf")
-    writer = gguf.GGUFWriter(out, "llama")
+def changed(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
+    """The file with other keys of its architecture, and more tensors."""
     keys = {f"llama.{name}": value for name, value in keys.items()}
-    for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name not in {*keys, "general.architecture"}:
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    for name, value in keys.items():
-        kinds[type(value)](name, value)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    for name, array in tensors.items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
+    return rewritten(path, path.with_name("changed.gguf"), keys, tensors)
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +65,14 @@ def ours(path: Path) -> np.ndarray:
 def test_keys_mean_what_llama_cpp_makes_of_them(
     plain: Callable[[str], Path], llama_cpp: Callable, tmp_path: Path, keys: dict, tensors: dict
 ):
-    path = rewritten(_copy(plain("llama"), tmp_path), keys, tensors)
+    path = changed(_copy(plain("llama"), tmp_path), keys, tensors)
     found = ours(path)
     for token, logprob in llama_cpp(path).logprobs(IDS).items():
         assert found[token] == pytest.approx(logprob, abs=2e-3)
 
 
 def test_the_window_that_is_not_heeded_is_said(plain: Callable[[str], Path], tmp_path: Path, capsys):
-    path = rewritten(_copy(plain("llama"), tmp_path), {"attention.sliding_window": 16}, {})
+    path = changed(_copy(plain("llama"), tmp_path), {"attention.sliding_window": 16}, {})
     assert (ours(path) == ours(plain("llama"))).all()
     assert capsys.readouterr().err == (
         f"{path}: attention.sliding_window is 16; as in llama.cpp, which does not read it in llama files, every token"
@@ -109,7 +92,7 @@ def test_tensors_that_llama_cpp_computes_with(
 ):
     rng = np.random.default_rng(5)
     extra = {f"blk.{layer}.{name}": rng.normal(size=size).astype(np.float32) for layer in range(2)}
-    path = rewritten(_copy(plain("llama"), tmp_path), {}, extra)
+    path = changed(_copy(plain("llama"), tmp_path), {}, extra)
     without, peer = ours(plain("llama")), llama_cpp(path).logprobs(IDS)
     assert max(abs(without[token] - logprob) for token, logprob in peer.items()) > 0.05  # it matters
     try:
