@@ -16,7 +16,7 @@ from nasty_texts import NASTY, with_markers
 from tokenizers import Tokenizer
 
 from tsconvert import embedded
-from tsconvert.quant.gguf.file import GgufFile
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.gguf.values import text as string
 from tsconvert.quant.gguf.writer import header
 from tsconvert.quant.vocabulary.reader import read_vocabulary

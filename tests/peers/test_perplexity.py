@@ -14,8 +14,8 @@ import pytest
 
 from tsconvert import embedded
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, EvalReport, evaluate
+from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.gguf.file import GgufFile
 from tsconvert.runner.tokenizer import GgufTokenizer
 from tsconvert.text.sources import Source
 

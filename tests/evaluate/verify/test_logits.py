@@ -26,7 +26,7 @@ from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.targets import checkpoint_rows
 from tsconvert.quant.targets.neuron_order import read_orders
-from tsconvert.quant.vocabulary.reader import corrected_tokenizer
+from tsconvert.text.tokenizer import load_tokenizer
 
 Make = Callable[..., Path]
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -66,7 +66,7 @@ def compared(folder: Path, out: Path, *, whole: bool, type_name: str = "F32", ta
     checkpoint, file = open_checkpoint(folder), GgufFile(out)
     orders = read_orders(file, checkpoint.spec)
     free_bytes = 1 << 40 if whole else 8 * checkpoint.spec.parameters
-    hf = corrected_tokenizer(folder)
+    hf = load_tokenizer(folder)
     result = compare_logits(file, checkpoint, orders, dialect_of(file), hf, free_bytes)
     assert not result.skipped
     return result
@@ -169,7 +169,7 @@ def test_rows_of_queries_in_an_order_that_exporter_and_check_agree_upon(
 
     monkeypatch.setattr(checkpoint_rows, "permute_rope", lambda rows, heads: rows)
     for module in (expected_tensors, logits):
-        monkeypatch.setattr(module, "rope_order", lambda heads, size: np.arange(heads * size))
+        monkeypatch.setattr(module, "rope_order", lambda heads, size, rotated: np.arange(heads * size))
     assert "differ from transformers' by " in compared(model("llama"), tmp_path / "m.gguf", whole=whole).problem
 
 
@@ -209,7 +209,7 @@ def test_a_model_that_transformers_cannot_load(make_checkpoint: Make, tmp_path: 
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "64"}))
     checkpoint = open_checkpoint(make_checkpoint("llama", seed=6))
     checkpoint.folder = folder
-    hf = corrected_tokenizer(make_checkpoint("llama", seed=6))
+    hf = load_tokenizer(make_checkpoint("llama", seed=6))
     found = compare_logits(GgufFile(tmp_path / "m.gguf"), checkpoint, {}, "llama.cpp", hf)
     assert found.problem.startswith(f"transformers does not load {folder}: ")
 

@@ -382,10 +382,17 @@ def test_memory_does_not_grow_over_a_thousand_requests(serving: Callable):
     assert found[-1] - found[0] < 8 << 20, found
 
 
+def _heeds_ctrl_c() -> None:
+    """Where the tests run in the background, SIGINT is ignored, and children would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_the_command(file: Path, tmp_path: Path):
     """It says where it listens, answers, and ends by Ctrl-C with 130."""
     command = [sys.executable, "-m", "tsconvert", "serve", str(file), "--port", "0", "-t", "1", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heeds_ctrl_c
+    ) as process:
         try:
             told = json.loads(process.stdout.readline())
             assert (told["model"], told["mode"], told["threads"]) == ("tiny", "exact", 1)
