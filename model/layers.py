@@ -93,7 +93,6 @@ class Layer:
         """What a norm of inputs multiplies by, [D], None where there is no such norm."""
         return self.weight(role) + self.spec.norm_offset if role in self.parameters else None
 
-    @torch.no_grad()
     def attend(self, x_NSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream after attention [N, S, D], and the input of the output projection [N, S, C]."""
         kept: list[torch.Tensor] = []
