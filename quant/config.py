@@ -38,6 +38,9 @@ class TypesConfig:
     recipe: Path | None = None
     """A file of an earlier export or quantize, or its JSON: every tensor gets the type that it has there."""
 
+    threads: int | None = None
+    """None takes the cores that the process may use."""
+
     @property
     def by_size(self) -> bool:
         """Whether a size is asked for."""
@@ -77,8 +80,6 @@ class ExportConfig(TypesConfig):
     """For `general.name`; None takes the folder's."""
     split_max_bytes: int | None = None
     """Write several files, none larger than this unless one tensor is; llama.cpp's names and keys."""
-    threads: int | None = None
-    """None takes the cores that the process may use."""
     dry_run: bool = False
     """Plan and check everything but the weights' values, write nothing."""
 
@@ -101,8 +102,6 @@ class QuantizeConfig(TypesConfig):
     """Take tensors that are quantized already; their errors add up."""
     split_max_bytes: int | None = None
     """Write several files, none larger than this unless one tensor is."""
-    threads: int | None = None
-    """None takes the cores that the process may use."""
     dry_run: bool = False
     """Say what would be written, write nothing."""
 

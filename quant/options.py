@@ -4,26 +4,30 @@ from collections.abc import Sequence
 
 from ..common.options import COUNT, Decorator, Pair, Rule, not_with, only_with, setting
 
-_SIZES = ("--target-size", "--target-bits", "--target-bytes-a-token")
+_SIZES = ("target_size", "target_bits", "target_bytes_a_token")
 _BY_SIZE = Rule(
-    lambda given: any(given[name[2:].replace("-", "_")] is not None for name in _SIZES), "to a size only",
-    "give --target-size",
+    lambda given: any(given[name] is not None for name in _SIZES), "to a size only", "give --target-size"
 )  # fmt: skip
+_BY_MIX = Rule(
+    lambda given: all(given[name] is None for name in (*_SIZES, "recipe")), "without a size and --recipe only",
+    "leave those out",
+)  # fmt: skip
+
+
+def _without(*names: str) -> Rule:
+    """The rule of an option that is refused beside sizes that stand before it."""
+    return Rule(lambda given: all(given[name] is None for name in names), "without another size only", "leave that out")
+
+
 _NO_RECIPE = not_with("--recipe")
 
 
-def type_options(config: type, mix: Sequence[Rule] = (), alike: Sequence[Rule] = ()) -> tuple[Decorator, ...]:
-    """The options of ``config``'s mix and of single tensors' types.
-
-    Args:
-        mix: more rules of --type.
-        alike: more rules of --pure.
-    """
-    no_size = [not_with(size) for size in (*_SIZES, "--recipe")]
+def type_options(config: type, alike: Sequence[Rule] = ()) -> tuple[Decorator, ...]:
+    """The options of ``config``'s mix and of single tensors' types; ``alike`` are more rules of --pure."""
     return (
-        setting(config, "type_name", "Mix of types: F16, Q8_0, Q4_K_M, IQ3_XS, ...", "--type", rules=[*no_size, *mix]),
+        setting(config, "type_name", "Mix of types: F16, Q8_0, Q4_K_M, IQ3_XS, ...", "--type", rules=[_BY_MIX]),
         setting(config, "pure", "Give all matrices one type, whatever the mix's rules say; PowerInfer's files always"
-                " have one.", rules=[*no_size, *alike]),
+                " have one.", rules=[_BY_MIX, *alike]),
         setting(config, "tensor_types", "Type of the tensors whose name fits the pattern. Repeatable.", "--tensor-type",
                 kind=Pair(last=True), metavar="PATTERN=TYPE", rules=[_NO_RECIPE]),
         setting(config, "output_type", "Type of the output matrix, or of the embedding where a mix has it for both.",
@@ -38,15 +42,15 @@ def size_options(config: type, rules: Sequence[Rule] = ()) -> tuple[Decorator, .
     return (
         setting(config, "target_bytes", "Choose types that keep predictions closest to the model's in a file of this"
                 " size, such as 4.0G; needs an --imatrix with --slopes.", "--target-size", kind=COUNT,
-                rules=[not_with(_SIZES[1]), not_with(_SIZES[2]), _NO_RECIPE, *rules]),
+                rules=rules),
         setting(config, "target_bits", "The same for so many bits a weight, such as 4.5.", "--target-bits",
-                rules=[not_with(_SIZES[2]), _NO_RECIPE, *rules]),
-        setting(config, "target_token_bytes", "The same for so many bytes read a token, such as 1.2G.", _SIZES[2],
-                kind=COUNT, rules=[_NO_RECIPE, *rules]),
+                rules=[_without(*_SIZES[:1]), *rules]),
+        setting(config, "target_token_bytes", "The same for so many bytes read a token, such as 1.2G.",
+                "--target-bytes-a-token", kind=COUNT, rules=[_without(*_SIZES[:2]), *rules]),
         setting(config, "density", "Share of a sparse model's neurons that a token reads, such as 0.12; default: as"
-                " predictors or profile say.", rules=[only_with(_SIZES[2])]),
+                " predictors or profile say.", rules=[only_with("--target-bytes-a-token")]),
         setting(config, "candidates", "A type that a size may be made of; default: those that the engine computes fast."
                 " Repeatable.", "--candidate", metavar="TYPE", rules=[_BY_SIZE]),
         setting(config, "recipe", "Give every tensor the type that it has in this GGUF file, or in the JSON of an"
-                " export.", rules=rules),
+                " export.", rules=[_without(*_SIZES), *rules]),
     )  # fmt: skip

@@ -123,7 +123,8 @@ class ImportanceMatrix:
                 f"{self.path}: does not say what errors of {name} cost; measure it on this model with `tsconvert"
                 " imatrix --slopes 4K`"
             )
-        return np.sum(found, axis=0, dtype=np.float32)
+        total_EC: npt.NDArray[np.float32] = np.sum(found, axis=0, dtype=np.float32)
+        return total_EC
 
     def by_slopes(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
         """As `for_tensor`; where there is no entry, as for embeddings and heads, the slopes say what columns weigh."""
@@ -207,7 +208,7 @@ def _is_legacy(path: Path) -> bool:
     if len(first) < 8 or first[:4] == b"GGUF":
         return False
     entries, length = struct.unpack("<ii", first)
-    return 0 < entries < _MOST_ENTRIES and 0 < length < _LONGEST_NAME
+    return bool(0 < entries < _MOST_ENTRIES and 0 < length < _LONGEST_NAME)
 
 
 def _load_legacy(path: Path) -> ImportanceMatrix:

@@ -28,6 +28,7 @@ import blake3
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.numpy import load_file, save_file
 from torch.nn.functional import cross_entropy, linear
 from torch.overrides import TorchFunctionMode
 
@@ -82,9 +83,8 @@ class _Sweeps:
                 step(f"back to {index}")
         found: dict[str, npt.NDArray[np.float32]] = {}
         for number in range(layers, 2 * layers + 1):
-            with np.load(self._kept(number)) as entries:
-                for name, slopes_EC in entries.items():
-                    found[name] = found[name] + slopes_EC if name in found else slopes_EC
+            for name, slopes_EC in load_file(self._kept(number)).items():
+                found[name] = found[name] + slopes_EC if name in found else slopes_EC
         return found
 
     def _once(self, number: int, work: Any) -> None:
@@ -96,7 +96,7 @@ class _Sweeps:
             self.journal.add(number, {})
 
     def _kept(self, number: int) -> Path:
-        return self.folder / f"slopes-{number:05}.npz"
+        return self.folder / f"slopes-{number:05}.safetensors"
 
     def _forward(self, index: int) -> None:
         stream = self.stream
@@ -166,7 +166,7 @@ class _Sweeps:
                 experts = max(1, self.spec.experts) if "_exps" in name else 1
                 stack_EC = found.setdefault(each, np.zeros((experts, len(slope_C)), np.float32))
                 stack_EC[expert] = (slope_C * square / (2 * self.stream.rows_NS.numel())).numpy()
-        np.savez(self._kept(number), **found)
+        save_file(found, self._kept(number))
 
 
 class _Sums(TorchFunctionMode):
@@ -233,7 +233,7 @@ def _matrices(layer: Layer) -> dict[int, list[tuple[str, int, slice]]]:
     return found
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _mapped(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.float32]]":
     size_bytes = int(np.prod(shape, dtype=np.int64)) * 4
     if not path.is_file() or path.stat().st_size != size_bytes:
         with path.open("wb") as stream:

@@ -12,7 +12,7 @@ from ..types.encoding import encode
 
 # Shape suffixes: R rows, C columns, E experts.
 Floats = npt.NDArray[np.float32]
-_WEIGHTS = 1 << 18  # of a tensor that are looked at, about; 8,192 blocks of 32
+_WEIGHTS = 1 << 17  # of a tensor that are looked at, about; 4,096 blocks of 32
 _PLACES = 16  # in a matrix that they are taken from
 
 

@@ -26,11 +26,11 @@ def choose(costs: Sequence[Doubles], losses: Sequence[Doubles], budget: float) -
     if least > budget:
         return None
     step = budget / _STEPS
-    room = int((budget - least) / step)
+    room = int((budget - least) / step) + len(costs)  # what rounding up hid; the sum itself is looked at below
     units = [np.rint((cost - cost.min()) / step).astype(np.int64) for cost in costs]
     tables = _tables(units, losses, room, spare=int(_SPARE * _STEPS)) or _tables(units, losses, room, spare=room)
     assert tables is not None, "the least costs alone fit"
-    for end in range(room, -1, -1):  # what rounding hid may be too much by a few steps
+    for end in range(room, -1, -1):
         chosen = _traced(tables, units, end)
         if chosen and sum(float(cost[k]) for cost, k in zip(costs, chosen, strict=True)) <= budget:
             return chosen
@@ -58,7 +58,7 @@ def _tables(
             now[spent:][better], choice[spent:][better] = tried[better], k
         best = now
         tables.append(choice)
-    return tables if np.isfinite(best[-1]) else None
+    return tables if np.isfinite(best[-1 - len(units) :]).any() else None
 
 
 def _traced(tables: Sequence[npt.NDArray[np.int8]], units: Sequence[npt.NDArray[np.int64]], end: int) -> list[int]:
