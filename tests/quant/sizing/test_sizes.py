@@ -90,7 +90,7 @@ def test_one_pass_and_a_gguf_file_get_the_same_types_and_a_recipe_repeats_them(
 def test_named_types_stay_and_candidates_are_kept_to(plain: Path, matrix: Path, tmp_path: Path):
     report = quantize(
         QuantizeConfig(
-            source=plain, out=tmp_path / "a.gguf", target_bits=5.5, imatrix=matrix, candidates=("q4_0", "q8_0"),
+            source=plain, out=tmp_path / "a.gguf", target_bits=7.0, imatrix=matrix, candidates=("q4_0", "q8_0"),
             tensor_types=(("attn_v", "F16"),), embedding_type="Q6_K",
         )
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_named_types_stay_and_candidates_are_kept_to(plain: Path, matrix: Path, 
 def test_what_cannot_be_met(plain: Path, matrix: Path, tmp_path: Path):
     out = tmp_path / "o.gguf"
     assert refusal(source=plain, out=out, target_bits=2.0, imatrix=matrix).startswith(
-        "--target-bits 2: the smallest types make it 988.2 KB of tensors, and there is room for 464.2 KB; ask for more,"
+        "--target-bits 2: the smallest types make it 952.8 KB of tensors, and there is room for 463.1 KB; ask for more,"
     )
     large = quantize(QuantizeConfig(source=plain, out=out, target_bits=20.0, imatrix=matrix))
     assert large.notes[0].startswith("--target-bits 20: the largest types make it 3.7 MB of tensors, less than")
@@ -152,7 +152,7 @@ def test_bytes_a_token_of_a_sparse_file(drelu: Path, make_predictors: Make, tmp_
             total += share * tensor.size_bytes
         return total
 
-    half = 0.2 * read(source)
+    half = 0.3 * read(source)
     by_token = quantize(
         QuantizeConfig(
             source=source, out=tmp_path / "t.gguf", target_token_bytes=round(half), density=rare, imatrix=matrix
