@@ -129,7 +129,8 @@ class TypeChoice:
             if _matches(pattern, name):
                 self._used.add(pattern)
                 return type_name
-        tied = self.model is not None and self.model.tied and not self.pure
+        mixed = not self.pure and mixes.MIXES.get(self.default, self.default) not in mixes.FLOATS
+        tied = self.model is not None and self.model.tied and mixed
         if self.output is not None and tied and name == "token_embd.weight":
             self._used.add("--output-tensor-type")
             return self.output
