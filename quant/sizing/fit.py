@@ -70,7 +70,7 @@ def chosen_types(
     """
     if config.recipe is None:
         free = [name for name in matrices if not types.is_fixed(name)]
-        return fit(tensors, free, matrix, _budget(config, tensors, free, header_bytes, shares), config, engine, stored)
+        return fit(tensors, free, matrix, _budget(config, tensors, header_bytes, shares), config, engine, stored)
     found, shapes = read_recipe(config.recipe), {tensor.name: tensor.shape for tensor in tensors}
     for name in matrices:
         if fitting_type(found.get(name, "F32"), shapes[name][-1]) != found.get(name):
@@ -79,21 +79,14 @@ def chosen_types(
 
 
 def _budget(
-    config: TypesConfig,
-    tensors: Sequence[TensorPlan],
-    free: Sequence[str],
-    header_bytes: int,
-    shares: Mapping[str, float],
+    config: TypesConfig, tensors: Sequence[TensorPlan], header_bytes: int, shares: Mapping[str, float]
 ) -> Budget:
     """What ``config`` asks for, of a file with a header of ``header_bytes``.
 
-    Args:
-        free: the matrices whose types are to be chosen, which the header will list once more.
-        shares: tensor -> the share of its bytes that a token reads.
+    The recipe, some KB in the header, comes on top: else no choice could be a mix at the mix's own size.
     """
     if config.target_bytes is not None:
-        listed = sum(len(name) + len('"":"IQ4_NL",') for name in free) + 128
-        total = config.target_bytes - header_bytes - listed
+        total = config.target_bytes - header_bytes
         return Budget(asked=f"--target-size {config.target_bytes}", total=total, shares={}, padding=True)
     if config.target_bits is not None:
         weights = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors)

@@ -111,4 +111,4 @@ def test_judge(tmp_path: Path):
 def test_size(tmp_path: Path):
     printed = follow("size.md", tmp_path)
     assert any("expected divergence" in text for text in printed)
-    assert 1_592_000 <= (tmp_path / "sized.gguf").stat().st_size <= 1_600_000
+    assert 1_592_000 <= (tmp_path / "sized.gguf").stat().st_size <= 1_602_048
