@@ -143,9 +143,9 @@ class RecoverySweep:
         )
         energy = align(layer, data) if self.align else (0.0, 0.0)
         if self.scale:
-            scale_ups(layer, data, by_up=self.config.training.up_passes < 1)
+            scale_ups(layer, data, by_up=self.config.training.ups < 1)
         if self.silence:
-            first_thresholds(layer, data, self.config.training.target_sparsity or 0.0, self.config.training.up_passes)
+            first_thresholds(layer, data, self.config.training.target_sparsity or 0.0, self.config.training.ups)
         seen = expert_tokens(layer, data)
         least = self.config.min_expert_tokens
         if self.config.recover == "local":

@@ -21,7 +21,7 @@ from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.model import load
 
 
-def converted(out: Path, model: str, sparsity: float, up_passes: float, **more: object) -> Path:
+def converted(out: Path, model: str, sparsity: float, up_passes: float | None, **more: object) -> Path:
     training = LocalRecovery(target_sparsity=sparsity, up_passes=up_passes)
     relufy(
         RelufyConfig(model=model, out=out, activation="tswiglu", training=training, tokens=8192, context=256, **more)
@@ -114,10 +114,10 @@ def test_training_the_whole_model_brings_it_nearer(tmp_path: Path):
 
 
 def test_where_all_ups_pass_the_activations_alone_decide(tmp_path: Path):
-    for up_passes in (1.0, 0.5):
-        out = converted(tmp_path / f"{up_passes}", "tiny-mistral", 0.75, up_passes, recover="none")
+    for up_passes in (1.0, None):
+        out = converted(tmp_path / f"{up_passes}", "tiny-mistral", 0.8, up_passes, recover="none")
         config = json.loads((out / "config.json").read_text())
-        assert [value > 0 for value in config.get("ffn_up_thresholds", [0] * 3)] == [up_passes < 1] * 3
+        assert [value > 0 for value in config.get("ffn_up_thresholds", [0] * 3)] == [up_passes is None] * 3
     weights = load_file(tmp_path / "1.0/model.safetensors")
     norm_F = weights["model.layers.1.mlp.down_proj.weight"].float().norm(dim=0)
     assert float(norm_F.std() / norm_F.mean()) < 0.01  # |h| is then what a neuron adds
