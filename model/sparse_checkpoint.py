@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint
 from .families import FAMILIES
 from .files.writer import PlannedTensor
 from .spec import ModelSpec
-from .tensor_names import hf_name, hf_whole
+from .tensor_names import UP_SCALE, Place, hf_name, hf_whole, shape_of
 
 _MODELING = "modeling_turbosparse"
 _COMPANIONS = (
@@ -21,19 +21,27 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-def plan_of(checkpoint: Checkpoint, dtype: str | None = None) -> list[PlannedTensor]:
+def plan_of(checkpoint: Checkpoint, dtype: str | None = None, *, up_scaled: bool | None = None) -> list[PlannedTensor]:
     """The tensors of a checkpoint like ``checkpoint``, in ``dtype`` if given; each by the name of its place.
 
-    Experts are one tensor each, whatever layout they came in.
+    Experts are one tensor each, whatever layout they came in. Scales of ups are float32.
+
+    Args:
+        up_scaled: whether it has those; None: as ``checkpoint``.
     """
     spec = checkpoint.spec
-    return [
+    plan = [
         PlannedTensor(
             name=hf_name(spec, place), dtype=dtype or checkpoint.info(place).dtype, shape=checkpoint.info(place).shape,
             whole=hf_whole(spec, place),
         )
         for place in checkpoint.places
+        if place.role != UP_SCALE
     ]  # fmt: skip
+    for layer in range(spec.layers if (spec.up_scaled if up_scaled is None else up_scaled) else 0):
+        place = Place(UP_SCALE, layer)
+        plan.append(PlannedTensor(name=hf_name(spec, place), dtype="F32", shape=shape_of(spec, place)))
+    return plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +59,15 @@ class Thresholds:
 
 
 def sparse_config(
-    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Thresholds | None = None
-) -> dict[str, Any]:
+    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Thresholds | None = None,
+    *, up_scaled: bool | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The config.json of the sparse model that ``checkpoint`` becomes.
 
     Args:
         dtype: of the weights, where it is another one.
         thresholds: None keeps those of ``checkpoint``.
+        up_scaled: as `ModelSpec.up_scaled`; None: as ``checkpoint``.
     """
     config = copy.deepcopy(checkpoint.config)
     family = FAMILIES[checkpoint.spec.family]
@@ -76,6 +86,9 @@ def sparse_config(
         config.pop(key, None)
         if any(values):
             config[key] = list(values)
+    if up_scaled is not None:
+        config.pop("ffn_up_scaled", None)
+        config |= {"ffn_up_scaled": True} if up_scaled else {}
     _write_rope(config, checkpoint.spec)
     if dtype:
         config.pop("torch_dtype", None)

@@ -15,7 +15,7 @@ from .files.writer import CheckpointWriter
 from .layers import read_tensor
 from .sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from .spec import ModelSpec
-from .tensor_names import Place, shape_of
+from .tensor_names import Place, hf_name, shape_of
 
 
 def sparse_model(checkpoint: Checkpoint) -> Any:
@@ -71,9 +71,10 @@ def write_model(
     """
     plan = plan_of(like, dtype)
     with CheckpointWriter(folder, plan, max_shard_bytes) as writer:
-        for place, tensor in zip(like.places, plan, strict=True):
-            weight = weight_at(state, like.spec, place)
-            writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
+        dtypes = {tensor.name: tensor.dtype for tensor in plan}
+        for place in like.places:
+            weight, name = weight_at(state, like.spec, place), hf_name(like.spec, place)
+            writer.write(name, from_float32(weight.float().cpu().contiguous().numpy(), dtypes[name]))
         write_companions(like, sparse_config(like, like.spec.activation, dtype, thresholds), folder)
         writer.flush()
 

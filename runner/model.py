@@ -276,7 +276,7 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
 
 def _weights(source: ModelFile, context: int) -> Weights:
     spec = source.spec
-    vectors = {place for place in source.tensors if place[0].endswith(("norm", "_bias"))}
+    vectors = {place for place in source.tensors if place[0] in VECTORS}
     tensors = {place: tensor.to_float32() if place in vectors else tensor for place, tensor in source.tensors.items()}
     made = {id(rope): angles(rope, context) for rope in (source.rope, source.local_rope)}
     layers = [None if layer in spec.no_rope_layers else made[id(source.rope_of(layer))] for layer in range(spec.layers)]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
-from ...model.tensor_names import FFN, Place, ffn_places, gguf_name, layer_roles, shape_of
+from ...model.tensor_names import FFN, UP_SCALE, Place, ffn_places, gguf_name, shape_of
 from ..gguf.shards import GgufPlan
 from ..gguf.tensor_plan import MatrixRows, Source, TensorPlan
 from ..gguf.values import Value
@@ -22,7 +22,7 @@ from ..types.type_choice import TypeChoice
 from ..vocabulary.vocabulary import Vocabulary
 from .checkpoint_rows import plain, rope_index, rope_permuted, scaled, transposed, vector
 from .engine_form import EngineForm
-from .neuron_order import Counts, Orders, order_tensors
+from .neuron_order import Counts, Orders, in_order, order_tensors
 from .predictor_source import PredictorSource
 from .reglu_as_swiglu import Exponents
 
@@ -98,7 +98,7 @@ class TensorTable:
 
     def layer(self, layer: int, *, transpose_down: bool) -> None:
         """Attention and FFN of a layer; the down matrix transposed, as `ffn_down_t`, or as it is."""
-        for role in layer_roles(self.job.spec):
+        for role in self.form.roles:
             if role == "ffn_down" and transpose_down:
                 self.ffn_down_t(layer)
             else:
@@ -125,7 +125,8 @@ class TensorTable:
         stack = (spec.experts,) if spec.experts and place.role in FFN else ()
         name = self.form.name(Place(place.role, place.layer, 0 if stack else None))
         shape = shape_of(spec, place)
-        type_name = "F32" if len(shape) == 1 or place.role == "router" else self.job.types.matrix(name, shape[-1])
+        plain = len(shape) == 1 or place.role in ("router", UP_SCALE)
+        type_name = "F32" if plain else self.job.types.matrix(name, shape[-1])
         self.add(name, (*stack, *shape), type_name, rows)
 
     def ffn_down_t(self, layer: int) -> None:
@@ -141,6 +142,8 @@ class TensorTable:
         """The rows of a role in the engine's order, a matrix for each expert."""
         spec, checkpoint, orders = self.job.spec, self.job.checkpoint, self.job.orders
         role, factor = place.role, self.form.factors.get(place.role, 1.0)
+        if role == UP_SCALE:
+            return [_made(self._up_scale(place))]
         factor *= 2.0 ** self.exponents.of(role) if self.exponents else 1
         heads, rotated = self.form.heads(role), spec.rope_dim or spec.head_dim
         if len(shape_of(spec, place)) == 1:
@@ -158,6 +161,12 @@ class TensorTable:
         else:
             found = [plain(checkpoint, place)]
         return found if factor == 1 else [scaled(rows, factor) for rows in found]
+
+    def _up_scale(self, place: Place) -> npt.NDArray[np.float32]:
+        """The scales of a layer's ups [E x F], each FFN's in the order of its neurons."""
+        scale_EF = self.job.checkpoint.array(place).reshape(-1, self.job.spec.neurons)
+        rows = [in_order(row_F, self.job.orders, place.layer or 0, expert) for expert, row_F in enumerate(scale_EF)]
+        return np.concatenate(rows)
 
     def order(self) -> None:
         """The permutation of each layer's neurons, if they are not in the checkpoint's order."""
