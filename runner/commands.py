@@ -141,8 +141,8 @@ def bench(asked: Asked) -> None:
     With --shape no trained model is needed: a few layers of random weights, of whose neurons the given shares fire and
     are predicted, tell the speed of the whole model in each mode.
     """
-    from .bench import bench as run_bench
-    from .shape_bench import bench_shape
+    from .bench.file_bench import bench as run_bench
+    from .bench.shape_bench import bench_shape
 
     if (asked["file"] is None) == (asked["shape"] is None):
         raise click.UsageError("give a GGUF FILE, or --shape MODEL_OR_CONFIG")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..common.errors import TsconvertError
 from ..model.files.gguf import ggml
 from .density import Density
-from .dialects import ModelFile, open_model
+from .files.model_file import ModelFile, open_model
 from .generate import Generation, generate
 from .kernels.engine import Engine, Weights, slots_of, window_of
 from .kernels.parameters import BLOCK

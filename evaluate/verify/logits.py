@@ -18,7 +18,7 @@ from ...model.checkpoint import Checkpoint
 from ...model.files.gguf import ggml
 from ...model.files.gguf.file import GgufFile, GgufTensor
 from ...model.tensor_names import FFN, Place, shape_of
-from ...runner.dialects import ModelFile, open_model
+from ...runner.files.model_file import ModelFile, open_model
 from ...runner.kernels.threads import default_threads
 from ...runner.model import Model
 from .expected_tensors import Expected, Floats, Orders, Part, expected_tensors, factors_of, rope_order

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import TsconvertError
-from ..common.progress import progress
-from ..common.units import size_text
-from ..model.named_config import read_model_config
-from ..model.spec import ModelSpec
-from ..predictors.cost import check_rank, default_rank
-from .config import ShapeConfig
-from .kernels.bandwidth import measure_bandwidth
-from .model import Model, load
+from ...common.errors import TsconvertError
+from ...common.progress import progress
+from ...common.units import size_text
+from ...model.named_config import read_model_config
+from ...model.spec import ModelSpec
+from ...predictors.cost import check_rank, default_rank
+from ..config import ShapeConfig
+from ..density import weight_bytes
+from ..kernels.bandwidth import measure_bandwidth
+from ..model import Model, load
 from .planted_model import SMALLEST_WIDTH, Shape, write_planted
-from .traffic import weight_bytes
 
 _BYTES = 1 << 30  # of the larger file's layers, about
 _MOST_LAYERS = 4  # of the smaller file
