@@ -10,7 +10,7 @@ from typing import Any
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
 from ...model.files.gguf.file import GgufFile, is_gguf
-from ...model.provenance import read_provenance
+from ...model.files.provenance import read_provenance
 from ...predictors.profile import file as profile_file
 from ...quant.imatrix.file import is_imatrix
 from .reference_logits import FORMAT as LOGITS_FORMAT

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from .errors import TsconvertError
+from ..errors import TsconvertError
 
 _TORCH_BYTES, _OTHERS_BYTES = 3 << 30, 1 << 30  # of addresses, measured: 2.6 and 0.8 GB, most of them never touched
 _WORK_BYTES = 512 << 20
