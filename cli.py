@@ -18,7 +18,7 @@ from . import __version__
 from .common import command_line
 from .common.errors import TsconvertError, printable
 from .common.machine.address_limit import require_addresses
-from .common.machine.torch_threads import wait_briefly
+from .common.machine.threads import wait_briefly
 
 COMMANDS = {
     "relufy": ("convert.commands:relufy", "Replace SwiGLU by dReLU and recover the model."),

@@ -6,9 +6,8 @@ import click
 
 from ..common.commands import Asked, command, heading
 from ..common.options import COUNT, ENDLESS_COUNT, PATH, RANK, Rule, argument, not_with, only_with, option, setting
-from .config import BenchConfig, RunConfig, ServeConfig, ShapeConfig
+from .config import MODES, BenchConfig, RunConfig, ServeConfig, ShapeConfig
 
-MODES = ("auto", "predicted", "exact", "dense")
 _PLANTED = click.Choice(["Q4_0", "Q8_0"])
 _THREADS = "Threads to use; default: the cores that the process may use."
 _SHAPE, _NO_SHAPE = [only_with("--shape")], [not_with("--shape")]
