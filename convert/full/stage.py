@@ -13,8 +13,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 
 from ...common import processes
 from ...common.errors import TsconvertError
+from ...common.machine.system_errors import no_room
 from ...common.progress import note
-from ...common.system_errors import no_room
 from ...text.streams import StreamedRows
 from ...text.training_rows import IGNORED, Packed
 from ..config import RelufyConfig

@@ -15,8 +15,8 @@ from ...common import processes
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import from_float32, to_float32
+from ...model.files.journal import Journal
 from ...model.files.writer import CheckpointWriter
-from ...model.journal import Journal
 from ...model.layers import Layer
 from ...model.sweep import Stream
 from ...model.tensor_names import UP_SCALE, Place, hf_name, shape_of
