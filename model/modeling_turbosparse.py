@@ -38,7 +38,8 @@ def activate(
         return nn.functional.gelu(gate_TF, approximate="tanh") * up_TF
     if activation == "tswiglu":
         h_TF = nn.functional.silu(gate_TF) * up_TF
-        return h_TF * ((h_TF.abs() > threshold) & (up_sizes(up_TF, up_scale_F) > up_threshold))
+        fires_TF = h_TF.abs() > threshold
+        return h_TF * (fires_TF & (up_sizes(up_TF, up_scale_F) > up_threshold) if up_threshold else fires_TF)
     relu = nn.functional.threshold if threshold else nn.functional.relu
     limits = (threshold, 0.0) if threshold else ()
     if activation == "drelu":
@@ -147,16 +148,16 @@ def sparsify(layer: Any, config: Any) -> None:
     """Put the sparse FFN in the place of a transformers decoder layer's own."""
     index = int(getattr(layer.self_attn, "layer_idx", 0))
     listed = [getattr(config, name, None) for name in ("ffn_thresholds", "ffn_up_thresholds")]
-    thresholds = [float(values[index]) if values else 0.0 for values in listed]
+    own, up = [float(values[index]) if values else 0.0 for values in listed]
     experts = getattr(layer.mlp, "experts", None)
     if experts is not None:
         count, _, neurons = experts.down_proj.shape
         scale = torch.ones(count, neurons) if getattr(config, "ffn_up_scaled", False) else None
-        layer.mlp.experts = SparseExperts(experts, config.ffn_activation, *thresholds, scale)
+        layer.mlp.experts = SparseExperts(experts, config.ffn_activation, own, up, scale)
     else:
         neurons = layer.mlp.down_proj.in_features
         scale = torch.ones(neurons) if getattr(config, "ffn_up_scaled", False) else None
-        layer.mlp = SparseFFN(layer.mlp, config.ffn_activation, *thresholds, scale)
+        layer.mlp = SparseFFN(layer.mlp, config.ffn_activation, own, up, scale)
 
 
 def _config_class(prefix: str, kind: str) -> type:
