@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,14 @@ def spread(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def of_transformers(folder: Path, trust: bool = False) -> torch.Tensor:
-    options = {} if trust or "gemma2" not in str(folder) else {"attn_implementation": "eager"}  # 5.0 takes sdpa
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, dtype=torch.float32, **options).eval()
     with torch.no_grad():
-        return model(input_ids=ROWS_NS).logits
+        return model_of(folder, trust)(input_ids=ROWS_NS).logits
+
+
+def model_of(folder: Path, trust: bool = False) -> Any:
+    # transformers 5.0 takes sdpa for a dense Gemma 2, and leaves its soft cap out
+    options = {} if trust or "gemma2" not in str(folder) else {"attn_implementation": "eager"}
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, dtype=torch.float32, **options).eval()
 
 
 def of_layers(folder: Path) -> torch.Tensor:
@@ -62,7 +67,7 @@ def test_the_sparse_folder(make_family: MakeFamily, tmp_path: Path, family: Fami
     assert spread(of_layers(out), theirs) <= 1e-5
     with torch.no_grad():
         assert spread(sparse_model(Checkpoint(out)).eval()(input_ids=ROWS_NS).logits, theirs) <= 1e-6
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = model_of(folder)
     dense = of_transformers(folder)
     if activation == "reglu":  # alignment changes nothing under ReGLU
         for layer in model.model.layers:
