@@ -1,7 +1,7 @@
 """What a `relufy` run takes in memory, disk and time: the arithmetic of `--dry-run`."""
 
 from ..common.cost import COPY_BYTES_PER_S, LIBRARIES_BYTES, Cost
-from ..common.precision import product_rate
+from ..common.machine.precision import product_rate
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 from .config import RelufyConfig

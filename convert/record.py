@@ -9,8 +9,8 @@ from ..common.command_line import typed
 from ..common.errors import TsconvertError
 from ..common.files import write_json
 from ..model.checkpoint import Checkpoint
-from ..model.journal import JOURNAL, Journal
-from ..model.provenance import PROVENANCE
+from ..model.files.journal import JOURNAL, Journal
+from ..model.files.provenance import PROVENANCE
 from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 

@@ -21,8 +21,8 @@ from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
+from ..model.files.journal import JOURNAL, KEPT, Journal
 from ..model.files.writer import CheckpointWriter, PlannedTensor
-from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..predictors.cost import check_rank

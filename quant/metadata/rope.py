@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
+from ...model.files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from ...model.spec import ModelSpec
 from ..gguf.values import Value, f32, text, u32
 
-FREQS = "rope_freqs.weight"
 TUNED = ("attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 """Keys of YaRN's parameters that a model may have tuned."""
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0
@@ -95,9 +95,8 @@ def frequency_divisors(spec: ModelSpec) -> dict[str, npt.NDArray[np.float32]]:
     """
     scaling = spec.rope_scaling
     if scaling is not None and scaling["rope_type"] == "longrope":
-        return {
-            f"rope_factors_{kind}.weight": np.array(scaling[f"{kind}_factor"], np.float32) for kind in ("long", "short")
-        }
+        named = {ROPE_LONG: "long_factor", ROPE_SHORT: "short_factor"}
+        return {name: np.array(scaling[key], np.float32) for name, key in named.items()}
     if scaling is None or scaling["rope_type"] != "llama3":
         return {}
     factor, rotated = _number(scaling, "factor"), spec.rope_dim or spec.head_dim
@@ -106,7 +105,7 @@ def frequency_divisors(spec: ModelSpec) -> dict[str, npt.NDArray[np.float32]]:
     exponent = np.arange(0, rotated, 2, dtype=np.float64) / rotated
     wavelength = 2 * np.pi * spec.rope_theta**exponent
     blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
-    return {FREQS: np.asarray(1.0 / ((1.0 - blend) / factor + blend), np.float32)}
+    return {ROPE_FREQS: np.asarray(1.0 / ((1.0 - blend) / factor + blend), np.float32)}
 
 
 def _number(scaling: Mapping[str, Any], field: str) -> float:
