@@ -37,6 +37,8 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 def _loaded(checkpoint: Checkpoint, classes: list[Any], fields: Mapping[str, Any], dtype: torch.dtype) -> Any:
     config_class, model_class = classes
     config = config_class.from_dict({key: fields[key] for key in fields if key not in ("model_type", "auto_map")})
+    if checkpoint.spec.attention_softcap:
+        config._attn_implementation = "eager"  # transformers' sdpa leaves the cap out
     if gguf_source(checkpoint.folder):
         return model_class.from_pretrained(None, config=config, dtype=dtype, state_dict=_state(checkpoint, dtype))
     return model_class.from_pretrained(checkpoint.folder, config=config, dtype=dtype, use_safetensors=True)
