@@ -10,6 +10,7 @@ from typing import Any
 from ..common.files import write_json
 from .checkpoint import Checkpoint
 from .families import FAMILIES
+from .families.family import Family
 from .files.writer import PlannedTensor
 from .spec import ModelSpec
 from .tensor_names import UP_SCALE, Place, hf_name, hf_whole, shape_of
@@ -30,18 +31,19 @@ def plan_of(checkpoint: Checkpoint, dtype: str | None = None, *, up_scaled: bool
         up_scaled: whether it has those; None: as ``checkpoint``.
     """
     spec = checkpoint.spec
-    plan = [
-        PlannedTensor(
-            name=hf_name(spec, place), dtype=dtype or checkpoint.info(place).dtype, shape=checkpoint.info(place).shape,
-            whole=hf_whole(spec, place),
+    scaled = spec.up_scaled if up_scaled is None else up_scaled
+    places = [place for place in checkpoint.places if scaled or place.role != UP_SCALE]
+    places += [Place(UP_SCALE, layer) for layer in range(spec.layers) if scaled and not spec.up_scaled]
+
+    def planned(place: Place) -> PlannedTensor:
+        if place.role == UP_SCALE:
+            return PlannedTensor(name=hf_name(spec, place), dtype="F32", shape=shape_of(spec, place))
+        info = checkpoint.info(place)
+        return PlannedTensor(
+            name=hf_name(spec, place), dtype=dtype or info.dtype, shape=info.shape, whole=hf_whole(spec, place)
         )
-        for place in checkpoint.places
-        if place.role != UP_SCALE
-    ]  # fmt: skip
-    for layer in range(spec.layers if (spec.up_scaled if up_scaled is None else up_scaled) else 0):
-        place = Place(UP_SCALE, layer)
-        plan.append(PlannedTensor(name=hf_name(spec, place), dtype="F32", shape=shape_of(spec, place)))
-    return plan
+
+    return [planned(place) for place in places]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ def sparse_config(
         "ffn_activation": activation,
         family.key("hidden_act"): "relu",
     }
+    if family.since != Family.since:
+        config["transformers_since"] = family.since  # heeded by the class that is saved
     for key, values in (("ffn_thresholds", thresholds.own), ("ffn_up_thresholds", thresholds.up)) if thresholds else ():
         config.pop(key, None)
         if any(values):
