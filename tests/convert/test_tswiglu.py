@@ -275,3 +275,27 @@ def test_it_needs_a_target(tmp_path: Path):
     for up_passes in (0.05, 1.1):
         with pytest.raises(TsconvertError, match=r"^--up-passes .*: it must lie between"):
             LocalRecovery(target_sparsity=0.9, up_passes=up_passes)
+
+
+def test_sparse_models_of_other_kinds_are_refused(silenced: tuple[str, Path], tmp_path: Path):
+    name, folder = silenced
+    out = tmp_path / "out"
+    with pytest.raises(TsconvertError) as caught:
+        relufy(RelufyConfig(model=str(folder), teacher=name, out=out, recover="none"))
+    assert str(caught.value) == (
+        f"{folder}: is tswiglu already; give --activation tswiglu, or convert the dense model that it came from to drelu"
+    )
+    relufy(RelufyConfig(model=name, out=tmp_path / "drelu", recover="none", align=False))
+    for recover in ("none", "full"):
+        with pytest.raises(TsconvertError) as caught:
+            training = LocalRecovery(target_sparsity=0.8)
+            relufy(
+                RelufyConfig(
+                    model=str(tmp_path / "drelu"), teacher=name, out=out, activation="tswiglu", recover=recover,
+                    training=training,
+                )
+            )  # fmt: skip
+        assert str(caught.value) == (
+            f"{tmp_path / 'drelu'}: --activation tswiglu keeps SwiGLU and this model is drelu already; convert the dense"
+            " model that it came from"
+        )
