@@ -283,7 +283,8 @@ def test_sparse_models_of_other_kinds_are_refused(silenced: tuple[str, Path], tm
     with pytest.raises(TsconvertError) as caught:
         relufy(RelufyConfig(model=str(folder), teacher=name, out=out, recover="none"))
     assert str(caught.value) == (
-        f"{folder}: is tswiglu already; give --activation tswiglu, or convert the dense model that it came from to drelu"
+        f"{folder}: is tswiglu already; give --activation tswiglu, or convert the dense model that it came from to"
+        " drelu"
     )
     relufy(RelufyConfig(model=name, out=tmp_path / "drelu", recover="none", align=False))
     for recover in ("none", "full"):
@@ -296,6 +297,6 @@ def test_sparse_models_of_other_kinds_are_refused(silenced: tuple[str, Path], tm
                 )
             )  # fmt: skip
         assert str(caught.value) == (
-            f"{tmp_path / 'drelu'}: --activation tswiglu keeps SwiGLU and this model is drelu already; convert the dense"
-            " model that it came from"
+            f"{tmp_path / 'drelu'}: --activation tswiglu keeps SwiGLU and this model is drelu already; convert the"
+            " dense model that it came from"
         )
