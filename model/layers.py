@@ -59,24 +59,25 @@ class Layer:
     @property
     def threshold(self) -> float:
         """Outputs of relu up to this count as zero."""
-        mlp = self.module.mlp
-        return float(getattr(mlp.experts if self.experts else mlp, "threshold", 0.0))
+        return float(getattr(self._activating, "threshold", 0.0))
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        mlp = self.module.mlp
-        (mlp.experts if self.experts else mlp).threshold = value
+        self._activating.threshold = value
 
     @property
     def up_threshold(self) -> float:
         """The size up to which an up silences its neuron, under `tswiglu`."""
-        mlp = self.module.mlp
-        return float(getattr(mlp.experts if self.experts else mlp, "up_threshold", 0.0))
+        return float(getattr(self._activating, "up_threshold", 0.0))
 
     @up_threshold.setter
     def up_threshold(self, value: float) -> None:
-        mlp = self.module.mlp
-        (mlp.experts if self.experts else mlp).up_threshold = value
+        self._activating.up_threshold = value
+
+    @property
+    def _activating(self) -> Any:
+        """The module that computes activations, of all experts if there are some."""
+        return self.module.mlp.experts if self.experts else self.module.mlp
 
     @property
     def device(self) -> torch.device:

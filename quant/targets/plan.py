@@ -1,19 +1,20 @@
 """The part that all three targets share: a file's sources, its plan, and the tensors that every file has.
 
-Shape suffixes: D model width, F neurons.
+Shape suffixes: D model width, F neurons, R predictor rank, C columns.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
-from ...model.tensor_names import FFN, Place, ffn_places, gguf_name, layer_roles, shape_of
+from ...model.tensor_names import FFN, PREDICTOR, Place, ffn_places, gguf_name, layer_roles, shape_of
+from ...predictors.predictor import Predictor
 from ..gguf.shards import GgufPlan
-from ..gguf.tensor_plan import MatrixRows, Source, TensorPlan
+from ..gguf.tensor_plan import MatrixRows, Rows, Source, TensorPlan
 from ..gguf.values import Value
 from ..gguf.writer import GGUF_MAGIC
 from ..metadata import model_keys, rope
@@ -22,7 +23,7 @@ from ..types.type_choice import TypeChoice
 from ..vocabulary.vocabulary import Vocabulary
 from .checkpoint_rows import plain, rope_index, scaled, transposed, vector
 from .engine_form import EngineForm
-from .neuron_order import Counts, Orders, order_tensors
+from .neuron_order import Counts, Orders, in_order, order_tensors
 from .predictor_source import PredictorSource
 from .reglu_as_swiglu import Exponents
 
@@ -92,8 +93,8 @@ class TensorTable:
 
     def embedding(self) -> None:
         """The embedding, and before it the divisors of rope's frequencies if the model has them."""
-        for name, divisors in rope.frequency_divisors(self.job.spec).items():
-            self.add(name, divisors.shape, "F32", [_made(divisors)])
+        divisors = rope.frequency_divisors(self.job.spec)
+        self.tensors += [TensorPlan.of(name, values) for name, values in divisors.items()]
         self.place(Place("token_embd"))
 
     def layer(self, layer: int, *, transpose_down: bool) -> None:
@@ -158,6 +159,29 @@ class TensorTable:
             found = [plain(checkpoint, place, order)]
         return found if factor == 1 else [scaled(rows, factor) for rows in found]
 
+    def predictors(self, layer: int, ranks: Sequence[int], predictor_of: Callable[[int, int], Predictor]) -> None:
+        """fc1 [R, D] and fc2 [F, R] of a layer; experts stacked, smaller ranks padded with zeros, which add nothing.
+
+        Args:
+            ranks: the experts'.
+            predictor_of: takes layer and expert.
+        """
+        spec, orders, rank = self.job.spec, self.job.orders, max(ranks)
+        stack = (spec.experts,) if spec.experts else ()
+        for part, shape in zip(PREDICTOR, ((rank, spec.width), (spec.neurons, rank)), strict=True):
+            name = gguf_name(ffn_places(spec, layer, part)[0])
+
+            def rows(part: str = part, shape: tuple[int, int] = shape) -> Iterator[Rows]:
+                for expert, own_rank in enumerate(ranks):
+                    rows_RC = np.zeros(shape, np.float32)
+                    if own_rank:
+                        own = predictor_of(layer, expert)
+                        matrix = own.fc1_RD if part == "fc1" else in_order(own.fc2_FR, orders, layer, expert)
+                        rows_RC[: matrix.shape[0], : matrix.shape[1]] = matrix
+                    yield rows_RC
+
+            self.add(name, (*stack, *shape), self.job.types.predictor_matrix(name, shape[-1]), rows)
+
     def order(self) -> None:
         """The permutation of each layer's neurons, if they are not in the checkpoint's order."""
         self.tensors += order_tensors(self.job.spec, self.job.orders)
@@ -165,12 +189,3 @@ class TensorTable:
     def add(self, name: str, shape: tuple[int, ...], type_name: str, source: Source) -> None:
         """Any tensor."""
         self.tensors.append(TensorPlan(name=name, shape=shape, type_name=type_name, source=source))
-
-
-def _made(values: npt.NDArray[np.float32]) -> MatrixRows:
-    """A vector that is no checkpoint's, as one row."""
-    row_1C = np.ascontiguousarray(values[None], np.float32)
-    return MatrixRows(
-        rows=1, columns=values.size, dtype="F32", read=lambda start, stop: row_1C[start:stop],
-        check=lambda: float(np.abs(row_1C).max()),
-    )  # fmt: skip
