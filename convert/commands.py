@@ -109,7 +109,8 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
                 kind=click.Path(dir_okay=False), rules=[_FULL, not_with("--stream")]),
         setting(FullRecovery, "stream", "Read the text while training, for corpora that memory does not hold.",
                 rules=[_FULL]),
-        setting(FullRecovery, "baseline", "Also train the dense model on the same tokens, to compare with.",
+        setting(FullRecovery, "baseline", "Also train the dense model on the same tokens, into OUT.baseline, to"
+                " compare with.",
                 rules=[_FULL]),
         setting(FullRecovery, "evaluations", "How often held-out text is evaluated and a checkpoint kept.",
                 kind=COUNT, rules=[_FULL]),

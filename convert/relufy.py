@@ -147,9 +147,7 @@ def _first_stage(
         report = read_report(folder)
     else:
         joint = None if joint is None or predictors is None else replace(joint, out=predictors)
-        # thresholds alone leave a better start than training the layers does: all text is for the whole model then
-        recover = "none" if config.activation == "tswiglu" and joint is None else "local"
-        report = _recover_layers(replace(config, recover=recover, out=folder, shift=None, predictors=joint))
+        report = _recover_layers(replace(config.layer_stage, out=folder, predictors=joint))
     return replace(report, predictors=None), open_checkpoint(str(folder)), predictors
 
 

@@ -17,8 +17,9 @@ def plan(job: Job) -> Plan:
     """The file for tsconvert's runner, and for any engine that implements docs/format.md."""
     spec = job.spec
     metadata = job.general_keys(ARCHITECTURE) | shape_keys(spec, ARCHITECTURE, spec.context)
-    metadata |= later_shape_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=True) | _own_keys(job)
-    metadata |= feature_keys(spec, ARCHITECTURE, None)
+    metadata |= later_shape_keys(spec, ARCHITECTURE)
+    metadata |= rope.scaling_keys(spec, ARCHITECTURE, reads=(*rope.TUNED, "type"))
+    metadata |= _own_keys(job) | feature_keys(spec, ARCHITECTURE, None)
     metadata |= job.vocabulary.metadata(huggingface=True)
     table = TensorTable(job, engine_form(spec, None, ARCHITECTURE))
     table.embedding()

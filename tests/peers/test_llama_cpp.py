@@ -87,6 +87,8 @@ YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 
         ("llama", YARN),
         ("mistral", YARN | {"factor": None}),
         ("llama", YARN | {"attention_factor": None}),
+        ("llama", YARN | {"attention_factor": 2.0}),
+        ("mixtral", YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}),
     ],
 )
 def test_scaled_ropes_beyond_the_original_context(
