@@ -43,9 +43,9 @@ _PREFIXES = {
     "model.language_model.": "the model has other parts than the language model: save its language model alone",
     "language_model.": "the model has other parts than the language model: save its language model alone",
 }
+"""What stands before the names in checkpoints that transformers does not load as a language model -> what to do."""
 _INSIDE = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.": ""}
 """The beginnings of names in models that have a language model in them -> those that it has alone."""
-"""What stands before the names in checkpoints that transformers does not load as a language model -> what to do."""
 
 
 @dataclass

@@ -182,16 +182,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json_object(path)
 
 
-def read_spec(folder: Path) -> ModelSpec:
-    """The spec of the checkpoint in ``folder``.
-
-    Raises:
-        TsconvertError: config.json is missing, is of no known family, or asks for arithmetic that the conversion does
-            not cover; the message names the field and its value.
-    """
-    return spec_of(read_config(folder), folder / "config.json")
-
-
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the language model in that of a model with other parts as well; another config as it is."""
     inner = config.get("text_config")
@@ -207,7 +197,12 @@ _OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtyp
 
 
 def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
-    """The spec that a config.json's content describes. ``where`` is named in errors."""
+    """The spec that a config.json's content describes. ``where`` is named in errors.
+
+    Raises:
+        TsconvertError: it is of no known family, or asks for arithmetic that the conversion does not cover; the message
+            names the field and its value.
+    """
     config = text_config(config)
     family = family_of(config, where)
     activation = _activation(config, family, where)

@@ -16,7 +16,7 @@ from ..model.tensor_names import VECTORS
 from .config import MODES
 from .density import Density
 from .files.model_file import ModelFile, open_model
-from .generate import Generation, generate
+from .generate import Generation
 from .kernels.engine import Engine, Weights, slots_of, window_of
 from .kernels.parameters import BLOCK
 from .rope import angles
@@ -82,9 +82,26 @@ class Model:
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
         stops: Sequence[str] = (),
+        cached: Sequence[int] = (),
     ) -> Generation:
-        """`generate.generate` with this model."""
-        return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos, stops=stops)
+        """Answer ``prompt``; nothing is computed before the result is iterated over.
+
+        Args:
+            prompt: text, which the model's tokenizer encodes, or tokens.
+            limit: tokens at most.
+            sampling: greedy without.
+            stop_at_eos: end at the model's end token.
+            stops: strings that end the text.
+            cached: `Generation.held` of the turn before; without, the cache is emptied first.
+
+        Raises:
+            TsconvertError: while iterating, when the prompt is empty or does not fit into the context.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return Generation(
+            model=self, prompt=tokens, limit=limit, sampling=sampling or Sampling(), stop_at_eos=stop_at_eos,
+            stops=tuple(stops), cached=tuple(cached),
+        )  # fmt: skip
 
     @property
     def threads(self) -> int:
