@@ -4,18 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
+from ..common.results import Result
 from .gguf.shards import GgufPlan
 from .sizing.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileReport:
+class FileReport(Result):
     """A model that was written as GGUF."""
 
-    KEYS: ClassVar[tuple[str, ...]] = ("out",)
-    """The first keys of the JSON object."""
     out: Path
     """The file, or the first of its shards."""
     size_bytes: int
@@ -50,10 +49,9 @@ class FileReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them, in the order of `KEYS` and then their own."""
-        found = {**vars(self), "out": str(self.out), "recipe": self.recipe and self.recipe.to_json()}
-        found = {key: value for key, value in found.items() if value is not None or key not in ("recipe", "mixes")}
-        return {key: found[key] for key in (*self.KEYS, *found)}
+        """Every field; how types were chosen, and sizes of mixes, where that was asked."""
+        found = {**super().to_json(), "recipe": self.recipe and self.recipe.to_json()}
+        return {key: value for key, value in found.items() if value is not None or key not in ("recipe", "mixes")}
 
     def _text(self, about: str, *more: str, width: int) -> str:
         """``about`` the file, a line for each type, ``more`` lines, and the notes."""

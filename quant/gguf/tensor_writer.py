@@ -7,7 +7,6 @@ and two KB for each piece that waits.
 Shape suffixes: R rows, C columns, E experts, B bytes.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
+from ...common.machine.threads import cores
 from ...model.files.gguf import ggml
 from ..types.encoding import encode, quantize
 from .parallel_file import ParallelFile
@@ -65,11 +65,6 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def cores() -> int:
-    """How many the process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pieces(tensor: TensorPlan, offset: int) -> Iterator[Callable[[ParallelFile], None]]:

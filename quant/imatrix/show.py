@@ -5,12 +5,13 @@ the inputs of a matrix, column by column.
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...common.results import Result
 from ...common.tables import table
 from .file import Entry, load_imatrix
 
@@ -44,16 +45,12 @@ class MatrixStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImatrixStatistics:
+class ImatrixStatistics(Result):
     """An importance matrix, matrix by matrix."""
 
     path: Path
     matrices: tuple[MatrixStatistics, ...]
     """By kind, within one the largest total first."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them."""
-        return {"path": str(self.path), "matrices": [asdict(each) for each in self.matrices]}
 
     def __str__(self) -> str:
         head = ("tensor", "sum(act^2)", "min", "max", "mean", "sd", "active", "N", "entropy", "E norm", "ZD", "cos")

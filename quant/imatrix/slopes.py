@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from ...common.files import reserve
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint
-from ...model.journal import JOURNAL, Journal
+from ...model.files.journal import JOURNAL, Journal
 from ...model.layers import Layer
 from ...model.sweep import Stream
 from ...model.tensor_names import BIASED, FFN, Place, gguf_name

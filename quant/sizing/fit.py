@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...common.errors import TsconvertError
+from ...common.machine.threads import cores
 from ...common.progress import progress
 from ...common.units import size_text
 from ...model.files.gguf import ggml
 from ..config import TypesConfig
 from ..gguf.tensor_plan import TensorPlan
-from ..gguf.tensor_writer import cores
 from ..gguf.writer import padded
 from ..imatrix.file import ImportanceMatrix
 from ..types.mixes import fitting_type
