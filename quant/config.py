@@ -114,3 +114,11 @@ class QuantizeConfig(TypesConfig):
                 "what types to write: give one of --type, --target-size, --target-bits, --target-bytes-a-token and"
                 " --recipe; --dry-run without one lists the sizes of all mixes"
             )
+        named = {
+            "--pure": self.pure, "--tensor-type": self.tensor_types, "--output-tensor-type": self.output_type,
+            "--token-embedding-type": self.embedding_type, "--imatrix": self.type_name == COPY and self.imatrix,
+        }  # fmt: skip
+        given = [option for option, value in named.items() if value]
+        if given and (self.type_name == COPY or not any(ways)):
+            why = "--type COPY keeps every tensor as it is" if any(ways) else "sizes are listed of mixes as they are"
+            raise TsconvertError(f"{', '.join(given)}: {why}; leave it out")

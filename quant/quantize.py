@@ -79,7 +79,7 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     """
     start_s = time.monotonic()
     refuse_existing(config.out)
-    file = _open(config.source)
+    file = _open(config.source, copies=config.type_name == COPY)
     made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
     matrix = load_imatrix(config.imatrix, made_from or None) if config.imatrix is not None else None
     metadata: dict[str, Value | Verbatim] = {
@@ -107,7 +107,7 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     )  # fmt: skip
 
 
-def _open(path: Path) -> GgufFile:
+def _open(path: Path, *, copies: bool) -> GgufFile:
     file = GgufFile(path)
     if file.magic != GGUF:
         raise TsconvertError(
@@ -116,7 +116,7 @@ def _open(path: Path) -> GgufFile:
         )
     if is_imatrix(file) or f"{file.architecture}.block_count" not in file.metadata:
         raise TsconvertError(f"{path}: holds no model; give a GGUF file of one")
-    if file.architecture in _OWN_RULES:
+    if file.architecture in _OWN_RULES and not copies:
         raise TsconvertError(f"{path}: {file.architecture} models have rules of their own; use llama-quantize")
     return file
 

@@ -174,6 +174,12 @@ def test_a_copy_is_the_file_in_other_shards(matrix: Path, plain: Path, tmp_path:
     assert len(split.files) > 2
     merged = quantize(QuantizeConfig(source=split.out, out=tmp_path / "m.gguf", type_name="COPY"))
     assert merged.out.read_bytes() == source.read_bytes()
+    assert refusal(source=source, out=tmp_path / "o.gguf", type_name="COPY", imatrix=matrix, pure=True) == (
+        "--pure, --imatrix: --type COPY keeps every tensor as it is; leave it out"
+    )
+    assert refusal(source=source, out=tmp_path / "o.gguf", dry_run=True, output_type="Q8_0") == (
+        "--output-tensor-type: sizes are listed of mixes as they are; leave it out"
+    )
 
 
 def test_a_dry_run_without_a_type_lists_all_mixes(plain: Path, tmp_path: Path):
