@@ -9,8 +9,8 @@ from ..model.modeling_turbosparse import activate
 class SignAlignment:
     """The sign of each neuron that keeps the larger part of its energy in the dense model under dReLU.
 
-    SwiGLU does not change when row j of up and column j of down are both negated; dReLU does, because it keeps only
-    u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0; of GeGLU likewise.
+    SwiGLU and GeGLU do not change when row j of up and column j of down are both negated; dReLU does, because it keeps
+    only u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0; of GeGLU likewise.
 
     Args:
         neurons: F.
@@ -48,16 +48,17 @@ class UpScales:
 
     SwiGLU does not change when row j of up is multiplied by c and column j of down divided by it. With c_j = |down_j|
     the size of an activation is what neuron j adds, and one threshold serves all neurons; with c_j = |down_j|
-    rms(silu(gate_j)) the size of an up is what it adds when its gate is as usual (compare CHESS, arXiv 2409.01366, and
-    WINA, 2505.19427).
+    rms(silu(gate_j)), gelu in GeGLU, the size of an up is what it adds when its gate is as usual (compare CHESS,
+    arXiv 2409.01366, and WINA, 2505.19427).
 
     Args:
-        gate_FD, down_DF: the FFN's weights.
+        gate_FD, down_DF: the FFN's weights; down's rows as what reads them weighs them.
+        activation: the dense model's.
         by_up: the ups are to be held against a threshold, not the activations alone.
     """
 
-    def __init__(self, gate_FD: torch.Tensor, down_DF: torch.Tensor, *, by_up: bool) -> None:
-        self.gate_FD, self.down_DF, self.by_up = gate_FD, down_DF, by_up
+    def __init__(self, gate_FD: torch.Tensor, down_DF: torch.Tensor, activation: str, *, by_up: bool) -> None:
+        self.gate_FD, self.down_DF, self.activation, self.by_up = gate_FD, down_DF, activation, by_up
         self._sums_F = torch.zeros(gate_FD.shape[0] + 1, dtype=torch.float64, device=gate_FD.device)
 
     @torch.no_grad()
@@ -65,7 +66,8 @@ class UpScales:
         """Take in some of the FFN's inputs, after the norm."""
         if not self.by_up:
             return
-        gate_TF = torch.nn.functional.silu(torch.nn.functional.linear(x_TD, self.gate_FD))
+        gate_TF = torch.nn.functional.linear(x_TD, self.gate_FD)
+        gate_TF = activate(gate_TF, gate_TF.new_ones(()), self.activation)
         self._sums_F[:-1] += gate_TF.float().square_().sum(0).double()
         self._sums_F[-1] += len(x_TD)
 

@@ -10,6 +10,7 @@ import torch
 
 from ..common import processes
 from ..model.modeling_turbosparse import factors
+from ..model.spec import THRESHOLDED
 
 # Shape suffixes: T tokens, F neurons.
 _RAMP = 0.6  # share of the steps after which the wanted density is reached
@@ -45,7 +46,7 @@ class FFNThresholds:
 
     def follow(self, step: int, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> None:
         """Set the thresholds for ``step``, by gates and ups of some tokens of this process."""
-        if self.activation == "tswiglu" and self.up_passes < 1:
+        if self.activation in THRESHOLDED and self.up_passes < 1:
             self.ffn.up_threshold = self.up.follow(step, up_TF.abs())
         self.ffn.threshold = self.own.follow(step, factors(gate_TF, up_TF, self.activation, self.ffn.up_threshold))
 

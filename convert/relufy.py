@@ -24,6 +24,7 @@ from ..model.files.dtypes import from_float32, to_float32
 from ..model.files.journal import JOURNAL, KEPT, Journal
 from ..model.files.writer import CheckpointWriter, PlannedTensor
 from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
+from ..model.spec import with_own_gate
 from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..predictors.cost import check_rank
 from ..text.packing import calibration_rows
@@ -99,18 +100,16 @@ def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[Planned
     """The model, its teacher, and the tensors to write."""
     source = open_checkpoint(config.model)
     if config.activation == "tswiglu":
-        _check_swiglu(source)
+        _check_no_biases(source)
     return source, _teacher(source, config), plan_of(source, config.dtype)
 
 
-def _check_swiglu(source: Checkpoint) -> None:
-    """Raise if thresholds on SwiGLU would change what the model computes, or leave out what it has."""
-    spec = source.spec
-    biased = [role for role in spec.biases if role.startswith("ffn")]
-    if spec.activation == "geglu" or biased:
-        what = "GeGLU" if spec.activation == "geglu" else "an FFN with biases"
+def _check_no_biases(source: Checkpoint) -> None:
+    """Raise if the scales of ups, which thresholds need, would leave out what the model has."""
+    if any(role.startswith("ffn") for role in source.spec.biases):
         raise TsconvertError(
-            f"{source.folder}: --activation tswiglu keeps SwiGLU and this model has {what}; choose drelu or reglu"
+            f"{source.folder}: --activation tswiglu takes an FFN without biases and this model has some; choose drelu"
+            " or reglu"
         )
 
 
@@ -174,7 +173,8 @@ def _recover_layers(config: RelufyConfig) -> RelufyReport:
         report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **swept)
         if writer is not None:
             thresholds = Thresholds.of(report.layers) if report.layers else None
-            write_companions(source, sparse_config(source, config.activation, config.dtype, thresholds), folder)
+            activation = with_own_gate(config.activation, source.spec.activation)
+            write_companions(source, sparse_config(source, activation, config.dtype, thresholds), folder)
             writer.flush()
         if config.shift is not None:
             report = replace(report, shift=_shift(config, folder))

@@ -50,6 +50,10 @@ class Layer:
     mask: torch.Tensor | None
     parameters: Mapping[str, Rows]
     """Role -> its weights in ``module``; experts left out."""
+    reader_D: torch.Tensor | None = None
+    """What the next norm, which divides the residual stream's scale away, multiplies its dimensions by; None where all
+    count as much. In models that norm what a layer adds (Gemma 2, 3) a few dimensions hold nearly all of the stream's
+    energy, and hardly count."""
 
     @property
     def experts(self) -> int:
@@ -92,6 +96,12 @@ class Layer:
     def norm_weight(self, role: str) -> torch.Tensor | None:
         """What a norm of inputs multiplies by, [D], None where there is no such norm."""
         return self.weight(role) + self.spec.norm_offset if role in self.parameters else None
+
+    def seen(self, down_DF: torch.Tensor) -> torch.Tensor:
+        """What the rest of the model sees of down's rows [D, F], up to a factor a token."""
+        if self.reader_D is None:
+            return down_DF
+        return down_DF * (self.reader_D * self.norm_weight("ffn_post_norm"))[:, None]
 
     @torch.no_grad()
     def attend(self, x_NSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -279,7 +289,15 @@ class Stack:
         module.eval().requires_grad_(False)
         local = spec.sliding_window is not None and index not in spec.full_layers
         mask = self._mask(context, spec.sliding_window if local else None)
-        return Layer(index, module, self.activation, spec, self._rotary(local), mask, self._parameters)
+        rotary, reader_D = self._rotary(local), self._reader(index)
+        return Layer(index, module, self.activation, spec, rotary, mask, self._parameters, reader_D)
+
+    def _reader(self, index: int) -> torch.Tensor | None:
+        spec = self.checkpoint.spec
+        if spec.norms != "both":
+            return None
+        place = Place("attn_norm", index + 1) if index + 1 < spec.layers else Place("output_norm")
+        return read_tensor(self.checkpoint, place).to(self.device) + spec.norm_offset
 
     def _rotary(self, local: bool) -> Callable[..., Any]:
         """Cosines and sines of the layers with a window, or of those without, where these differ."""

@@ -19,8 +19,15 @@ from .families.family import Family
 from .files.found_files import no_config
 from .rope import read_rope
 
-ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu")
+ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu", "tgeglu")
 DENSE_ACTIVATIONS = ("swiglu", "geglu")
+THRESHOLDED = {"tswiglu": "swiglu", "tgeglu": "geglu"}
+"""Activation with thresholds -> the dense one that it is where nothing is silent."""
+
+
+def with_own_gate(activation: str, own: str) -> str:
+    """``activation`` in a model whose own is ``own``: thresholds keep what its gate goes through."""
+    return "tgeglu" if activation == "tswiglu" and own in ("geglu", "tgeglu") else activation
 
 
 _MOST = 2**31 - 1  # what compiled code counts with
@@ -35,8 +42,8 @@ class ModelSpec:
     """One of `families.FAMILIES`."""
     activation: str
     """The FFN's: `swiglu` silu(gate)*up, `geglu` gelu(gate)*up (by tanh), `drelu` relu(gate)*relu(up), `reglu`
-    relu(gate)*up, `tswiglu` that of SwiGLU where |up| is over the layer's ``up_thresholds`` and it is itself, in size,
-    over ``thresholds``, else 0."""
+    relu(gate)*up, `tswiglu` and `tgeglu` those of SwiGLU and GeGLU where |up| is over the layer's ``up_thresholds`` and
+    they are themselves, in size, over ``thresholds``, else 0."""
     layers: int
     width: int
     """D, the model width."""
@@ -61,10 +68,10 @@ class ModelSpec:
     """E, 0 for a dense FFN."""
     experts_per_token: int = 0
     thresholds: tuple[float, ...] = ()
-    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516), under `tswiglu`
-    activations of that size; empty: all 0."""
+    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516), under
+    `tswiglu` and `tgeglu` activations of that size; empty: all 0."""
     up_thresholds: tuple[float, ...] = ()
-    """Of `tswiglu`: the size up to which an up silences its neuron; empty: all 0."""
+    """Of these two: the size up to which an up silences its neuron; empty: all 0."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
     # features that plain Llama does not have; each is implemented once in layers, exporter and runner
@@ -113,7 +120,7 @@ class ModelSpec:
         if self.heads % self.kv_heads:
             raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
         for values, whose in (
-            (self.thresholds, self.sparse), (self.up_thresholds, self.activation == "tswiglu")
+            (self.thresholds, self.sparse), (self.up_thresholds, self.activation in THRESHOLDED)
         ):  # fmt: skip
             if values and not (whose and len(values) == self.layers and all(0 <= t < math.inf for t in values)):
                 raise TsconvertError(

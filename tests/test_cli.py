@@ -182,7 +182,7 @@ def test_a_tokenizer_that_is_missing(capsys, broken: Path, tmp_path: Path):
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
         (broken / name).unlink()
     assert refusal(capsys, broken, tmp_path / "o") == (
-        f"{broken}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there"
+        f"{broken}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); copy the model's own there"
     )
 
 

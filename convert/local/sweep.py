@@ -19,6 +19,7 @@ from ...model.files.journal import Journal
 from ...model.files.writer import CheckpointWriter
 from ...model.layers import Layer
 from ...model.modeling_turbosparse import factors
+from ...model.spec import with_own_gate
 from ...model.sweep import Stream
 from ...model.tensor_names import hf_name
 from ...text.sequences import Sequences
@@ -77,7 +78,8 @@ class RecoverySweep:
             "device": config.device, "scratch": config.out.parent, "autocast": bool(config.training.autocast)
         }  # fmt: skip
         self.teacher = Stream(teacher, sequences.rows_NS, frozen=True, **how)
-        self.student = Stream(source, sequences.rows_NS, activation=config.activation, **how)
+        activation = with_own_gate(config.activation, source.spec.activation)
+        self.student = Stream(source, sequences.rows_NS, activation=activation, **how)
 
     def run(self) -> SweepResult:
         """Sweep all layers.
@@ -211,7 +213,7 @@ def align(layer: Layer, data: LayerData) -> tuple[float, float]:
 def scale_ups(layer: Layer, data: LayerData, *, by_up: bool) -> None:
     """Move scales from down to up in place, so that the size of an activation (or an up) says what its neuron adds."""
     tallies = [
-        UpScales(gate_FD, down_DF, by_up=by_up)
+        UpScales(gate_FD, layer.seen(down_DF), layer.spec.activation, by_up=by_up)
         for gate_FD, _, down_DF in map(layer.ffn_weights, range(max(1, layer.experts)))
     ]
     for x_TD in data.ffn_inputs(layer, data.train):
@@ -228,7 +230,7 @@ def scale_ups(layer: Layer, data: LayerData, *, by_up: bool) -> None:
 
 @torch.no_grad()
 def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float, up_passes: float) -> None:
-    """Set the thresholds of `tswiglu` that silence ``target_sparsity`` of the neurons on the training tokens."""
+    """Set the thresholds that silence ``target_sparsity`` of the neurons of SwiGLU or GeGLU on the training tokens."""
     step = max(1, data.train_tokens // _LOOKS)
     x_TD = layer.norm(data.residual(layer, slice(0, data.train_tokens, step)))
     pairs = [layer.gate_up(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]

@@ -18,14 +18,19 @@ Make = Callable[..., Path]
 UP, LEAST = [0.2, 0.3, 0.0], [0.04, 0.0, 0.06]
 
 
-@pytest.fixture(scope="module", params=["mistral", "mixtral"])
-def folder(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of SwiGLU with thresholds."""
+@pytest.fixture(scope="module", params=["mistral", "mixtral", "gemma3_text"])
+def folder(
+    request: pytest.FixtureRequest, make_checkpoint: Make, make_family: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tiny model of SwiGLU with thresholds, of Gemma 3 with GeGLU."""
     out = tmp_path_factory.mktemp("tswiglu") / "model"
-    dense = make_checkpoint(request.param, num_hidden_layers=3)
+    gemma = request.param == "gemma3_text"
+    dense = make_family(request.param) if gemma else make_checkpoint(request.param, num_hidden_layers=3)
     relufy(RelufyConfig(model=str(dense), out=out, activation="reglu", recover="none", align=False))
     config = json.loads((out / "config.json").read_text())
-    config |= {"ffn_activation": "tswiglu", "ffn_thresholds": LEAST, "ffn_up_thresholds": UP}
+    layers = range(config["num_hidden_layers"])
+    config["ffn_activation"] = "tgeglu" if gemma else "tswiglu"
+    config["ffn_thresholds"], config["ffn_up_thresholds"] = ([of[i % 3] for i in layers] for of in (LEAST, UP))
     (out / "config.json").write_text(json.dumps(config))
     return out
 
