@@ -1,7 +1,8 @@
 """The tokenizer of a checkpoint folder: the only loader, for training, evaluation, export and verification.
 
 tokenizer.json is the truth where it is there, exactly as the `tokenizers` library reads it; tokenizer.model comes next,
-by SentencePiece's own rules, then Mistral's tekken.json. config.json and transformers' classes have no say, for they change what the files say.
+by SentencePiece's own rules, then Mistral's tekken.json. config.json and transformers' classes have no say, for they
+change what the files say.
 """
 
 from collections.abc import Iterable, Mapping

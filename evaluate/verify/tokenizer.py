@@ -39,8 +39,9 @@ def compare_texts(
     """Encode and decode every nasty text with the file's tokenizer and with the library that the checkpoint's is of.
 
     That is `tokenizers` for a tokenizer.json, SentencePiece for a tokenizer.model alone, mistral-common for a
-    tekken.json alone. Files that carry the whole tokenizer.json are judged by that for all texts. The `tokenizer.ggml.*` keys, which other engines read, must do for
-    all but those that start with a space or spell special tokens; there a note says so.
+    tekken.json alone. Files that carry the whole tokenizer.json are judged by that for all texts. The
+    `tokenizer.ggml.*` keys, which other engines read, must do for all but those that start with a space or spell
+    special tokens; there a note says so.
 
     Args:
         folder: of the checkpoint.
