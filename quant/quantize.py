@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
+from ..model.files.dtypes import ARRAYS
 from ..model.files.gguf import ggml
 from ..model.files.gguf.file import GGUF, GgufFile, GgufTensor
 from ..model.files.integrity import not_finite
@@ -38,7 +39,6 @@ _VALUES = 1 << 20
 class QuantizeReport(FileReport):
     """The file that was quantized."""
 
-    KEYS = ("out", "source_bytes")
     source_bytes: int
 
     def __str__(self) -> str:
@@ -149,9 +149,6 @@ def _plan(file: GgufFile, tensor: GgufTensor, type_name: str) -> TensorPlan:
     return TensorPlan(name=tensor.name, shape=tensor.shape, type_name=type_name, source=source)
 
 
-_NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-
-
 def _matrix_rows(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint8], type_name: str) -> MatrixRows:
     """One matrix of a GGUF tensor: as it is if it is of float type or stays what it is, otherwise decoded."""
     kind, columns, rows = tensor.type_name, tensor.shape[-1], raw_RB.shape[0]
@@ -160,21 +157,21 @@ def _matrix_rows(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint
         return ggml.dequantize(raw_RB[start:stop].reshape(-1), kind, (stop - start, columns))
 
     def stored(start: int, stop: int) -> npt.NDArray[Any]:
-        return np.require(raw_RB[start:stop].view(_NUMPY.get(kind, np.uint8)), requirements=["C", "A"])
+        return np.require(raw_RB[start:stop].view(ARRAYS.get(kind, np.uint8)), requirements=["C", "A"])
 
     def check() -> float:
         if kind in _WHOLE:
             return 0.0
         step = max(1, _VALUES // columns)
         ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-        floats = kind in _NUMPY
+        floats = kind in ARRAYS
         read, dtype = (stored, kind) if floats else (decoded, "F32")
         largest = [largest_magnitude(read(*span), dtype) for span in ranges]
         if not np.isfinite(largest).all():
             raise not_finite(file.path, tensor.name, tensor.to_float32())
         return max(largest)
 
-    kept = kind in _NUMPY or kind == type_name
+    kept = kind in ARRAYS or kind == type_name
     return MatrixRows(
         rows=rows, columns=columns, dtype=kind if kept else "F32", read=stored if kept else decoded, check=check
     )

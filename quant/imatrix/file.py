@@ -106,7 +106,8 @@ def save_imatrix(matrix: ImportanceMatrix, out: Path) -> None:
         metadata[_FINGERPRINT] = text(matrix.model_fingerprint)
     tensors = []
     for name, entry in sorted(matrix.entries.items()):
-        tensors += [_plan(name + _SUMS, entry.sums_EC), _plan(name + _COUNTS, entry.counts_E[:, None])]
+        tensors.append(TensorPlan.of(name + _SUMS, entry.sums_EC))
+        tensors.append(TensorPlan.of(name + _COUNTS, entry.counts_E[:, None]))
     write_files([GgufPlan(path=out, metadata=metadata, tensors=tensors)], title="imatrix")
 
 
@@ -188,10 +189,6 @@ def coverage(entries: Mapping[str, Entry]) -> list[str]:
 def is_imatrix(file: GgufFile) -> bool:
     """Whether a GGUF file holds an importance matrix."""
     return file.metadata.get("general.type") == "imatrix"
-
-
-def _plan(name: str, values: npt.NDArray[np.float32]) -> TensorPlan:
-    return TensorPlan(name=name, shape=values.shape, type_name="F32", source=lambda: [values])
 
 
 def _entry(file: GgufFile, name: str) -> Entry:

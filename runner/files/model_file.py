@@ -80,9 +80,9 @@ def open_model(path: str | Path) -> ModelFile:
         return _powerinfer(file, "drelu" if name == "bamboo" else "reglu")
     if name == SPARSE:
         return _sparse(file)
-    if name in {family.gguf.architecture for family in FAMILIES.values()}:
-        return _llama_cpp(file)
     known = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values())
+    if name in known:
+        return _llama_cpp(file)
     raise TsconvertError(
         f"{path}: architecture {shown(name)}; the runner knows {SPARSE}, {', '.join(known)} and PowerInfer's files, run"
         " it with the engine that it was made for"
