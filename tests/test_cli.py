@@ -30,9 +30,9 @@ SURFACE = {
     " --precision --device --seed",
     "imatrix": "--out --show-statistics --data --tokens --context --slopes --resume --device --seed",
     "export-gguf": "--out --target --split-max-size --verify --no-verify --dry-run --type --pure --tensor-type"
-    " --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits --target-bytes-a-token --density"
-    " --candidate --recipe --predictors --predictor-type --separate-predictors --profile --order --no-order --vram --name"
-    " --metadata --pre -t --threads",
+    " --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits --target-bytes-a-token"
+    " --density --candidate --recipe --predictors --predictor-type --separate-predictors --profile --order --no-order"
+    " --vram --name --metadata --pre -t --threads",
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --output-tensor-type"
     " --token-embedding-type --imatrix --allow-requantize --target-size --target-bits --target-bytes-a-token --density"
     " --candidate --recipe -t --threads",
@@ -184,7 +184,7 @@ def test_a_tokenizer_that_is_missing(capsys, broken: Path, tmp_path: Path):
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
         (broken / name).unlink()
     assert refusal(capsys, broken, tmp_path / "o") == (
-        f"{broken}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there"
+        f"{broken}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); copy the model's own there"
     )
 
 
