@@ -4,16 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from ..common.results import Result
 from .gguf.shards import GgufPlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileReport(Result):
+class FileReport:
     """A model that was written as GGUF."""
 
+    KEYS: ClassVar[tuple[str, ...]] = ("out",)
+    """The first keys of the JSON object."""
     out: Path
     """The file, or the first of its shards."""
     size_bytes: int
@@ -42,6 +43,11 @@ class FileReport(Result):
             files=[str(file.path) for file in (*files, *companions)],
             **others,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON has them, in the order of `KEYS` and then their own."""
+        found = {**vars(self), "out": str(self.out)}
+        return {key: found[key] for key in (*self.KEYS, *found)}
 
     def _text(self, about: str, *more: str, width: int) -> str:
         """``about`` the file, a line for each type, ``more`` lines, and the notes."""
