@@ -35,8 +35,8 @@ class ModelSpec:
     """One of `families.FAMILIES`."""
     activation: str
     """The FFN's: `swiglu` silu(gate)*up, `geglu` gelu(gate)*up (by tanh), `drelu` relu(gate)*relu(up), `reglu`
-    relu(gate)*up, `tswiglu` that of SwiGLU where |up| is over the layer's ``up_thresholds`` and it is itself, in size,
-    over ``thresholds``, else 0."""
+    relu(gate)*up, `tswiglu` that of SwiGLU where |up| (times the neuron's scale, if ``up_scaled``) is over the layer's
+    ``up_thresholds`` and it is itself, in size, over ``thresholds``, else 0."""
     layers: int
     width: int
     """D, the model width."""
@@ -65,6 +65,8 @@ class ModelSpec:
     activations of that size; empty: all 0."""
     up_thresholds: tuple[float, ...] = ()
     """Of `tswiglu`: the size up to which an up silences its neuron; empty: all 0."""
+    up_scaled: bool = False
+    """Of `tswiglu`: each neuron has a scale for the size of its up (tensor_names.UP_SCALE)."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
     # features that plain Llama does not have; each is implemented once in layers, exporter and runner
@@ -120,6 +122,8 @@ class ModelSpec:
                     f"thresholds are {shown(list(values))}: a sparse model may have one of at least 0 for each of"
                     f" its {self.layers} layers"
                 )
+        if self.up_scaled and self.activation != "tswiglu":
+            raise TsconvertError(f"ups have scales and the activation is {self.activation}: only tswiglu has them")
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
 
@@ -166,7 +170,7 @@ class ModelSpec:
 
 
 _FIELDS = tuple(field.name for field in fields(ModelSpec))
-_LATER = {"thresholds", "up_thresholds", *_FIELDS[_FIELDS.index("eos") + 1 :]}
+_LATER = {"thresholds", "up_thresholds", "up_scaled", *_FIELDS[_FIELDS.index("eos") + 1 :]}
 """Fields that fingerprints made before them did not cover."""
 
 
@@ -230,6 +234,7 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         "experts_per_token": size("num_experts_per_tok") if family.experts else 0,
         "thresholds": _thresholds(config, "ffn_thresholds", where),
         "up_thresholds": _thresholds(config, "ffn_up_thresholds", where),
+        "up_scaled": _truth({"ffn_up_scaled": False, **config}, where, "ffn_up_scaled"),
         "bos": _token(config.get("bos_token_id")),
         "eos": _tokens(config.get("eos_token_id")),
         "norms": family.norms,

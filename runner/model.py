@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..common.errors import TsconvertError
 from ..common.machine.threads import cores
 from ..model.files.gguf import ggml
+from ..model.tensor_names import VECTORS
 from .config import MODES
 from .density import Density
 from .files.model_file import ModelFile, open_model
@@ -278,7 +279,7 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
 
 def _weights(source: ModelFile, context: int) -> Weights:
     spec = source.spec
-    vectors = {place for place in source.tensors if place[0].endswith(("norm", "_bias"))}
+    vectors = {place for place in source.tensors if place[0] in VECTORS}
     tensors = {place: tensor.to_float32() if place in vectors else tensor for place, tensor in source.tensors.items()}
     made = {id(rope): angles(rope, context) for rope in (source.rope, source.local_rope)}
     layers = [None if layer in spec.no_rope_layers else made[id(source.rope_of(layer))] for layer in range(spec.layers)]

@@ -27,6 +27,7 @@ def used_features(spec: ModelSpec) -> list[str]:
         "softcap": spec.attention_softcap > 0 or spec.logit_softcap > 0,
         "temperature": spec.attention_temperature > 0,
         "router_softmax": bool(spec.experts) and not spec.router_normalized,
+        "up_scale": spec.up_scaled,
         "longrope": (spec.rope_scaling or {}).get("rope_type") == "longrope",
     }
     return [name for name, used in found.items() if used]

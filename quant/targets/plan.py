@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
-from ...model.tensor_names import FFN, PREDICTOR, Place, ffn_places, gguf_name, layer_roles, shape_of
+from ...model.tensor_names import FFN, PREDICTOR, UP_SCALE, Place, ffn_places, gguf_name, shape_of
 from ...predictors.predictor import Predictor
 from ..gguf.shards import GgufPlan
 from ..gguf.tensor_plan import MatrixRows, Rows, Source, TensorPlan
@@ -99,7 +100,7 @@ class TensorTable:
 
     def layer(self, layer: int, *, transpose_down: bool) -> None:
         """Attention and FFN of a layer; the down matrix transposed, as `ffn_down_t`, or as it is."""
-        for role in layer_roles(self.job.spec):
+        for role in self.form.roles:
             if role == "ffn_down" and transpose_down:
                 self.ffn_down_t(layer)
             else:
@@ -122,11 +123,15 @@ class TensorTable:
                 count = sum(each.rows for each in rows)
                 self.add(name, (count, columns), self.job.types.matrix(name, columns), rows)
             return
+        if place.role == UP_SCALE:
+            self.tensors.append(TensorPlan.of(self.form.name(place), self._up_scale(place)))
+            return
         spec, rows = self.job.spec, self.rows(place)
         stack = (spec.experts,) if spec.experts and place.role in FFN else ()
         name = self.form.name(Place(place.role, place.layer, 0 if stack else None))
         shape = shape_of(spec, place)
-        type_name = "F32" if len(shape) == 1 or place.role == "router" else self.job.types.matrix(name, shape[-1])
+        plain = len(shape) == 1 or place.role == "router"
+        type_name = "F32" if plain else self.job.types.matrix(name, shape[-1])
         self.add(name, (*stack, *shape), type_name, rows)
 
     def ffn_down_t(self, layer: int) -> None:
@@ -158,6 +163,12 @@ class TensorTable:
         else:
             found = [plain(checkpoint, place, order)]
         return found if factor == 1 else [scaled(rows, factor) for rows in found]
+
+    def _up_scale(self, place: Place) -> npt.NDArray[np.float32]:
+        """The scales of a layer's ups, [F] or [E, F], each FFN's in the order of its neurons."""
+        scale_EF = self.job.checkpoint.array(place).reshape(-1, self.job.spec.neurons)
+        rows = [in_order(row_F, self.job.orders, place.layer or 0, expert) for expert, row_F in enumerate(scale_EF)]
+        return np.concatenate(rows).reshape(shape_of(self.job.spec, place))
 
     def predictors(self, layer: int, ranks: Sequence[int], predictor_of: Callable[[int, int], Predictor]) -> None:
         """fc1 [R, D] and fc2 [F, R] of a layer; experts stacked, smaller ranks padded with zeros, which add nothing.

@@ -82,12 +82,12 @@ _FUNCTION_NAMES = (
     "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply", "multiply_run", "add_listed",
     "rotate", "rotate_halves", "place_rows", "place_in_cache", "norm_scales", "turn_head", "place_heads", "softmax",
     "attend_heads", "attend", "attention", "choose_experts", "route", "choose_tokens", "share_for",
-    "add_neuron_bias", "add_token_bias", "shift_gates", "shift_ups", "activate", "activate_run", "has_predictor",
-    "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden", "find_neurons",
-    "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves", "token_activations",
-    "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits", "predicted_gates", "open_ups",
-    "drop_missed", "activate_tokens", "block_activations", "list_firing", "decode_part", "add_panel",
-    "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn", "head",
+    "add_neuron_bias", "add_token_bias", "shift_gates", "shift_token_gates", "shift_ups", "activate", "activate_run",
+    "has_predictor", "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden",
+    "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves",
+    "token_activations", "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits",
+    "predicted_gates", "open_ups", "drop_missed", "activate_tokens", "block_activations", "list_firing", "decode_part",
+    "add_panel", "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn", "head",
 )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ LAYER = _record(
     slots=_I,
     thresholds=_I,  # [E] float32, of predictors; NaN where an FFN has none
     shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero; TSWIGLU: its size
+    shifts=_I,  # [E, F] float32, each neuron's own shift, where they differ; else 0
     least=np.float32,  # TSWIGLU: up to which an activation's size counts as zero
     **dict.fromkeys(MATRICES, TENSOR),
 )

@@ -63,22 +63,42 @@ def add_token_bias(params: Parameters, bias: int, values: int, tokens: int, some
             store_f32(values, place, load_f32(values, place) + load_f32(bias, j))
 
 
+@inlined
+def shift_of(params: Parameters, layer: Layer, expert: int, neuron: int) -> Any:
+    """The number up to which a neuron's gate is shut."""
+    return load_f32(layer.shifts, expert * params.neurons + neuron) if layer.shifts else layer.shift
+
+
+@inlined
+def is_shut(activation: int, gate: float, shift: float) -> Any:
+    """Whether a gate is at most ``shift``; of TSWIGLU, its size."""
+    return gate <= shift and (activation != TSWIGLU or -gate <= shift)
+
+
 @compiled
-def shift_gates(params: Parameters, layer: Layer, gate: int, listed: int, first: int, count: int) -> None:
-    """Close the gates that the layer's shift closes: of ``count`` numbers from ``first`` on, or of those listed."""
-    least = layer.shift
-    for i in range(count if least > 0 else 0):
+def shift_gates(params: Parameters, layer: Layer, expert: int, gate: int, listed: int, first: int, count: int) -> None:
+    """Close the gates of one token that the layer's shift closes: of ``count`` neurons from ``first`` on, or listed."""
+    for i in range(count if layer.shift > 0 else 0):
         j = load_i32(listed, i) if listed else first + i
-        value = load_f32(gate, j)
-        if value <= least and (params.activation != TSWIGLU or -value <= least):
+        if is_shut(params.activation, load_f32(gate, j), shift_of(params, layer, expert, j)):
             store_f32(gate, j, np.float32(0))
 
 
 @compiled
+def shift_token_gates(params: Parameters, layer: Layer, expert: int, gate: int, first: int, end: int) -> None:
+    """The same of all tokens of a block, of the neurons ``first`` to ``end``."""
+    for j in range(first, end if layer.shift > 0 else first):
+        shift = shift_of(params, layer, expert, j)
+        for i in range(BLOCK * j, BLOCK * (j + 1)):
+            if is_shut(params.activation, load_f32(gate, i), shift):
+                store_f32(gate, i, np.float32(0))
+
+
+@compiled
 def shift_ups(params: Parameters, layer: Layer, up: int, listed: int, first: int, count: int) -> None:
-    """The same of ups, which only dReLU cuts off."""
+    """Zero the ups that dReLU cuts off, of ``count`` numbers from ``first`` on, or of those listed."""
     if params.activation == DRELU:
-        shift_gates(params, layer, up, listed, first, count)
+        shift_gates(params, layer, 0, up, listed, first, count)
 
 
 @compiled
