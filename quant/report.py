@@ -50,7 +50,7 @@ class FileReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields in the order of `KEYS` and then their own; how types were chosen, and sizes, where it was asked."""
+        """All fields in the order of `KEYS` and then their own; how types were chosen, and sizes, if asked."""
         found = {**vars(self), "out": str(self.out), "recipe": self.recipe and self.recipe.to_json()}
         asked = {key for key in found if found[key] is not None or key not in ("recipe", "mixes")}
         return {key: found[key] for key in (*self.KEYS, *found) if key in asked}
