@@ -9,8 +9,8 @@ from ..model.modeling_turbosparse import activate
 class SignAlignment:
     """The sign of each neuron that keeps the larger part of its energy in the dense model under dReLU.
 
-    SwiGLU does not change when row j of up and column j of down are both negated; dReLU does, because it keeps only
-    u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0; of GeGLU likewise.
+    SwiGLU and GeGLU do not change when row j of up and column j of down are both negated; dReLU does, because it keeps
+    only u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0; of GeGLU likewise.
 
     Args:
         neurons: F.
@@ -50,16 +50,18 @@ class UpScales:
 
     Args:
         gate_FD: of one FFN.
+        activation: the dense model's.
     """
 
-    def __init__(self, gate_FD: torch.Tensor) -> None:
-        self.gate_FD = gate_FD
+    def __init__(self, gate_FD: torch.Tensor, activation: str) -> None:
+        self.gate_FD, self.activation = gate_FD, activation
         self._sums_F = torch.zeros(gate_FD.shape[0] + 1, dtype=torch.float64, device=gate_FD.device)
 
     @torch.no_grad()
     def add(self, x_TD: torch.Tensor) -> None:
         """Take in some of the FFN's inputs, after the norm."""
-        gate_TF = torch.nn.functional.silu(torch.nn.functional.linear(x_TD, self.gate_FD))
+        gate_TF = torch.nn.functional.linear(x_TD, self.gate_FD)
+        gate_TF = activate(gate_TF, gate_TF.new_ones(()), self.activation)
         self._sums_F[:-1] += gate_TF.float().square_().sum(0).double()
         self._sums_F[-1] += len(x_TD)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..common import processes
+from ..model.spec import THRESHOLDED
 
 # Shape suffixes: T tokens, F neurons.
 _RAMP = 0.6  # share of the steps after which the wanted density is reached
@@ -39,7 +40,7 @@ class FFNThresholds:
     def __init__(self, ffn: Any, activation: str, target_sparsity: float, up_passes: float, steps: int) -> None:
         self.ffn = ffn
         self.own = DensityThreshold(target_sparsity, steps, ffn.threshold)
-        self.by_up = activation == "tswiglu" and up_passes < 1 and ffn.up_threshold > 0
+        self.by_up = activation in THRESHOLDED and up_passes < 1 and ffn.up_threshold > 0
         self.up = DensityThreshold(1 - up_passes, steps, ffn.up_threshold)
 
     def follow(self, step: int, factor_TF: torch.Tensor, up_size_TF: torch.Tensor) -> None:

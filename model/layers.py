@@ -14,7 +14,7 @@ from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import to_float32
 from .modeling_turbosparse import SparseExperts, activate, factors, sparsify, up_sizes
-from .spec import DENSE_ACTIVATIONS, ModelSpec
+from .spec import DENSE_ACTIVATIONS, THRESHOLDED, ModelSpec
 from .tensor_names import FFN, UP_SCALE, Place, layer_roles, shape_of
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, C attention context.
@@ -50,6 +50,10 @@ class Layer:
     mask: torch.Tensor | None
     parameters: Mapping[str, Rows]
     """Role -> its weights in ``module``; experts left out."""
+    reader_D: torch.Tensor | None = None
+    """What the next norm, which divides the residual stream's scale away, multiplies its dimensions by; None where all
+    count as much. In models that norm what a layer adds (Gemma 2, 3) a few dimensions hold nearly all of the stream's
+    energy, and hardly count."""
 
     @property
     def experts(self) -> int:
@@ -104,7 +108,12 @@ class Layer:
         """What a norm of inputs multiplies by, [D], None where there is no such norm."""
         return self.weight(role) + self.spec.norm_offset if role in self.parameters else None
 
-    @torch.no_grad()
+    def seen(self, down_DF: torch.Tensor) -> torch.Tensor:
+        """What the rest of the model sees of down's rows [D, F], up to a factor a token."""
+        if self.reader_D is None:
+            return down_DF
+        return down_DF * (self.reader_D * self.norm_weight("ffn_post_norm"))[:, None]
+
     def attend(self, x_NSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream after attention [N, S, D], and the input of the output projection [N, S, C]."""
         kept: list[torch.Tensor] = []
@@ -301,13 +310,21 @@ class Stack:
             _assign(module, path, tensor.to(self.device, self.matrices if tensor.dim() > 1 else None))
         if spec.experts:
             self._fill_experts(module.mlp.experts, index)
-        if spec.up_scaled and self.activation == "tswiglu":
+        if spec.up_scaled and self.activation in THRESHOLDED:
             ffn = module.mlp.experts if spec.experts else module.mlp
             ffn.up_scale = read_tensor(self.checkpoint, Place(UP_SCALE, index)).to(self.device)
         module.eval().requires_grad_(False)
         local = spec.sliding_window is not None and index not in spec.full_layers
         mask = self._mask(context, spec.sliding_window if local else None)
-        return Layer(index, module, self.activation, spec, self._rotary(local), mask, self._parameters)
+        rotary, reader_D = self._rotary(local), self._reader(index)
+        return Layer(index, module, self.activation, spec, rotary, mask, self._parameters, reader_D)
+
+    def _reader(self, index: int) -> torch.Tensor | None:
+        spec = self.checkpoint.spec
+        if spec.norms != "both":
+            return None
+        place = Place("attn_norm", index + 1) if index + 1 < spec.layers else Place("output_norm")
+        return read_tensor(self.checkpoint, place).to(self.device) + spec.norm_offset
 
     def _rotary(self, local: bool) -> Callable[..., Any]:
         """Cosines and sines of the layers with a window, or of those without, where these differ."""

@@ -1,5 +1,5 @@
 """A causal language model of transformers with a sparse FFN: dReLU, relu(gate) * relu(up), ReGLU, relu(gate) * up, or
-SwiGLU with thresholds, silu(gate) * up where that is large.
+SwiGLU or GeGLU with thresholds, the model's own where that is large.
 
 TurboSparse (arXiv 2406.05955). This file is saved with every converted checkpoint and stands alone, so that
 ``AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`` needs transformers and nothing else.
@@ -27,18 +27,19 @@ def activate(
     gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str, threshold: float = 0.0, up_threshold: float = 0.0,
     up_scale_F: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up, `tswiglu` SwiGLU.
+    """The FFN's activations h [T, F]: `drelu` relu(gate) * relu(up), `reglu` relu(gate) * up, `tswiglu` SwiGLU,
+    `tgeglu` GeGLU.
 
-    What relu gives up to ``threshold`` is zero (FATReLU, arXiv 2402.13516). Under `tswiglu` an activation is zero where
-    its own size is at most ``threshold``, or that of its up, times ``up_scale_F``, at most ``up_threshold``. The dense
-    ones that they replace, for comparison: `swiglu` silu(gate) * up, `geglu` gelu(gate) * up by tanh.
+    What relu gives up to ``threshold`` is zero (FATReLU, arXiv 2402.13516). Under the last two an activation is zero
+    where its own size is at most ``threshold``, or that of its up, times ``up_scale_F``, at most ``up_threshold``. The
+    dense ones that they replace, for comparison: `swiglu` silu(gate) * up, `geglu` gelu(gate) * up by tanh.
     """
     if activation == "swiglu":
         return nn.functional.silu(gate_TF) * up_TF
     if activation == "geglu":
         return nn.functional.gelu(gate_TF, approximate="tanh") * up_TF
-    if activation == "tswiglu":
-        h_TF = nn.functional.silu(gate_TF) * up_TF
+    if activation in ("tswiglu", "tgeglu"):
+        h_TF = activate(gate_TF, up_TF, activation[1:])
         fires_TF = h_TF.abs() > threshold
         return h_TF * (fires_TF & (up_sizes(up_TF, up_scale_F) > up_threshold) if up_threshold else fires_TF)
     relu = nn.functional.threshold if threshold else nn.functional.relu
@@ -49,11 +50,11 @@ def activate(
 
 
 def factors(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str) -> torch.Tensor:
-    """What a threshold is held against: the smaller of gate and up, under `reglu` the gate, under `tswiglu` the size of
-    an activation."""
+    """What a threshold is held against: the smaller of gate and up, under `reglu` the gate, with SwiGLU and GeGLU the
+    size of an activation."""
     if activation == "drelu":
         return gate_TF.minimum(up_TF)
-    return gate_TF if activation == "reglu" else (nn.functional.silu(gate_TF) * up_TF).abs()
+    return gate_TF if activation == "reglu" else activate(gate_TF, up_TF, activation.removeprefix("t")).abs()
 
 
 def up_sizes(up_TF: torch.Tensor, up_scale_F: torch.Tensor | None) -> torch.Tensor:

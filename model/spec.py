@@ -19,8 +19,15 @@ from .families.family import Family
 from .files.found_files import no_config
 from .rope import read_rope
 
-ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu")
+ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu", "tgeglu")
 DENSE_ACTIVATIONS = ("swiglu", "geglu")
+THRESHOLDED = {"tswiglu": "swiglu", "tgeglu": "geglu"}
+"""Activation with thresholds -> the dense one that it is where nothing is silent."""
+
+
+def with_own_gate(activation: str, own: str) -> str:
+    """``activation`` in a model whose own is ``own``: thresholds keep what its gate goes through."""
+    return "tgeglu" if activation == "tswiglu" and own in ("geglu", "tgeglu") else activation
 
 
 _MOST = 2**31 - 1  # what compiled code counts with
@@ -35,8 +42,8 @@ class ModelSpec:
     """One of `families.FAMILIES`."""
     activation: str
     """The FFN's: `swiglu` silu(gate)*up, `geglu` gelu(gate)*up (by tanh), `drelu` relu(gate)*relu(up), `reglu`
-    relu(gate)*up, `tswiglu` that of SwiGLU where |up| (times the neuron's scale, if ``up_scaled``) is over the layer's
-    ``up_thresholds`` and it is itself, in size, over ``thresholds``, else 0."""
+    relu(gate)*up, `tswiglu` and `tgeglu` those of SwiGLU and GeGLU where |up| (times the neuron's scale, if
+    ``up_scaled``) is over the layer's ``up_thresholds`` and they, in size, are over ``thresholds``, else 0."""
     layers: int
     width: int
     """D, the model width."""
@@ -61,12 +68,12 @@ class ModelSpec:
     """E, 0 for a dense FFN."""
     experts_per_token: int = 0
     thresholds: tuple[float, ...] = ()
-    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516), under `tswiglu`
-    activations of that size; empty: all 0."""
+    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516), under
+    `tswiglu` and `tgeglu` activations of that size; empty: all 0."""
     up_thresholds: tuple[float, ...] = ()
-    """Of `tswiglu`: the size up to which an up silences its neuron; empty: all 0."""
+    """Of these two: the size up to which an up silences its neuron; empty: all 0."""
     up_scaled: bool = False
-    """Of `tswiglu`: each neuron has a scale for the size of its up (tensor_names.UP_SCALE)."""
+    """Of these two: each neuron has a scale for the size of its up (tensor_names.UP_SCALE)."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
     # features that plain Llama does not have; each is implemented once in layers, exporter and runner
@@ -115,15 +122,17 @@ class ModelSpec:
         if self.heads % self.kv_heads:
             raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
         for values, whose in (
-            (self.thresholds, self.sparse), (self.up_thresholds, self.activation == "tswiglu")
+            (self.thresholds, self.sparse), (self.up_thresholds, self.activation in THRESHOLDED)
         ):  # fmt: skip
             if values and not (whose and len(values) == self.layers and all(0 <= t < math.inf for t in values)):
                 raise TsconvertError(
                     f"thresholds are {shown(list(values))}: a sparse model may have one of at least 0 for each of"
                     f" its {self.layers} layers"
                 )
-        if self.up_scaled and self.activation != "tswiglu":
-            raise TsconvertError(f"ups have scales and the activation is {self.activation}: only tswiglu has them")
+        if self.up_scaled and self.activation not in THRESHOLDED:
+            raise TsconvertError(
+                f"ups have scales and the activation is {self.activation}: only tswiglu and tgeglu have them"
+            )
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
 

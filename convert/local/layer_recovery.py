@@ -168,7 +168,7 @@ def _backward(
                 price = price + penalty.price(h_TF.float().abs() * down_F).sum() / whole
                 fired += float((h_TF != 0).sum())
                 seen += h_TF.numel()
-    error = relative_error(out_TD, target_TD).sum() / whole
+    error = relative_error(out_TD, target_TD, layer.reader_D).sum() / whole
     sums = processes.sums(error.item(), price.item(), fired, seen)
     if len(batch):
         (error if penalty.goal is None else error + penalty.factor(sums[1]) * price).backward()
@@ -193,8 +193,10 @@ def _further_backward(
     (relative_error(out_TD, material.target_TD[chosen]).sum() / how.batch_tokens).backward()
 
 
-def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tensor:
-    """|out - target|^2 / |target|^2 of each token, [T]."""
+def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor, reader_D: torch.Tensor | None = None) -> torch.Tensor:
+    """|out - target|^2 / |target|^2 of each token, [T], each dimension as much as ``reader_D`` says."""
+    if reader_D is not None:
+        out_TD, target_TD = out_TD * reader_D, target_TD * reader_D
     return (out_TD - target_TD).square().sum(-1) / target_TD.square().sum(-1).clamp_min(1e-12)
 
 
@@ -209,7 +211,8 @@ def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
             out_TD.index_add_(0, token, part_TD)
             fired += int((h_TF != 0).sum())
             seen += h_TF.numel()
-        error += float(relative_error(out_TD, data.target_TD[part].to(layer.device)).double().sum())
+        target_TD = data.target_TD[part].to(layer.device)
+        error += float(relative_error(out_TD, target_TD, layer.reader_D).double().sum())
     tokens = len(data.x_TD) - data.train_tokens
     error, all_tokens, all_fired, all_seen = processes.sums(error, tokens, fired, seen)
     return error / max(1.0, all_tokens), all_fired / max(1.0, all_seen)

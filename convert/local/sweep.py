@@ -18,6 +18,7 @@ from ...model.files.dtypes import from_float32, to_float32
 from ...model.files.journal import Journal
 from ...model.files.writer import CheckpointWriter
 from ...model.layers import Layer
+from ...model.spec import THRESHOLDED, with_own_gate
 from ...model.sweep import Stream
 from ...model.tensor_names import UP_SCALE, Place, hf_name, shape_of
 from ...text.sequences import Sequences
@@ -76,9 +77,10 @@ class RecoverySweep:
             "device": config.device, "scratch": config.out.parent, "autocast": bool(config.training.autocast)
         }  # fmt: skip
         # without a dense model a sparse one is compared with itself, without thresholds
-        dense = "swiglu" if teacher.spec.sparse else None
+        dense = THRESHOLDED.get(teacher.spec.activation, "swiglu") if teacher.spec.sparse else None
         self.teacher = Stream(teacher, sequences.rows_NS, frozen=True, activation=dense, **how)
-        self.student = Stream(source, sequences.rows_NS, activation=config.activation, **how)
+        activation = with_own_gate(config.activation, source.spec.activation)
+        self.student = Stream(source, sequences.rows_NS, activation=activation, **how)
 
     def run(self) -> SweepResult:
         """Sweep all layers.
@@ -216,12 +218,13 @@ def align(layer: Layer, data: LayerData) -> tuple[float, float]:
 def scale_ups(layer: Layer) -> None:
     """Move the sizes of down's columns to up, in place, so that the size of an activation says what its neuron adds.
 
-    SwiGLU does not change when row j of up is multiplied by c_j and column j of down divided by it.
+    SwiGLU and GeGLU do not change when row j of up is multiplied by c_j and column j of down divided by it.
     """
     weights = [layer.ffn_weights(expert) for expert in range(layer.spec.ffns)]
-    mean = torch.cat([down_DF.norm(dim=0) for _, _, down_DF in weights]).mean().clamp_min(1e-30)
-    for _, up_FD, down_DF in weights:
-        relative_F = (down_DF.norm(dim=0) / mean).clamp(1 / _WIDEST, _WIDEST)
+    sizes = [layer.seen(down_DF).norm(dim=0) for _, _, down_DF in weights]
+    mean = torch.cat(sizes).mean().clamp_min(1e-30)
+    for (_, up_FD, down_DF), size_F in zip(weights, sizes, strict=True):
+        relative_F = (size_F / mean).clamp(1 / _WIDEST, _WIDEST)
         up_FD.mul_(relative_F[:, None])
         down_DF.div_(relative_F)
 
@@ -229,7 +232,8 @@ def scale_ups(layer: Layer) -> None:
 @torch.no_grad()
 def up_scale(layer: Layer, data: LayerData) -> torch.Tensor:
     """The scales of the layer's ups, [F] or [E, F], measured on the training tokens."""
-    tallies = [UpScales(layer.ffn_weights(expert)[0]) for expert in range(layer.spec.ffns)]
+    dense = THRESHOLDED.get(layer.spec.activation, layer.spec.activation)
+    tallies = [UpScales(layer.ffn_weights(expert)[0], dense) for expert in range(layer.spec.ffns)]
     for x_TD in data.ffn_inputs(layer, data.train):
         for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
             tally.add(x_TD[token])
@@ -239,7 +243,7 @@ def up_scale(layer: Layer, data: LayerData) -> torch.Tensor:
 
 @torch.no_grad()
 def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float, up_passes: float) -> None:
-    """Set the thresholds of `tswiglu` that silence ``target_sparsity`` of the neurons on the training tokens."""
+    """Set the thresholds that silence ``target_sparsity`` of the neurons of SwiGLU or GeGLU on the training tokens."""
     step = max(1, data.train_tokens // _LOOKS)
     x_TD = layer.norm(data.residual(layer, slice(0, data.train_tokens, step)))
     factor_TF, up_size_TF = compared(layer, x_TD)

@@ -14,7 +14,7 @@ def used_features(spec: ModelSpec) -> list[str]:
     """The features, by docs/format.md's names, that a reader of our dialect has to know."""
     windowed = spec.sliding_window is not None
     found = {
-        "geglu": spec.activation == "geglu",
+        "geglu": spec.activation in ("geglu", "tgeglu"),
         "bias": bool(spec.biases),
         "qk_norm": spec.qk_norm == "head",
         "qk_norm_whole": spec.qk_norm == "whole",

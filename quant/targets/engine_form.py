@@ -13,7 +13,7 @@ from typing import Any
 from ...common.errors import TsconvertError, shown
 from ...model.families import FAMILIES
 from ...model.families.family import Gguf
-from ...model.spec import ModelSpec
+from ...model.spec import THRESHOLDED, ModelSpec
 from ...model.tensor_names import UP_SCALE, Place, gguf_name, layer_roles
 
 _SCALES = ("embedding_scale", "residual_scale", "logit_scale", "attention_scale")
@@ -112,8 +112,8 @@ def _factors(spec: ModelSpec, ratio: Mapping[str, float]) -> dict[str, float]:
 
 
 def _refuse(spec: ModelSpec, theirs: Mapping[str, Any], native: set[str], where: str) -> None:
-    computed = "swiglu" if spec.activation == "tswiglu" else spec.activation
-    if (not spec.sparse or spec.activation == "tswiglu") and computed != theirs["activation"]:
+    computed = THRESHOLDED.get(spec.activation, spec.activation)
+    if (not spec.sparse or spec.activation in THRESHOLDED) and computed != theirs["activation"]:
         raise TsconvertError(
             f"{where} computes {theirs['activation']} and this model {spec.activation}; export with --target sparse"
         )

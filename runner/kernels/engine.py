@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.files.gguf import ggml
-from ...model.spec import ModelSpec
+from ...model.spec import THRESHOLDED, ModelSpec
 from ...model.tensor_names import BIASED, MATRICES, NORMS, UP_SCALE, VECTORS
 from .compiling import function_table
 from .parameters import (
@@ -156,7 +156,7 @@ class Engine:
     def _layer(self, weights: Weights, index: int, context: int) -> Array:
         layer, tensors = np.zeros((), LAYER), weights.tensors
         spec = weights.spec
-        up_first = spec.activation == "tswiglu"  # see ffn/activations.py
+        up_first = spec.activation in THRESHOLDED  # see ffn/activations.py
         ups, activations = (spec.up_thresholds, spec.thresholds) if up_first else (spec.thresholds, ())
         layer["index"], layer["shift"] = index, ups[index] if ups else 0.0
         layer["least"] = activations[index] if activations else 0.0

@@ -31,8 +31,8 @@ SCRATCH_BYTES = 512  # of a thread, before the floats of a decoded row (row_kern
 
 DENSE, EXACT, PREDICTED = range(3)
 MODES = {"dense": DENSE, "exact": EXACT, "predicted": PREDICTED}
-SWIGLU, DRELU, REGLU, GEGLU, TSWIGLU = range(5)
-ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU, "geglu": GEGLU, "tswiglu": TSWIGLU}
+SWIGLU, DRELU, REGLU, GEGLU, TSWIGLU, TGEGLU = range(6)
+ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU, "geglu": GEGLU, "tswiglu": TSWIGLU, "tgeglu": TGEGLU}
 
 HEAD, WHOLE = 1, 2
 QK_NORMS = {"": 0, "head": HEAD, "whole": WHOLE}
@@ -125,9 +125,9 @@ LAYER = _record(
     window=_I,
     slots=_I,
     thresholds=_I,  # [E] float32, of predictors; NaN where an FFN has none
-    shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero; TSWIGLU: its size
+    shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero; with thresholds: its size
     shifts=_I,  # [E, F] float32, each neuron's own shift, where they differ; else 0
-    least=np.float32,  # TSWIGLU: up to which an activation's size counts as zero
+    least=np.float32,  # with thresholds: up to which an activation's size counts as zero
     **dict.fromkeys(MATRICES, TENSOR),
 )
 COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)

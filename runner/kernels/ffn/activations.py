@@ -1,8 +1,8 @@
 """Gates and ups become activations, in place: silu(gate) * up, gelu(gate) * up, relu(gate) * relu(up), relu(gate) * up.
 
-TSWIGLU, silu(gate) * up with thresholds, looks at up first: there `gate` is the up matrix here and in all that follows,
-and `up` the gate matrix (engine.py changes them), so that the first of the two decides for which neurons the second is
-read, whatever the activation.
+TSWIGLU and TGEGLU, the first two with thresholds, look at up first: there `gate` is the up matrix here and in all that
+follows, and `up` the gate matrix (engine.py changes them), so that the first of the two decides for which neurons the
+second is read, whatever the activation.
 """
 
 from typing import Any
@@ -11,23 +11,36 @@ import numpy as np
 
 from ..compiling import compiled, inlined
 from ..memory import load_f32, load_i32, store_f32
-from ..parameters import BLOCK, DRELU, GEGLU, SWIGLU, TSWIGLU, Layer, Parameters
+from ..parameters import BLOCK, DRELU, GEGLU, SWIGLU, TGEGLU, TSWIGLU, Layer, Parameters
 from ..simd.float_vectors import gelu_times, swish_times
 
 _SQRT_2_OVER_PI = 0.7978845608028654
 
 
 @inlined
+def gelu_of(x: float) -> Any:
+    """gelu by tanh."""
+    one = np.float32(1)
+    power = np.float32(-2 * _SQRT_2_OVER_PI) * x * (one + np.float32(0.044715) * x * x)
+    return x / (one + np.exp(power))
+
+
+@inlined
+def has_thresholds(activation: int) -> bool:
+    """Whether an activation's size, and up's, decides if a neuron fires."""
+    return activation in (TSWIGLU, TGEGLU)
+
+
+@inlined
 def activation_of(activation: int, gate: float, up: float, least: float) -> Any:
-    """The activation of one neuron, as parameters.py numbers them; of TSWIGLU zero up to the size ``least``."""
+    """The activation of one neuron, as parameters.py numbers them; with thresholds zero up to the size ``least``."""
     zero, one = np.float32(0), np.float32(1)
     if activation == SWIGLU:
         return gate / (one + np.exp(-gate)) * up
     if activation == GEGLU:
-        power = np.float32(-2 * _SQRT_2_OVER_PI) * gate * (one + np.float32(0.044715) * gate * gate)
-        return gate / (one + np.exp(power)) * up
-    if activation == TSWIGLU:
-        h = up / (one + np.exp(-up)) * gate
+        return gelu_of(gate) * up
+    if has_thresholds(activation):
+        h = (up / (one + np.exp(-up)) if activation == TSWIGLU else gelu_of(up)) * gate
         return h if abs(h) > least else zero
     if gate <= zero or (activation == DRELU and up <= zero):
         return zero
@@ -43,7 +56,7 @@ def smooth(activation: int) -> bool:
 @inlined
 def is_open(activation: int, gate: float) -> Any:
     """Whether a neuron whose first matrix gave ``gate``, after `shift_gates`, may fire."""
-    return gate > 0 or (activation == TSWIGLU and gate != 0)
+    return gate > 0 or (has_thresholds(activation) and gate != 0)
 
 
 @compiled
@@ -71,8 +84,8 @@ def shift_of(params: Parameters, layer: Layer, expert: int, neuron: int) -> Any:
 
 @inlined
 def is_shut(activation: int, gate: float, shift: float) -> Any:
-    """Whether a gate is at most ``shift``; of TSWIGLU, its size."""
-    return gate <= shift and (activation != TSWIGLU or -gate <= shift)
+    """Whether a gate is at most ``shift``; with thresholds, its size."""
+    return gate <= shift and (not has_thresholds(activation) or -gate <= shift)
 
 
 @compiled
