@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ..common.results import Result
 from .gguf.shards import GgufPlan
 from .sizing.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileReport:
+class FileReport(Result):
     """A model that was written as GGUF."""
 
     KEYS: ClassVar[tuple[str, ...]] = ("out",)
@@ -50,10 +51,10 @@ class FileReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields in the order of `KEYS` and then their own; how types were chosen, and sizes, if asked."""
-        found = {**vars(self), "out": str(self.out), "recipe": self.recipe and self.recipe.to_json()}
-        asked = {key for key in found if found[key] is not None or key not in ("recipe", "mixes")}
-        return {key: found[key] for key in (*self.KEYS, *found) if key in asked}
+        """Every field, those of `KEYS` first; how types were chosen, and sizes of mixes, where that was asked."""
+        found = {**super().to_json(), "recipe": self.recipe and self.recipe.to_json()}
+        found = {key: value for key, value in found.items() if value is not None or key not in ("recipe", "mixes")}
+        return {key: found[key] for key in (*self.KEYS, *found)}
 
     def _text(self, about: str, *more: str, width: int) -> str:
         """``about`` the file, a line for each type, ``more`` lines, and the notes."""
