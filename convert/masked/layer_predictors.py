@@ -112,6 +112,7 @@ class JointPredictors:
         report = PredictorReport(
             out=self.joint.out, method="low-rank, trained along", target_energy=self.joint.target_energy,
             tokens=self.config.tokens, model_parameters=self.spec.parameters, ffns=ffns,
+            stored_as=self.training.stored_as,
             predictor_parameters=sum(ffn.rank for ffn in ffns) * (self.spec.width + self.spec.neurons),
             **vars(compare(self._exact, slice(None), self._predicted, self._held)),
         )  # fmt: skip
