@@ -7,7 +7,7 @@ import torch
 
 from ..common import processes
 from ..model.layers import Layer
-from ..model.modeling_turbosparse import activate
+from ..model.spec import THRESHOLDED
 
 # Shape suffixes: T tokens, D model width, F neurons.
 _BLOCK_ELEMENTS = 2**24
@@ -53,7 +53,7 @@ class Labels:
     energy_TF: torch.Tensor
     """As `energy_shares`."""
     gate_TF: torch.Tensor
-    """What exact mode looks at first is over its threshold: the gate, or under `tswiglu` the size of up."""
+    """What exact mode looks at first is over its threshold: the gate, or under `tswiglu` and `tgeglu` the size of up."""
     fires_TF: torch.Tensor
     """The activation is not zero."""
 
@@ -112,11 +112,14 @@ class FFN:
         layer = self.layer
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             gate_TF, up_TF = (part.float() for part in layer.gate_up(x_TD, self.expert))
-        h_TF = activate(gate_TF, up_TF, layer.activation, layer.threshold, layer.up_threshold)
+        h_TF = layer.activate(gate_TF, up_TF, self.expert)
         if self._mean_energy is None:
             self._mean_energy = self._measure_energy()
         energy_TF, _ = energy_shares(h_TF * self.down_F, self._mean_energy)
-        first_TF = up_TF.abs() > layer.up_threshold if layer.activation == "tswiglu" else gate_TF > layer.threshold
+        if layer.activation in THRESHOLDED:
+            first_TF = layer.up_sizes(up_TF, self.expert) > layer.up_threshold
+        else:
+            first_TF = gate_TF > layer.threshold
         return Labels(energy_TF, first_TF, h_TF != 0)
 
     def _measure_energy(self) -> float:
