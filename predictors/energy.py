@@ -53,7 +53,7 @@ class Labels:
     energy_TF: torch.Tensor
     """As `energy_shares`."""
     gate_TF: torch.Tensor
-    """What exact mode looks at first is over its threshold: the gate, or, where the activation has two, the size of up."""
+    """What exact mode looks at first is over its threshold: the gate, or with thresholds of ups an up's size."""
     fires_TF: torch.Tensor
     """The activation is not zero."""
 
