@@ -16,7 +16,9 @@ from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 
 FORMAT_VERSION = 1
-_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1"}
+_EARLIER_SETTINGS = {
+    "full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1", "training.up_passes": None,
+}  # fmt: skip
 _LATER_SETTINGS = ("full.likeliest",)
 
 

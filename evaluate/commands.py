@@ -73,7 +73,8 @@ def _is_gguf(model: str | None) -> bool:
         "Predictors and neurons",
         setting(ExportConfig, "predictors", "Folder of the predictors; default: those inside MODEL, if any.",
                 rules=[_SPARSE]),
-        setting(ExportConfig, "predictor_type", "Type of the predictors' matrices; default: F16.", rules=[_SPARSE]),
+        setting(ExportConfig, "predictor_type", "Type of the predictors' matrices; default: what they were"
+                " trained for, F16 for PowerInfer.", rules=[_SPARSE]),
         setting(ExportConfig, "separate_predictors", "Write the predictors into a second file, FILE.predictors.gguf.",
                 rules=[not_with("--target", "llama.cpp", "powerinfer")]),
         setting(ExportConfig, "profile", "Profile that says how often neurons fire; default: what the predictors'"

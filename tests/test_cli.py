@@ -26,8 +26,8 @@ SURFACE = {
     " --target-energy --stored-as --precision --device --seed",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
     "predictors": "--out --estimate --resume --dry-run --data --tokens --context --rank --target-energy --max-loss"
-    " --max-density --budget --everywhere --where-it-pays --from --stored-as --steps --batch-tokens --learning-rate"
-    " --precision --device --seed",
+    " --max-density --budget --everywhere --where-it-pays --from --stored-as --model-bits --steps --batch-tokens"
+    " --learning-rate --precision --device --seed",
     "imatrix": "--out --show-statistics --data --tokens --context --slopes --resume --device --seed",
     "export-gguf": "--out --target --split-max-size --verify --no-verify --dry-run --type --pure --tensor-type"
     " --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits --target-bytes-a-token"

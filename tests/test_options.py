@@ -233,8 +233,8 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
 ALWAYS = {
     "relufy": "--out --dtype --max-shard-size --dry-run --activation --align --recover --shift",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
-    "predictors": "--estimate --data --tokens --context --target-energy --stored-as --steps --batch-tokens"
-    " --learning-rate --precision --device --seed",
+    "predictors": "--estimate --data --tokens --context --target-energy --stored-as --model-bits --steps"
+    " --batch-tokens --learning-rate --precision --device --seed",
     "imatrix": "--show-statistics",
     "export-gguf": "--out --target --verify --dry-run --imatrix --name --metadata --pre --threads",
     "quantize": "--out --split-max-size --dry-run --imatrix --allow-requantize --target-size --threads",
