@@ -21,6 +21,10 @@ from .common.errors import TsconvertError, printable
 from .common.torch_threads import wait_briefly
 
 COMMANDS = {
+    "convert": (
+        "evaluate.conversion.commands:convert",
+        "Convert a model within a time: recover, export, measure, and write a card, a page and a recipe.",
+    ),
     "relufy": ("convert.commands:relufy", "Replace SwiGLU by dReLU and recover the model."),
     "profile": (
         "predictors.profile.commands:profile",
@@ -70,7 +74,7 @@ COMMANDS = {
         "Write one HTML page about a folder of outputs: what was made of what, figures and plots.",
     ),
     "demo": (
-        "evaluate.demo.commands:demo",
+        "evaluate.conversion.commands:demo",
         "Run the whole chain on a small model: convert, recover, predict, export, generate.",
     ),
 }

@@ -16,7 +16,7 @@ from .report import LayerResult, RelufyReport
 
 FORMAT_VERSION = 1
 _EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1"}
-_LATER_SETTINGS = ("full.likeliest",)
+_LATER_SETTINGS = ("full.likeliest", "time_limit_s")
 
 
 def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:
