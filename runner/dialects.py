@@ -16,6 +16,7 @@ from ..common.errors import TsconvertError, shown
 from ..model.families import FAMILIES, family_of_gguf
 from ..model.files.gguf.file import POWERINFER, GgufFile, GgufTensor
 from ..model.files.gguf.keys import Keys
+from ..model.files.kinds import gguf_kind
 from ..model.spec import ModelSpec
 from ..quant.targets import separate_predictors
 from .file_spec import SPARSE, Dialect, read_ropes, read_spec
@@ -82,6 +83,8 @@ def open_model(path: str | Path) -> ModelFile:
         return _sparse(file)
     if name in {family.gguf.architecture for family in FAMILIES.values()}:
         return _llama_cpp(file)
+    if other := gguf_kind(name, str(file.metadata.get("general.type", ""))):
+        raise TsconvertError(f"{path}: is {other}")
     known = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values())
     raise TsconvertError(
         f"{path}: architecture {shown(name)}; the runner knows {SPARSE}, {', '.join(known)} and PowerInfer's files, run"

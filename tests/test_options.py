@@ -29,6 +29,7 @@ TASKS = "to text only, and --tasks without --data reads none; leave it out, or g
 STORED = "without stored logits as --against only, which say themselves on which tokens to compare; leave it out"
 SHAPE = "with --shape only; leave it out, or give --shape"
 NO_SHAPE = "without --shape only; leave it out, or leave --shape out"
+NO_RECIPE = "without --recipe only; leave it out, or leave --recipe out"
 
 # Command and option -> command lines without it, the option as given, and what follows `--option applies`.
 REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
@@ -37,6 +38,27 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     )},
     ("bench", "--prompt"): [("bench --shape c", "--prompt 9", NO_SHAPE)],
     ("bench", "--sparsity"): [("bench --shape c", "--sparsity exact", NO_SHAPE)],
+    **{("convert", name): [("convert --out o --recipe r", f"{name} {value}".strip(), NO_RECIPE)] for name, value in (
+        ("--budget", "1h"), ("--dry-run", ""), ("--activation", "reglu"), ("--target-sparsity", "0.8"),
+        ("--type", "Q4_0"), ("--data", "t.txt"), ("--judge", "t.txt"), ("--seed", "1")
+    )},
+    ("convert", "--predictors"): [
+        ("convert --out o --recipe r", "--no-predictors", NO_RECIPE),
+        (
+            "convert m --out o --budget 1h --activation tswiglu", "--no-predictors",
+            "without --activation tswiglu only; leave it out, or leave --activation out",
+        ),
+    ],
+    ("convert", "--set"): [
+        ("convert m --out o --budget 1h", "--set a=b", "with --recipe only; leave it out, or give --recipe")
+    ],
+    ("relufy", "--time-limit"): [
+        (RELUFY, "--time-limit 5m", FULL_ONLY),
+        (
+            f"{RELUFY} --recover full --baseline", "--time-limit 5m",
+            "without --baseline only; leave it out, or leave --baseline out",
+        ),
+    ],
     ("relufy", "--resume"): [(COPY, "--resume", NO_SWEEP)],
     ("relufy", "--teacher"): [(COPY, "--teacher d", NO_SWEEP)],
     ("relufy", "--target-sparsity"): [(f"{RELUFY} --recover none", "--target-sparsity 0.9", RECOVERED)],
@@ -192,6 +214,7 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
 }  # fmt: skip
 # These have an effect whatever else is asked for, or are refused once the model is read (the tests of their folders).
 ALWAYS = {
+    "convert": "--out --recipe --resume",
     "relufy": "--out --dtype --max-shard-size --dry-run --activation --align --recover --shift",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
     "predictors": "--estimate --data --tokens --context --target-energy --stored-as --steps --batch-tokens"
@@ -210,7 +233,7 @@ ALWAYS = {
     "plan": "--type --density --predicted --rank --tokens --batch --ctx --bandwidth --cores --memory --gflops --disk"
     " --disk-speed",
     "report": "--out",
-    "demo": "--model --out",
+    "demo": "--model --out --resume",
 }
 
 

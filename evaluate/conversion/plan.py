@@ -4,6 +4,7 @@ The arithmetic is relufy's and plan's own (convert/cost.py, evaluate/plan/). It 
 whole model, which takes most of the time, ends by the clock (`relufy --time-limit`), and the later stages are short.
 """
 
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from ..plan.stages import Settings, Stage, stages
 from .config import ConvertConfig
 
 SPARSE, PREDICTORS, LOGITS = "sparse", "predictors", "dense-logits.safetensors"
+RECOVER = "recover"
 _START_S = 12.0  # Python's libraries, the tokenizer, and the text through it
 _RUNNER_START_S = 25.0  # the first time on a machine the runner's kernels are compiled
 _STAGE_S = 2.0
@@ -32,6 +34,7 @@ _USUAL_WIDTH = 300  # at which training reaches half of what large products do
 _FORESEEN = 1.35  # what predictors cost that are trained along
 _LOCAL_TOKENS, _LOCAL_STEPS = 32_000, 80  # docs/benchmarks/recovery_research: more brings little before the whole model
 _SCALES = (8.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25)
+_MOST_LOCAL = 2.0
 _LOCAL_SHARE, _ALONE_SHARE = 0.25, 0.75  # of the time that local recovery may take, before the whole model's and alone
 _THRESHOLD_TOKENS = 16_000
 _LEAST_STEPS = 20
@@ -97,18 +100,46 @@ def plan_conversion(
         TsconvertError: time, memory or disk do not suffice for anything useful; says what would.
     """
     assert asked.budget_s is not None
-    measures = _Measures(asked, spec, source_bytes, machine, talks=talks)
-    before, after = measures.before(), measures.after()
-    fixed_s = sum(step.time_s for step in (*before, *after)) + _KEPT * asked.budget_s
-    recovery, why = _Recovery(asked, spec, source_bytes, machine).within(asked.budget_s - fixed_s, fixed_s)
-    steps = (*before, recovery, *after)
-    disk = sum(step.disk_bytes for step in steps)
+    found = _fitting(asked, spec, source_bytes, machine, talks=talks)
+    if found is None:
+        needed_s = asked.budget_s
+        while found is None:
+            needed_s = 60 * math.ceil(1.05 * needed_s / 60)
+            found = _fitting(replace(asked, budget_s=needed_s), spec, source_bytes, machine, talks=talks)
+        others = sum(step.time_s for step in found.steps if step.name != RECOVER)
+        raise TsconvertError(
+            f"--budget {duration(asked.budget_s)}: too little for anything useful from {asked.model} on this machine:"
+            f" evaluation and export take {duration(others)}, recovery the rest of what would do; give --budget"
+            f" {needed_s // 60}m or more"
+        )
+    memory = next(step.memory_bytes for step in found.steps if step.name == RECOVER)
+    if memory > machine.memory_bytes:
+        raise TsconvertError(
+            f"{asked.model}: recovery needs {size_text(memory)} of memory and {size_text(machine.memory_bytes)} are"
+            " free; convert it on a larger machine"
+        )
+    disk = sum(step.disk_bytes for step in found.steps)
     if machine.disk_free_bytes is not None and disk > machine.disk_free_bytes:
         raise TsconvertError(
             f"{asked.out}: needs {size_text(disk)} of disk and {size_text(machine.disk_free_bytes)} are free; make room"
             " or choose another --out"
         )
-    return Plan(model=str(asked.model), budget_s=asked.budget_s, machine=machine, steps=steps, why=why)
+    return found
+
+
+def _fitting(
+    asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine, *, talks: bool
+) -> Plan | None:  # fmt: skip
+    """The plan; None if the time is too short for one."""
+    assert asked.budget_s is not None
+    measures = _Measures(asked, spec, source_bytes, machine, talks=talks)
+    before, after = measures.before(), measures.after()
+    left_s = (1 - _KEPT) * asked.budget_s - sum(step.time_s for step in (*before, *after))
+    recovery = _Recovery(asked, spec, source_bytes, machine).within(left_s)
+    if recovery is None:
+        return None
+    steps = (*before, recovery[0], *after)
+    return Plan(model=str(asked.model), budget_s=asked.budget_s, machine=machine, steps=steps, why=recovery[1])
 
 
 class _Recovery:
@@ -118,41 +149,23 @@ class _Recovery:
         self.asked, self.spec, self.source_bytes, self.machine = asked, spec, source_bytes, machine
         self.rate = machine.flops * spec.width / (spec.width + _USUAL_WIDTH) / (_FORESEEN if asked.foresees else 1)
 
-    def within(self, left_s: float, fixed_s: float) -> tuple[Step, str]:
-        """The stage that takes ``left_s``, and why it is so.
+    def within(self, left_s: float) -> tuple[Step, str] | None:
+        """The stage that takes ``left_s``, and why it is so; None if nothing useful does."""
+        room = self._memory(self._config("full", 1.0, tokens=1)) <= self.machine.memory_bytes
+        found = self._with_whole(self._scaled(left_s), left_s) if room else None
+        if found is None and not (room and self.asked.activation == "tswiglu"):
+            found = self._alone(left_s, room=room)
+        return found
 
-        Raises:
-            TsconvertError: nothing useful does; ``fixed_s`` is what the other stages take.
-        """
-        whole = self._config("full", 1.0, tokens=1)
-        room = self._memory(whole) <= self.machine.memory_bytes
-        if room and self.asked.activation == "tswiglu":
-            found = self._with_whole(self._config("full", 0.0), left_s)
-        else:
-            share = _LOCAL_SHARE if room else _ALONE_SHARE
-            found = self._recovered(left_s, share, room=room)
-        if found is None:
-            self._refuse(left_s, fixed_s)
-        step, why = found
-        if step.memory_bytes > self.machine.memory_bytes:
-            raise TsconvertError(
-                f"{self.asked.model}: recovery needs {size_text(step.memory_bytes)} of memory and"
-                f" {size_text(self.machine.memory_bytes)} are free; convert it on a larger machine"
-            )
-        return step, why
-
-    def _recovered(self, left_s: float, share: float, *, room: bool) -> tuple[Step, str] | None:
-        """Local recovery, and then the whole model's where there is ``room`` in memory and time."""
-        for scale in _SCALES:
-            local = self._config("local", scale)
-            time_s = self._time(local)
-            most = 2.0 if room else _SCALES[0]
-            if scale <= most and time_s <= share * left_s:
-                found = self._with_whole(self._config("full", scale), left_s) if room else None
-                return found or self._alone(local, time_s, room=room)
-        smallest = self._config("local", _SCALES[-1])
-        time_s = self._time(smallest)
-        return self._alone(smallest, time_s, room=room) if time_s <= _ALONE_SHARE * left_s else None
+    def _scaled(self, left_s: float) -> RelufyConfig:
+        """A recovery of the whole model behind as much local recovery as its share of the time allows."""
+        if self.asked.activation == "tswiglu":
+            return self._config("full", 0.0)
+        most_s = _LOCAL_SHARE * left_s
+        fitting = (
+            each for each in _SCALES if each <= _MOST_LOCAL and self._time(self._config("local", each)) <= most_s
+        )
+        return self._config("full", next(fitting, _SCALES[-1]))
 
     def _with_whole(self, config: RelufyConfig, left_s: float) -> tuple[Step, str] | None:
         """A recovery of the whole model that ends by the clock; None if it would hardly begin."""
@@ -172,27 +185,19 @@ class _Recovery:
         )
         return self._step(config, left_s), why
 
-    def _alone(self, config: RelufyConfig, time_s: float, *, room: bool) -> tuple[Step, str]:
-        reason = "the time is too short" if room else "memory is too small"
-        why = (
-            f"Recovery: {config.training.steps} steps of each layer alone, on {config.tokens:,} tokens; for training of"
-            f" the whole model {reason}."
-        )
-        return self._step(config, time_s), why
-
-    def _refuse(self, left_s: float, fixed_s: float) -> None:
-        assert self.asked.budget_s is not None
-        if self.asked.activation == "tswiglu":
-            config = self._config("full", 0.0, tokens=_LEAST_STEPS * FullRecovery.batch_tokens)
-            least_s = 1.1 * self._time(config)
-        else:
-            least_s = self._time(self._config("local", _SCALES[-1])) / _ALONE_SHARE
-        needed_s = (least_s + fixed_s - _KEPT * self.asked.budget_s) / (1 - _KEPT)
-        raise TsconvertError(
-            f"--budget {duration(self.asked.budget_s)}: too little for anything useful from {self.asked.model} on this"
-            f" machine; evaluation and export take {duration(fixed_s)} of it and {duration(max(0.0, left_s))} are left"
-            f" for recovery; give --budget {_minutes(needed_s)} or more"
-        )
+    def _alone(self, left_s: float, *, room: bool) -> tuple[Step, str] | None:
+        """As much local recovery as fits; None if too little does."""
+        for scale in _SCALES:
+            config = self._config("local", scale)
+            time_s = self._time(config)
+            if time_s <= _ALONE_SHARE * left_s:
+                reason = "the time is too short" if room else "memory is too small"
+                why = (
+                    f"Recovery: {config.training.steps} steps of each layer alone, on {config.tokens:,} tokens; for"
+                    f" training of the whole model {reason}."
+                )
+                return self._step(config, time_s), why
+        return None
 
     def _config(self, recover: str, scale: float, tokens: int = FullRecovery.tokens) -> RelufyConfig:
         """A run of relufy; of ``scale`` 0 without training of single layers."""
@@ -228,7 +233,7 @@ class _Recovery:
         words += ["--seed", str(asked.seed)] if asked.seed else []
         checkpoints = 3 * 12 * self.spec.parameters if full else 0
         return Step(
-            name="recover", line=_line(words), time_s=time_s, memory_bytes=self._memory(config),
+            name=RECOVER, line=_line(words), time_s=time_s, memory_bytes=self._memory(config),
             disk_bytes=(2 if full else 1) * self.source_bytes + checkpoints,
         )  # fmt: skip
 
@@ -313,7 +318,3 @@ def _named(source: object) -> str:
 def _line(words: list[str]) -> str:
     """The words as a shell takes them; {model} as it stands."""
     return " ".join(word if "{model}" in word and " " not in word else shlex.quote(word) for word in words)
-
-
-def _minutes(time_s: float) -> str:
-    return f"{max(1, -int(-time_s // 60))}m"

@@ -36,6 +36,7 @@ from .same_process import COMMANDS, SameProcess
 from .summary import summary
 
 JOURNAL, RECIPE, PAGE = "convert.json", "recipe.toml", "report.html"
+_LOOKS = 5  # at the machine's speed: the best is taken, for too many tokens are cut off and too few are not made more
 _SHORT = 0.5  # of the time that the stages still to come need: with less than that optional ones are left out
 
 
@@ -181,9 +182,10 @@ def _planned(config: ConvertConfig) -> Plan:
     note("measuring this machine ...")
     bf16 = multiplies_bfloat16("cpu")
     cores = torch.get_num_threads()
+    flops = max(product_rate("cpu", bfloat16=bf16) for _ in range(_LOOKS))
     machine = Machine(
-        bandwidth=measure_bandwidth(cores), cores=cores, memory_bytes=available_bytes(),
-        flops=product_rate("cpu", bfloat16=bf16), disk_bytes_per_s=1e9, disk_free_bytes=_free(config.out),
+        bandwidth=measure_bandwidth(cores), cores=cores, memory_bytes=available_bytes(), flops=flops,
+        disk_bytes_per_s=1e9, disk_free_bytes=_free(config.out),
         measured=("bandwidth", "flops"),
     )  # fmt: skip
     return plan_conversion(config, source.spec, source.size_bytes, machine, talks=_talks(source.folder))

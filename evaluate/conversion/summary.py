@@ -8,10 +8,9 @@ from typing import Any
 from ...common.tables import table
 from ...common.units import size_text
 from ..records.eval_report import mean
+from ..report.measurements import IN_CACHE_BYTES
 
 Results = Mapping[str, Mapping[str, Any]]
-IN_CACHE_BYTES = 64_000_000
-"""A file of at most so much lies in a processor's cache or nearly: sparsity has nothing to save there."""
 
 
 def summary(model: str, results: Results) -> str:

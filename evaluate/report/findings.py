@@ -15,8 +15,9 @@ _DEPTH = 3
 _LATER_SHARD = "-of-"
 # keys that only one command's --json output has
 _JSON_KINDS = (
-    ("demo", ("texts", "stages")),
+    ("convert", ("stages", "asked")),
     ("check", ("lines", "stages")),
+    ("shape", ("rows", "layers_measured")),
     ("export", ("architecture", "tensors")),
     ("bench", ("rows", "repetitions")),
     ("eval", ("measures", "mode", "model")),

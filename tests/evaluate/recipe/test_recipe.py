@@ -8,6 +8,7 @@ import pytest
 
 from tsconvert import cli
 from tsconvert.common.errors import TsconvertError
+from tsconvert.evaluate.check.run import CheckConfig, check
 from tsconvert.evaluate.recipe.recipe import LIMIT_KEYS, TOP_KEYS, read_recipe
 from tsconvert.evaluate.records.json_path import figure
 
@@ -52,7 +53,6 @@ def sentence(tmp_path: Path, text: str, **options: object) -> str:
         ('"x.gguf"\n', "7\n", "outputs.file must be a path under a name of its own; write it like that"),
         ("file =", "quality =", "outputs.quality must be a path under a name of its own; write it like that"),
         ("limits.quality", "limits.qualty", "limits.qualty: there is no stage or output qualty; did you mean quality?"),
-        ("perplexity.max = 9", "", "limits is missing or empty; say what may come out, such as [limits.eval]"),
         ("perplexity.max = 9", "perplexity = 9", ("limits.quality.perplexity is 9; write what it may be, such as"
          " { max = 9 }")),
         ("perplexity.max = 9", "perplexity.maxi = 9", "limits.quality.perplexity has no key maxi; did you mean max?"),
@@ -71,6 +71,15 @@ def sentence(tmp_path: Path, text: str, **options: object) -> str:
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, old: str, new: str, expected: str):
     assert old in GOOD
     assert sentence(tmp_path, GOOD.replace(old, new)) == expected
+
+
+def test_a_check_needs_limits_and_a_conversion_does_not(tmp_path: Path):
+    spec = tmp_path / "s.toml"
+    spec.write_text(GOOD.partition("[limits")[0])
+    assert read_recipe(spec).limits == ()
+    with pytest.raises(TsconvertError) as error:
+        check(CheckConfig(spec=spec))
+    assert str(error.value) == f"{spec}: limits is missing or empty; say what may come out, such as [limits.eval]"
 
 
 def test_no_toml_and_no_file(tmp_path: Path):
