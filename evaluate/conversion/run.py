@@ -30,14 +30,14 @@ from ..verify.logits import available_bytes
 from .card import write_card
 from .clock import Clock, spent
 from .config import ConvertConfig
-from .plan import LOGITS, Plan, Step, plan_conversion
+from .plan import LOGITS, RECOVER, Plan, Step, plan_conversion
 from .recipe_file import as_done, recipe_text
 from .same_process import COMMANDS, SameProcess
 from .summary import summary
 
 JOURNAL, RECIPE, PAGE = "convert.json", "recipe.toml", "report.html"
 _LOOKS = 5  # at the machine's speed: the best is taken, for too many tokens are cut off and too few are not made more
-_SHORT = 0.5  # of the time that the stages still to come need: with less than that optional ones are left out
+_SLOWEST = 5.0  # times as slow as planned a machine may turn out and the plan follow it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,24 +132,29 @@ def _run(
     steps = {step.name: step for step in plan.steps} if plan else {}
     budget_s = plan.budget_s if plan else 0.0
 
-    def after_s(stage: Stage) -> float:
-        """What the stages after this one are expected to take."""
-        names = list(steps)
-        return sum(steps[name].time_s for name in names[names.index(stage.name) + 1 :])
+    slower = 1.0  # than planned, as far as it is known
 
     def limit(stage: Stage) -> float:
-        left_s = budget_s * (1 - _SPARE) - clock.spent_s - after_s(stage)
+        names = list(steps)
+        after_s = slower * sum(steps[name].time_s for name in names[names.index(stage.name) + 1 :])
+        left_s = budget_s * (1 - _SPARE) - clock.spent_s - after_s
         note(f"   {duration(max(0.0, left_s))} are left for it")
         return left_s
 
     run = SameProcess(limit if plan else None)
 
     def in_time(stage: Stage, out: Path, *, begun: bool) -> StageResult:
+        nonlocal slower
         step = steps.get(stage.name)
-        if step is not None and step.optional and budget_s - clock.spent_s < _SHORT * step.time_s:
+        if step is None:
+            return run(stage, out, begun=begun)
+        if step.optional and budget_s - clock.spent_s < slower * step.time_s:
             note(f"-- {stage.name} is left out: the time is over")
             return StageResult(name=stage.name, command=str(stage), exit_code=0, result={"left_out": True})
-        return run(stage, out, begun=begun)
+        found = run(stage, out, begun=begun)
+        if step.name != RECOVER:
+            slower = min(_SLOWEST, max(1.0, found.elapsed_s / step.time_s))
+        return found
 
     return run_stages(recipe, journal, in_time, resume=goes_on)
 

@@ -215,7 +215,7 @@ def test_the_time_of_a_killed_run_is_known_by_the_journal_s_age(tmp_path: Path):
     [
         ("relufy {sparse.gguf} --out x", "is a sparse model for running (run, serve, bench and eval take it)"),
         ("run {sparse} -p a", "is a checkpoint folder: relufy converts it, export-gguf makes a GGUF file of it"),
-        ("relufy {it.dat} --out x", "is llama.cpp's older importance matrix: llama-imatrix --in-file IT.dat -o NEW.gguf"),
+        ("relufy {it.dat} --out x", "is llama.cpp's older importance matrix: llama-imatrix --in-file IT.dat -o"),
         ("export-gguf tiny-mistral --imatrix {it.dat} --out x.gguf", "is llama.cpp's older importance matrix"),
         ("relufy {lora} --out x", "a LoRA adapter of org/base is there, not a model: merge it into its base model"),
         ("relufy {sparse/model.safetensors} --out x", "is one file of a checkpoint: give its folder"),
