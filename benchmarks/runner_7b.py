@@ -4,7 +4,7 @@
     python benchmarks/runner_7b.py --type Q8_0 --modes dense --llama-bench ...
 
 Rounds alternate between engines, so that a machine that is slower for a while is slower for all of them. Files (4 GB
-each at Q4_0) are written by runner/planted_model.py and deleted at the end, unless --keep.
+each at Q4_0) are written by runner/bench/planted_model.py and deleted at the end, unless --keep.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tsconvert.runner.bench.planted_model import Shape, write_planted
+from tsconvert.runner.bench.shape_bench import decode
+from tsconvert.runner.density import weight_bytes
 from tsconvert.runner.kernels.bandwidth import measure_bandwidth
 from tsconvert.runner.model import Model, load
-from tsconvert.runner.planted_model import Shape, write_planted
-from tsconvert.runner.shape_bench import decode
-from tsconvert.runner.traffic import weight_bytes
 
 
 def prompt(model: Model, mode: str, tokens: int) -> float:

@@ -47,27 +47,33 @@ class UpScales:
     """The scale of each neuron's up, moved there from down, by which its size tells how much the neuron will add.
 
     SwiGLU does not change when row j of up is multiplied by c and column j of down divided by it. With c_j = |down_j|
-    rms(silu(gate_j)) the size of an up is what neuron j adds when its gate is as usual, and one threshold serves all
-    neurons (compare CHESS, arXiv 2409.01366, and WINA, 2505.19427).
+    the size of an activation is what neuron j adds, and one threshold serves all neurons; with c_j = |down_j|
+    rms(silu(gate_j)) the size of an up is what it adds when its gate is as usual (compare CHESS, arXiv 2409.01366, and
+    WINA, 2505.19427).
 
     Args:
         gate_FD, down_DF: the FFN's weights.
+        by_up: the ups are to be held against a threshold, not the activations alone.
     """
 
-    def __init__(self, gate_FD: torch.Tensor, down_DF: torch.Tensor) -> None:
-        self.gate_FD, self.down_DF = gate_FD, down_DF
+    def __init__(self, gate_FD: torch.Tensor, down_DF: torch.Tensor, *, by_up: bool) -> None:
+        self.gate_FD, self.down_DF, self.by_up = gate_FD, down_DF, by_up
         self._sums_F = torch.zeros(gate_FD.shape[0] + 1, dtype=torch.float64, device=gate_FD.device)
 
     @torch.no_grad()
     def add(self, x_TD: torch.Tensor) -> None:
         """Take in some of the FFN's inputs, after the norm."""
+        if not self.by_up:
+            return
         gate_TF = torch.nn.functional.silu(torch.nn.functional.linear(x_TD, self.gate_FD))
         self._sums_F[:-1] += gate_TF.float().square_().sum(0).double()
         self._sums_F[-1] += len(x_TD)
 
     def scales(self) -> torch.Tensor:
         """c [F], before any common factor, after the last `add`; over all processes."""
+        size_F: torch.Tensor = self.down_DF.norm(dim=0)
+        if not self.by_up:
+            return size_F
         sums_F = processes.sum_(self._sums_F)
         rms_F = (sums_F[:-1] / sums_F[-1].clamp_min(1)).sqrt().to(self.down_DF.dtype)
-        scale_F: torch.Tensor = self.down_DF.norm(dim=0) * rms_F
-        return scale_F
+        return size_F * rms_F

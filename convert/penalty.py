@@ -15,7 +15,6 @@ from ..model.modeling_turbosparse import factors
 _RAMP = 0.6  # share of the steps after which the wanted density is reached
 _GAIN, _DAMPING = 0.2, 3.0  # of the controller
 _BEND = 0.5  # of the mean activation that fires: where firing costs half of its price
-_PASSING = 1.9  # neurons whose up is large, for one that fires (as many open gates has dReLU)
 _SAMPLE = 50_000  # factors that a quantile is taken of
 _FRESH = 0.2  # weight of the newest step's quantile
 
@@ -28,24 +27,25 @@ def _wanted(start: float, goal: float, step: int, steps: int) -> float:
 class FFNThresholds:
     """The thresholds of a layer's FFN as they follow the density: relu's, or the two of `tswiglu`.
 
-    Under `tswiglu` a neuron fires if its up is among the largest, 1.9 times as many as shall fire, and its activation
-    among the largest of those: exact mode then reads as many rows as with dReLU, whose gates are open as often.
+    Under `tswiglu` a neuron fires if its activation is among the largest of those whose up is among the largest.
 
     Args:
         ffn: has `threshold` and `up_threshold`, which are set.
         activation: the FFN's.
         target_sparsity: share of neurons to be silent, 0 to 1.
+        up_passes: share of neurons whose up lets them fire, under `tswiglu`; 1 is all, without an `up_threshold`.
         steps: of the training.
     """
 
-    def __init__(self, ffn: Any, activation: str, target_sparsity: float, steps: int) -> None:
+    def __init__(self, ffn: Any, activation: str, target_sparsity: float, up_passes: float, steps: int) -> None:
         self.ffn, self.activation = ffn, activation
         self.own = DensityThreshold(target_sparsity, steps, ffn.threshold)
-        self.up = DensityThreshold(passed_over(target_sparsity), steps, ffn.up_threshold)
+        self.up_passes = up_passes
+        self.up = DensityThreshold(1 - up_passes, steps, ffn.up_threshold)
 
     def follow(self, step: int, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> None:
         """Set the thresholds for ``step``, by gates and ups of some tokens of this process."""
-        if self.activation == "tswiglu":
+        if self.activation == "tswiglu" and self.up_passes < 1:
             self.ffn.up_threshold = self.up.follow(step, up_TF.abs())
         self.ffn.threshold = self.own.follow(step, factors(gate_TF, up_TF, self.activation, self.ffn.up_threshold))
 
@@ -57,11 +57,6 @@ class FFNThresholds:
         """Go back to what `state` gave."""
         for each, found in zip((self.own, self.up), state, strict=True):
             vars(each).update(found)
-
-
-def passed_over(target_sparsity: float) -> float:
-    """The share of neurons that an up's size silences, where ``target_sparsity`` of all are to be silent."""
-    return max(0.0, 1 - _PASSING * (1 - target_sparsity))
 
 
 class DensityThreshold:

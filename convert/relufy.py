@@ -21,8 +21,8 @@ from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
+from ..model.files.journal import JOURNAL, KEPT, Journal
 from ..model.files.writer import CheckpointWriter, PlannedTensor
-from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..predictors.cost import check_rank
@@ -147,9 +147,7 @@ def _first_stage(
         report = read_report(folder)
     else:
         joint = None if joint is None or predictors is None else replace(joint, out=predictors)
-        # thresholds alone leave a better start than training the layers does: all text is for the whole model then
-        recover = "none" if config.activation == "tswiglu" and joint is None else "local"
-        report = _recover_layers(replace(config, recover=recover, out=folder, shift=None, predictors=joint))
+        report = _recover_layers(replace(config.layer_stage, out=folder, predictors=joint))
     return replace(report, predictors=None), open_checkpoint(str(folder)), predictors
 
 

@@ -106,6 +106,7 @@ class Layer:
                 position_embeddings=self.rotary(x_NSD, position),
                 attention_mask=self.mask,
                 position_ids=position,
+                cache_position=position[0],  # transformers 5.0's Ministral 3 scales queries by it
             )
         finally:
             hook.remove()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging import version
 from torch import nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -142,6 +143,11 @@ def _model_class(prefix: str, kind: str) -> type:
         config_class = globals().get(_PREFIX + prefix + _CONFIG) or __getattr__(_PREFIX + prefix + _CONFIG)
 
         def __init__(self, config: Any) -> None:
+            since = getattr(config, "transformers_since", None)
+            if since and version.parse(transformers.__version__) < version.parse(since):
+                raise ImportError(f"{prefix} needs transformers {since}, this is {transformers.__version__}")
+            if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation in (None, "sdpa"):
+                config._attn_implementation = "eager"  # transformers 5.0's sdpa leaves the cap out
             super().__init__(config)
             for layer in self.model.layers:
                 sparsify(layer, config)
@@ -171,6 +177,9 @@ def __getattr__(name: str) -> Any:
     known = {CONFIG_MAPPING_NAMES[kind]: kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     kinds = [known[config] for config in configs if config in known]
     if not end or not kinds:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}: transformers {transformers.__version__} has no"
+            f" {prefix + _MODEL}; a newer one may"
+        )
     made = globals()[name] = make[end](prefix, kinds[0])
     return made

@@ -10,6 +10,7 @@ from typing import Any
 from ..common.files import write_json
 from .checkpoint import Checkpoint
 from .families import FAMILIES
+from .families.family import Family
 from .files.writer import PlannedTensor
 from .spec import ModelSpec
 from .tensor_names import hf_name, hf_whole
@@ -72,6 +73,8 @@ def sparse_config(
         "ffn_activation": activation,
         family.key("hidden_act"): "relu",
     }
+    if family.since != Family.since:
+        config["transformers_since"] = family.since  # heeded by the class that is saved
     for key, values in (("ffn_thresholds", thresholds.own), ("ffn_up_thresholds", thresholds.up)) if thresholds else ():
         config.pop(key, None)
         if any(values):

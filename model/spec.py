@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,13 @@ def family_of(config: Mapping[str, Any], where: Path) -> Family:
     kind = config.get("model_type")
     known = DENSE_TYPES | SPARSE_TYPES
     if isinstance(kind, str) and kind in known:
-        return known[kind]
+        family = known[kind]
+        if not family.covered:
+            raise TsconvertError(
+                f"{where}: model_type is {shown(kind)}, for which transformers must be {family.since} or newer and this"
+                f" is {version('transformers')}; install a newer one (pip install -U transformers)"
+            )
+        return family
     if isinstance(kind, str) and kind in LEFT_OUT:
         raise TsconvertError(f"{where}: model_type is {shown(kind)}; {LEFT_OUT[kind]}, so choose another model")
     if kind is None and config.get("format") and (made := kind_of(where.parent)):

@@ -8,12 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .density import Density
-from .dialects import ModelFile
+from .density import Density, weight_bytes
+from .files.model_file import ModelFile
 from .sampling import Sampler, Sampling
 from .stops import StopStrings
 from .tokenizer import GgufTokenizer, TextStream
-from .traffic import weight_bytes
 
 
 class LanguageModel(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..common.errors import TsconvertError, reason, shown
 from ..model.files.gguf.file import GgufFile
-from ..model.files.gguf.tokenizer import adds_bos, build, special_id
+from ..model.files.gguf.tokenizer import adds_bos, build, special_id, tokenizer_keys
 from ..model.files.gguf.vocabulary import SPECIAL_KEYS
 from ..quant.vocabulary.ends import ALL_ENDS, END_KEYS, ends_by_text
 from ..text.records import readable
@@ -40,7 +40,7 @@ class GgufTokenizer:
 
     def __init__(self, file: GgufFile, *, huggingface: bool = True) -> None:
         self._where = str(file.path)
-        keys = {name.removeprefix(_PREFIX): value for name, value in file.metadata.items() if name.startswith(_PREFIX)}
+        keys = tokenizer_keys(file)
         self._tokenizer = build(file, huggingface=huggingface)
         self._byte_level = keys.get("model") == "gpt2"
         self._tokenizer.no_padding()

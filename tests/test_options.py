@@ -62,6 +62,9 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("relufy", "--resume"): [(COPY, "--resume", NO_SWEEP)],
     ("relufy", "--teacher"): [(COPY, "--teacher d", NO_SWEEP)],
     ("relufy", "--target-sparsity"): [(f"{RELUFY} --recover none", "--target-sparsity 0.9", RECOVERED)],
+    ("relufy", "--up-passes"): [
+        (RELUFY, "--up-passes 0.5", "to --activation tswiglu only; leave it out, or give --activation tswiglu")
+    ],
     ("relufy", "--silenced-by"): [
         (RELUFY, "--silenced-by count", "with --target-sparsity only; leave it out, or give --target-sparsity")
     ],

@@ -45,6 +45,11 @@ def _load(folder: Path) -> Any:
         tokenizer = _of_json(path)
     elif model_file.is_file():
         model = read_model(model_file)
+        if model.normalization:  # the library's takes marks away that stand behind a character which it changes
+            raise TsconvertError(
+                f"{model_file}: the SentencePiece model normalizes characters ({model.normalization}), which tsconvert"
+                " does not compute as SentencePiece does; save the tokenizer as tokenizer.json there, and that counts"
+            )
         names = model.special | names
         backend = backend_of(model, _added(folder, config, names, [piece for piece, _, _ in model.pieces]))
         backend.post_processor = _around(backend, config, names)

@@ -1,6 +1,6 @@
 """What `relufy` is asked to do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...common.errors import TsconvertError
@@ -8,6 +8,8 @@ from ...text.sources import Source
 from .full import FullRecovery
 from .local import LocalRecovery
 from .masked import JointConfig
+
+_FIRST_TOKENS = 8192  # that set the first thresholds of tswiglu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +71,16 @@ class RelufyConfig:
             raise TsconvertError(f"--time-limit {self.time_limit_s:g}: it must be more than 0")
         if self.shift is not None and not 0 < self.shift < 1:
             raise TsconvertError(f"--shift {self.shift:g}: it must lie between 0 and 1, as in --shift 0.995")
+
+    @property
+    def layer_stage(self) -> "RelufyConfig":
+        """What is asked of the layers one by one: of `full` its first stage.
+
+        Thresholds on SwiGLU alone leave a better start than training the layers does, and the whole model's training
+        moves them from its first step on: all time and text are for that then.
+        """
+        if self.recover != "full":
+            return self
+        if self.activation == "tswiglu" and self.predictors is None:
+            return replace(self, recover="none", tokens=min(self.tokens, _FIRST_TOKENS), shift=None)
+        return replace(self, recover="local", shift=None)

@@ -61,7 +61,7 @@ def recover_layer(
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     goal = how.target_sparsity
     follows = goal and how.silenced_by == "threshold"
-    thresholds = FFNThresholds(layer, layer.activation, goal, how.steps) if goal and follows else None
+    thresholds = FFNThresholds(layer, layer.activation, goal, how.ups, how.steps) if goal and follows else None
     penalty = SparsityPenalty(None if thresholds else goal, how.steps, counts=how.silenced_by == "count")
     # processes hold different further tokens: drawing those must not move the generator that all share
     further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)

@@ -15,8 +15,8 @@ from ...common import processes
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import from_float32, to_float32
+from ...model.files.journal import Journal
 from ...model.files.writer import CheckpointWriter
-from ...model.journal import Journal
 from ...model.layers import Layer
 from ...model.modeling_turbosparse import factors
 from ...model.sweep import Stream
@@ -26,7 +26,7 @@ from ..alignment import SignAlignment, UpScales
 from ..config import RelufyConfig
 from ..layer_data import LayerData
 from ..masked.layer_predictors import JointPredictors
-from ..penalty import passed_over, quantile
+from ..penalty import quantile
 from ..report import LayerResult
 from .layer_recovery import expert_tokens, judge_layer, recover_layer
 from .starved_experts import further_tokens, refuse_starved
@@ -143,9 +143,9 @@ class RecoverySweep:
         )
         energy = align(layer, data) if self.align else (0.0, 0.0)
         if self.scale:
-            scale_ups(layer, data)
+            scale_ups(layer, data, by_up=self.config.training.ups < 1)
         if self.silence:
-            first_thresholds(layer, data, self.config.training.target_sparsity or 0.0)
+            first_thresholds(layer, data, self.config.training.target_sparsity or 0.0, self.config.training.ups)
         seen = expert_tokens(layer, data)
         least = self.config.min_expert_tokens
         if self.config.recover == "local":
@@ -208,10 +208,11 @@ def align(layer: Layer, data: LayerData) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def scale_ups(layer: Layer, data: LayerData) -> None:
-    """Move scales from down to up in place, so that an up's size says what its neuron adds."""
+def scale_ups(layer: Layer, data: LayerData, *, by_up: bool) -> None:
+    """Move scales from down to up in place, so that the size of an activation (or an up) says what its neuron adds."""
     tallies = [
-        UpScales(gate_FD, down_DF) for gate_FD, _, down_DF in map(layer.ffn_weights, range(max(1, layer.experts)))
+        UpScales(gate_FD, down_DF, by_up=by_up)
+        for gate_FD, _, down_DF in map(layer.ffn_weights, range(max(1, layer.experts)))
     ]
     for x_TD in data.ffn_inputs(layer, data.train):
         for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
@@ -226,13 +227,13 @@ def scale_ups(layer: Layer, data: LayerData) -> None:
 
 
 @torch.no_grad()
-def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float) -> None:
+def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float, up_passes: float) -> None:
     """Set the thresholds of `tswiglu` that silence ``target_sparsity`` of the neurons on the training tokens."""
     step = max(1, data.train_tokens // _LOOKS)
     x_TD = layer.norm(data.residual(layer, slice(0, data.train_tokens, step)))
     pairs = [layer.gate_up(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
     gates, ups = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    layer.up_threshold = quantile(ups.abs(), passed_over(target_sparsity))
+    layer.up_threshold = quantile(ups.abs(), 1 - up_passes) if up_passes < 1 else 0.0
     layer.threshold = quantile(factors(gates, ups, layer.activation, layer.up_threshold), target_sparsity)
 
 

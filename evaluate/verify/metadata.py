@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from ...common.errors import shown
 from ...model.checkpoint import Checkpoint
 from ...model.families import FAMILIES
 from ...model.files.gguf.file import POWERINFER, GgufFile
@@ -99,10 +100,7 @@ def _same(found: Any, wanted: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "missing"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return "missing" if value is None else shown(value)
 
 
 def compare_tokens(file: GgufFile, hf: Any, overridden: frozenset[str]) -> Iterator[tuple[str, str]]:

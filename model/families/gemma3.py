@@ -35,5 +35,11 @@ GEMMA3 = replace(
             "attention_scale": 1 / sqrt(spec.width / spec.heads if spec.layers == 62 else spec.head_dim),
         },
     ),
-    tiny={"sliding_window": 24, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
+    tiny={
+        "sliding_window": 24, "query_pre_attn_scalar": 16, "num_hidden_layers": 7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
 )  # fmt: skip

@@ -4,13 +4,13 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...common import processes
 from ...common.files import refuse_existing, reserved_name
+from ...common.results import Result
 from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.sweep import sweep
 from ...text.packing import calibration_rows
@@ -20,7 +20,7 @@ from .statistics import Collector
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImatrixReport:
+class ImatrixReport(Result):
     """The importance matrix that was written."""
 
     out: Path
@@ -33,10 +33,6 @@ class ImatrixReport:
     """Down matrix of a layer -> its experts that no token reached."""
     notes: list[str] = field(default_factory=list)
     elapsed_s: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them."""
-        return {**vars(self), "out": str(self.out)}
 
     def __str__(self) -> str:
         head = f"wrote {self.out}: importances of {self.entries} matrices from {self.tokens:,} tokens"

@@ -80,8 +80,3 @@ def _native_keys(spec: ModelSpec, gguf: Gguf) -> dict[str, Value]:
     if spec.experts and gguf.architecture != "llama":
         keys["expert_feed_forward_length"] = u32(spec.neurons)
     return keys
-
-
-def format_version(spec: ModelSpec) -> int:
-    """Of our dialect: 2 where readers of version 1 would compute something else."""
-    return 2 if used_features(spec) else 1

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import to_float32
+from ...model.files.gguf.tensor import rope_order
 from ...model.files.integrity import not_finite
 from ...model.tensor_names import Place
 from ..gguf.tensor_plan import MatrixRows, Rows, magnitude_of_bits
@@ -33,21 +34,13 @@ def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> M
     )
 
 
-def rope_permuted(checkpoint: Checkpoint, place: Place, heads: int, rotated: int) -> MatrixRows:
-    """The rows of q or k in the order in which ggml's rope takes them: pairs side by side, not half a head apart.
+def rope_index(rows: int, heads: int, rotated: int) -> Index:
+    """For each row of q or k for ggml's rope, which wants pairs side by side, its number in a Hugging Face checkpoint.
 
     Args:
         rotated: the dimensions of a head that turn, its first.
     """
-    return plain(checkpoint, place, rope_index(checkpoint.info(place).shape[0], heads, rotated))
-
-
-def rope_index(rows: int, heads: int, rotated: int) -> Index:
-    """For each row of q or k for ggml's rope, its number in a Hugging Face checkpoint."""
-    rows_HS = np.arange(rows).reshape(heads, -1)
-    turned = permute_rope(rows_HS[:, :rotated].reshape(-1, 1), heads).reshape(heads, -1)
-    index: Index = np.concatenate([turned, rows_HS[:, rotated:]], axis=1).reshape(-1)
-    return index
+    return np.argsort(rope_order(heads, rows // heads, rotated))
 
 
 def vector(checkpoint: Checkpoint, place: Place, order: Index | None, offset: float, factor: float) -> MatrixRows:
@@ -85,12 +78,6 @@ def scaled(rows: MatrixRows, factor: float) -> MatrixRows:
         return (values_RC * np.float32(factor)).reshape(stop - start, rows.columns)
 
     return replace(rows, dtype="F32", read=read, check=lambda: rows.check() * abs(factor))
-
-
-def permute_rope(rows_RC: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Rows of q or k from Hugging Face's order (pair i is rows i and i + half) to ggml's (rows 2i and 2i + 1)."""
-    rows, columns = rows_RC.shape
-    return rows_RC.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def checked(checkpoint: Checkpoint, place: Place) -> Rows:

@@ -20,7 +20,7 @@ from ..metadata import model_keys, rope
 from ..metadata.provenance import ModelInfo
 from ..types.type_choice import TypeChoice
 from ..vocabulary.vocabulary import Vocabulary
-from .checkpoint_rows import plain, rope_index, rope_permuted, scaled, transposed, vector
+from .checkpoint_rows import plain, rope_index, scaled, transposed, vector
 from .engine_form import EngineForm
 from .neuron_order import Counts, Orders, order_tensors
 from .predictor_source import PredictorSource
@@ -142,21 +142,20 @@ class TensorTable:
         spec, checkpoint, orders = self.job.spec, self.job.checkpoint, self.job.orders
         role, factor = place.role, self.form.factors.get(place.role, 1.0)
         factor *= 2.0 ** self.exponents.of(role) if self.exponents else 1
-        heads, rotated = self.form.heads(role), spec.rope_dim or spec.head_dim
+        heads, order = self.form.heads(role), None
+        if heads:
+            order = rope_index(checkpoint.info(place).shape[0], heads, spec.rope_dim or spec.head_dim)
         if len(shape_of(spec, place)) == 1:
-            order = rope_index(checkpoint.info(place).shape[0], heads, rotated) if heads else None
             if role in ("ffn_gate_bias", "ffn_up_bias"):
                 order = orders.get((place.layer or 0, 0))
             return [vector(checkpoint, place, order, self.form.offset(role), factor)]
-        if heads:
-            found = [rope_permuted(checkpoint, place, heads, rotated)]
-        elif role in FFN:
+        if role in FFN:
             assert transpose or role != "ffn_down" or not orders, "the rows of down are no neurons"
             rows_of = transposed if transpose else plain
             places = ffn_places(spec, place.layer or 0, role)
             found = [rows_of(checkpoint, each, orders.get((each.layer or 0, each.expert or 0))) for each in places]
         else:
-            found = [plain(checkpoint, place)]
+            found = [plain(checkpoint, place, order)]
         return found if factor == 1 else [scaled(rows, factor) for rows in found]
 
     def order(self) -> None:

@@ -39,7 +39,7 @@ def plan(job: Job) -> Plan:
     architecture = ARCHITECTURES[spec.activation]
     context, notes = capped_context(spec, "PowerInfer")
     metadata = job.general_keys(architecture) | shape_keys(spec, architecture, context)
-    metadata |= rope.scaling_keys(spec, architecture, own=False)
+    metadata |= rope.scaling_keys(spec, architecture, reads=())
     metadata["powerinfer.sparse_threshold"] = f32(0.0)
     metadata |= order_key(spec, job.orders)
     metadata |= job.vocabulary.metadata(huggingface=False)

@@ -12,7 +12,7 @@ from ...model.tensor_names import PREDICTOR, ffn_places, gguf_name
 from ..gguf.tensor_plan import Rows, Source
 from ..gguf.values import Value, array, text, u32
 from ..metadata import rope
-from ..metadata.feature_keys import feature_keys, format_version
+from ..metadata.feature_keys import feature_keys, used_features
 from ..metadata.model_keys import later_shape_keys, shape_keys
 from .engine_form import engine_form
 from .neuron_order import in_order
@@ -26,8 +26,9 @@ def plan(job: Job) -> Plan:
     """The file for tsconvert's runner, and for any engine that implements docs/format.md."""
     spec = job.spec
     metadata = job.general_keys(ARCHITECTURE) | shape_keys(spec, ARCHITECTURE, spec.context)
-    metadata |= later_shape_keys(spec, ARCHITECTURE) | rope.scaling_keys(spec, ARCHITECTURE, own=True) | _own_keys(job)
-    metadata |= feature_keys(spec, ARCHITECTURE, None)
+    metadata |= later_shape_keys(spec, ARCHITECTURE)
+    metadata |= rope.scaling_keys(spec, ARCHITECTURE, reads=(*rope.TUNED, "type"))
+    metadata |= _own_keys(job) | feature_keys(spec, ARCHITECTURE, None)
     metadata |= job.vocabulary.metadata(huggingface=True)
     table = TensorTable(job, engine_form(spec, None, ARCHITECTURE))
     table.embedding()
@@ -52,7 +53,7 @@ def _own_keys(job: Job) -> dict[str, Value]:
     thresholds = list(chain(*predictors.thresholds)) if predictors else [float("nan")] * ffns
     ranks = list(chain(*predictors.ranks)) if predictors else [0] * ffns
     keys = {
-        "format_version": u32(format_version(spec)),
+        "format_version": u32(2 if used_features(spec) else 1),  # version 1 knows no features
         "activation": text(spec.activation),
         "source_fingerprint": text(job.checkpoint.fingerprint),
         "predictor.threshold": array("f32", thresholds),

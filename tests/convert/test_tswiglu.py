@@ -21,19 +21,20 @@ from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.model import load
 
 
-def converted(out: Path, model: str, sparsity: float, **more: object) -> Path:
-    training = LocalRecovery(target_sparsity=sparsity, **more.pop("training", {}))
+def converted(out: Path, model: str, sparsity: float, up_passes: float | None, **more: object) -> Path:
+    training = LocalRecovery(target_sparsity=sparsity, up_passes=up_passes)
     relufy(
         RelufyConfig(model=model, out=out, activation="tswiglu", training=training, tokens=8192, context=256, **more)
     )
     return out
 
 
-@pytest.fixture(scope="module", params=embedded.NAMES)
+@pytest.fixture(scope="module", params=[("tiny-mistral", 1.0), *((name, 0.48) for name in embedded.NAMES)], ids=str)
 def silenced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """An embedded model's name, and it with thresholds for 75 % zeros, not trained."""
     out = tmp_path_factory.mktemp("tswiglu") / "model"
-    return request.param, converted(out, request.param, 0.75, recover="none")
+    name, up_passes = request.param
+    return name, converted(out, name, 0.75, up_passes, recover="none")
 
 
 def rows() -> torch.Tensor:
@@ -69,7 +70,7 @@ def test_without_training_it_stays_near_the_dense_model(silenced: tuple[str, Pat
 def test_the_scales_leave_the_function_as_it_is(silenced: tuple[str, Path], tmp_path: Path):
     name, folder = silenced
     config = json.loads((folder / "config.json").read_text())
-    assert all(value > 0 for key in ("ffn_thresholds", "ffn_up_thresholds") for value in config[key])
+    assert all(value > 0 for value in config["ffn_thresholds"])
     ours, theirs = load_file(folder / "model.safetensors"), load_file(embedded.folder(name) / "model.safetensors")
     up = next(key for key in theirs if "up_proj" in key or ".w3." in key)
     down = up.replace("up_proj", "down_proj").replace(".w3.", ".w2.")
@@ -100,7 +101,8 @@ def test_training_the_whole_model_brings_it_nearer(tmp_path: Path):
     report = relufy(
         RelufyConfig(
             model="tiny-mistral", out=tmp_path / "full", activation="tswiglu", recover="full", tokens=8192, context=256,
-            training=LocalRecovery(target_sparsity=0.88), full=FullRecovery(tokens=32_768, evaluations=2),
+            training=LocalRecovery(target_sparsity=0.88, up_passes=0.3),
+            full=FullRecovery(tokens=32_768, evaluations=2),
         )
     )  # fmt: skip
     assert report.full is not None
@@ -111,9 +113,22 @@ def test_training_the_whole_model_brings_it_nearer(tmp_path: Path):
     assert len(config["ffn_thresholds"]) == len(config["ffn_up_thresholds"]) == 3
 
 
+def test_where_all_ups_pass_the_activations_alone_decide(tmp_path: Path):
+    for up_passes in (1.0, None):
+        out = converted(tmp_path / f"{up_passes}", "tiny-mistral", 0.8, up_passes, recover="none")
+        config = json.loads((out / "config.json").read_text())
+        assert [value > 0 for value in config.get("ffn_up_thresholds", [0] * 3)] == [up_passes is None] * 3
+    weights = load_file(tmp_path / "1.0/model.safetensors")
+    norm_F = weights["model.layers.1.mlp.down_proj.weight"].float().norm(dim=0)
+    assert float(norm_F.std() / norm_F.mean()) < 0.01  # |h| is then what a neuron adds
+
+
 def test_it_needs_a_target(tmp_path: Path):
     with pytest.raises(TsconvertError, match=r"^--activation tswiglu: say how many neurons"):
         RelufyConfig(model="tiny-mistral", out=tmp_path / "o", activation="tswiglu")
     with pytest.raises(TsconvertError, match=r"^--activation tswiglu: thresholds silence"):
         training = LocalRecovery(target_sparsity=0.9, silenced_by="l1")
         RelufyConfig(model="tiny-mistral", out=tmp_path / "o", activation="tswiglu", training=training)
+    for up_passes in (0.05, 1.1):
+        with pytest.raises(TsconvertError, match=r"^--up-passes .*: it must lie between"):
+            LocalRecovery(target_sparsity=0.9, up_passes=up_passes)

@@ -12,9 +12,9 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.console import RunConfig, run
 from tsconvert.runner.conversation import Conversation
+from tsconvert.runner.density import weight_bytes
 from tsconvert.runner.generate import generate
 from tsconvert.runner.model import load
-from tsconvert.runner.traffic import weight_bytes
 
 TEMPLATE = (
     "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '\n' }}{% endfor %}"

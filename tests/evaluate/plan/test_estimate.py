@@ -24,8 +24,8 @@ from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.model.spec import ModelSpec, read_spec
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.runner.density import weight_bytes
 from tsconvert.runner.model import load
-from tsconvert.runner.traffic import weight_bytes
 
 Make = Callable[..., Path]
 DESKTOP = Described(bandwidth_gb=60, cores=8, memory_bytes=32 * 10**9)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import TsconvertError
-from ..common.progress import progress
-from .config import BenchConfig
-from .kernels.bandwidth import measure_bandwidth
-from .model import Model, load, resolve_mode
-from .traffic import weight_bytes
+from ...common.errors import TsconvertError
+from ...common.progress import progress
+from ..config import BenchConfig
+from ..density import weight_bytes
+from ..kernels.bandwidth import measure_bandwidth
+from ..model import Model, load, resolve_mode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
+from tsconvert.runner.bench.planted_model import Shape, write_planted
+from tsconvert.runner.bench.shape_bench import bench_shape
 from tsconvert.runner.config import ShapeConfig
 from tsconvert.runner.model import load
-from tsconvert.runner.planted_model import Shape, write_planted
-from tsconvert.runner.shape_bench import bench_shape
 
 CONFIG = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 256, "intermediate_size": 1024,
