@@ -16,7 +16,7 @@ from ...convert.config import RelufyConfig
 from ...convert.config.full import FullRecovery
 from ...convert.config.local import LocalRecovery
 from ...convert.config.masked import JointConfig
-from ...convert.cost import flops, relufy_cost
+from ...convert.cost import relufy_cost
 from ...model.spec import ModelSpec
 from ...predictors.cost import default_rank
 from ..plan.machine import Machine
@@ -212,12 +212,7 @@ class _Recovery:
         )  # fmt: skip
 
     def _time(self, config: RelufyConfig) -> float:
-        spec, source = self.spec, self.source_bytes
-        time_s = relufy_cost(spec, source, source, config, self.rate).time_s
-        if config.recover == "full" and config.activation == "tswiglu":  # its layers are not trained one by one
-            both = flops(spec, replace(config, recover="local")) - flops(spec, replace(config, recover="none"))
-            time_s -= both / self.rate
-        return time_s
+        return relufy_cost(self.spec, self.source_bytes, self.source_bytes, config, self.rate).time_s
 
     def _memory(self, config: RelufyConfig) -> int:
         return relufy_cost(self.spec, self.source_bytes, self.source_bytes, config, self.rate).memory_bytes

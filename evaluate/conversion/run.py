@@ -16,7 +16,7 @@ import torch
 from ...common.errors import CheckFailedError, TsconvertError
 from ...common.files import atomic_file, refuse_existing
 from ...common.locks import locked
-from ...common.precision import multiplies_bfloat16, product_rate
+from ...common.machine.precision import multiplies_bfloat16, product_rate
 from ...common.progress import note
 from ...common.units import duration
 from ...model.checkpoint import open_checkpoint
