@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ...common.errors import CheckFailedError, TsconvertError
@@ -26,7 +27,6 @@ from ..recipe.recipe import Recipe, Stage, read_recipe
 from ..recipe.stages import StageJournal, StageResult, run_stages
 from ..report.config import ReportConfig
 from ..report.page import report
-from ..verify.logits import available_bytes
 from .card import write_card
 from .clock import Clock, spent
 from .config import ConvertConfig
@@ -189,7 +189,7 @@ def _planned(config: ConvertConfig) -> Plan:
     cores = torch.get_num_threads()
     flops = max(product_rate("cpu", bfloat16=bf16) for _ in range(_LOOKS))
     machine = Machine(
-        bandwidth=measure_bandwidth(cores), cores=cores, memory_bytes=available_bytes(), flops=flops,
+        bandwidth=measure_bandwidth(cores), cores=cores, memory_bytes=psutil.virtual_memory().available, flops=flops,
         disk_bytes_per_s=1e9, disk_free_bytes=_free(config.out),
         measured=("bandwidth", "flops"),
     )  # fmt: skip
