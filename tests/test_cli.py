@@ -31,7 +31,8 @@ SURFACE = {
     " --max-density --budget --everywhere --where-it-pays --from --stored-as --steps --batch-tokens --learning-rate"
     " --precision --device --seed",
     "imatrix": "--out --data --tokens --context --device --seed",
-    "export-gguf": "--out --target --split-max-size --verify --no-verify --dry-run --type --pure --tensor-type"
+    "export-gguf": "--out --target --modelfile --split-max-size --verify --no-verify --dry-run --type --pure"
+    " --tensor-type"
     " --imatrix --predictors --predictor-type --separate-predictors --profile --order --no-order --vram --name"
     " --metadata --pre -t --threads",
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --imatrix --allow-requantize -t"

@@ -149,6 +149,17 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("predictors", "--rank"): [(f"{PREDICTORS} --out o --from p", "--rank 7", FROM)],
     ("export-gguf", "--split-max-size"): [(f"{EXPORT} --target powerinfer", "--split-max-size 5G", POWERINFER)],
+    ("export-gguf", "--modelfile"): [
+        (
+            f"{EXPORT} --target powerinfer", "--modelfile",
+            "without --target powerinfer or sparse only; leave it out, or leave --target out",
+        ),
+        (f"{EXPORT} --dry-run", "--modelfile", "without --dry-run only; leave it out, or leave --dry-run out"),
+        (
+            f"{EXPORT} --split-max-size 5G", "--modelfile",
+            "without --split-max-size only; leave it out, or leave --split-max-size out",
+        ),
+    ],
     ("export-gguf", "--pure"): [(f"{EXPORT} --target powerinfer", "--pure", POWERINFER)],
     ("export-gguf", "--predictors"): [(f"{EXPORT} --target llama.cpp", "--predictors p", LLAMA)],
     ("export-gguf", "--predictor-type"): [(f"{EXPORT} --target llama.cpp", "--predictor-type Q8_0", LLAMA)],
