@@ -49,7 +49,7 @@ def die():
 
 where, *words = sys.argv[1:]
 if where == "layer":
-    from tsconvert.model.journal import Journal
+    from tsconvert.model.files.journal import Journal
     add = Journal.add
     def dies(self, layer, found):
         add(self, layer, found)
