@@ -41,6 +41,8 @@ def _lines(folder: Path, model: str, results: Results) -> Iterator[str]:
         yield f"| {name} | {value:,.2f} | {f'{value / dense:.3f}' if dense else ''} | {fires} |"
     yield from _tasks(results)
     yield from _speeds(results)
+    yield from ("", "## Commands", "")
+    yield from (f"    {found['command']}" for found in results.values() if found.get("command"))
     yield from ("", "## Use", "", "    from transformers import AutoModelForCausalLM, AutoTokenizer")
     yield f'    model = AutoModelForCausalLM.from_pretrained("{folder.resolve().parent.name}", trust_remote_code=True)'
     files = [Path(str(found["out"])).name for found in results.values() if "architecture" in found and "out" in found]

@@ -31,7 +31,7 @@ _RUNNER_START_S = 25.0  # the first time on a machine the runner's kernels are c
 _STAGE_S = 2.0
 _KEPT = 0.05  # of the budget, for what is reckoned wrong
 _USUAL_WIDTH = 300  # at which training reaches half of what large products do
-_FORESEEN = 1.35  # what predictors cost that are trained along
+_FORESEEN_WIDTH = 200  # at which predictors that are trained along double the cost (SmolLM2: a third more)
 _LOCAL_TOKENS, _LOCAL_STEPS = 32_000, 80  # docs/benchmarks/recovery_research: more brings little before the whole model
 _SCALES = (8.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25)
 _MOST_LOCAL = 2.0
@@ -147,7 +147,9 @@ class _Recovery:
 
     def __init__(self, asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine) -> None:
         self.asked, self.spec, self.source_bytes, self.machine = asked, spec, source_bytes, machine
-        self.rate = machine.flops * spec.width / (spec.width + _USUAL_WIDTH) / (_FORESEEN if asked.foresees else 1)
+        self.rate = machine.flops * spec.width / (spec.width + _USUAL_WIDTH)
+        if asked.foresees:
+            self.rate /= 1 + _FORESEEN_WIDTH / spec.width
 
     def within(self, left_s: float) -> tuple[Step, str] | None:
         """The stage that takes ``left_s``, and why it is so; None if nothing useful does."""
