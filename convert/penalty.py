@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..common import processes
-from ..model.modeling_turbosparse import factors
+from ..model.spec import THRESHOLDED
 
 # Shape suffixes: T tokens, F neurons.
 _RAMP = 0.6  # share of the steps after which the wanted density is reached
@@ -30,7 +30,7 @@ class FFNThresholds:
     Under `tswiglu` a neuron fires if its activation is among the largest of those whose up is among the largest.
 
     Args:
-        ffn: has `threshold` and `up_threshold`, which are set.
+        ffn: has `threshold` and `up_threshold`, which are set; without an `up_threshold` at first there will be none.
         activation: the FFN's.
         target_sparsity: share of neurons to be silent, 0 to 1.
         up_passes: share of neurons whose up lets them fire, under `tswiglu`; 1 is all, without an `up_threshold`.
@@ -38,16 +38,23 @@ class FFNThresholds:
     """
 
     def __init__(self, ffn: Any, activation: str, target_sparsity: float, up_passes: float, steps: int) -> None:
-        self.ffn, self.activation = ffn, activation
+        self.ffn = ffn
         self.own = DensityThreshold(target_sparsity, steps, ffn.threshold)
-        self.up_passes = up_passes
+        self.by_up = activation in THRESHOLDED and up_passes < 1 and ffn.up_threshold > 0
         self.up = DensityThreshold(1 - up_passes, steps, ffn.up_threshold)
 
-    def follow(self, step: int, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> None:
-        """Set the thresholds for ``step``, by gates and ups of some tokens of this process."""
-        if self.activation == "tswiglu" and self.up_passes < 1:
-            self.ffn.up_threshold = self.up.follow(step, up_TF.abs())
-        self.ffn.threshold = self.own.follow(step, factors(gate_TF, up_TF, self.activation, self.ffn.up_threshold))
+    def follow(self, step: int, factor_TF: torch.Tensor, up_size_TF: torch.Tensor) -> None:
+        """Set the thresholds for ``step``, by what they are held against, of some tokens of this process.
+
+        Args:
+            factor_TF: `modeling_turbosparse.factors`.
+            up_size_TF: `modeling_turbosparse.up_sizes`.
+        """
+        if self.by_up:
+            self.ffn.up_threshold = self.up.follow(step, up_size_TF)
+        if self.ffn.up_threshold:
+            factor_TF = factor_TF * (up_size_TF > self.ffn.up_threshold)
+        self.ffn.threshold = self.own.follow(step, factor_TF)
 
     def state(self) -> list[dict[str, Any]]:
         """What a resumed run needs."""

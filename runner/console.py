@@ -9,7 +9,7 @@ from ..common.errors import TsconvertError
 from ..common.progress import note
 from .config import RunConfig
 from .conversation import Conversation
-from .generate import Generation, generate
+from .generate import Generation
 from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load
 from .sampling import Sampling
@@ -38,7 +38,7 @@ def run(config: RunConfig) -> Generation | Conversation:
                 _converse(conversation, config)
                 return conversation
             return _say(conversation.ask(prompt, **_options(config)), config)
-        return _say(generate(model, _tokens(model, prompt or ""), **_options(config)), config)
+        return _say(model.generate(_tokens(model, prompt or ""), **_options(config)), config)
 
 
 def _stdin() -> TextIO:

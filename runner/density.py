@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..model.spec import ModelSpec
+from ..model.spec import THRESHOLDED, ModelSpec
 from ..model.tensor_names import PREDICTOR
 from .files.model_file import ModelFile
 
@@ -35,7 +35,7 @@ class Density:
         """From the kernels' counters (records COUNTS [N, L]) over ``tokens`` tokens."""
         whole = max(1, tokens) * spec.neurons * max(1, spec.experts_per_token)
         shares = {name: counts[name].sum(axis=0) / whole for name in counts.dtype.names or ()}
-        if spec.activation == "tswiglu":  # the kernels look at up first
+        if spec.activation in THRESHOLDED:  # the kernels look at up first
             shares["gate"], shares["up"] = shares["up"], shares["gate"]
         return cls(tokens=tokens, **shares)
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from ..common.errors import TsconvertError
 from ..common.machine.threads import cores
 from ..model.files.gguf import ggml
+from ..model.tensor_names import VECTORS
 from .config import MODES
 from .density import Density
 from .files.model_file import ModelFile, open_model
-from .generate import Generation, generate
+from .generate import Generation
 from .kernels.engine import Engine, Weights, slots_of, window_of
 from .kernels.parameters import BLOCK
 from .rope import angles
@@ -81,9 +82,26 @@ class Model:
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
         stops: Sequence[str] = (),
+        cached: Sequence[int] = (),
     ) -> Generation:
-        """`generate.generate` with this model."""
-        return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos, stops=stops)
+        """Answer ``prompt``; nothing is computed before the result is iterated over.
+
+        Args:
+            prompt: text, which the model's tokenizer encodes, or tokens.
+            limit: tokens at most.
+            sampling: greedy without.
+            stop_at_eos: end at the model's end token.
+            stops: strings that end the text.
+            cached: `Generation.held` of the turn before; without, the cache is emptied first.
+
+        Raises:
+            TsconvertError: while iterating, when the prompt is empty or does not fit into the context.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return Generation(
+            model=self, prompt=tokens, limit=limit, sampling=sampling or Sampling(), stop_at_eos=stop_at_eos,
+            stops=tuple(stops), cached=tuple(cached),
+        )  # fmt: skip
 
     @property
     def threads(self) -> int:
@@ -261,7 +279,7 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
 
 def _weights(source: ModelFile, context: int) -> Weights:
     spec = source.spec
-    vectors = {place for place in source.tensors if place[0].endswith(("norm", "_bias"))}
+    vectors = {place for place in source.tensors if place[0] in VECTORS}
     tensors = {place: tensor.to_float32() if place in vectors else tensor for place, tensor in source.tensors.items()}
     made = {id(rope): angles(rope, context) for rope in (source.rope, source.local_rope)}
     layers = [None if layer in spec.no_rope_layers else made[id(source.rope_of(layer))] for layer in range(spec.layers)]

@@ -99,7 +99,7 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Make:
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():  # norms are not 1 and biases not 0
-            around = 1 - family.norm_offset if parameter.dim() == 1 and float(parameter.abs().max()) else 0.0
+            around = 1 - family.norm_offset if parameter.dim() == 1 and float(parameter.detach().abs().max()) else 0.0
             torch.nn.init.normal_(parameter, around, 0.1 if parameter.dim() > 1 else 0.3)
         folder = made[name] = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder)

@@ -52,6 +52,11 @@ class RelufyConfig:
     resume: bool = False
     dry_run: bool = False
 
+    @property
+    def up_scaled(self) -> bool:
+        """As ModelSpec.up_scaled, of the model that is made."""
+        return self.activation == "tswiglu" and self.training.ups < 1
+
     def __post_init__(self) -> None:
         for name, choices in (
             ("activation", ("drelu", "reglu", "tswiglu")),

@@ -24,8 +24,9 @@ class LocalRecovery:
     """What brings the density there: `threshold`, up to which relu gives 0; or, for engines that have none, a price:
     `count`, on each neuron that fires, or `l1`, on how much it does."""
     up_passes: float | None = None
-    """Under `tswiglu`: share of neurons, those with the largest ups, that may fire; other gate rows are not read then.
-    1: all, and the activations alone decide. None: four times as many as are to fire."""
+    """Under `tswiglu`: share of neurons, those whose ups promise the most (|up_j| |down_j| rms(silu(gate_j))), that may
+    fire; other gate rows are not read then. 1: all, and the activations alone decide. None: four times as many as are
+    to fire."""
     autocast: bool | None = None
     """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
 

@@ -156,8 +156,8 @@ class RecoveryTrainer(Trainer):
             self.penalty.steer(self.state.global_step, self._density)
             self._fired = []
             for thresholds, found in zip(self.thresholds, self.monitor.compared, strict=False):
-                gates, ups = zip(*found, strict=True) if found else ((torch.empty(0),), (torch.empty(0),))
-                thresholds.follow(self.state.global_step, torch.cat(gates), torch.cat(ups))
+                held = zip(*found, strict=True) if found else ((torch.empty(0),), (torch.empty(0),))
+                thresholds.follow(self.state.global_step, *map(torch.cat, held))
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:

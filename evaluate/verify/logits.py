@@ -17,7 +17,7 @@ from ...common.machine.threads import cores
 from ...model.checkpoint import Checkpoint
 from ...model.files.gguf import ggml
 from ...model.files.gguf.file import GgufFile, GgufTensor
-from ...model.tensor_names import FFN, Place, shape_of
+from ...model.tensor_names import FFN, UP_SCALE, Place, shape_of
 from ...runner.files.model_file import ModelFile, open_model
 from ...runner.model import Model
 from .expected_tensors import Expected, Floats, Orders, Part, expected_tensors, factors_of, rope_order
@@ -198,6 +198,14 @@ class DecodedWeights:
 
     def _restored(self, stored_RC: Floats, part: Part, *, transposed: bool) -> Floats:
         place, spec = part.place, self._spec
+        if place.role == UP_SCALE:
+            orders = (self._orders.get((place.layer or 0, expert)) for expert in range(len(stored_RC)))
+            return np.stack(
+                [
+                    row_F if order is None else row_F[np.argsort(order)]
+                    for row_F, order in zip(stored_RC, orders, strict=True)
+                ]
+            )
         order_F = self._orders.get((place.layer or 0, place.expert or 0))
         vector = len(shape_of(spec, place)) == 1
         if part.heads:

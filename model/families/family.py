@@ -151,13 +151,22 @@ class Family:
 
     def name_of(self, role: str) -> str:
         """The name, as a template, of the tensor of a role in a checkpoint."""
+        if role == "ffn_up_scale":
+            return self._up_scale(self.tensors["router" if self.experts else "ffn_down"])
         if role.endswith("_bias"):
             return self.tensors[role.removesuffix("_bias")].removesuffix("weight") + "bias"
         return self.tensors[role]
 
     def name_in_memory(self, role: str) -> str:
         """The name, as a template, that transformers has for the tensor of a role that is no expert's."""
+        if role == "ffn_up_scale":
+            return self._up_scale(self.name_in_memory("router" if self.experts else "ffn_down"))
         return self.renamed.get(role) or self.name_of(role)
+
+    def _up_scale(self, beside: str) -> str:
+        """The name of the ups' scales, as modeling_turbosparse.py has them in an FFN with a matrix ``beside``."""
+        ffn = beside.removesuffix(".weight").rpartition(".")[0]
+        return f"{ffn}.experts.up_scale" if self.experts else f"{ffn}.up_scale"
 
     def whole(self, role: str) -> str | None:
         """The name, as a template, of the tensor that holds the rows of a role among others."""

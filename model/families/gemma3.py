@@ -27,7 +27,8 @@ GEMMA3 = replace(
     },
     local_rope_theta=10000.0,
     windows=windows,
-    features={**GEMMA2.features, "qk_norm": "head"},
+    # transformers' class takes `attn_logit_softcapping` and leaves it unused
+    features={**GEMMA2.features, "qk_norm": "head", "attention_softcap": 0.0},
     gguf=Gguf(
         architecture="gemma3", pairs="half", native=("embedding_scale", "windows", "local_rope_theta"),
         fixed=lambda spec: {

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
-from ...model.files.dtypes import to_float32
+from ...model.files.dtypes import ARRAYS, to_float32
 from ...model.files.gguf.tensor import rope_order
 from ...model.files.integrity import not_finite
 from ...model.tensor_names import Place
 from ..gguf.tensor_plan import MatrixRows, Rows, magnitude_of_bits
 
 Index = npt.NDArray[np.int64]
-_NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> MatrixRows:
@@ -27,7 +26,7 @@ def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> M
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
         rows_RB = checkpoint.rows(place, slice(start, stop) if order is None else order[start:stop])
-        return _contiguous(np.ascontiguousarray(rows_RB).view(_NUMPY[info.dtype]))
+        return _contiguous(np.ascontiguousarray(rows_RB).view(ARRAYS[info.dtype]))
 
     return MatrixRows(
         rows=info.rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
@@ -106,7 +105,7 @@ def check(checkpoint: Checkpoint, place: Place) -> float:
 def _matrix(checkpoint: Checkpoint, place: Place) -> npt.NDArray[Any]:
     """The tensor as it lies in the file, [rows, columns], maybe not aligned."""
     info = checkpoint.info(place)
-    return checkpoint.raw(place).view(_NUMPY[info.dtype]).reshape(-1, info.shape[-1])
+    return checkpoint.raw(place).view(ARRAYS[info.dtype]).reshape(-1, info.shape[-1])
 
 
 def _contiguous(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

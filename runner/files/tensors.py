@@ -9,7 +9,7 @@ from ...model.files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from ...model.files.gguf.file import GgufFile, GgufTensor
 from ...model.files.gguf.keys import Keys
 from ...model.spec import ModelSpec
-from ...model.tensor_names import FFN, PREDICTOR, Place, gguf_name, layer_roles, shape_of
+from ...model.tensor_names import FFN, PREDICTOR, VECTORS, Place, gguf_name, layer_roles, shape_of
 from .spec import SPARSE, Dialect, decoded
 
 _OTHERS = {ROPE_FREQS: "", ROPE_LONG: "", ROPE_SHORT: "", "blk.{L}.ffn_order": SPARSE}
@@ -119,7 +119,7 @@ def _misshapen(file: GgufFile, tensor: GgufTensor, shape: tuple[int, ...]) -> Ts
 
 def _check_type(file: GgufFile, tensor: GgufTensor, role: str) -> None:
     """Refuse a type that cannot be computed with: what ggml has no functions for would be called at address 0."""
-    if role.endswith(("norm", "_bias")):
+    if role in VECTORS:
         decoded(Keys(file), tensor)
         return
     functions = ggml.row_functions(tensor.type_name)

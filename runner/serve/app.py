@@ -19,7 +19,6 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from ...common.errors import TsconvertError
-from ..generate import generate
 from .engine import Chance, Engine
 from .errors import ApiError
 from .forms import FINISH_REASONS, ChatForm, Choice, Form, TextForm, Usage
@@ -198,8 +197,8 @@ class _Answer(Response):
                 if asked.limit == 0:
                     yield Choice(index=index, chances=self._chances(), finish="length")
                     continue
-                generation = generate(
-                    engine.model, prompt, limit=asked.limit if asked.limit >= 0 else engine.model.context,
+                generation = engine.model.generate(
+                    prompt, limit=asked.limit if asked.limit >= 0 else engine.model.context,
                     sampling=asked.sampling(draw), stops=asked.stops, stop_at_eos=not asked.ignore_eos,
                 )  # fmt: skip
                 async with aclosing(engine.answer(prompt, generation, asked.top)) as found:

@@ -69,7 +69,8 @@ def follow(guide: str, folder: Path) -> list[str]:
 
 def test_there_is_a_guide_for_each_kind_of_user():
     assert {path.name for path in GUIDES.glob("*.md")} == {
-        "convert-and-run.md", "train-and-recover.md", "judge.md", "serve.md", "ci.md", "publish.md",
+        "convert-and-run.md", "train-and-recover.md", "judge.md", "serve.md", "size.md", "ci.md",
+        "publish.md",
     }  # fmt: skip
 
 
@@ -113,3 +114,9 @@ def test_judge(tmp_path: Path):
 def test_publish(tmp_path: Path):
     follow("publish.md", tmp_path)
     assert (tmp_path / "dense.Modelfile").read_text(encoding="utf-8").splitlines()[1] == "FROM ./dense.gguf"
+
+
+def test_size(tmp_path: Path):
+    printed = follow("size.md", tmp_path)
+    assert any("expected divergence" in text for text in printed)
+    assert 1_592_000 <= (tmp_path / "sized.gguf").stat().st_size <= 1_602_048

@@ -289,7 +289,9 @@ def test_what_cannot_be_read(spm: Folder, tmp_path: Path):
     assert sentence(folder).startswith(f"{folder / 'tokenizer.json'}: not JSON (")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert sentence(empty) == (f"{empty}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there")
+    assert sentence(empty) == (
+        f"{empty}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); copy the model's own there"
+    )
 
 
 def test_other_kinds_are_refused(tmp_path: Path):

@@ -68,9 +68,8 @@ def test_the_whole_model_follows_from_a_few_layers(tmp_path: Path, content: dict
 
 
 def test_more_layers_than_are_measured(tmp_path: Path):
-    found = CliRunner().invoke(
-        main, ["bench", "--shape", config(tmp_path, CONFIG | {"num_hidden_layers": 40}), "-n", "2", "-r", "1", "--json"]
-    )
+    deep = config(tmp_path, CONFIG | {"num_hidden_layers": 40})
+    found = CliRunner().invoke(main, ["bench", "--shape", deep, "-n", "2", "-r", "1", "-t", "1", "--json"])
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
     assert (report["shape"]["layers"], report["layers_measured"]) == (40, [4, 8])
