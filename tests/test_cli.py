@@ -32,7 +32,8 @@ SURFACE = {
     " --precision --device --seed",
     "imatrix": "--out --show-statistics --data --tokens --context --slopes --resume --device --seed",
     "export-gguf": "--out --target --modelfile --split-max-size --verify --no-verify --dry-run --type --pure"
-    " --tensor-type --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits --target-bytes-a-token"
+    " --tensor-type --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits"
+    " --target-bytes-a-token"
     " --density --candidate --recipe --predictors --predictor-type --separate-predictors --profile --order --no-order"
     " --vram --name --metadata --pre -t --threads",
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --output-tensor-type"
