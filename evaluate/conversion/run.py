@@ -111,15 +111,16 @@ def _converted(config: ConvertConfig, journal: Path, *, goes_on: bool) -> Conver
     if plan is not None:
         note(str(plan))
     recipe = _recipe(config, plan)
+    model = _model(recipe, config)
     head = {
-        "format": "tsconvert convert", "format_version": 1, "name": recipe.name, "model": _model(recipe, config),
+        "format": "tsconvert convert", "format_version": 1, "name": recipe.name, "model": model,
         "asked": asked, "plan": asdict(plan) if plan else None, **clock.state(),
     }  # fmt: skip
     stages = StageJournal(path=journal, head=head)
     with clock.beating(journal) if plan is not None else nullcontext():
         results = _run(recipe, plan, stages, clock, goes_on=goes_on)
         found = ConvertReport(
-            out=config.out, model=head["model"], plan=plan, stages=results, spent_s=clock.spent_s
+            out=config.out, model=model, plan=plan, stages=results, spent_s=clock.spent_s
         )  # fmt: skip
         _finish(found, recipe, stages)
     return replace(found, spent_s=clock.spent_s)
