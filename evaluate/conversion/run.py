@@ -91,12 +91,17 @@ def convert(config: ConvertConfig) -> ConvertReport:
     """
     journal = config.out / JOURNAL
     goes_on = config.resume and journal.is_file()
-    if not goes_on:
+    if not goes_on and not (config.resume and _hardly_begun(config.out)):
         refuse_existing(config.out)
     if config.dry_run:
         return ConvertReport(out=config.out, model=str(config.model), plan=_planned(config))
     with locked(config.out, config.out, folder=True):
         return _converted(config, journal, goes_on=goes_on)
+
+
+def _hardly_begun(out: Path) -> bool:
+    """Whether a run was ended before its first stage."""
+    return out.is_dir() and all(path.name.startswith(RECIPE) for path in out.iterdir())
 
 
 def _converted(config: ConvertConfig, journal: Path, *, goes_on: bool) -> ConvertReport:

@@ -142,6 +142,15 @@ def test_the_same_recipe_is_what_check_runs(dense: Path, recipe: Path, tmp_path:
     assert found["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-5)
 
 
+def test_one_that_had_hardly_begun_is_begun(dense: Path, tmp_path: Path):
+    file, out = tmp_path / "look.toml", tmp_path / "out"
+    file.write_text('format = 1\n[stages]\nlook = "inspect {model}"\n[variables]\nmodel = "none"\n')
+    out.mkdir()
+    (out / "recipe.toml.partial").touch()
+    found = convert(asked(dense, file, out, resume=True))
+    assert found.stages[0].result["kind"] == "checkpoint"
+
+
 def test_a_conversion_with_other_settings_is_not_gone_on_with(dense: Path, recipe: Path, whole: ConvertReport):
     with pytest.raises(TsconvertError, match=r"was begun with other settings \(seed\); repeat those"):
         convert(asked(dense, recipe, whole.out, seed=1, resume=True))
