@@ -101,15 +101,16 @@ def _measure(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, l
     found: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
-        if counted:
-            found.setdefault(name, []).append(value)
+        found.setdefault(name, []).append(value)
         print(f"{name} {value:.4g}", file=sys.stderr, flush=True)
 
     threads = options.threads
     models = {"ours": load(files["sparse"], threads=threads, context=1024)} if options.modes else {}
     if options.same_file:
         models["ours on llama.cpp's file"] = load(files["llama.cpp"], threads=threads, context=1024)
-    for counted in range(options.rounds + 1):
+    for turn in range(options.rounds + 1):
+        if turn == 1:
+            found.clear()
         for name, model in models.items():
             note("bandwidth", measure_bandwidth(threads) / 1e9)
             for mode in options.modes if name == "ours" else ("dense",):
@@ -135,8 +136,10 @@ def _report(options: argparse.Namespace, found: dict[str, list[float]]) -> None:
     peer, rate = middle.get("llama.cpp", float("nan")), middle.get("bandwidth", float("nan"))
     experts = f", 2 of {options.experts} experts" if options.experts else ""
     print(
-        f"{options.layers} layers{experts}, {options.type}, predictors rank {options.rank} {options.predictor_type}, {options.threads} threads,", end=" "
+        f"{options.layers} layers{experts}, {options.type}, predictors rank {options.rank} {options.predictor_type},",
+        end=" ",
     )
+    print(f"{options.threads} threads, median of {options.rounds}; memory reads {rate:.1f} GB/s")
     print(f"median of {options.rounds}; memory reads {rate:.1f} GB/s")
     print(f"{'':<34} {'tokens/s':>9} {'x llama.cpp':>12} {'GB/token':>9} {'GB/s':>6} {'of memory':>9} {'prompt/s':>9}")
     for name, speed in middle.items():
@@ -164,7 +167,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--predictor-type", default="Q8_0")
     parser.add_argument("--modes", nargs="*", default=["dense", "exact", "predicted"])
     parser.add_argument("--same-file", action="store_true", help="also run llama.cpp's file")
-    for name, default in {"rank": 512, "layers": 32, "experts": 0, "threads": 2, "tokens": 32, "prompt": 0, "rounds": 5}.items():
+    for name, default in {
+        "rank": 512,
+        "layers": 32,
+        "experts": 0,
+        "threads": 2,
+        "tokens": 32,
+        "prompt": 0,
+        "rounds": 5,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep", action="store_true", help="use files that are there, and leave them")
     parser.add_argument("--write-only", action="store_true")

@@ -74,6 +74,12 @@ def atomic_add(e: Emit, address: Any, value: Any) -> Any:
     return e.b.atomic_rmw("add", e.b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
 
 
+@emitted(_int, _int, _int)
+def atomic_swap(e: Emit, address: Any, value: Any) -> Any:
+    """Put a value into the int64 at ``address``; returns what stood there before. Orders memory both ways."""
+    return e.b.atomic_rmw("xchg", e.b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
+
+
 @emitted(_int, _int)
 def atomic_load(e: Emit, address: Any) -> Any:
     """The int64 at ``address``; what other threads wrote before storing it is visible afterwards."""

@@ -158,7 +158,7 @@ class Emit:
         return self.b.extract_element(vector, ir.Constant(I32, 0))
 
     def prefetch(self, address: Any, offset: int = 0) -> None:
-        """Ask for the cache line at ``address`` plus bytes, into the second cache: the first one has few to wait for."""
+        """Ask for the cache line at ``address`` plus bytes, into the second cache: the first waits for few at once."""
         pointer = self._pointer(I8, address, offset)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         name = "llvm.prefetch.p0" if llvm.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
