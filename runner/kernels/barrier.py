@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .compiling import compiled
-from .memory import atomic_add, atomic_load, atomic_swap, call_yield, load_i64, pause, store_i64
+from .memory import atomic_add, atomic_load, atomic_replace, call_yield, load_i64, pause, store_i64
 from .parameters import Parameters
 
 # Words of the sync array; each stands in a cache line of its own.
 _LINE = 8
 ARRIVALS, ABORT, YIELD, FIRST_THREAD = 0, _LINE, 2 * _LINE, 3 * _LINE
-STATE = 1  # behind each thread's word: whether it sleeps, stays or works
-ASLEEP, STAYING, WORKING = range(3)
+# Behind each thread's word: twice how often it was called, and one more if it sleeps; how many calls it has answered;
+# and whether it must be woken.
+_CALLS, _ANSWERED, _WAKE = 1, 2, 3
 _SPINS = 2000  # pauses before the core is given away, some 50 microseconds
 _STAY = 6000  # pauses, or times that the core is given away, before a member sleeps
 
@@ -27,13 +28,15 @@ def new_sync(threads: int, yield_function: int) -> npt.NDArray[np.int64]:
     """The words that ``threads`` threads meet over. ``yield_function`` is `memory.yield_address()`."""
     sync = np.zeros(FIRST_THREAD + threads * _LINE, np.int64)
     sync[YIELD] = yield_function
+    reset(sync)
     return sync
 
 
 def reset(sync: npt.NDArray[np.int64]) -> None:
-    """Make ready for a next step. No thread may be in the last one."""
+    """Make ready for a next step. No thread may be in the last one; all but the first sleep."""
     sync[ARRIVALS] = sync[ABORT] = 0
     sync[FIRST_THREAD:] = 0
+    sync[FIRST_THREAD + _CALLS :: _LINE] = 1
 
 
 @compiled
@@ -64,31 +67,35 @@ def aborted(params: Parameters) -> int:
 
 @compiled
 def stay(params: Parameters, thread: int) -> int:
-    """Wait a while for the next step; returns 1 if there is one, 0 to sleep."""
-    state = params.sync + 8 * (FIRST_THREAD + thread * _LINE + STATE)
-    atomic_swap(state, STAYING)
+    """As a member that has answered a call, wait a while for the next; returns 1 if there is one, 0 to sleep."""
+    mine = params.sync + 8 * (FIRST_THREAD + thread * _LINE)
+    answered, calls = load_i64(mine, _ANSWERED) + 1, mine + 8 * _CALLS
+    store_i64(mine, _ANSWERED, answered)
     spins = 0
-    while spins < _STAY and atomic_load(state) == STAYING and aborted(params) == 0:
+    while spins < _STAY and atomic_load(calls) == 2 * answered and aborted(params) == 0:
         spins += 1
         if spins < _SPINS:
             pause()
         else:
             call_yield(load_i64(params.sync, YIELD))
-    return int(atomic_swap(state, ASLEEP) == WORKING)
+    return 1 - atomic_replace(calls, 2 * answered, 2 * answered + 1)
 
 
 @compiled
 def call_members(params: Parameters) -> int:
-    """Call those who stay to the next step; returns how many sleep, and must be woken."""
+    """Call all members; returns how many sleep, and must be woken (`to_wake`)."""
     asleep = 0
     for thread in range(1, params.threads):
-        state = params.sync + 8 * (FIRST_THREAD + thread * _LINE + STATE)
-        if atomic_swap(state, WORKING) == ASLEEP:
-            atomic_swap(state, ASLEEP)
+        mine = params.sync + 8 * (FIRST_THREAD + thread * _LINE)
+        if atomic_add(mine + 8 * _CALLS, 2) % 2 == 1:
+            atomic_add(mine + 8 * _CALLS, -1)
+            store_i64(mine, _WAKE, 1)
             asleep += 1
     return asleep
 
 
-def state_of(thread: int) -> int:
-    """The word of a member's state."""
-    return FIRST_THREAD + thread * _LINE + STATE
+def to_wake(sync: npt.NDArray[np.int64], thread: int) -> bool:
+    """Whether a member must be woken; asks once."""
+    place = FIRST_THREAD + thread * _LINE + _WAKE
+    wake, sync[place] = bool(sync[place]), 0
+    return wake

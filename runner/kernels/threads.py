@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from . import barrier
-from .barrier import call_members, state_of
+from .barrier import call_members, to_wake
 from .memory import yield_address
 
 Array = npt.NDArray[np.void]
@@ -69,10 +69,9 @@ class Team:
             self._rest()
         if call_members(address):
             for number, member in enumerate(self._members, 1):
-                if self.sync[state_of(number)] == barrier.ASLEEP:
+                if to_wake(self.sync, number):
                     if member.started:
                         self._wait(member)
-                    self.sync[state_of(number)] = barrier.WORKING
                     member.start(job)
         try:
             job(0)
