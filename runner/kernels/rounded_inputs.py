@@ -6,7 +6,7 @@ are then further from those of the float inputs, and a model's perplexity is lla
 A group of 128 values is 64 signed bytes (the first 16 of each run) and 64 more (the second 16), each value / scale.
 After all groups' bytes come, per group, the four scales and four times -scale x (sum of the run's values / scale) / 4;
 then, per group, 16 int16: -8 x the sum of the four and four bytes that meet weights in a lane (block_tiles.py), which
-makes good for weights that are stored too large; then the same of the first four alone.
+makes good for weights that are stored too large.
 A last group that is not full is filled up with zeros.
 """
 
@@ -60,14 +60,13 @@ def _zero_run(e: Emit, low: Any, high: Any) -> None:
         e.store(e.all(ir.VectorType(I8, 16), 0), address)
 
 
-@emitted(types.void, *[types.int64] * 3)
-def _sum_lanes(e: Emit, group: Any, lanes: Any, low_lanes: Any) -> None:
-    """-8 x the lanes' sums of a group's bytes, and of its first half, as int16."""
-    ones, minus_eight, words = e.all(BYTES, 1), e.all(INTS, -8), ir.VectorType(I16, INTS.count)
-    low = e.dot4(e.all(INTS, 0), ones, e.load(BYTES, group))
-    both = e.dot4(low, ones, e.load(BYTES, group, GROUP // 2))
-    for total, address in ((both, lanes), (low, low_lanes)):
-        e.store(e.b.trunc(e.b.mul(total, minus_eight), words), address)
+@emitted(types.void, *[types.int64] * 2)
+def _sum_lanes(e: Emit, group: Any, lanes: Any) -> None:
+    """-8 x the lanes' sums of a group's bytes, as int16."""
+    total, ones = e.all(INTS, 0), e.all(BYTES, 1)
+    for half in (0, GROUP // 2):
+        total = e.dot4(total, ones, e.load(BYTES, group, half))
+    e.store(e.b.trunc(e.b.mul(total, e.all(INTS, -8)), ir.VectorType(I16, INTS.count)), lanes)
 
 
 @compiled
@@ -95,5 +94,4 @@ def round_input(params: Parameters, x: int, columns: int, target: int, sharing: 
             store_f32(factors, RUNS + k, 0.0)
     lanes = target + groups * (GROUP + FACTOR_BYTES)
     for group in range(groups):
-        place = lanes + group * LANE_BYTES
-        _sum_lanes(target + group * GROUP, place, place + groups * LANE_BYTES)
+        _sum_lanes(target + group * GROUP, lanes + group * LANE_BYTES)

@@ -1,4 +1,4 @@
-"""Block types as groups of 128 unsigned bytes with scales: what every own kernel of the runner computes with.
+"""Block types as groups of 128 bytes with scales: what every own kernel of the runner computes with.
 
 A group is four runs a, b, c, d of 32 neighbouring weights. Its bytes are two vectors: ``low`` has the first 16 of each
 run, ``high`` the second 16, so that lanes 4k to 4k+3 of a four-byte product belong to run k, and one vector of scales
@@ -25,7 +25,7 @@ _LINE, _WORDS = 64, ir.VectorType(I16, 32)
 
 @dataclass(frozen=True)
 class Group:
-    """128 weights: (byte - offset) x scale - minimum."""
+    """128 weights: (byte - offset) x scale - minimum, of unsigned bytes; of signed ones byte x scale."""
 
     low: Any
     high: Any
@@ -33,8 +33,8 @@ class Group:
     """16 floats, a run's in its four lanes."""
     scale_high: Any
     """None where it is ``scale_low``."""
-    offset: int
-    """0, or 8 times a power of two."""
+    offset: int | None
+    """0, or 8 times a power of two; None where bytes are signed."""
     minimum: Any = None
     """As the scales; None where there is none."""
 
@@ -129,9 +129,7 @@ def _q5_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
 
 
 def _q8_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
-    top = e.all(BYTES, -128)
-    low, high = (e.b.xor(_sixteens(e, blocks, offset), top) for offset in (2, 18))
-    return [Group(low, high, _scales(e, blocks), None, 128)]
+    return [Group(_sixteens(e, blocks, 2), _sixteens(e, blocks, 18), _scales(e, blocks), None, None)]
 
 
 def _floats(e: Emit, four_bytes: Any, factor: Any, *, signed: bool = False) -> Any:
@@ -180,9 +178,9 @@ def _q6_k_group(e: Emit, block: Any, part: int, scale: Any) -> Group:
         low = e.b.and_(e.b.lshr(low, low_shift), e.all(BYTES, 15))
         high = e.b.and_(e.b.lshr(high, pair_shift), e.all(BYTES, 3))
         whole = e.b.or_(low, e.b.shl(high, e.all(BYTES, 4)))
-        halves.append(whole)
+        halves.append(e.b.sub(whole, e.all(BYTES, 32)))
         scales.append(_floats(e, e.pick(eight_scales, [start // 16 + 2 * k for k in range(4)]), scale, signed=True))
-    return Group(halves[0], halves[1], scales[0], scales[1], 32)
+    return Group(halves[0], halves[1], scales[0], scales[1], None)
 
 
 FORMATS = {

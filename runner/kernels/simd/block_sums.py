@@ -148,7 +148,10 @@ def _add_run(e: Emit, groups: Sequence[Group], weights: Sequence[Any], run: int,
         for group, weight in zip(groups, weights, strict=True):
             quants, scale = (group.low, group.scale_low) if half == 0 else (group.high, group.scale_high)
             scale = group.scale_low if scale is None else scale
-            wide = e.b.sub(e.b.zext(e.pick(quants, lanes), INTS), e.all(INTS, group.offset))
+            if group.offset is None:
+                wide = e.b.sext(e.pick(quants, lanes), INTS)
+            else:
+                wide = e.b.sub(e.b.zext(e.pick(quants, lanes), INTS), e.all(INTS, group.offset))
             whole = e.b.sitofp(wide, FLOATS)
             total = e.fma(whole, e.pick(e.b.fmul(scale, weight), spread), total)
             if group.minimum is not None:
