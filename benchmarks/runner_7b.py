@@ -135,11 +135,8 @@ def _report(options: argparse.Namespace, found: dict[str, list[float]]) -> None:
     middle = {name: statistics.median(values) for name, values in found.items()}
     peer, rate = middle.get("llama.cpp", float("nan")), middle.get("bandwidth", float("nan"))
     experts = f", 2 of {options.experts} experts" if options.experts else ""
-    print(
-        f"{options.layers} layers{experts}, {options.type}, predictors rank {options.rank} {options.predictor_type},",
-        end=" ",
-    )
-    print(f"{options.threads} threads, median of {options.rounds}; memory reads {rate:.1f} GB/s")
+    predictors = f"predictors rank {options.rank} {options.predictor_type}"
+    print(f"{options.layers} layers{experts}, {options.type}, {predictors}, {options.threads} threads,", end=" ")
     print(f"median of {options.rounds}; memory reads {rate:.1f} GB/s")
     print(f"{'':<34} {'tokens/s':>9} {'x llama.cpp':>12} {'GB/token':>9} {'GB/s':>6} {'of memory':>9} {'prompt/s':>9}")
     for name, speed in middle.items():
