@@ -2,9 +2,12 @@
 
     python benchmarks/runner_7b.py --llama-bench BUILD/bin/llama-bench [--powerinfer BUILD/bin/main] [--scratch /tmp]
     python benchmarks/runner_7b.py --type Q8_0 --modes dense --llama-bench ...
+    python benchmarks/runner_7b.py --experts 8 --layers 6 --prompt 512 --llama-bench ...       # layers of the 8x7B
 
-Rounds alternate between engines, so that a machine that is slower for a while is slower for all of them. Files (4 GB
-each at Q4_0) are written by runner/bench/planted_model.py and deleted at the end, unless --keep.
+Rounds alternate between engines, so that a machine that is slower for a while is slower for all of them; a first round
+that is not counted reads the files in. Bytes are those of the rows that were read, of experts those that were chosen.
+Files (4 GB each at Q4_0; a layer of the 8x7B takes 0.86 GB) are written by runner/bench/planted_model.py and deleted at the
+end, unless --keep.
 """
 
 import argparse
@@ -73,11 +76,13 @@ def main() -> None:
     """Print a table, then one JSON line."""
     options = _options()
     shape = Shape(
-        type_name=options.type, predictor_type=options.predictor_type, rank=options.rank, layers=options.layers
-    )
-    files = {"sparse": options.scratch / "r7-sparse.gguf"}
+        type_name=options.type, predictor_type=options.predictor_type, rank=options.rank, layers=options.layers,
+        experts=options.experts, experts_per_token=2 if options.experts else 0,
+    )  # fmt: skip
+    name = f"r7x{options.experts}" if options.experts else "r7"
+    files = {"sparse": options.scratch / f"{name}-sparse.gguf"}
     if options.llama_bench:
-        files["llama.cpp"] = options.scratch / "r7-llama.gguf"
+        files["llama.cpp"] = options.scratch / f"{name}-llama.gguf"
     if options.powerinfer:
         files["powerinfer"] = options.scratch / "r7-powerinfer.gguf"
     try:
@@ -103,7 +108,9 @@ def _measure(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, l
     models = {"ours": load(files["sparse"], threads=threads, context=1024)} if options.modes else {}
     if options.same_file:
         models["ours on llama.cpp's file"] = load(files["llama.cpp"], threads=threads, context=1024)
-    for _ in range(options.rounds):
+    for turn in range(options.rounds + 1):
+        if turn == 1:
+            found.clear()
         for name, model in models.items():
             note("bandwidth", measure_bandwidth(threads) / 1e9)
             for mode in options.modes if name == "ours" else ("dense",):
@@ -127,9 +134,9 @@ def _measure(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, l
 def _report(options: argparse.Namespace, found: dict[str, list[float]]) -> None:
     middle = {name: statistics.median(values) for name, values in found.items()}
     peer, rate = middle.get("llama.cpp", float("nan")), middle.get("bandwidth", float("nan"))
-    print(
-        f"{options.type}, predictors rank {options.rank} {options.predictor_type}, {options.threads} threads,", end=" "
-    )
+    experts = f", 2 of {options.experts} experts" if options.experts else ""
+    predictors = f"predictors rank {options.rank} {options.predictor_type}"
+    print(f"{options.layers} layers{experts}, {options.type}, {predictors}, {options.threads} threads,", end=" ")
     print(f"median of {options.rounds}; memory reads {rate:.1f} GB/s")
     print(f"{'':<34} {'tokens/s':>9} {'x llama.cpp':>12} {'GB/token':>9} {'GB/s':>6} {'of memory':>9} {'prompt/s':>9}")
     for name, speed in middle.items():
@@ -157,7 +164,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--predictor-type", default="Q8_0")
     parser.add_argument("--modes", nargs="*", default=["dense", "exact", "predicted"])
     parser.add_argument("--same-file", action="store_true", help="also run llama.cpp's file")
-    for name, default in {"rank": 512, "layers": 32, "threads": 2, "tokens": 32, "prompt": 0, "rounds": 5}.items():
+    for name, default in {
+        "rank": 512,
+        "layers": 32,
+        "experts": 0,
+        "threads": 2,
+        "tokens": 32,
+        "prompt": 0,
+        "rounds": 5,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep", action="store_true", help="use files that are there, and leave them")
     parser.add_argument("--write-only", action="store_true")

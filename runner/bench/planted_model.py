@@ -6,6 +6,7 @@ gate, fires, or is predicted (all that fire, and more), others for each of the e
 predictors, llama.cpp's, or PowerInfer's.
 """
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,10 @@ def write_planted(path: Path, target: str, shape: Shape, seed: int = 0) -> Path:
         for plan in plans:
             source.write(stream, plan)
             stream.write(b"\0" * (-plan.size_bytes % ALIGNMENT))
+        stream.flush()
+        os.fsync(stream.fileno())
+        if hasattr(os, "posix_fadvise"):  # whoever runs it reads it, into such pages as that engine asks for
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return path
 
 

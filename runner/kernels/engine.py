@@ -25,7 +25,7 @@ from .parameters import (
     new_buffers,
     new_parameters,
 )
-from .step import step
+from .step import steps
 from .threads import Team
 from .weight_types import input_bytes, type_record
 
@@ -135,8 +135,7 @@ class Engine:
         parameters["token_ids"], parameters["tokens"] = block_T.ctypes.data, len(block_T)
         parameters["position"], parameters["mode"], parameters["audit"] = position, MODES[mode], audit
         parameters["logits_out"], parameters["outputs"] = logits_OV.ctypes.data, len(logits_OV)
-        address, run = parameters.ctypes.data, step
-        self._team.run(lambda thread: run(address, thread))
+        self._team.run_on(parameters, steps)
 
     def close(self) -> None:
         """End the threads."""

@@ -74,6 +74,13 @@ def atomic_add(e: Emit, address: Any, value: Any) -> Any:
     return e.b.atomic_rmw("add", e.b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
 
 
+@emitted(_int, _int, _int, _int)
+def atomic_replace(e: Emit, address: Any, old: Any, new: Any) -> Any:
+    """Put ``new`` into the int64 at ``address`` if ``old`` is there; returns 1 if it was. Orders memory both ways."""
+    place = e.b.inttoptr(address, I64.as_pointer())
+    return e.b.zext(e.b.extract_value(e.b.cmpxchg(place, old, new, "seq_cst", "seq_cst"), 1), I64)
+
+
 @emitted(_int, _int)
 def atomic_load(e: Emit, address: Any) -> Any:
     """The int64 at ``address``; what other threads wrote before storing it is visible afterwards."""

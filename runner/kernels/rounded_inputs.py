@@ -3,8 +3,10 @@
 llama.cpp rounds what K-quants meet with one scale for 256 (quantize_row_q8_K_ref), which can be asked for: the products
 are then further from those of the float inputs, and a model's perplexity is llama.cpp's.
 
-A group of 128 values is 64 bytes (the first 16 of each run) and 64 more (the second 16), each value / scale + 128.
-After all groups' bytes come, per group, the four scales and four times -scale x (sum of the run's values / scale) / 4.
+A group of 128 values is 64 signed bytes (the first 16 of each run) and 64 more (the second 16), each value / scale.
+After all groups' bytes come, per group, the four scales and four times -scale x (sum of the run's values / scale) / 4;
+then, per group, 16 int16: -8 x the sum of the four and four bytes that meet weights in a lane (block_tiles.py), which
+makes good for weights that are stored too large.
 A last group that is not full is filled up with zeros.
 """
 
@@ -18,8 +20,8 @@ from .compiling import compiled
 from .memory import store_f32
 from .parameters import Parameters
 from .simd.block_groups import GROUP, RUN, RUNS
-from .simd.block_tiles import FACTOR_BYTES
-from .simd.emit import FLOAT, I8, I32, Emit, emitted
+from .simd.block_tiles import FACTOR_BYTES, LANE_BYTES
+from .simd.emit import BYTES, FLOAT, I8, I16, I32, INTS, Emit, emitted
 
 _FLOATS, _INTS = ir.VectorType(FLOAT, RUN), ir.VectorType(I32, RUN)
 _MOST = 127.0
@@ -44,9 +46,9 @@ def _round_run(e: Emit, x: Any, largest: Any, low: Any, high: Any, scale_at: Any
     inverse = b.select(empty, zero, b.fdiv(most, largest))
     scale = b.fdiv(largest, most)
     rounded = e.call(f"llvm.rint.v{RUN}f32", _FLOATS, b.fmul(e.load(_FLOATS, x), e.splat(inverse, RUN)))
-    shifted = b.trunc(b.add(b.fptosi(rounded, _INTS), e.all(_INTS, 128)), ir.VectorType(I8, RUN))
-    e.store(e.pick(shifted, range(16)), low)
-    e.store(e.pick(shifted, range(16, 32)), high)
+    whole = b.trunc(b.fptosi(rounded, _INTS), ir.VectorType(I8, RUN))
+    e.store(e.pick(whole, range(16)), low)
+    e.store(e.pick(whole, range(16, 32)), high)
     e.store(scale, scale_at)
     e.store(b.fmul(e.total(rounded), b.fmul(scale, ir.Constant(FLOAT, -0.25))), sum_at)
 
@@ -55,7 +57,16 @@ def _round_run(e: Emit, x: Any, largest: Any, low: Any, high: Any, scale_at: Any
 def _zero_run(e: Emit, low: Any, high: Any) -> None:
     """The bytes of 32 zeros."""
     for address in (low, high):
-        e.store(e.all(ir.VectorType(I8, 16), -128), address)
+        e.store(e.all(ir.VectorType(I8, 16), 0), address)
+
+
+@emitted(types.void, *[types.int64] * 2)
+def _sum_lanes(e: Emit, group: Any, lanes: Any) -> None:
+    """-8 x the lanes' sums of a group's bytes, as int16."""
+    total, ones = e.all(INTS, 0), e.all(BYTES, 1)
+    for half in (0, GROUP // 2):
+        total = e.dot4(total, ones, e.load(BYTES, group, half))
+    e.store(e.b.trunc(e.b.mul(total, e.all(INTS, -8)), ir.VectorType(I16, INTS.count)), lanes)
 
 
 @compiled
@@ -81,3 +92,6 @@ def round_input(params: Parameters, x: int, columns: int, target: int, sharing: 
             _zero_run(low, low + GROUP // 2)
             store_f32(factors, k, 0.0)
             store_f32(factors, RUNS + k, 0.0)
+    lanes = target + groups * (GROUP + FACTOR_BYTES)
+    for group in range(groups):
+        _sum_lanes(target + group * GROUP, lanes + group * LANE_BYTES)

@@ -41,8 +41,9 @@ from .simd.float_vectors import blend, float_tile
 
 _ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in the scratch addresses and results stand
 _ROW_CHUNK, _TOKENS = 32, 8  # rows that stay in the cache while groups of so many inputs pass
-_AHEAD_BYTES = 9 << 10  # of rows that are asked for before they are needed
-_LISTED = 4  # rows here and there that are read side by side, while as many are asked for
+_AHEAD_BYTES = 18 << 10  # of rows that are asked for before they are needed
+_LISTED = 4  # rows here and there that are asked for before they are needed
+_SHORT, _SHORT_LISTED = 512, 1024  # bytes; shorter rows are multiplied four at a time
 
 
 class Kernels(NamedTuple):
@@ -146,19 +147,24 @@ def _block_products(number: int) -> Any:
             token = _number(chosen, t)
             target = out + 4 * token * token_step
             store_i64(xs, 0, x + token * x_stride)
-            for j in range(first, end if listed == 0 else first):
-                store_i64(rows, 0, base + j * stride)
-                store_i64(nexts, 0, base + (j + ahead) * stride)
-                tile(number, 1, 1, 1, rows, xs, columns, nexts, outs)
-                store_f32(target, j * row_step, load_f32(outs, 0))
             for i in range(first, min(first + _LISTED, end) if listed else first):
                 _ask(base + load_i32(listed, i) * stride, stride)
-            for i in range(first, end if listed else first, _LISTED):
-                _fill(rows, base, stride, listed, i, end - 1, _LISTED)
-                _fill(nexts, base, stride, listed, i + _LISTED, end - 1, _LISTED)
-                tile(number, _LISTED, 1, 1, rows, xs, columns, nexts, outs)
-                for r in range(min(_LISTED, end - i)):
-                    store_f32(target, load_i32(listed, i + r) * row_step, load_f32(outs, r))
+            if stride < (_SHORT_LISTED if listed else _SHORT):
+                for i in range(first, end, 4):
+                    _fill(rows, base, stride, listed, i, end - 1, 4)
+                    _fill(nexts, base, stride, listed, i + (_LISTED if listed else ahead), end - 1, 4)
+                    tile(number, 4, 1, 3, rows, xs, columns, nexts, outs)
+                    for r in range(min(4, end - i)):
+                        store_f32(target, _number(listed, i + r) * row_step, load_f32(outs, r))
+            else:
+                for i in range(first, end):
+                    _fill(rows, base, stride, listed, i, end - 1, 1)
+                    _fill(nexts, base, stride, listed, i + (_LISTED if listed else ahead), end - 1, 1)
+                    if listed:
+                        tile(number, 1, 1, 2, rows, xs, columns, nexts, outs)
+                    else:
+                        tile(number, 1, 1, 3, rows, xs, columns, nexts, outs)
+                    store_f32(target, _number(listed, i) * row_step, load_f32(outs, 0))
         if tokens <= 2:
             return
         for start in range(first, end, _ROW_CHUNK):

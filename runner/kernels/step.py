@@ -5,7 +5,7 @@ barriers.
 """
 
 from .attention import attention
-from .barrier import aborted, meet
+from .barrier import aborted, meet, stay
 from .compiling import compiled
 from .ffn.ffn import ffn
 from .matrix_products import multiply, ready
@@ -55,3 +55,11 @@ def step(params: Parameters, thread: int) -> None:
     if params.outputs:
         head(params, thread)
     meet(params, thread)
+
+
+@compiled
+def steps(params: Parameters, thread: int) -> None:
+    """One step, and as a member of the team those that follow soon."""
+    step(params, thread)
+    while thread > 0 and stay(params, thread) == 1:
+        step(params, thread)

@@ -5,10 +5,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ...common.errors import TsconvertError
 from . import barrier
+from .barrier import call_members, to_wake
 from .memory import yield_address
 
+Array = npt.NDArray[np.void]
 Job = Callable[[int], Any]
 _MOST_THREADS = 256
 
@@ -30,7 +35,7 @@ class Team:
 
     def run(self, job: Job) -> None:
         """Call ``job(number)`` on every thread and return when all are done. What one raises is raised here."""
-        barrier.reset(self.sync)
+        self._rest()
         for member in self._members:
             member.start(job)
         errors: list[BaseException] = []
@@ -43,6 +48,38 @@ class Team:
             errors += self._wait(member)
         if errors:
             raise errors[0]
+
+    def run_on(self, parameters: Array, function: Callable[[int, int], Any]) -> None:
+        """Call compiled ``function(address of the record, number)`` on every thread, and return when number 0 is done.
+
+        Its last act is that all meet; then members may `barrier.stay` for the next call, as long as nothing fails.
+        """
+        address = parameters.ctypes.data
+
+        def job(number: int, _kept: Array = parameters) -> None:
+            function(address, number)
+
+        if self.sync[barrier.ABORT]:
+            self._rest()
+        if call_members(address):
+            for number, member in enumerate(self._members, 1):
+                if to_wake(self.sync, number):
+                    if member.started:
+                        self._wait(member)
+                    member.start(job)
+        try:
+            job(0)
+        except BaseException:
+            self._rest()
+            raise
+
+    def _rest(self) -> None:
+        """Send all members to sleep, and make ready for anything."""
+        self.sync[barrier.ABORT] = 1
+        interrupts = [each for member in self._members if member.started for each in self._wait(member)]
+        barrier.reset(self.sync)
+        if interrupts:
+            raise interrupts[0]
 
     def _wait(self, member: "_Member") -> list[BaseException]:
         """What the member raised. Ctrl-C stops the step, but nobody leaves while a member is still in it."""
@@ -66,16 +103,18 @@ class _Member:
         self.number, self.sync = number, sync
         self.job: Job | None = None
         self.error: BaseException | None = None
+        self.started = False
         self.begin, self.end = threading.Semaphore(0), threading.Semaphore(0)
         self.thread = threading.Thread(target=self._serve, name=f"tsconvert-{number}", daemon=True)
         self.thread.start()
 
     def start(self, job: Job | None) -> None:
-        self.job = job
+        self.job, self.started = job, job is not None
         self.begin.release()
 
     def wait(self) -> BaseException | None:
         self.end.acquire()
+        self.started = False
         error, self.error = self.error, None
         return error
 

@@ -88,6 +88,15 @@ def test_the_number_of_threads_changes_no_bit_in_any_type(tiny, gguf_of, tmp_pat
         np.testing.assert_array_equal(other, first)
 
 
+@pytest.mark.parametrize("mode", ["dense", "exact"])
+@pytest.mark.parametrize("dtype", ["Q4_0", "Q8_0", "Q4_K"])
+def test_the_number_of_threads_changes_no_bit_with_experts(tiny, gguf_of, tmp_path, prompt, dtype, mode):
+    path = gguf_of(tiny("mixtral", "drelu", hidden_size=256), tmp_path / "m.gguf", "sparse", dtype)
+    first, *others = by_threads(path, prompt, mode=mode)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("kind", [("drelu", "sparse", 1.5), ("reglu", "powerinfer", -0.5)])

@@ -1,4 +1,4 @@
-"""Block types as groups of 128 signed bytes with scales: what every own kernel of the runner computes with.
+"""Block types as groups of 128 bytes with scales: what every own kernel of the runner computes with.
 
 A group is four runs a, b, c, d of 32 neighbouring weights. Its bytes are two vectors: ``low`` has the first 16 of each
 run, ``high`` the second 16, so that lanes 4k to 4k+3 of a four-byte product belong to run k, and one vector of scales
@@ -25,7 +25,7 @@ _LINE, _WORDS = 64, ir.VectorType(I16, 32)
 
 @dataclass(frozen=True)
 class Group:
-    """128 weights: byte x scale - minimum."""
+    """128 weights: (byte - offset) x scale - minimum, of unsigned bytes; of signed ones byte x scale."""
 
     low: Any
     high: Any
@@ -33,8 +33,10 @@ class Group:
     """16 floats, a run's in its four lanes."""
     scale_high: Any
     """None where it is ``scale_low``."""
+    offset: int | None
+    """0, or 8 times a power of two; None where bytes are signed."""
     minimum: Any = None
-    """Likewise; None where there is none."""
+    """As the scales; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,13 @@ class Neighbours(list[Any]):
             picked = e.pick(low, [lane for lane in lanes for _ in range(times)], e.load(_WORDS, self[0], last))
         return e.b.bitcast(picked, ir.VectorType(HALF, RUNS * times))
 
+    def bytes_at(self, e: Emit, places: Sequence[int]) -> Any:
+        """Bytes of the four blocks, by one permutation of two vectors that hold all of them."""
+        end = RUNS * self.size_bytes
+        first, last = (0, end - _LINE) if end <= 2 * _LINE else (min(places), max(places) + 1 - _LINE)
+        lanes = [place - first if place < first + _LINE else _LINE + place - last for place in places]
+        return e.pick(e.load(BYTES, self[0], first), lanes, e.load(BYTES, self[0], last))
+
 
 def _scales(e: Emit, addresses: Sequence[Any]) -> Any:
     """The float16 of each of four blocks, spread."""
@@ -93,6 +102,8 @@ def _scales(e: Emit, addresses: Sequence[Any]) -> Any:
 
 
 def _sixteens(e: Emit, addresses: Sequence[Any], offset: int) -> Any:
+    if isinstance(addresses, Neighbours) and e.permutes_bytes:
+        return addresses.bytes_at(e, [k * addresses.size_bytes + offset + i for k in range(RUNS) for i in range(16)])
     return e.join([e.load(_SIXTEEN, address, offset) for address in addresses])
 
 
@@ -102,25 +113,23 @@ def _nibbles(e: Emit, both: Any) -> tuple[Any, Any]:
 
 
 def _q4_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
-    low, high = _nibbles(e, _sixteens(e, blocks, 2))
-    eight = e.all(BYTES, 8)
-    return [Group(e.b.sub(low, eight), e.b.sub(high, eight), _scales(e, blocks), None)]
+    return [Group(*_nibbles(e, _sixteens(e, blocks, 2)), _scales(e, blocks), None, 8)]
 
 
 def _q5_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
     """The fifth bits are a uint32 of each block: bits 0 to 15 of its first 16 weights, then of the others."""
     low, high = _nibbles(e, _sixteens(e, blocks, 6))
     bits = e.join([e.b.bitcast(e.load(I32, block, 2), ir.VectorType(ir.IntType(1), 32)) for block in blocks])
-    zero, minus = e.all(BYTES, 0), e.all(BYTES, -16)
+    zero, sixteen = e.all(BYTES, 0), e.all(BYTES, 16)
     halves = []
     for start, nibbles in ((0, low), (16, high)):
         mask = e.pick(bits, [32 * run + start + i for run in range(RUNS) for i in range(16)])
-        halves.append(e.b.add(nibbles, e.b.select(mask, zero, minus)))
-    return [Group(halves[0], halves[1], _scales(e, blocks), None)]
+        halves.append(e.b.or_(nibbles, e.b.select(mask, sixteen, zero)))
+    return [Group(halves[0], halves[1], _scales(e, blocks), None, 16)]
 
 
 def _q8_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
-    return [Group(_sixteens(e, blocks, 2), _sixteens(e, blocks, 18), _scales(e, blocks), None)]
+    return [Group(_sixteens(e, blocks, 2), _sixteens(e, blocks, 18), _scales(e, blocks), None, None)]
 
 
 def _floats(e: Emit, four_bytes: Any, factor: Any, *, signed: bool = False) -> Any:
@@ -147,7 +156,7 @@ def _q4_k_group(e: Emit, block: Any, part: int, scales: Any, minima: Any, factor
     for start in (0, 16):
         lanes = [base + start + i for base in (0, 0, 32, 32) for i in range(16)]
         halves.append(e.b.and_(e.b.lshr(e.pick(quants, lanes), shifts), fifteen))
-    return Group(halves[0], halves[1], _floats(e, scales, factors[0]), None, _floats(e, minima, factors[1]))
+    return Group(halves[0], halves[1], _floats(e, scales, factors[0]), None, 0, _floats(e, minima, factors[1]))
 
 
 def _q6_k(e: Emit, blocks: Sequence[Any]) -> list[Group]:
@@ -171,7 +180,7 @@ def _q6_k_group(e: Emit, block: Any, part: int, scale: Any) -> Group:
         whole = e.b.or_(low, e.b.shl(high, e.all(BYTES, 4)))
         halves.append(e.b.sub(whole, e.all(BYTES, 32)))
         scales.append(_floats(e, e.pick(eight_scales, [start // 16 + 2 * k for k in range(4)]), scale, signed=True))
-    return Group(halves[0], halves[1], scales[0], scales[1])
+    return Group(halves[0], halves[1], scales[0], scales[1], None)
 
 
 FORMATS = {

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .block_groups import FORMATS, GROUP, RUN, RUNS, Group, Neighbours
-from .block_tiles import KINDS, blocks_at
+from .block_tiles import KINDS, ask_lines, ask_rest, blocks_at
 from .emit import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
 
 _SIXTEEN = ir.VectorType(I8, 16)
@@ -52,12 +52,6 @@ def _emit(
         _emit_groups(e, kind, rows, weights, columns, into, ahead)
 
 
-def _ask_ahead(e: Emit, ahead: Sequence[Any], offset: Any, size: int) -> None:
-    for row in ahead:
-        for line in range(0, size, 64):
-            e.prefetch(e.b.add(row, offset), line)
-
-
 def _emit_looked_up(
     e: Emit, kind: str, rows: Sequence[Any], weights: Sequence[Any], columns: Any, into: Any, ahead: Sequence[Any]
 ) -> None:
@@ -68,12 +62,13 @@ def _emit_looked_up(
     left = b.udiv(b.urem(columns, ir.Constant(I64, GROUP)), ir.Constant(I64, form.weights))
     with e.loop(steps) as index:
         offset = b.mul(index, ir.Constant(I64, form.blocks * form.size_bytes))
-        _ask_ahead(e, ahead, offset, form.blocks * form.size_bytes)
+        ask_lines(e, ahead, index, form.blocks * form.size_bytes // 64)
         target = b.add(into, b.mul(index, ir.Constant(I64, 4 * GROUP)))
         blocks = [blocks_at(e, form, row, offset) for row in rows]
         scales = _scales(e, blocks, shares)
         for run in range(RUNS):
             _look_up_run(e, kind, blocks, scales, run, b.add(target, ir.Constant(I64, 4 * RUN * run)))
+    ask_rest(e, ahead, steps, form.blocks * form.size_bytes)
     offset = b.mul(steps, ir.Constant(I64, form.blocks * form.size_bytes))
     target = b.add(into, b.mul(steps, ir.Constant(I64, 4 * GROUP)))
     with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
@@ -127,12 +122,13 @@ def _emit_groups(
     step_bytes = ir.Constant(I64, form.blocks * form.size_bytes)
     with e.loop(steps) as index:
         offset = b.mul(index, step_bytes)
-        _ask_ahead(e, ahead, offset, form.blocks * form.size_bytes)
+        ask_lines(e, ahead, index, form.blocks * form.size_bytes // 64)
         target = b.add(into, b.mul(index, ir.Constant(I64, 4 * form.step_weights)))
         expanded = [form.expand(e, blocks_at(e, form, row, offset)) for row in rows]
         for number in range(len(expanded[0])):
             for run in range(RUNS):
                 _add_run(e, [groups[number] for groups in expanded], weights, run, target, number * GROUP + run * RUN)
+    ask_rest(e, ahead, steps, form.blocks * form.size_bytes)
     if form.weights < GROUP:
         left = b.udiv(b.urem(columns, ir.Constant(I64, GROUP)), ir.Constant(I64, form.weights))
         offset = b.mul(steps, step_bytes)
@@ -152,7 +148,11 @@ def _add_run(e: Emit, groups: Sequence[Group], weights: Sequence[Any], run: int,
         for group, weight in zip(groups, weights, strict=True):
             quants, scale = (group.low, group.scale_low) if half == 0 else (group.high, group.scale_high)
             scale = group.scale_low if scale is None else scale
-            whole = e.b.sitofp(e.b.sext(e.pick(quants, lanes), INTS), FLOATS)
+            if group.offset is None:
+                wide = e.b.sext(e.pick(quants, lanes), INTS)
+            else:
+                wide = e.b.sub(e.b.zext(e.pick(quants, lanes), INTS), e.all(INTS, group.offset))
+            whole = e.b.sitofp(wide, FLOATS)
             total = e.fma(whole, e.pick(e.b.fmul(scale, weight), spread), total)
             if group.minimum is not None:
                 total = e.b.fsub(total, e.pick(e.b.fmul(group.minimum, weight), spread))

@@ -13,17 +13,18 @@ from numba import types
 from numba.extending import intrinsic
 
 from .block_groups import FORMATS, GROUP, RUNS, Format, Group, Neighbours, spread
-from .emit import BYTES, FLOAT, FLOATS, I64, INTS, Emit, instruction_set
+from .emit import BYTES, FLOAT, FLOATS, I16, I64, INTS, Emit, instruction_set
 
 KINDS = tuple(FORMATS)
 FACTOR_BYTES = 8 * 4  # of a group: four scales of the input, four sums
-_FOUR = ir.VectorType(FLOAT, RUNS)
+LANE_BYTES = 16 * 2  # of a group: -8 times the sum of the bytes that meet in a lane
+_FOUR, _LANES = ir.VectorType(FLOAT, RUNS), ir.VectorType(I16, 16)
 
 
 def input_bytes(columns: int) -> int:
     """Bytes of an input of ``columns`` values in the form that tiles take (rounded_inputs.py)."""
     groups = -(-columns // GROUP)
-    return -(-groups * (GROUP + FACTOR_BYTES) // 64) * 64
+    return -(-groups * (GROUP + FACTOR_BYTES + LANE_BYTES) // 64) * 64
 
 
 def blocks_at(e: Emit, form: Format, row: Any, offset: Any, left: Any = None) -> list[Any]:
@@ -46,26 +47,28 @@ class _Tile:
         zero = self.e.all(FLOATS, 0.0)
         self.sums = [[self.e.variable(zero) for _ in inputs] for _ in rows]
 
-    def run(self, columns: Any, ahead: Sequence[Any]) -> list[list[Any]]:
+    def run(self, columns: Any, ahead: Sequence[Any], level: int) -> list[list[Any]]:
         """The products, one list a row; lines of the rows ``ahead`` are asked for at the same pace."""
         b, step = self.e.b, self.format.step_weights
         groups = b.udiv(b.add(columns, ir.Constant(I64, GROUP - 1)), ir.Constant(I64, GROUP))
         factors = b.mul(groups, ir.Constant(I64, GROUP))
+        lanes = b.mul(groups, ir.Constant(I64, GROUP + FACTOR_BYTES))
+        parts = (factors, lanes)
         steps = b.udiv(columns, ir.Constant(I64, step))
+        size = self.format.blocks * self.format.size_bytes
         with self.e.loop(steps) as index:
-            offset = b.mul(index, ir.Constant(I64, self.format.blocks * self.format.size_bytes))
-            for address in ahead:
-                for line in range(0, self.format.blocks * self.format.size_bytes, 64):
-                    self.e.prefetch(b.add(address, offset), line)
-            self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], index, factors)
+            offset = b.mul(index, ir.Constant(I64, size))
+            ask_lines(self.e, ahead, index, size // 64, level)
+            self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], index, parts)
+        ask_rest(self.e, ahead, steps, size, level)
         if self.format.weights < GROUP:
             left = b.udiv(b.urem(columns, ir.Constant(I64, step)), ir.Constant(I64, self.format.weights))
             with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
                 offset = b.mul(steps, ir.Constant(I64, self.format.blocks * self.format.size_bytes))
-                self._step([blocks_at(self.e, self.format, row, offset, left) for row in self.rows], steps, factors)
+                self._step([blocks_at(self.e, self.format, row, offset, left) for row in self.rows], steps, parts)
         return [[self.e.total(b.load(place)) for place in row] for row in self.sums]
 
-    def _step(self, blocks: Sequence[Sequence[Any]], index: Any, factors: Any) -> None:
+    def _step(self, blocks: Sequence[Sequence[Any]], index: Any, parts: Sequence[Any]) -> None:
         """One step of every row: expanded once, then multiplied with each input."""
         b, expanded = self.e.b, [self.format.expand(self.e, addresses) for addresses in blocks]
         for number in range(len(expanded[0])):
@@ -75,25 +78,35 @@ class _Tile:
             groups = [row[number] for row in expanded]
             biases = [_biases(self.e, group) for group in groups]
             for t, x in enumerate(self.inputs):
-                quants = b.add(x, b.mul(at, ir.Constant(I64, GROUP)))
-                factor = b.add(b.add(x, factors), b.mul(at, ir.Constant(I64, FACTOR_BYTES)))
-                self._meet(groups, biases, t, quants, factor)
+                places = [b.add(x, b.mul(at, ir.Constant(I64, GROUP)))]
+                for part, size in zip(parts, (FACTOR_BYTES, LANE_BYTES), strict=True):
+                    places.append(b.add(b.add(x, part), b.mul(at, ir.Constant(I64, size))))
+                self._meet(groups, biases, t, *places)
 
-    def _meet(self, groups: Sequence[Group], biases: Sequence[Any], t: int, quants: Any, factor: Any) -> None:
+    def _meet(
+        self, groups: Sequence[Group], biases: Sequence[Any], t: int, quants: Any, factor: Any, lanes: Any
+    ) -> None:
         e, b = self.e, self.e.b
         low, high = e.load(BYTES, quants), e.load(BYTES, quants, GROUP // 2)
         scale = spread(e, e.load(_FOUR, factor))
         minus_sum = spread(e, e.load(_FOUR, factor, 16)) if groups[0].minimum is not None else None
+        if groups[0].offset is None:
+            low, high = (b.xor(part, e.all(BYTES, -128)) for part in (low, high))
+        else:
+            start = _start(e, groups[0].offset, lanes)
         for row, group, bias in zip(self.sums, groups, biases, strict=True):
             total = b.load(row[t])
-            if group.scale_high is None:
+            if group.offset is not None:
+                whole = e.dot4(e.dot4(start, group.low, low), group.high, high)
+                total = e.fma(b.sitofp(whole, FLOATS), b.fmul(group.scale_low, scale), total)
+            elif group.scale_high is None:
                 whole = e.dot4(e.dot4(bias[0], low, group.low), high, group.high)
                 total = e.fma(b.sitofp(whole, FLOATS), b.fmul(group.scale_low, scale), total)
             else:
-                for x, part, factor_of, start in (
+                for x, part, factor_of, first in (
                     (low, group.low, group.scale_low, bias[0]), (high, group.high, group.scale_high, bias[1]),
                 ):  # fmt: skip
-                    total = e.fma(b.sitofp(e.dot4(start, x, part), FLOATS), b.fmul(factor_of, scale), total)
+                    total = e.fma(b.sitofp(e.dot4(first, x, part), FLOATS), b.fmul(factor_of, scale), total)
             if minus_sum is not None:
                 total = e.fma(group.minimum, minus_sum, total)
             b.store(total, row[t])
@@ -103,13 +116,42 @@ def _addresses(e: Emit, at: Any, count: int) -> list[Any]:
     return [e.load(I64, at, 8 * i) for i in range(count)]
 
 
+def _start(e: Emit, offset: int, lanes: Any) -> Any:
+    """What a lane's sum begins with: minus the weights' offset times the sum of the input's bytes."""
+    if offset == 0:
+        return e.all(INTS, 0)
+    eights = e.b.sext(e.load(_LANES, lanes), INTS)
+    return e.b.shl(eights, e.all(INTS, (offset // 8).bit_length() - 1)) if offset > 8 else eights
+
+
 def _biases(e: Emit, group: Group) -> list[Any]:
-    """Inputs are stored 128 too large, as unsigned bytes: minus 128 times the weights' sum makes good for it."""
+    """Signed weights meet inputs made unsigned, 128 too large: minus 128 times the weights' sum makes good for it."""
+    if group.offset is not None:
+        return []
     zero, shift = ir.Constant(INTS, [0] * INTS.count), ir.Constant(BYTES, [-128] * BYTES.count)
     low = e.dot4(zero, shift, group.low)
     if group.scale_high is None:
         return [e.b.sub(zero, e.dot4(low, shift, group.high))]
     return [e.b.sub(zero, low), e.b.sub(zero, e.dot4(zero, shift, group.high))]
+
+
+def ask_lines(e: Emit, ahead: Sequence[Any], index: Any, lines: int, level: int = 3) -> None:
+    """Ask for a step's lines of coming rows: ``lines`` each, as many as a step's bytes fill."""
+    for address in ahead:
+        at = e.b.add(address, e.b.mul(index, ir.Constant(I64, 64 * lines)))
+        for line in range(lines):
+            e.prefetch(at, 64 * line, level)
+
+
+def ask_rest(e: Emit, ahead: Sequence[Any], steps: Any, size: int, level: int = 3) -> None:
+    """Ask for the lines that are left after ``steps`` steps of ``size`` bytes each."""
+    if ahead and size % 64:
+        done = e.b.mul(steps, ir.Constant(I64, 64 * (size // 64)))
+        left = e.b.sub(e.b.mul(steps, ir.Constant(I64, size)), done)
+        with e.loop(e.b.udiv(e.b.add(left, ir.Constant(I64, 63)), ir.Constant(I64, 64))) as line:
+            at = e.b.add(done, e.b.mul(line, ir.Constant(I64, 64)))
+            for address in ahead:
+                e.prefetch(e.b.add(address, at), 0, level)
 
 
 def _make(isa: str) -> Any:
@@ -120,8 +162,8 @@ def _make(isa: str) -> Any:
     ) -> Any:  # fmt: skip
         """Products of rows and inputs whose int64 addresses stand at ``rows_at`` and ``inputs_at``, to float32 ``out``.
 
-        ``kind`` (an index of KINDS), the number of rows and of inputs and whether to prefetch are constants. Results
-        lie input by input, a row behind the other.
+        ``kind`` (an index of KINDS), the number of rows and of inputs and how to prefetch (0 not, or `Emit.prefetch`'s
+        level) are constants. Results lie input by input, a row behind the other.
         """
         constants = [each.literal_value for each in (kind, rows, inputs, prefetch)]
 
@@ -131,7 +173,7 @@ def _make(isa: str) -> Any:
             made = _Tile(
                 builder, isa, KINDS[number], _addresses(e, args[4], row_count), _addresses(e, args[5], input_count)
             )
-            sums = made.run(args[6], _addresses(e, args[7], row_count) if foresee else [])
+            sums = made.run(args[6], _addresses(e, args[7], row_count) if foresee else [], foresee)
             for r, row in enumerate(sums):
                 for t, value in enumerate(row):
                     e.store(value, args[8], 4 * (t * row_count + r))

@@ -36,6 +36,11 @@ def instruction_set() -> str:
     return next((name for name, needed in _NEEDED.items() if all(features.get(key) for key in needed)), GENERIC)
 
 
+def permutes_bytes() -> bool:
+    """Whether bytes of two vectors are permuted in one instruction (AVX512-VBMI)."""
+    return instruction_set() == AVX512 and bool(llvm.get_host_cpu_features().get("avx512vbmi"))
+
+
 def register(function: Any, signature: Any, write: Callable[..., Any]) -> None:
     """Let compiled code call ``function``, of a Numba signature; ``write(context, e, *args)`` writes the LLVM code."""
     names = [inspect.Parameter(f"a{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(len(signature.args))]
@@ -69,7 +74,7 @@ class Emit:
     """Writes vector instructions through ``builder`` for an instruction set."""
 
     def __init__(self, builder: Any, isa: str) -> None:
-        self.b, self.isa = builder, isa
+        self.b, self.isa, self.permutes_bytes = builder, isa, isa == AVX512 and permutes_bytes()
 
     def load(self, kind: Any, address: Any, offset: int = 0) -> Any:
         """The unaligned value of LLVM type ``kind`` at an int64 ``address`` plus bytes."""
@@ -152,13 +157,13 @@ class Emit:
             vector = self.b.fadd(self.pick(vector, range(count)), self.pick(vector, range(count, 2 * count)))
         return self.b.extract_element(vector, ir.Constant(I32, 0))
 
-    def prefetch(self, address: Any, offset: int = 0) -> None:
-        """Ask for the cache line at ``address`` plus bytes."""
+    def prefetch(self, address: Any, offset: int = 0, level: int = 3) -> None:
+        """Ask for the cache line at ``address`` plus bytes, into all caches (3), or the second and beyond (2)."""
         pointer = self._pointer(I8, address, offset)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         name = "llvm.prefetch.p0" if llvm.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
         function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
-        self.b.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, 3, 1))])
+        self.b.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, level, 1))])
 
     def dot4(self, total: Any, unsigned: Any, signed: Any) -> Any:
         """total[i] + the sum over its four bytes of unsigned x signed; INTS, BYTES, BYTES. Exact."""

@@ -10,8 +10,11 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.runner import kernels
-from tsconvert.runner.kernels.barrier import meet
-from tsconvert.runner.kernels.parameters import new_parameters
+from tsconvert.runner.kernels import step  # noqa: F401  imports every function
+from tsconvert.runner.kernels.barrier import meet, stay
+from tsconvert.runner.kernels.compiling import compiled, function_table
+from tsconvert.runner.kernels.memory import load_i64, store_i64
+from tsconvert.runner.kernels.parameters import Parameters, new_parameters
 from tsconvert.runner.kernels.threads import Team
 
 
@@ -57,6 +60,34 @@ def test_a_dead_thread_does_not_hang_the_others(victim):
     seen[:] = 0
     team.run(lambda thread: relay(record.ctypes.data, thread, 3, 10, numbers, seen))
     assert seen.tolist() == [30, 30, 30]
+    team.close()
+
+
+@compiled
+def meetings(params: Parameters, thread: int) -> None:
+    """Steps of three meetings, which each thread counts."""
+    counts, again = params.token_ids, 1
+    while again == 1:
+        for _ in range(3):
+            meet(params, thread)
+            store_i64(counts, 8 * thread, load_i64(counts, 8 * thread) + 1)
+        meet(params, thread)
+        again = 0
+        if thread > 0:
+            again = stay(params, thread)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_members_that_stay_or_sleep_miss_no_call(threads):
+    team, counts, functions = Team(threads), np.zeros(8 * threads, np.int64), function_table()
+    record = new_parameters(
+        sync=team.sync.ctypes.data, threads=threads, token_ids=counts.ctypes.data, functions=functions.ctypes.data
+    )
+    for turn in range(2000):
+        team.run_on(record, meetings)
+        assert (counts[::8] == 3 * (turn + 1)).all()
+        if turn % 500 == 250:  # they sleep, and other work is done in between
+            team.run(lambda thread: meet(record.ctypes.data, thread))
     team.close()
 
 
