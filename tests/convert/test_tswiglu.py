@@ -161,7 +161,7 @@ def test_a_neuron_fires_by_what_it_adds_and_by_what_its_up_promises(tmp_path: Pa
     mlps = [model.model.layers[0].mlp for model in (dense, sparse)]  # whose inputs are the same
     mlps[0].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].flatten(0, 1)))
     mlps[1].down_proj.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].flatten(0, 1) != 0))
-    trained_NS = calibration_rows(Checkpoint(sparse_folder), (), tokens=8192, context=256, seed=0)
+    trained_NS = torch.from_numpy(calibration_rows(Checkpoint(sparse_folder), (), tokens=8192, context=256, seed=0))
     with torch.no_grad():
         for model in (dense, sparse):
             model(trained_NS)
