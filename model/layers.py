@@ -110,9 +110,10 @@ class Layer:
 
     def seen(self, down_DF: torch.Tensor) -> torch.Tensor:
         """What the rest of the model sees of down's rows [D, F], up to a factor a token."""
-        if self.reader_D is None:
+        norm_D = self.norm_weight("ffn_post_norm")
+        if self.reader_D is None or norm_D is None:
             return down_DF
-        return down_DF * (self.reader_D * self.norm_weight("ffn_post_norm"))[:, None]
+        return down_DF * (self.reader_D * norm_D)[:, None]
 
     def attend(self, x_NSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream after attention [N, S, D], and the input of the output projection [N, S, C]."""

@@ -43,6 +43,7 @@ _PLANS: dict[str, Callable[[Job], Plan]] = {
 class ExportReport(FileReport):
     """The file that was exported."""
 
+    KEYS = ("out", "target", "architecture", "size_bytes", "tensors", "types", "predictors")
     target: str
     architecture: str
     predictors: int

@@ -45,6 +45,7 @@ _VALUES = 1 << 20
 class QuantizeReport(FileReport):
     """The file that was quantized."""
 
+    KEYS = ("out", "source_bytes")
     source_bytes: int
 
     def __str__(self) -> str:

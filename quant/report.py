@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ..common.results import Result
 from .gguf.shards import GgufPlan
@@ -15,6 +15,8 @@ from .sizing.recipe import Recipe
 class FileReport(Result):
     """A model that was written as GGUF."""
 
+    KEYS: ClassVar[tuple[str, ...]] = ("out",)
+    """The first keys of the JSON object."""
     out: Path
     """The file, or the first of its shards."""
     size_bytes: int
@@ -49,9 +51,10 @@ class FileReport(Result):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every field; how types were chosen, and sizes of mixes, where that was asked."""
+        """Every field, those of `KEYS` first; how types were chosen, and sizes of mixes, where that was asked."""
         found = {**super().to_json(), "recipe": self.recipe and self.recipe.to_json()}
-        return {key: value for key, value in found.items() if value is not None or key not in ("recipe", "mixes")}
+        found = {key: value for key, value in found.items() if value is not None or key not in ("recipe", "mixes")}
+        return {key: found[key] for key in (*self.KEYS, *found)}
 
     def _text(self, about: str, *more: str, width: int) -> str:
         """``about`` the file, a line for each type, ``more`` lines, and the notes."""
