@@ -6,7 +6,6 @@ this process; `OUT/convert.json` is their journal, `OUT/recipe.toml` what was pl
 
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def _converted(config: ConvertConfig, journal: Path, *, goes_on: bool) -> Conver
         "asked": asked, "plan": asdict(plan) if plan else None, **clock.state(),
     }  # fmt: skip
     stages = StageJournal(path=journal, head=head)
-    with clock.beating(journal) if plan is not None else nullcontext():
+    with clock.beating(journal):
         results = _run(recipe, plan, stages, clock, goes_on=goes_on)
         found = ConvertReport(
             out=config.out, model=model, plan=plan, stages=results, spent_s=clock.spent_s
