@@ -12,7 +12,7 @@ from tsconvert.model import modeling_turbosparse
 from tsconvert.model.families import DENSE_TYPES, FAMILIES, LEFT_OUT, SPARSE_TYPES, WRAPPERS
 from tsconvert.model.families.family import Family
 from tsconvert.model.spec import spec_of
-from tsconvert.model.tensor_names import GGUF_NAMES, NORMS
+from tsconvert.model.tensor_names import GGUF_NAMES, NORMS, UP_SCALE
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
@@ -28,7 +28,7 @@ def test_a_familys_classes_and_roles_are_known(family: Family):
     stacked = {role for roles in family.stacked.values() for role in roles}
     plain = {role for role in GGUF_NAMES if not role.endswith("_bias")}
     assert set(family.tensors) <= plain
-    assert plain - set(family.tensors) <= {"router", *NORMS}
+    assert plain - set(family.tensors) <= {"router", UP_SCALE, *NORMS}
     assert stacked <= set(family.tensors) >= set(family.renamed)
 
 

@@ -171,8 +171,8 @@ def test_a_norm_with_zeros_keeps_an_inner_predictor_where_it_is(tmp_path: Path, 
         tensors |= {name + "fc1.weight": torch.ones(8, 64), name + "fc2.weight": torch.ones(1024, 8)}
     save_file(tensors, model / "model.safetensors")
     assert sentence(tmp_path, model) == (
-        f"{model / 'model.safetensors'}: {norm} holds zeros, so the predictor in this checkpoint cannot be moved behind"
-        " the norm; train one with `tsconvert predictors` and give --predictors"
+        f"{model / 'model.safetensors'}: {norm} holds zeros, so predictors of the input before it cannot be moved"
+        " behind it; train others with `tsconvert predictors` and give --predictors"
     )
 
 
