@@ -16,9 +16,9 @@ import click
 
 from . import __version__
 from .common import command_line
-from .common.address_limit import require_addresses
 from .common.errors import TsconvertError, printable
-from .common.torch_threads import wait_briefly
+from .common.machine.address_limit import require_addresses
+from .common.machine.threads import wait_briefly
 
 COMMANDS = {
     "relufy": ("convert.commands:relufy", "Replace SwiGLU by dReLU and recover the model."),
@@ -147,7 +147,7 @@ class Chain(click.Group):
             _complain(f"error: {printable(str(error))}")
             sys.exit(error.exit_code)
         except Exception as error:
-            from .common.system_errors import in_words, leave_stdout
+            from .common.machine.system_errors import in_words, leave_stdout
 
             said = None if debug else in_words(error, self._options_of(words))
             if said is None:
@@ -178,7 +178,7 @@ def _open_streams() -> None:
 
 def _leave_pipe() -> None:
     """Nobody reads on: the rest is not printed."""
-    from .common.system_errors import leave_stdout
+    from .common.machine.system_errors import leave_stdout
 
     leave_stdout()
     sys.stderr.close()

@@ -1,7 +1,7 @@
 """K-quant encoders on one core: ours against ggml's, million weights a second, and whether the bytes are equal.
 
-    python benchmarks/encoders.py                          # a table, then one JSON line
-    python benchmarks/encoders.py --types Q4_K --rows 4096 --columns 4096
+    python benchmarks/kquants.py                           # a table, then one JSON line
+    python benchmarks/kquants.py --types Q4_K --rows 4096 --columns 4096
 
 Time is the thread's own (time.thread_time), so that what else runs on the machine counts little; medians, in turn.
 Compilation is timed in fresh processes, with an empty cache and with the one that the first left.

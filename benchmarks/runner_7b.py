@@ -6,7 +6,8 @@
 
 Rounds alternate between engines, so that a machine that is slower for a while is slower for all of them; a first round
 that is not counted reads the files in. Bytes are those of the rows that were read, of experts those that were chosen.
-Files (4 GB each at Q4_0; a layer of the 8x7B takes 0.86 GB) are written by runner/planted_model.py and deleted at the
+Files (4 GB each at Q4_0; a layer of the 8x7B takes 0.86 GB) are written by
+runner/bench/planted_model.py and deleted at the
 end, unless --keep.
 """
 
@@ -23,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tsconvert.runner.bench.planted_model import Shape, write_planted
+from tsconvert.runner.bench.shape_bench import decode
+from tsconvert.runner.density import weight_bytes
 from tsconvert.runner.kernels.bandwidth import measure_bandwidth
 from tsconvert.runner.model import Model, load
-from tsconvert.runner.planted_model import Shape, write_planted
-from tsconvert.runner.shape_bench import decode
-from tsconvert.runner.traffic import weight_bytes
 
 
 def prompt(model: Model, mode: str, tokens: int) -> float:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from runner_7b import llama_bench, prompt
 
+from tsconvert.runner.bench.shape_bench import decode
 from tsconvert.runner.model import load
-from tsconvert.runner.shape_bench import decode
 
 
 def main() -> None:

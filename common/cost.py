@@ -1,8 +1,8 @@
 """What a stage takes in memory, disk and time: what `--dry-run` reports."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from .results import Result
 from .units import duration
 
 COPY_BYTES_PER_S = 5e8
@@ -12,7 +12,7 @@ LIBRARIES_BYTES = 450_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class Cost(Result):
     """Bytes and seconds."""
 
     memory_bytes: int
@@ -26,10 +26,6 @@ class Cost:
     time_s: float
     rate: float | None
     """Floating-point operations a second that ``time_s`` assumes; measured. None: nothing is computed."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())

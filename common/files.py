@@ -64,8 +64,8 @@ def write_json(path: Path, content: Any) -> None:
         stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json_object(path: Path, advice: str = "download it again") -> dict[str, Any]:
+    """The JSON object in a file; ``advice`` is what to do where there is none.
 
     Raises:
         TsconvertError: the file holds no JSON object.
@@ -73,9 +73,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise TsconvertError(f"{path}: not JSON ({error}); download it again") from None
+        raise TsconvertError(f"{path}: not JSON ({error}); {advice}") from None
     if not isinstance(content, dict):
-        raise TsconvertError(f"{path}: not a JSON object; download it again")
+        raise TsconvertError(f"{path}: not a JSON object; {advice}")
     return content
 
 

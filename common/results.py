@@ -10,8 +10,9 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain values; paths as text."""
-        return asdict(self, dict_factory=_plain)  # type: ignore[call-overload, no-any-return]
+        return asdict(self, dict_factory=plain)  # type: ignore[call-overload, no-any-return]
 
 
-def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `asdict`: paths become text."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in pairs}

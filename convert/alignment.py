@@ -9,8 +9,8 @@ from ..model.modeling_turbosparse import activate
 class SignAlignment:
     """The sign of each neuron that keeps the larger part of its energy in the dense model under dReLU.
 
-    SwiGLU does not change when row j of up and column j of down are both negated; dReLU does, because it keeps only
-    u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0; of GeGLU likewise.
+    SwiGLU and GeGLU do not change when row j of up and column j of down are both negated; dReLU does, because it keeps
+    only u > 0. The energy of neuron j is the sum of silu(g)^2 u^2 over the tokens with g > 0; of GeGLU likewise.
 
     Args:
         neurons: F.
@@ -44,30 +44,28 @@ class SignAlignment:
 
 
 class UpScales:
-    """The scale of each neuron's up, moved there from down, by which its size tells how much the neuron will add.
+    """The scale of each neuron's up, rms(silu(gate_j)), by which its size tells how much the neuron will add.
 
-    SwiGLU does not change when row j of up is multiplied by c and column j of down divided by it. With c_j = |down_j|
-    rms(silu(gate_j)) the size of an up is what neuron j adds when its gate is as usual, and one threshold serves all
-    neurons (compare CHESS, arXiv 2409.01366, and WINA, 2505.19427).
+    Its gate is then as usual, and down as long as others' (compare CHESS, arXiv 2409.01366, and WINA, 2505.19427).
 
     Args:
-        gate_FD, down_DF: the FFN's weights.
+        gate_FD: of one FFN.
+        activation: the dense model's.
     """
 
-    def __init__(self, gate_FD: torch.Tensor, down_DF: torch.Tensor) -> None:
-        self.gate_FD, self.down_DF = gate_FD, down_DF
+    def __init__(self, gate_FD: torch.Tensor, activation: str) -> None:
+        self.gate_FD, self.activation = gate_FD, activation
         self._sums_F = torch.zeros(gate_FD.shape[0] + 1, dtype=torch.float64, device=gate_FD.device)
 
     @torch.no_grad()
     def add(self, x_TD: torch.Tensor) -> None:
         """Take in some of the FFN's inputs, after the norm."""
-        gate_TF = torch.nn.functional.silu(torch.nn.functional.linear(x_TD, self.gate_FD))
+        gate_TF = torch.nn.functional.linear(x_TD, self.gate_FD)
+        gate_TF = activate(gate_TF, gate_TF.new_ones(()), self.activation)
         self._sums_F[:-1] += gate_TF.float().square_().sum(0).double()
         self._sums_F[-1] += len(x_TD)
 
     def scales(self) -> torch.Tensor:
-        """c [F], before any common factor, after the last `add`; over all processes."""
+        """[F], after the last `add`, over all processes; 1 where there were no inputs."""
         sums_F = processes.sum_(self._sums_F)
-        rms_F = (sums_F[:-1] / sums_F[-1].clamp_min(1)).sqrt().to(self.down_DF.dtype)
-        scale_F: torch.Tensor = self.down_DF.norm(dim=0) * rms_F
-        return scale_F
+        return (sums_F[:-1] / sums_F[-1]).sqrt().float() if sums_F[-1] else torch.ones_like(self.gate_FD[:, 0])

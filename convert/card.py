@@ -35,7 +35,8 @@ def _lines(config: RelufyConfig, report: RelufyReport, model: Checkpoint) -> Ite
         yield f"\nAgainst the dense model after the same tokens: {full.perplexity / full.baseline:.3f} times."
     else:
         yield "\nWhat training on these tokens would do to the dense model was not measured (--baseline does)."
-    judge = f"tsconvert eval {config.out} --data TEXT --tasks TASKS --baseline {dense}"
+    beside = f" --baseline {config.out}.baseline" if full.baseline is not None else ""
+    judge = f"tsconvert eval {config.out} --data TEXT --tasks TASKS --baseline {dense}{beside}"
     yield f"\nText and tasks of kinds that it was not recovered on say more: `{judge}`."
     silent = ", ".join(f"{1 - density:.1%}" for density in full.density)
     yield f"\nSilent neurons, by layer: {silent}; {1 - sum(full.density) / len(full.density):.1%} on average."

@@ -57,8 +57,8 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
     heading(
         "Conversion",
         setting(RelufyConfig, "activation", "Activation of the sparse model: drelu is relu(gate) * relu(up), reglu is"
-                " relu(gate) * up, tswiglu is silu(gate) * up where that is large: closest to the dense model,"
-                " but not for PowerInfer's engine.", kind=click.Choice(["drelu", "reglu", "tswiglu"])),
+                " relu(gate) * up, tswiglu is the model's own SwiGLU or GeGLU where that is large: closest to the"
+                " dense model, but not for PowerInfer's engine.", kind=click.Choice(["drelu", "reglu", "tswiglu"])),
         setting(RelufyConfig, "align", "Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does.",
                 "--align/--no-align"),
         setting(RelufyConfig, "recover", "local trains each layer towards the dense model's; full then trains the"
@@ -69,6 +69,9 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
         setting(LocalRecovery, "silenced_by", "How: relu's threshold follows the target; or, for PowerInfer's engine,"
                 " which has no thresholds, a price on each neuron that fires (count), or on how much it does (l1).",
                 kind=click.Choice(SILENCED_BY), rules=[only_with("--target-sparsity")]),
+        setting(LocalRecovery, "up_passes", "With tswiglu: share of the neurons, those whose ups promise the most, that"
+                " may fire; exact mode then reads no other gate rows; default: four times as many as are to fire.",
+                rules=[only_with("--activation", "tswiglu")]),
         setting(RelufyConfig, "shift", "At the end set thresholds below which relu gives 0, so that this share of the"
                 " energy is kept, such as 0.995."),
     ),
@@ -106,7 +109,8 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
                 kind=click.Path(dir_okay=False), rules=[_FULL, not_with("--stream")]),
         setting(FullRecovery, "stream", "Read the text while training, for corpora that memory does not hold.",
                 rules=[_FULL]),
-        setting(FullRecovery, "baseline", "Also train the dense model on the same tokens, to compare with.",
+        setting(FullRecovery, "baseline", "Also train the dense model on the same tokens, into OUT.baseline, to"
+                " compare with.",
                 rules=[_FULL]),
         setting(FullRecovery, "evaluations", "How often held-out text is evaluated and a checkpoint kept.",
                 kind=COUNT, rules=[_FULL]),

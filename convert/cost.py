@@ -1,7 +1,7 @@
 """What a `relufy` run takes in memory, disk and time: the arithmetic of `--dry-run`."""
 
 from ..common.cost import COPY_BYTES_PER_S, LIBRARIES_BYTES, Cost
-from ..common.precision import product_rate
+from ..common.machine.precision import product_rate
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 from .config import RelufyConfig
@@ -42,11 +42,12 @@ def flops(spec: ModelSpec, config: RelufyConfig) -> float:
     active = ffn // spec.ffns * spec.active_ffns
     scores = 2 * spec.heads * spec.head_dim * config.context
     output = spec.width * spec.heads * spec.head_dim
-    passes = 2 * config.tokens * (3 * (attention + scores) + 4 * active)  # teacher, student, alignment, judging
+    layers = config.layer_stage
+    passes = 2 * layers.tokens * (3 * (attention + scores) + 4 * active)  # teacher, student, alignment, judging
     steps = 0
-    if config.recover in ("local", "full"):
+    if layers.recover == "local":
         steps = 6 * config.training.steps * config.training.batch_tokens * (active + output)
-    head = 2 * 2 * config.tokens // 16 * spec.width * spec.vocab
+    head = 2 * 2 * layers.tokens // 16 * spec.width * spec.vocab
     return float(spec.layers * (passes + steps) + head) + (_full_flops(spec, config) if config.recover == "full" else 0)
 
 
@@ -84,17 +85,18 @@ def _full_memory(spec: ModelSpec, config: RelufyConfig) -> dict[str, int]:
 def _memory(spec: ModelSpec, config: RelufyConfig) -> tuple[dict[str, int], int]:
     attention, ffn = spec.layer_weights
     inner, autocast = spec.heads * spec.head_dim, bool(config.training.autocast)
-    buffers = [4 * config.tokens * width for width in (spec.width, spec.width, inner)]
+    stage = config.layer_stage
+    buffers = [4 * stage.tokens * width for width in (spec.width, spec.width, inner)]
     widest = max(spec.width * spec.neurons, spec.width * inner)
     active = spec.neurons * spec.active_ffns
     layer = {"libraries": LIBRARIES_BYTES, "layer": 4 * (attention + ffn)}
-    if config.recover in ("local", "full"):
+    if stage.recover == "local":
         trained = ffn + spec.width * inner * config.training.train_attention
         batch = config.training.batch_tokens
         layer["training"] = trained * (_TRAINED_BYTES + 2 * autocast)
         layer["step"] = batch * (active * _STEP_BYTES[autocast] + spec.width * _HEADS_BYTES)
     else:
-        tokens = min(config.tokens, batch_tokens(spec))
+        tokens = min(stage.tokens, batch_tokens(spec))
         layer["pass"] = max(tokens * active * _PASS_BYTES[autocast], 8 * widest)
     head = {"libraries": LIBRARIES_BYTES, "output head": (8 if spec.tied else 6) * spec.width * spec.vocab}
     head["logits"] = 3 * 4 * config.context * spec.vocab

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from ..common import processes
-from ..model.modeling_turbosparse import factors
+from ..model.spec import THRESHOLDED
 
 # Shape suffixes: T tokens, F neurons.
 _RAMP = 0.6  # share of the steps after which the wanted density is reached
 _GAIN, _DAMPING = 0.2, 3.0  # of the controller
 _BEND = 0.5  # of the mean activation that fires: where firing costs half of its price
-_PASSING = 1.9  # neurons whose up is large, for one that fires (as many open gates has dReLU)
 _SAMPLE = 50_000  # factors that a quantile is taken of
 _FRESH = 0.2  # weight of the newest step's quantile
 
@@ -28,26 +27,34 @@ def _wanted(start: float, goal: float, step: int, steps: int) -> float:
 class FFNThresholds:
     """The thresholds of a layer's FFN as they follow the density: relu's, or the two of `tswiglu`.
 
-    Under `tswiglu` a neuron fires if its up is among the largest, 1.9 times as many as shall fire, and its activation
-    among the largest of those: exact mode then reads as many rows as with dReLU, whose gates are open as often.
+    Under `tswiglu` a neuron fires if its activation is among the largest of those whose up is among the largest.
 
     Args:
-        ffn: has `threshold` and `up_threshold`, which are set.
+        ffn: has `threshold` and `up_threshold`, which are set; without an `up_threshold` at first there will be none.
         activation: the FFN's.
         target_sparsity: share of neurons to be silent, 0 to 1.
+        up_passes: share of neurons whose up lets them fire, under `tswiglu`; 1 is all, without an `up_threshold`.
         steps: of the training.
     """
 
-    def __init__(self, ffn: Any, activation: str, target_sparsity: float, steps: int) -> None:
-        self.ffn, self.activation = ffn, activation
+    def __init__(self, ffn: Any, activation: str, target_sparsity: float, up_passes: float, steps: int) -> None:
+        self.ffn = ffn
         self.own = DensityThreshold(target_sparsity, steps, ffn.threshold)
-        self.up = DensityThreshold(passed_over(target_sparsity), steps, ffn.up_threshold)
+        self.by_up = activation in THRESHOLDED and up_passes < 1 and ffn.up_threshold > 0
+        self.up = DensityThreshold(1 - up_passes, steps, ffn.up_threshold)
 
-    def follow(self, step: int, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> None:
-        """Set the thresholds for ``step``, by gates and ups of some tokens of this process."""
-        if self.activation == "tswiglu":
-            self.ffn.up_threshold = self.up.follow(step, up_TF.abs())
-        self.ffn.threshold = self.own.follow(step, factors(gate_TF, up_TF, self.activation, self.ffn.up_threshold))
+    def follow(self, step: int, factor_TF: torch.Tensor, up_size_TF: torch.Tensor) -> None:
+        """Set the thresholds for ``step``, by what they are held against, of some tokens of this process.
+
+        Args:
+            factor_TF: `modeling_turbosparse.factors`.
+            up_size_TF: `modeling_turbosparse.up_sizes`.
+        """
+        if self.by_up:
+            self.ffn.up_threshold = self.up.follow(step, up_size_TF)
+        if self.ffn.up_threshold:
+            factor_TF = factor_TF * (up_size_TF > self.ffn.up_threshold)
+        self.ffn.threshold = self.own.follow(step, factor_TF)
 
     def state(self) -> list[dict[str, Any]]:
         """What a resumed run needs."""
@@ -57,11 +64,6 @@ class FFNThresholds:
         """Go back to what `state` gave."""
         for each, found in zip((self.own, self.up), state, strict=True):
             vars(each).update(found)
-
-
-def passed_over(target_sparsity: float) -> float:
-    """The share of neurons that an up's size silences, where ``target_sparsity`` of all are to be silent."""
-    return max(0.0, 1 - _PASSING * (1 - target_sparsity))
 
 
 class DensityThreshold:

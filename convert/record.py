@@ -8,9 +8,10 @@ from typing import Any
 from ..common.command_line import typed
 from ..common.errors import TsconvertError
 from ..common.files import write_json
+from ..common.results import plain
 from ..model.checkpoint import Checkpoint
-from ..model.journal import JOURNAL, Journal
-from ..model.provenance import PROVENANCE
+from ..model.files.journal import JOURNAL, Journal
+from ..model.files.provenance import PROVENANCE
 from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 
@@ -37,17 +38,10 @@ def write_provenance(folder: Path, config: RelufyConfig, report: RelufyReport) -
         "format": "tsconvert relufy",
         "format_version": FORMAT_VERSION,
         "command": typed(),
-        "settings": _plain(asdict(config)),
+        "settings": asdict(config, dict_factory=plain),
         "report": report.to_json(),
     }
     write_json(folder / PROVENANCE, content)
-
-
-def _plain(value: Any) -> Any:
-    """``value`` with paths as text."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    return str(value) if isinstance(value, Path) else value
 
 
 def read_report(folder: Path) -> RelufyReport:

@@ -21,9 +21,10 @@ from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
+from ..model.files.journal import JOURNAL, KEPT, Journal
 from ..model.files.writer import CheckpointWriter, PlannedTensor
-from ..model.journal import JOURNAL, KEPT, Journal
 from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
+from ..model.spec import THRESHOLDED, with_own_gate
 from ..model.tensor_names import PREDICTOR, Place, hf_name
 from ..predictors.cost import check_rank
 from ..text.packing import calibration_rows
@@ -99,18 +100,27 @@ def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[Planned
     """The model, its teacher, and the tensors to write."""
     source = open_checkpoint(config.model)
     if config.activation == "tswiglu":
-        _check_swiglu(source)
-    return source, _teacher(source, config), plan_of(source, config.dtype)
-
-
-def _check_swiglu(source: Checkpoint) -> None:
-    """Raise if thresholds on SwiGLU would change what the model computes, or leave out what it has."""
-    spec = source.spec
-    biased = [role for role in spec.biases if role.startswith("ffn")]
-    if spec.activation == "geglu" or biased:
-        what = "GeGLU" if spec.activation == "geglu" else "an FFN with biases"
+        _check_thresholds(source)
+    elif source.spec.activation in THRESHOLDED:
         raise TsconvertError(
-            f"{source.folder}: --activation tswiglu keeps SwiGLU and this model has {what}; choose drelu or reglu"
+            f"{source.folder}: is {source.spec.activation} already; give --activation tswiglu, or convert the dense"
+            f" model that it came from to {config.activation}"
+        )
+    return source, _teacher(source, config), plan_of(source, config.dtype, up_scaled=config.up_scaled)
+
+
+def _check_thresholds(source: Checkpoint) -> None:
+    """Raise if the model is sparse in another way, or if scales of ups would leave out what it has."""
+    spec = source.spec
+    if spec.activation in ("drelu", "reglu"):
+        raise TsconvertError(
+            f"{source.folder}: --activation tswiglu keeps SwiGLU and this model is {spec.activation} already; convert"
+            " the dense model that it came from"
+        )
+    if any(role.startswith("ffn") for role in spec.biases):
+        raise TsconvertError(
+            f"{source.folder}: --activation tswiglu takes an FFN without biases and this model has some; choose drelu"
+            " or reglu"
         )
 
 
@@ -130,7 +140,8 @@ def _first_stage(
 ) -> tuple[RelufyReport, Checkpoint, Path | None]:
     """What local recovery, done now or by an earlier run, reports; the model and the predictors that it made.
 
-    A model that is sparse already is taken as it is.
+    A model that is sparse already is taken as it is; where `tswiglu` is asked for and is there, its thresholds are set
+    anew.
     """
     source, joint = open_checkpoint(config.model), config.predictors
     if source.spec.sparse:
@@ -138,18 +149,18 @@ def _first_stage(
             raise TsconvertError(
                 f"{config.model}: is {source.spec.activation} already; --teacher DENSE says which model to learn from"
             )
-        report = RelufyReport(
-            out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
-            size_bytes=source.size_bytes,
-        )  # fmt: skip
-        return report, source, None if joint is None else joint.start
+        predictors, joint = None if joint is None else joint.start, None
+        if config.activation != "tswiglu":
+            report = RelufyReport(
+                out=config.out, source_fingerprint=source.fingerprint, parameters=source.spec.parameters,
+                size_bytes=source.size_bytes,
+            )  # fmt: skip
+            return report, source, predictors
     if folder.exists():
         report = read_report(folder)
     else:
         joint = None if joint is None or predictors is None else replace(joint, out=predictors)
-        # thresholds alone leave a better start than training the layers does: all text is for the whole model then
-        recover = "none" if config.activation == "tswiglu" and joint is None else "local"
-        report = _recover_layers(replace(config, recover=recover, out=folder, shift=None, predictors=joint))
+        report = _recover_layers(replace(config.layer_stage, out=folder, predictors=joint))
     return replace(report, predictors=None), open_checkpoint(str(folder)), predictors
 
 
@@ -174,7 +185,9 @@ def _recover_layers(config: RelufyConfig) -> RelufyReport:
         report = replace(report, source_fingerprint=source.fingerprint, elapsed_s=elapsed_s, **swept)
         if writer is not None:
             thresholds = Thresholds.of(report.layers) if report.layers else None
-            write_companions(source, sparse_config(source, config.activation, config.dtype, thresholds), folder)
+            activation = with_own_gate(config.activation, source.spec.activation)
+            made = sparse_config(source, activation, config.dtype, thresholds, up_scaled=config.up_scaled)
+            write_companions(source, made, folder)
             writer.flush()
         if config.shift is not None:
             report = replace(report, shift=_shift(config, folder))
@@ -272,14 +285,16 @@ def _copy(source: Checkpoint, writer: CheckpointWriter | None, config: RelufyCon
 
 
 def _teacher(source: Checkpoint, config: RelufyConfig) -> Checkpoint:
-    """The dense model to learn from.
+    """The dense model to learn from; the model itself where only its thresholds are set anew.
 
     Raises:
         TsconvertError: the source is sparse already, or the teacher is no dense model of the same shape.
     """
     ours = source.spec
     if config.teacher is None:
-        if ours.sparse:
+        same = ours.activation in THRESHOLDED and config.activation == "tswiglu"
+        anew = config.recover == "none" and same
+        if ours.sparse and not anew:
             raise TsconvertError(
                 f"{config.model}: is {ours.activation} already, nothing is left to do;"
                 " --teacher DENSE recovers it further"

@@ -1,10 +1,11 @@
 """What `relufy` did."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..common.cost import Cost
+from ..common.results import Result
 from ..model.sparse_checkpoint import Thresholds
 from ..predictors.report import PredictorReport
 
@@ -74,7 +75,7 @@ class ThresholdShift:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelufyReport:
+class RelufyReport(Result):
     """What `relufy` did."""
 
     out: Path
@@ -101,7 +102,7 @@ class RelufyReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values; `predictors` only where there are some."""
-        found = asdict(self) | {"out": str(self.out)}
+        found = super().to_json()
         found.pop("predictors")
         return found | ({"predictors": self.predictors.to_json()} if self.predictors else {})
 

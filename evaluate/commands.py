@@ -18,6 +18,7 @@ from ..common.options import (
     setting,
 )
 from ..quant.config import TARGETS, ExportConfig
+from ..quant.options import size_options, type_options
 from ..text.options import CORPORA, text_options
 from .config import MeasureConfig
 from .perplexity.config import EvalConfig
@@ -66,15 +67,8 @@ def _is_gguf(model: str | None) -> bool:
                show_default=True),
         setting(ExportConfig, "dry_run", "Check everything, say what would be written, and stop."),
     ),
-    heading(
-        "Types",
-        setting(ExportConfig, "type_name", "Mix of types: F16, Q8_0, Q4_K_M, IQ3_XS, ...", "--type"),
-        setting(ExportConfig, "pure", "Give all matrices one type, whatever the mix's rules say; PowerInfer's files"
-                " always have one.", rules=[_NOT_POWERINFER]),
-        setting(ExportConfig, "tensor_types", "Type of the tensors whose name fits the pattern. Repeatable.",
-                "--tensor-type", kind=Pair(last=True), metavar="PATTERN=TYPE"),
-        setting(ExportConfig, "imatrix", "Importance matrix, from imatrix or llama-imatrix."),
-    ),
+    heading("Types", *type_options(ExportConfig, alike=[_NOT_POWERINFER])),
+    heading("Types by size", *size_options(ExportConfig, rules=[_NOT_POWERINFER])),
     heading(
         "Predictors and neurons",
         setting(ExportConfig, "predictors", "Folder of the predictors; default: those inside MODEL, if any.",

@@ -25,7 +25,7 @@ from .files.safetensors_files import (
     weight_map,
 )
 from .spec import ModelSpec, family_of, quantization_method, read_config, spec_of, text_config
-from .tensor_names import Place, hf_name, model_places, shape_of
+from .tensor_names import UP_SCALE, Place, hf_name, model_places, shape_of
 
 _BUFFERS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
 """Buffers that old versions of transformers saved."""
@@ -43,9 +43,9 @@ _PREFIXES = {
     "model.language_model.": "the model has other parts than the language model: save its language model alone",
     "language_model.": "the model has other parts than the language model: save its language model alone",
 }
+"""What stands before the names in checkpoints that transformers does not load as a language model -> what to do."""
 _INSIDE = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.": ""}
 """The beginnings of names in models that have a language model in them -> those that it has alone."""
-"""What stands before the names in checkpoints that transformers does not load as a language model -> what to do."""
 
 
 @dataclass
@@ -301,7 +301,9 @@ def _places_of(info: TensorInfo, spec: ModelSpec) -> dict[Place, TensorInfo]:
     family = FAMILIES[spec.family]
     biases = {role: family.name_of(role) for role in (f"{role}_bias" for role in spec.biases)}
     own = {role: name for role, name in {**family.tensors, **biases}.items() if family.whole(role) is None}
-    for role, template in (*own.items(), *family.renamed.items()):
+    names_of = (family.name_of, family.name_in_memory) if spec.up_scaled else ()
+    scales = [(UP_SCALE, name_of(UP_SCALE)) for name_of in names_of]
+    for role, template in (*own.items(), *family.renamed.items(), *scales):
         if match := _pattern(template).fullmatch(info.name):
             number = {letter: int(digits) for letter, digits in match.groupdict().items()}
             place = Place(role, number.get("L"), number.get("E"))

@@ -13,9 +13,9 @@ from .checkpoint import Checkpoint
 from .families import FAMILIES
 from .families.family import Family
 from .files.dtypes import to_float32
-from .modeling_turbosparse import SparseExperts, activate, factors, sparsify
-from .spec import DENSE_ACTIVATIONS, ModelSpec
-from .tensor_names import FFN, Place, layer_roles, shape_of
+from .modeling_turbosparse import SparseExperts, activate, factors, sparsify, up_sizes
+from .spec import DENSE_ACTIVATIONS, THRESHOLDED, ModelSpec
+from .tensor_names import FFN, UP_SCALE, Place, layer_roles, shape_of
 
 # Shape suffixes: N sequences, S tokens a sequence, T = N*S tokens, D model width, F neurons, C attention context.
 _TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -50,6 +50,10 @@ class Layer:
     mask: torch.Tensor | None
     parameters: Mapping[str, Rows]
     """Role -> its weights in ``module``; experts left out."""
+    reader_D: torch.Tensor | None = None
+    """What the next norm, which divides the residual stream's scale away, multiplies its dimensions by; None where all
+    count as much. In models that norm what a layer adds (Gemma 2, 3) a few dimensions hold nearly all of the stream's
+    energy, and hardly count."""
 
     @property
     def experts(self) -> int:
@@ -59,24 +63,35 @@ class Layer:
     @property
     def threshold(self) -> float:
         """Outputs of relu up to this count as zero."""
-        mlp = self.module.mlp
-        return float(getattr(mlp.experts if self.experts else mlp, "threshold", 0.0))
+        return float(getattr(self._ffn, "threshold", 0.0))
 
     @threshold.setter
     def threshold(self, value: float) -> None:
-        mlp = self.module.mlp
-        (mlp.experts if self.experts else mlp).threshold = value
+        self._ffn.threshold = value
 
     @property
     def up_threshold(self) -> float:
         """The size up to which an up silences its neuron, under `tswiglu`."""
-        mlp = self.module.mlp
-        return float(getattr(mlp.experts if self.experts else mlp, "up_threshold", 0.0))
+        return float(getattr(self._ffn, "up_threshold", 0.0))
 
     @up_threshold.setter
     def up_threshold(self, value: float) -> None:
-        mlp = self.module.mlp
-        (mlp.experts if self.experts else mlp).up_threshold = value
+        self._ffn.up_threshold = value
+
+    @property
+    def up_scale(self) -> torch.Tensor | None:
+        """The neurons' scales for the sizes of their ups, under `tswiglu`: [F], or [E, F]; None: all 1."""
+        scale: torch.Tensor | None = getattr(self._ffn, "up_scale", None)
+        return scale
+
+    @up_scale.setter
+    def up_scale(self, value: torch.Tensor | None) -> None:
+        self._ffn.up_scale = value
+
+    @property
+    def _ffn(self) -> Any:
+        """The module that has the thresholds."""
+        return self.module.mlp.experts if self.experts else self.module.mlp
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +108,13 @@ class Layer:
         """What a norm of inputs multiplies by, [D], None where there is no such norm."""
         return self.weight(role) + self.spec.norm_offset if role in self.parameters else None
 
-    @torch.no_grad()
+    def seen(self, down_DF: torch.Tensor) -> torch.Tensor:
+        """What the rest of the model sees of down's rows [D, F], up to a factor a token."""
+        norm_D = self.norm_weight("ffn_post_norm")
+        if self.reader_D is None or norm_D is None:
+            return down_DF
+        return down_DF * (self.reader_D * norm_D)[:, None]
+
     def attend(self, x_NSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream after attention [N, S, D], and the input of the output projection [N, S, C]."""
         kept: list[torch.Tensor] = []
@@ -106,6 +127,7 @@ class Layer:
                 position_embeddings=self.rotary(x_NSD, position),
                 attention_mask=self.mask,
                 position_ids=position,
+                cache_position=position[0],  # transformers 5.0's Ministral 3 scales queries by it
             )
         finally:
             hook.remove()
@@ -163,7 +185,7 @@ class Layer:
 
     def activations(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
         """h [T, F] of one FFN for the normed inputs that it sees."""
-        return self._activate(*self.gate_up(x_TD, expert))
+        return self.activate(*self.gate_up(x_TD, expert), expert)
 
     def flip(self, signs_F: torch.Tensor, expert: int = 0) -> None:
         """Multiply what up gives, and what down takes, by +1 or -1."""
@@ -174,8 +196,18 @@ class Layer:
             self.weight("ffn_up_bias").mul_(signs_F)
 
     def factors(self, x_TD: torch.Tensor, expert: int = 0) -> torch.Tensor:
-        """What the threshold is held against [T, F], of one FFN."""
-        return factors(*self.gate_up(x_TD, expert), self.activation, self.up_threshold)
+        """What the threshold is held against [T, F], of one FFN; 0 where the up silences the neuron."""
+        gate_TF, up_TF = self.gate_up(x_TD, expert)
+        factor_TF = factors(gate_TF, up_TF, self.activation)
+        return factor_TF * (self.up_sizes(up_TF, expert) > self.up_threshold) if self.up_threshold else factor_TF
+
+    def up_sizes(self, up_TF: torch.Tensor, expert: int = 0) -> torch.Tensor:
+        """What the ups' threshold is held against [T, F], of one FFN."""
+        return up_sizes(up_TF, self._up_scale(expert))
+
+    def _up_scale(self, expert: int) -> torch.Tensor | None:
+        scale = self.up_scale
+        return scale[expert] if self.experts and scale is not None else scale
 
     def _ffns(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         if not self.experts:
@@ -194,8 +226,10 @@ class Layer:
         gate_F, up_F = self._bias("ffn_gate_bias"), self._bias("ffn_up_bias")
         return nn.functional.linear(x_TD, gate_FD, gate_F), nn.functional.linear(x_TD, up_FD, up_F)
 
-    def _activate(self, gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
-        return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
+    def activate(self, gate_TF: torch.Tensor, up_TF: torch.Tensor, expert: int = 0) -> torch.Tensor:
+        """h [T, F] of what gate and up of one FFN gave."""
+        scale_F = self._up_scale(expert)
+        return activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold, scale_F)
 
     def ffn_parts(
         self, x_TD: torch.Tensor, mask: Callable[[int, torch.Tensor], torch.Tensor] | None = None
@@ -208,7 +242,7 @@ class Layer:
         for expert, (route, weights) in enumerate(zip(self.route(x_TD), self._ffns(), strict=True)):
             (token, weight_T1), (gate_FD, up_FD, down_DF) = route, weights
             seen_TD = x_TD if weight_T1 is None else x_TD[token]
-            h_TF = self._activate(*self._gate_up(seen_TD, gate_FD, up_FD))
+            h_TF = self.activate(*self._gate_up(seen_TD, gate_FD, up_FD), expert)
             used_TF = h_TF if mask is None else h_TF * mask(expert, seen_TD)
             out_TD = nn.functional.linear(used_TF, down_DF, self._bias("ffn_down_bias"))
             out_TD = self._closed("ffn_post_norm", out_TD)
@@ -221,6 +255,8 @@ class Layer:
         for expert in range(self.experts):
             for role, weight in zip(FFN, self.ffn_weights(expert), strict=True):
                 yield Place(role, self.index, expert), weight.detach()
+        if self.up_scale is not None:
+            yield Place(UP_SCALE, self.index), self.up_scale
 
 
 class Stack:
@@ -275,10 +311,21 @@ class Stack:
             _assign(module, path, tensor.to(self.device, self.matrices if tensor.dim() > 1 else None))
         if spec.experts:
             self._fill_experts(module.mlp.experts, index)
+        if spec.up_scaled and self.activation in THRESHOLDED:
+            ffn = module.mlp.experts if spec.experts else module.mlp
+            ffn.up_scale = read_tensor(self.checkpoint, Place(UP_SCALE, index)).to(self.device)
         module.eval().requires_grad_(False)
         local = spec.sliding_window is not None and index not in spec.full_layers
         mask = self._mask(context, spec.sliding_window if local else None)
-        return Layer(index, module, self.activation, spec, self._rotary(local), mask, self._parameters)
+        rotary, reader_D = self._rotary(local), self._reader(index)
+        return Layer(index, module, self.activation, spec, rotary, mask, self._parameters, reader_D)
+
+    def _reader(self, index: int) -> torch.Tensor | None:
+        spec = self.checkpoint.spec
+        if spec.norms != "both":
+            return None
+        place = Place("attn_norm", index + 1) if index + 1 < spec.layers else Place("output_norm")
+        return read_tensor(self.checkpoint, place).to(self.device) + spec.norm_offset
 
     def _rotary(self, local: bool) -> Callable[..., Any]:
         """Cosines and sines of the layers with a window, or of those without, where these differ."""
@@ -334,7 +381,7 @@ class Stack:
 def _parameter_rows(family: Family, spec: ModelSpec) -> dict[str, Rows]:
     """Role -> its weights in transformers' decoder layer; experts left out."""
     found, used = {}, dict.fromkeys(family.fused, 0)
-    for role in layer_roles(spec):
+    for role in (role for role in layer_roles(spec) if role != UP_SCALE):  # no parameter
         whole = family.whole(role)
         path = (whole or family.name_in_memory(role)).partition("{L}.")[2]
         if whole is not None:

@@ -1,10 +1,10 @@
 """The config.json that a user names, without the weights: a file, a folder, an embedded model or a hub id."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import TsconvertError
+from ..common.files import read_json_object
 from .files.gguf.config import config_of
 from .files.gguf.file import GgufFile, is_gguf
 from .files.locate import find_model
@@ -22,12 +22,7 @@ def read_model_config(model: str) -> tuple[dict[str, Any], ModelSpec]:
         content = config_of(GgufFile(path))
         return content, spec_of(content, path)
     if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise TsconvertError(f"{path}: not JSON ({error}); give a model's config.json") from None
-        if not isinstance(content, dict):
-            raise TsconvertError(f"{path}: not a JSON object; give a model's config.json")
+        content = read_json_object(path, "give a model's config.json")
         return content, spec_of(content, path)
     folder = path if path.is_dir() or "/" not in model else _hub_config(model)
     if not folder.is_dir():

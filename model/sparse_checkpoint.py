@@ -10,9 +10,10 @@ from typing import Any
 from ..common.files import write_json
 from .checkpoint import Checkpoint
 from .families import FAMILIES
+from .families.family import Family
 from .files.writer import PlannedTensor
 from .spec import ModelSpec
-from .tensor_names import hf_name, hf_whole
+from .tensor_names import UP_SCALE, Place, hf_name, hf_whole, shape_of
 
 _MODELING = "modeling_turbosparse"
 _COMPANIONS = (
@@ -21,19 +22,28 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-def plan_of(checkpoint: Checkpoint, dtype: str | None = None) -> list[PlannedTensor]:
+def plan_of(checkpoint: Checkpoint, dtype: str | None = None, *, up_scaled: bool | None = None) -> list[PlannedTensor]:
     """The tensors of a checkpoint like ``checkpoint``, in ``dtype`` if given; each by the name of its place.
 
-    Experts are one tensor each, whatever layout they came in.
+    Experts are one tensor each, whatever layout they came in. Scales of ups are float32.
+
+    Args:
+        up_scaled: whether it has those; None: as ``checkpoint``.
     """
     spec = checkpoint.spec
-    return [
-        PlannedTensor(
-            name=hf_name(spec, place), dtype=dtype or checkpoint.info(place).dtype, shape=checkpoint.info(place).shape,
-            whole=hf_whole(spec, place),
+    scaled = spec.up_scaled if up_scaled is None else up_scaled
+    places = [place for place in checkpoint.places if scaled or place.role != UP_SCALE]
+    places += [Place(UP_SCALE, layer) for layer in range(spec.layers) if scaled and not spec.up_scaled]
+
+    def planned(place: Place) -> PlannedTensor:
+        if place.role == UP_SCALE:
+            return PlannedTensor(name=hf_name(spec, place), dtype="F32", shape=shape_of(spec, place))
+        info = checkpoint.info(place)
+        return PlannedTensor(
+            name=hf_name(spec, place), dtype=dtype or info.dtype, shape=info.shape, whole=hf_whole(spec, place)
         )
-        for place in checkpoint.places
-    ]  # fmt: skip
+
+    return [planned(place) for place in places]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +61,15 @@ class Thresholds:
 
 
 def sparse_config(
-    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Thresholds | None = None
-) -> dict[str, Any]:
+    checkpoint: Checkpoint, activation: str, dtype: str | None = None, thresholds: Thresholds | None = None,
+    *, up_scaled: bool | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The config.json of the sparse model that ``checkpoint`` becomes.
 
     Args:
         dtype: of the weights, where it is another one.
         thresholds: None keeps those of ``checkpoint``.
+        up_scaled: as `ModelSpec.up_scaled`; None: as ``checkpoint``.
     """
     config = copy.deepcopy(checkpoint.config)
     family = FAMILIES[checkpoint.spec.family]
@@ -72,10 +84,15 @@ def sparse_config(
         "ffn_activation": activation,
         family.key("hidden_act"): "relu",
     }
+    if family.since != Family.since:
+        config["transformers_since"] = family.since  # heeded by the class that is saved
     for key, values in (("ffn_thresholds", thresholds.own), ("ffn_up_thresholds", thresholds.up)) if thresholds else ():
         config.pop(key, None)
         if any(values):
             config[key] = list(values)
+    if up_scaled is not None:
+        config.pop("ffn_up_scaled", None)
+        config |= {"ffn_up_scaled": True} if up_scaled else {}
     _write_rope(config, checkpoint.spec)
     if dtype:
         config.pop("torch_dtype", None)

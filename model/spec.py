@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,15 @@ from .families.family import Family
 from .files.found_files import no_config
 from .rope import read_rope
 
-ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu")
+ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu", "tgeglu")
 DENSE_ACTIVATIONS = ("swiglu", "geglu")
+THRESHOLDED = {"tswiglu": "swiglu", "tgeglu": "geglu"}
+"""Activation with thresholds -> the dense one that it is where nothing is silent."""
+
+
+def with_own_gate(activation: str, own: str) -> str:
+    """``activation`` in a model whose own is ``own``: thresholds keep what its gate goes through."""
+    return "tgeglu" if activation == "tswiglu" and own in ("geglu", "tgeglu") else activation
 
 
 _MOST = 2**31 - 1  # what compiled code counts with
@@ -34,8 +42,8 @@ class ModelSpec:
     """One of `families.FAMILIES`."""
     activation: str
     """The FFN's: `swiglu` silu(gate)*up, `geglu` gelu(gate)*up (by tanh), `drelu` relu(gate)*relu(up), `reglu`
-    relu(gate)*up, `tswiglu` that of SwiGLU where |up| is over the layer's ``up_thresholds`` and it is itself, in size,
-    over ``thresholds``, else 0."""
+    relu(gate)*up, `tswiglu` and `tgeglu` those of SwiGLU and GeGLU where |up| (times the neuron's scale, if
+    ``up_scaled``) is over the layer's ``up_thresholds`` and they, in size, are over ``thresholds``, else 0."""
     layers: int
     width: int
     """D, the model width."""
@@ -60,10 +68,12 @@ class ModelSpec:
     """E, 0 for a dense FFN."""
     experts_per_token: int = 0
     thresholds: tuple[float, ...] = ()
-    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516), under `tswiglu`
-    activations of that size; empty: all 0."""
+    """Each layer's threshold: outputs of relu up to it count as zero (FATReLU, arXiv 2402.13516), under
+    `tswiglu` and `tgeglu` activations of that size; empty: all 0."""
     up_thresholds: tuple[float, ...] = ()
-    """Of `tswiglu`: the size up to which an up silences its neuron; empty: all 0."""
+    """Of these two: the size up to which an up silences its neuron; empty: all 0."""
+    up_scaled: bool = False
+    """Of these two: each neuron has a scale for the size of its up (tensor_names.UP_SCALE)."""
     bos: int | None = None
     eos: tuple[int, ...] = ()
     # features that plain Llama does not have; each is implemented once in layers, exporter and runner
@@ -112,13 +122,17 @@ class ModelSpec:
         if self.heads % self.kv_heads:
             raise TsconvertError(f"heads is {self.heads}: it must be a multiple of kv_heads, {self.kv_heads}")
         for values, whose in (
-            (self.thresholds, self.sparse), (self.up_thresholds, self.activation == "tswiglu")
+            (self.thresholds, self.sparse), (self.up_thresholds, self.activation in THRESHOLDED)
         ):  # fmt: skip
             if values and not (whose and len(values) == self.layers and all(0 <= t < math.inf for t in values)):
                 raise TsconvertError(
                     f"thresholds are {shown(list(values))}: a sparse model may have one of at least 0 for each of"
                     f" its {self.layers} layers"
                 )
+        if self.up_scaled and self.activation not in THRESHOLDED:
+            raise TsconvertError(
+                f"ups have scales and the activation is {self.activation}: only tswiglu and tgeglu have them"
+            )
         if self.experts and not 1 <= self.experts_per_token <= self.experts:
             raise TsconvertError(f"experts_per_token is {self.experts_per_token}: it must be 1 to {self.experts}")
 
@@ -165,7 +179,7 @@ class ModelSpec:
 
 
 _FIELDS = tuple(field.name for field in fields(ModelSpec))
-_LATER = {"thresholds", "up_thresholds", *_FIELDS[_FIELDS.index("eos") + 1 :]}
+_LATER = {"thresholds", "up_thresholds", "up_scaled", *_FIELDS[_FIELDS.index("eos") + 1 :]}
 """Fields that fingerprints made before them did not cover."""
 
 
@@ -175,16 +189,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise no_config(folder)
     return read_json_object(path)
-
-
-def read_spec(folder: Path) -> ModelSpec:
-    """The spec of the checkpoint in ``folder``.
-
-    Raises:
-        TsconvertError: config.json is missing, is of no known family, or asks for arithmetic that the conversion does
-            not cover; the message names the field and its value.
-    """
-    return spec_of(read_config(folder), folder / "config.json")
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +206,12 @@ _OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtyp
 
 
 def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
-    """The spec that a config.json's content describes. ``where`` is named in errors."""
+    """The spec that a config.json's content describes. ``where`` is named in errors.
+
+    Raises:
+        TsconvertError: it is of no known family, or asks for arithmetic that the conversion does not cover; the message
+            names the field and its value.
+    """
     config = text_config(config)
     family = family_of(config, where)
     activation = _activation(config, family, where)
@@ -234,6 +243,7 @@ def spec_of(config: Mapping[str, Any], where: Path) -> ModelSpec:
         "experts_per_token": size("num_experts_per_tok") if family.experts else 0,
         "thresholds": _thresholds(config, "ffn_thresholds", where),
         "up_thresholds": _thresholds(config, "ffn_up_thresholds", where),
+        "up_scaled": _truth({"ffn_up_scaled": False, **config}, where, "ffn_up_scaled"),
         "bos": _token(config.get("bos_token_id")),
         "eos": _tokens(config.get("eos_token_id")),
         "norms": family.norms,
@@ -310,7 +320,13 @@ def family_of(config: Mapping[str, Any], where: Path) -> Family:
     kind = config.get("model_type")
     known = DENSE_TYPES | SPARSE_TYPES
     if isinstance(kind, str) and kind in known:
-        return known[kind]
+        family = known[kind]
+        if not family.covered:
+            raise TsconvertError(
+                f"{where}: model_type is {shown(kind)}, for which transformers must be {family.since} or newer and this"
+                f" is {version('transformers')}; install a newer one (pip install -U transformers)"
+            )
+        return family
     if isinstance(kind, str) and kind in LEFT_OUT:
         raise TsconvertError(f"{where}: model_type is {shown(kind)}; {LEFT_OUT[kind]}, so choose another model")
     near = get_close_matches(kind.lower(), FAMILIES, 1, 0.0)[0] if isinstance(kind, str) else "llama"

@@ -121,14 +121,21 @@ class Stream:
     @torch.no_grad()
     def logits(self, sequences: slice) -> Iterator[torch.Tensor]:
         """After the last layer: the logits [S, V] of each of ``sequences``."""
-        checkpoint = self.checkpoint
-        spec = checkpoint.spec
-        head_VD = read_tensor(checkpoint, Place("token_embd" if spec.tied else "output"))
+        head_VD = self.head()
         for hidden_SD in self.hidden_NSD[sequences]:
-            logits_SV = self.stack.norm(hidden_SD) @ head_VD.T
-            if spec.logit_scale != 1:
-                logits_SV = logits_SV * spec.logit_scale
-            yield logits_SV if not spec.logit_softcap else spec.logit_softcap * (logits_SV / spec.logit_softcap).tanh()
+            yield self.predict(hidden_SD, head_VD)
+
+    def head(self) -> torch.Tensor:
+        """The matrix [V, D] that makes logits."""
+        return read_tensor(self.checkpoint, Place("token_embd" if self.checkpoint.spec.tied else "output"))
+
+    def predict(self, hidden_SD: torch.Tensor, head_VD: torch.Tensor) -> torch.Tensor:
+        """The logits [S, V] that `head` makes of hidden states after the last layer."""
+        spec = self.checkpoint.spec
+        logits_SV = torch.nn.functional.linear(self.stack.norm(hidden_SD), head_VD)
+        if spec.logit_scale != 1:
+            logits_SV = logits_SV * spec.logit_scale
+        return logits_SV if not spec.logit_softcap else spec.logit_softcap * (logits_SV / spec.logit_softcap).tanh()
 
     def cross_entropy(self, sequences: slice) -> float:
         """After the last layer: mean next-token loss, in nats, over the ``sequences`` of all processes."""

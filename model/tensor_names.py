@@ -26,6 +26,7 @@ GGUF_NAMES = {
     "ffn_gate": "blk.{L}.ffn_gate{X}.weight",
     "ffn_up": "blk.{L}.ffn_up{X}.weight",
     "ffn_down": "blk.{L}.ffn_down{X}.weight",
+    "ffn_up_scale": "blk.{L}.ffn_up_scale.weight",
     "ffn_post_norm": "blk.{L}.post_ffw_norm.weight",
     "fc1": "blk.{L}.fc1{X}.weight",
     "fc2": "blk.{L}.fc2{X}.weight",
@@ -37,8 +38,12 @@ BIASED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ff
 GGUF_NAMES |= {f"{role}_bias": f"blk.{{L}}.{role}.bias" for role in BIASED}
 NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm")
 """The norms of a layer; each kind of model has some of them."""
+VECTORS = {*NORMS, "output_norm", *(f"{role}_bias" for role in BIASED), "ffn_up_scale"}
+"""Roles of tensors that are computed with as float32 numbers, and are no matrices."""
 ATTENTION = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
+UP_SCALE = "ffn_up_scale"
+"""Of SwiGLU with thresholds: a float32 number a neuron, [F] or [E, F], of all experts in one tensor."""
 PREDICTOR = ("fc1", "fc2")
 MATRICES = (*ATTENTION[1:], "router", *FFN, *PREDICTOR)
 """The matrices of a layer, in the order that the runner's table of weights has."""
@@ -90,7 +95,7 @@ def layer_roles(spec: ModelSpec) -> list[str]:
         ["attn_norm"] if pre else [], ATTENTION[1:], biases["attn"],
         ["attn_q_norm", "attn_k_norm"] if spec.qk_norm else [],
         ["attn_post_norm"] if post else [], ["ffn_norm"] if pre else [], ["router"] if spec.experts else [],
-        FFN, biases["ffn"], ["ffn_post_norm"] if post else [],
+        FFN, biases["ffn"], [UP_SCALE] if spec.up_scaled else [], ["ffn_post_norm"] if post else [],
     ]  # fmt: skip
     return [role for group in groups for role in group]
 
@@ -114,6 +119,8 @@ def shape_of(spec: ModelSpec, place: Place) -> tuple[int, ...]:
     """The shape that the tensor at ``place`` must have in a Hugging Face checkpoint (rows first)."""
     D, F, V = spec.width, spec.neurons, spec.vocab
     heads_D, kv_D = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    if place.role == UP_SCALE:
+        return (spec.experts, F) if spec.experts else (F,)
     rows = {
         "attn_q": heads_D, "attn_k": kv_D, "attn_v": kv_D, "attn_output": D, "router": spec.experts,
         "ffn_gate": F, "ffn_up": F, "ffn_down": D, "token_embd": V, "output": V,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..common.files import write_json
 from . import modeling_turbosparse
 from .checkpoint import Checkpoint
 from .families import FAMILIES
@@ -13,7 +14,7 @@ from .files.dtypes import from_float32
 from .files.found_files import gguf_source
 from .files.writer import CheckpointWriter
 from .layers import read_tensor
-from .sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
+from .sparse_checkpoint import Thresholds, copy_tokenizer, plan_of, sparse_config, write_companions
 from .spec import ModelSpec
 from .tensor_names import Place, shape_of
 
@@ -36,6 +37,8 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 def _loaded(checkpoint: Checkpoint, classes: list[Any], fields: Mapping[str, Any], dtype: torch.dtype) -> Any:
     config_class, model_class = classes
     config = config_class.from_dict({key: fields[key] for key in fields if key not in ("model_type", "auto_map")})
+    if checkpoint.spec.attention_softcap:
+        config._attn_implementation = "eager"  # transformers' sdpa leaves the cap out
     if gguf_source(checkpoint.folder):
         return model_class.from_pretrained(None, config=config, dtype=dtype, state_dict=_state(checkpoint, dtype))
     return model_class.from_pretrained(checkpoint.folder, config=config, dtype=dtype, use_safetensors=True)
@@ -74,7 +77,11 @@ def write_model(
         for place, tensor in zip(like.places, plan, strict=True):
             weight = weight_at(state, like.spec, place)
             writer.write(tensor.name, from_float32(weight.float().cpu().contiguous().numpy(), tensor.dtype))
-        write_companions(like, sparse_config(like, like.spec.activation, dtype, thresholds), folder)
+        if like.spec.sparse:
+            write_companions(like, sparse_config(like, like.spec.activation, dtype, thresholds), folder)
+        else:
+            write_json(folder / "config.json", like.config)
+            copy_tokenizer(like, folder)
         writer.flush()
 
 

@@ -34,7 +34,7 @@ class Training:
 
     def on(self, device: str) -> "Training":
         """The same with the precision chosen for ``device``."""
-        from ..common.precision import multiplies_bfloat16
+        from ..common.machine.precision import multiplies_bfloat16
 
         return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
 

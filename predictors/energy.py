@@ -7,7 +7,6 @@ import torch
 
 from ..common import processes
 from ..model.layers import Layer
-from ..model.modeling_turbosparse import activate
 
 # Shape suffixes: T tokens, D model width, F neurons.
 _BLOCK_ELEMENTS = 2**24
@@ -106,7 +105,7 @@ class FFN:
     def labels(self, x_TD: torch.Tensor) -> Labels:
         """What the neurons do for ``x_TD``."""
         gate_TF, up_TF = self.layer.gate_up(x_TD, self.expert)
-        h_TF = activate(gate_TF, up_TF, self.layer.activation, self.layer.threshold)
+        h_TF = self.layer.activate(gate_TF, up_TF, self.expert)
         if self._mean_energy is None:
             self._mean_energy = self._measure_energy()
         energy_TF, _ = energy_shares(h_TF * self.down_F, self._mean_energy)

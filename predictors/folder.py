@@ -29,6 +29,8 @@ class PredictorSet:
     ffns: Sequence[LayerPredictors]
     report: dict[str, Any]
     """Data, tokens, and per FFN recall, density, energy kept: what `inspect` shows."""
+    normed: bool = True
+    """They take the FFN's input after its norm; PowerInfer's take the residual before it."""
 
 
 class StoredPredictors(Sequence[LayerPredictors]):

@@ -1,7 +1,7 @@
 """PowerInfer's own predictor folders: `model_{i}.pt` a layer, and `config.json` with `sparse_threshold`.
 
-They take the residual before ffn_norm; ours take the normed input. At threshold 0 the norm's weight moves in or out
-of fc1 and every sign stays (folder.py says why); another threshold cannot be moved.
+They take the residual before ffn_norm; ours take the normed input, to which only threshold 0 carries over
+(quant/targets/predictor_source.py says why).
 """
 
 import json
@@ -14,8 +14,7 @@ import numpy as np
 
 from ..common.errors import TsconvertError
 from ..model.checkpoint import Checkpoint
-from ..model.layers import read_tensor
-from ..model.tensor_names import PREDICTOR, Place
+from ..model.tensor_names import PREDICTOR
 from .folder import PredictorSet
 from .predictor import Array, Predictor
 
@@ -27,12 +26,10 @@ THRESHOLD = "sparse_threshold"
 
 
 def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> PredictorSet:
-    """Read PowerInfer's predictors of ``checkpoint`` as predictors of the normed input.
-
-    Such folders do not say what model they belong to: shapes are all that can be compared.
+    """Read PowerInfer's predictors of ``checkpoint``. Such folders do not say what model they belong to.
 
     Raises:
-        TsconvertError: a file is missing, holds something else, does not fit the model, or the threshold is not 0.
+        TsconvertError: a file is missing or holds something else, or the threshold is not 0.
     """
     threshold = _threshold(folder / "config.json")
     if threshold:
@@ -46,26 +43,12 @@ def load_powerinfer_predictors(folder: Path, checkpoint: Checkpoint) -> Predicto
             f"{checkpoint.folder}: has experts, and PowerInfer's predictor folders take dense FFNs only; train others"
             " with `tsconvert predictors`"
         )
-    ffns: list[list[Predictor | None]] = []
+    ffns = []
     for layer in range(spec.layers):
-        path = folder / f"model_{layer}.pt"
-        fc1_RD, fc2_FR = _read(path)
-        rank = fc1_RD.shape[0]
-        if fc1_RD.shape != (rank, spec.width) or fc2_FR.shape != (spec.neurons, rank):
-            raise TsconvertError(
-                f"{path}: fc1 {list(fc1_RD.shape)}, fc2 {list(fc2_FR.shape)}, where the model needs [R, {spec.width}]"
-                f" and [{spec.neurons}, R]; give predictors of this model"
-            )
-        norm_D: Array = read_tensor(checkpoint, Place("ffn_norm", layer)).numpy()
-        if not norm_D.all():
-            place = checkpoint.info(Place("ffn_norm", layer)).name
-            raise TsconvertError(
-                f"{checkpoint.folder}: {place} holds zeros, so predictors cannot be moved behind it; train others with"
-                " `tsconvert predictors`"
-            )
-        ffns.append([Predictor(fc1_RD=fc1_RD / norm_D[None, :], fc2_FR=fc2_FR)])
+        fc1_RD, fc2_FR = _read(folder / f"model_{layer}.pt")
+        ffns.append([Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR)])
     report = {"source": "PowerInfer predictor folder", "folder": str(folder)}
-    return PredictorSet(model_fingerprint=checkpoint.fingerprint, ffns=ffns, report=report)
+    return PredictorSet(model_fingerprint=checkpoint.fingerprint, ffns=ffns, report=report, normed=False)
 
 
 def _threshold(path: Path) -> float:

@@ -1,16 +1,17 @@
 """What training predictors came to."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common.cost import Cost
+from ..common.results import Result
 from ..text.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class FFNReport:
+class FFNReport(Result):
     """What one predictor does, on the calibration tokens. All shares lie between 0 and 1."""
 
     layer: int
@@ -47,13 +48,9 @@ class FFNReport:
         """A token reads fewer bytes with the predictor than without."""
         return self.bytes_predicted < self.bytes_exact
 
-    def to_json(self) -> dict[str, Any]:
-        """Every field."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorReport:
+class PredictorReport(Result):
     """What `train_predictors` did; measured on the sequences kept from training, which also set the thresholds."""
 
     out: Path | None
@@ -92,8 +89,7 @@ class PredictorReport:
     def to_json(self) -> dict[str, Any]:
         """Every field, means, and the FFNs."""
         means = ("rank", "density", "predicted_density", "recall", "precision", "energy", "energy_at_zero")
-        found = asdict(self) | {"out": None if self.out is None else str(self.out)}
-        return found | {"size_share": self.size_share, "mean": {name: self.mean(name) for name in means}}
+        return super().to_json() | {"size_share": self.size_share, "mean": {name: self.mean(name) for name in means}}
 
     def for_folder(self, data: Sequence[Source], seed: int) -> dict[str, Any]:
         """What the predictor folder keeps of the report: nothing that differs between equal runs."""

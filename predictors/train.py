@@ -11,7 +11,7 @@ from ..common import processes
 from ..common.files import PARTIAL, atomic_folder, refuse_existing
 from ..common.progress import note
 from ..model.checkpoint import Checkpoint, open_checkpoint
-from ..model.journal import JOURNAL, KEPT, Journal
+from ..model.files.journal import JOURNAL, KEPT, Journal
 from ..model.sweep import sweep
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences

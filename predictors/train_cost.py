@@ -1,7 +1,7 @@
 """What training predictors takes in memory, disk and time: the arithmetic of `predictors --dry-run`."""
 
 from ..common.cost import LIBRARIES_BYTES, Cost
-from ..common.precision import product_rate
+from ..common.machine.precision import product_rate
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 from .config import PredictorConfig

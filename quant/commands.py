@@ -1,8 +1,9 @@
 """The command `quantize`."""
 
 from ..common.commands import Asked, command, heading
-from ..common.options import COUNT, OUT_FILE, PATH, THREADS, Pair, argument, setting
+from ..common.options import COUNT, OUT_FILE, PATH, THREADS, argument, setting
 from .config import QuantizeConfig
+from .options import size_options, type_options
 
 
 @command(
@@ -17,13 +18,10 @@ from .config import QuantizeConfig
     ),
     heading(
         "Types",
-        setting(QuantizeConfig, "type_name", "Mix of types: F16, Q8_0, Q4_K_M, IQ3_XS, ...", "--type"),
-        setting(QuantizeConfig, "pure", "Give all matrices one type, whatever the mix's rules say."),
-        setting(QuantizeConfig, "tensor_types", "Type of the tensors whose name fits the pattern. Repeatable.",
-                "--tensor-type", kind=Pair(last=True), metavar="PATTERN=TYPE"),
-        setting(QuantizeConfig, "imatrix", "Importance matrix, from imatrix or llama-imatrix."),
+        *type_options(QuantizeConfig),
         setting(QuantizeConfig, "allow_requantize", "Take tensors that are quantized already; their errors add up."),
     ),
+    heading("Types by size", *size_options(QuantizeConfig)),
     heading(
         "Machine",
         setting(QuantizeConfig, "threads", "Threads to use; default: the cores that the process may use.", "-t",
@@ -33,7 +31,8 @@ from .config import QuantizeConfig
 def quantize(asked: Asked) -> None:
     """Write a GGUF file in other types, as llama-quantize would, in one pass.
 
-    PATTERN is a regular expression or a shell pattern over names such as blk.0.ffn_down.weight.
+    --type COPY merges or splits a file as it is; --dry-run without a type lists the sizes of all mixes. PATTERN is a
+    regular expression or a shell pattern over names such as blk.0.ffn_down.weight.
     """
     from .quantize import quantize as run_quantize
 

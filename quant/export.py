@@ -7,15 +7,23 @@ from dataclasses import dataclass, replace
 from ..common.errors import TsconvertError
 from ..common.files import atomic_file, refuse_existing
 from ..model.checkpoint import Checkpoint, open_checkpoint
+from ..predictors.profile.file import load_profile
 from .config import ExportConfig
 from .gguf.parallel_file import LARGE_BYTES
 from .gguf.shards import sharded, write_files
-from .gguf.writer import GGUF_MAGIC
-from .imatrix.file import load_imatrix, with_importance
+from .gguf.tensor_plan import TensorPlan
+from .gguf.values import u32
+from .gguf.writer import GGUF_MAGIC, header
+from .imatrix.file import ImportanceMatrix, load_imatrix, with_importance
 from .metadata.model_card import card_path, model_card
+from .metadata.model_keys import file_type
 from .metadata.overrides import with_overrides
 from .metadata.provenance import ModelInfo, read_info
 from .report import FileReport
+from .sizing.fit import chosen_types
+from .sizing.mix_sizes import mix_sizes
+from .sizing.reading import read_shares
+from .sizing.recipe import Recipe
 from .targets import llama_cpp, neuron_order, powerinfer, separate_predictors, sparse
 from .targets.plan import Job, Plan
 from .targets.predictor_source import PredictorSource, find_predictors
@@ -61,14 +69,14 @@ def export_unverified(config: ExportConfig) -> ExportReport:
     """
     start_s = time.monotonic()
     refuse_existing(config.out)
-    refuse_existing(card_path(config.out))
     checkpoint = open_checkpoint(config.model)
     checkpoint.scans.start()  # while the tokenizer is read
     try:
-        plan, predictors, info = _plan(config, checkpoint)
+        done = _plan(config, checkpoint)
     except BaseException:
         checkpoint.scans.stop()
         raise
+    plan, predictors, info = done.plan, done.predictors, done.info
     for companion in plan.companions:
         refuse_existing(companion.path)
     files = sharded(config.out, plan.metadata, plan.tensors, magic=plan.magic, max_bytes=config.split_max_bytes)
@@ -77,7 +85,8 @@ def export_unverified(config: ExportConfig) -> ExportReport:
     report = ExportReport.of_files(
         files, plan.companions, target=plan.target, architecture=plan.architecture,
         predictors=sum(1 for row in predictors.ranks for rank in row if rank) if predictors is not None else 0,
-        notes=plan.notes, elapsed_s=round(time.monotonic() - start_s, 3), dry_run=config.dry_run,
+        notes=plan.notes, elapsed_s=round(time.monotonic() - start_s, 3), dry_run=config.dry_run, recipe=done.recipe,
+        mixes=done.mixes,
     )  # fmt: skip
     if not config.dry_run:
         card = model_card(
@@ -89,7 +98,18 @@ def export_unverified(config: ExportConfig) -> ExportReport:
     return report
 
 
-def _plan(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, PredictorSource | None, ModelInfo]:
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """The file as it is going to be, and what it is made of."""
+
+    plan: Plan
+    predictors: PredictorSource | None
+    info: ModelInfo
+    recipe: Recipe | None
+    mixes: dict[str, int] | None
+
+
+def _plan(config: ExportConfig, checkpoint: Checkpoint) -> _Planned:
     spec = checkpoint.spec
     target = config.target or ("sparse" if spec.sparse else "llama.cpp")
     if config.vram_bytes is not None and target != "powerinfer":
@@ -106,7 +126,7 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predictor
     )  # fmt: skip
     types = TypeChoice(
         config.type_name, config.predictor_type or "F16", config.tensor_types, mix_model,
-        pure=config.pure or target == "powerinfer",
+        pure=config.pure or target == "powerinfer", output=config.output_type, embedding=config.embedding_type,
     )  # fmt: skip
     counts = neuron_order.find_counts(checkpoint, config.profile, predictors)
     if checkpoint.size_bytes >= LARGE_BYTES:  # else ggml alone is done sooner
@@ -122,8 +142,47 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> tuple[Plan, Predictor
     if config.split_max_bytes is not None and plan.magic != GGUF_MAGIC:
         raise TsconvertError("--split-max-size: PowerInfer reads one file only; leave it out")
     plan = replace(plan, notes=[*plan.notes, *types.notes(), *vocabulary.notes])
+    matrices = [tensor.name for tensor in plan.tensors if _is_matrix(tensor)]
+    sizes, recipe = None, None
+    if config.dry_run and plan.magic == GGUF_MAGIC:
+        sizes = mix_sizes(plan.tensors, matrices, mix_model, len(header(plan.metadata, plan.tensors)))
+    if config.by_size or config.recipe is not None:
+        plan, recipe = _by_size(config, checkpoint, plan, matrices, types, matrix, predictors)
     if matrix is not None:
-        tensors, notes = with_importance(plan.tensors, matrix, types.default)
+        most = recipe.common if recipe is not None else types.default
+        tensors, notes = with_importance(plan.tensors, matrix, most, by_slopes=recipe is not None)
         plan = replace(plan, tensors=tensors, notes=[*plan.notes, *notes], metadata={**plan.metadata, **matrix.keys()})
     plan = replace(plan, metadata=with_overrides(plan.metadata, plan.architecture, config.metadata))
-    return (separate_predictors.split_off(plan, config.out) if config.separate_predictors else plan), predictors, info
+    plan = separate_predictors.split_off(plan, config.out) if config.separate_predictors else plan
+    return _Planned(plan=plan, predictors=predictors, info=info, recipe=recipe, mixes=sizes)
+
+
+def _is_matrix(tensor: TensorPlan) -> bool:
+    """Whether a mix quantizes it."""
+    return mixes.is_quantized(tensor.name, len(tensor.shape)) and not separate_predictors.is_predictor(tensor.name)
+
+
+def _by_size(
+    config: ExportConfig, checkpoint: Checkpoint, plan: Plan, matrices: list[str], types: TypeChoice,
+    matrix: ImportanceMatrix | None, predictors: PredictorSource | None,
+) -> tuple[Plan, Recipe]:  # fmt: skip
+    """``plan`` with the types that the size or the recipe gives, and the recipe."""
+    spec = checkpoint.spec
+    if plan.target == "powerinfer":
+        raise TsconvertError("--target powerinfer: its files have one type for all matrices; give --type instead")
+    shares: dict[str, float] = {}
+    if config.target_token_bytes is not None:
+        known = predictors.report.get("mean", {}).get("predicted_density") if predictors is not None else None
+        if config.profile is not None and known is None:
+            known = load_profile(config.profile, checkpoint.fingerprint).density
+        read = spec.experts_per_token / spec.experts if spec.experts else 1.0
+        silent = spec.sparse and plan.target == "sparse"
+        shares = read_shares(plan.tensors, sparse=silent, density=config.density or known, experts_read=read)
+    recipe = chosen_types(
+        config, plan.tensors, matrices, types, matrix, header_bytes=len(header(plan.metadata, plan.tensors)),
+        engine=plan.target, shares=shares,
+    )  # fmt: skip
+    metadata = {**plan.metadata, **recipe.keys(), "general.file_type": u32(file_type(recipe.common))}
+    tensors = [replace(each, type_name=recipe.types.get(each.name, each.type_name)) for each in plan.tensors]
+    notes = [*plan.notes, *([recipe.note] if recipe.note else [])]
+    return replace(plan, tensors=tensors, metadata=metadata, notes=notes), recipe

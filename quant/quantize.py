@@ -5,7 +5,7 @@ Keys, norms, routers, predictors and orders of neurons are copied; matrices get 
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,23 @@ import numpy.typing as npt
 
 from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
+from ..model.files.dtypes import ARRAYS
 from ..model.files.gguf import ggml
 from ..model.files.gguf.file import GGUF, GgufFile, GgufTensor
 from ..model.files.integrity import not_finite
-from .config import QuantizeConfig
+from .config import COPY, QuantizeConfig
 from .gguf.shards import sharded, write_files
 from .gguf.tensor_plan import MatrixRows, Rows, TensorPlan, largest_magnitude
 from .gguf.values import Value, Verbatim, u32
-from .imatrix.file import is_imatrix, load_imatrix, with_importance
+from .gguf.writer import Metadata, header
+from .imatrix.file import ImportanceMatrix, is_imatrix, load_imatrix, with_importance
 from .metadata.model_keys import QUANTIZATION_VERSION, file_type
 from .report import FileReport
+from .sizing.fit import chosen_types
+from .sizing.mix_sizes import mix_sizes
+from .sizing.reading import read_shares
+from .sizing.recipe import KEY as RECIPE
+from .sizing.recipe import Recipe
 from .targets.separate_predictors import is_predictor
 from .types import mixes
 from .types.type_choice import TypeChoice
@@ -46,6 +53,18 @@ class QuantizeReport(FileReport):
         return self._text(f"of {self.source_bytes / 1e6:,.1f} MB{files}", width=7)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """The tensors in their types."""
+
+    tensors: list[TensorPlan]
+    most: str = "F16"
+    """The type, or mix, of most of them."""
+    notes: list[str] = field(default_factory=list)
+    recipe: Recipe | None = None
+    mixes: dict[str, int] | None = None
+
+
 def quantize(config: QuantizeConfig) -> QuantizeReport:
     """Write ``config.source`` in other types.
 
@@ -61,31 +80,35 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     """
     start_s = time.monotonic()
     refuse_existing(config.out)
-    file = _open(config.source)
+    file = _open(config.source, copies=config.type_name == COPY)
     made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
     matrix = load_imatrix(config.imatrix, made_from or None) if config.imatrix is not None else None
-    types = TypeChoice(config.type_name, "F32", config.tensor_types, _model(file, matrix is not None), pure=config.pure)
-    chosen = _choose(file, types, config)
-    tensors = [_plan(file, tensor, chosen[tensor.name]) for tensor in file.tensors.values()]
-    notes = types.notes()
     metadata: dict[str, Value | Verbatim] = {
         key: Verbatim(file.encoded(key)) for key in file.metadata if key not in _DROPPED
     }
-    metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
-    metadata["general.file_type"] = u32(file_type(types.default))
+    if config.type_name != COPY:
+        metadata.pop(RECIPE, None)
+    if config.type_name == COPY:
+        done = _Choice(tensors=[_plan(file, tensor, tensor.type_name) for tensor in file.tensors.values()])
+    else:
+        done = _choose(file, config, matrix, metadata)
+        metadata["general.quantization_version"] = u32(QUANTIZATION_VERSION)
+        metadata["general.file_type"] = u32(file_type(done.most))
+        metadata |= done.recipe.keys() if done.recipe is not None else {}
+    tensors, notes = done.tensors, done.notes
     if matrix is not None:
-        tensors, more = with_importance(tensors, matrix, types.default)
+        tensors, more = with_importance(tensors, matrix, done.most, by_slopes=done.recipe is not None)
         notes, metadata = [*notes, *more], {**metadata, **matrix.keys()}
     files = sharded(config.out, metadata, tensors, max_bytes=config.split_max_bytes)
     if not config.dry_run:
         write_files(files, title="quantize", threads=config.threads)
     return QuantizeReport.of_files(
         files, source_bytes=file.size_bytes, notes=notes, elapsed_s=round(time.monotonic() - start_s, 3),
-        dry_run=config.dry_run,
+        dry_run=config.dry_run, recipe=done.recipe, mixes=done.mixes,
     )  # fmt: skip
 
 
-def _open(path: Path) -> GgufFile:
+def _open(path: Path, *, copies: bool) -> GgufFile:
     file = GgufFile(path)
     if file.magic != GGUF:
         raise TsconvertError(
@@ -94,7 +117,7 @@ def _open(path: Path) -> GgufFile:
         )
     if is_imatrix(file) or f"{file.architecture}.block_count" not in file.metadata:
         raise TsconvertError(f"{path}: holds no model; give a GGUF file of one")
-    if file.architecture in _OWN_RULES:
+    if file.architecture in _OWN_RULES and not copies:
         raise TsconvertError(f"{path}: {file.architecture} models have rules of their own; use llama-quantize")
     return file
 
@@ -119,21 +142,68 @@ def _model(file: GgufFile, importance: bool) -> mixes.Model:
     )
 
 
-def _choose(file: GgufFile, types: TypeChoice, config: QuantizeConfig) -> dict[str, str]:
-    """The type of each tensor, asked for in the order in which llama-quantize goes through them."""
-    chosen = {name: tensor.type_name for name, tensor in file.tensors.items()}
-    for name in sorted(file.tensors, key=_in_layers):
-        tensor = file.tensors[name]
-        if not mixes.is_quantized(name, len(tensor.shape)) or is_predictor(name) or tensor.type_name in _WHOLE:
-            continue
-        chosen[name] = types.matrix(name, tensor.shape[-1])
-        quantized = tensor.type_name not in mixes.FLOATS
-        if quantized and chosen[name] != tensor.type_name and not config.allow_requantize:
+def _choose(file: GgufFile, config: QuantizeConfig, matrix: ImportanceMatrix | None, metadata: Metadata) -> "_Choice":
+    """The types that ``config`` asks for; the file's, and the sizes of all mixes, where it asks for none."""
+    tensors, matrices = file.tensors.values(), _matrices(file)
+    model, by_size = _model(file, matrix is not None), config.by_size or config.recipe is not None
+    if config.type_name is None and not by_size:
+        plans = [_plan(file, tensor, tensor.type_name) for tensor in tensors]
+        sizes = mix_sizes(plans, matrices, model, len(header(metadata, plans)))
+        return _Choice(tensors=plans, most=_most(file), mixes=sizes)
+    types = TypeChoice(
+        config.type_name or "F16", "F32", config.tensor_types, model, pure=config.pure, output=config.output_type,
+        embedding=config.embedding_type,
+    )  # fmt: skip
+    kinds = {name: tensor.type_name for name, tensor in file.tensors.items()}
+    kinds |= {name: types.matrix(name, file.tensors[name].shape[-1]) for name in matrices}
+    recipe = _by_size(file, config, matrix, metadata, types, kinds) if by_size else None
+    kinds |= recipe.types if recipe is not None else {}
+    for name in matrices:
+        quantized = file.tensors[name].type_name not in mixes.FLOATS
+        if quantized and kinds[name] != file.tensors[name].type_name and not config.allow_requantize:
             raise TsconvertError(
-                f"{file.path}: {name} is {tensor.type_name} already, and errors add up; start from an F16, BF16 or F32"
-                " file, or give --allow-requantize"
+                f"{file.path}: {name} is {file.tensors[name].type_name} already, and errors add up; start from an F16,"
+                " BF16 or F32 file, or give --allow-requantize"
             )
-    return chosen
+    plans = [_plan(file, tensor, kinds[tensor.name]) for tensor in tensors]
+    notes = [*types.notes(), *([recipe.note] if recipe is not None and recipe.note else [])]
+    return _Choice(
+        tensors=plans, most=recipe.common if recipe is not None else types.default, notes=notes, recipe=recipe
+    )
+
+
+def _by_size(
+    file: GgufFile, config: QuantizeConfig, matrix: ImportanceMatrix | None, metadata: Metadata, types: TypeChoice,
+    kinds: dict[str, str],
+) -> Recipe:  # fmt: skip
+    plans, matrices = [_plan(file, tensor, kinds[name]) for name, tensor in file.tensors.items()], _matrices(file)
+    sparse = file.architecture == "turbosparse"
+    shares: dict[str, float] = {}
+    if config.target_token_bytes is not None:
+        used, experts = (file.metadata.get(f"{file.architecture}.expert_{key}", 1) for key in ("used_count", "count"))
+        read = float(str(used)) / float(str(experts))
+        silent = sparse and file.metadata.get("turbosparse.activation") != "swiglu"
+        shares = read_shares(plans, sparse=silent, density=config.density, experts_read=read)
+    stored = {name: file.tensors[name].type_name for name in matrices}
+    return chosen_types(
+        config, plans, matrices, types, matrix, header_bytes=len(header(metadata, plans)),
+        engine="sparse" if sparse else "llama.cpp", shares=shares,
+        stored={name: kind for name, kind in stored.items() if kind not in mixes.FLOATS},
+    )  # fmt: skip
+
+
+def _matrices(file: GgufFile) -> list[str]:
+    """What a mix quantizes, in the order in which llama-quantize goes through them."""
+    return [
+        name for name in sorted(file.tensors, key=_in_layers)
+        if mixes.is_quantized(name, len(file.tensors[name].shape)) and not is_predictor(name)
+        and file.tensors[name].type_name not in _WHOLE
+    ]  # fmt: skip
+
+
+def _most(file: GgufFile) -> str:
+    types = [file.tensors[name].type_name for name in _matrices(file)]
+    return max(types, key=types.count) if types else "F32"
 
 
 def _in_layers(name: str) -> tuple[int, str]:
@@ -149,9 +219,6 @@ def _plan(file: GgufFile, tensor: GgufTensor, type_name: str) -> TensorPlan:
     return TensorPlan(name=tensor.name, shape=tensor.shape, type_name=type_name, source=source)
 
 
-_NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-
-
 def _matrix_rows(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint8], type_name: str) -> MatrixRows:
     """One matrix of a GGUF tensor: as it is if it is of float type or stays what it is, otherwise decoded."""
     kind, columns, rows = tensor.type_name, tensor.shape[-1], raw_RB.shape[0]
@@ -160,21 +227,21 @@ def _matrix_rows(file: GgufFile, tensor: GgufTensor, raw_RB: npt.NDArray[np.uint
         return ggml.dequantize(raw_RB[start:stop].reshape(-1), kind, (stop - start, columns))
 
     def stored(start: int, stop: int) -> npt.NDArray[Any]:
-        return np.require(raw_RB[start:stop].view(_NUMPY.get(kind, np.uint8)), requirements=["C", "A"])
+        return np.require(raw_RB[start:stop].view(ARRAYS.get(kind, np.uint8)), requirements=["C", "A"])
 
     def check() -> float:
         if kind in _WHOLE:
             return 0.0
         step = max(1, _VALUES // columns)
         ranges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-        floats = kind in _NUMPY
+        floats = kind in ARRAYS
         read, dtype = (stored, kind) if floats else (decoded, "F32")
         largest = [largest_magnitude(read(*span), dtype) for span in ranges]
         if not np.isfinite(largest).all():
             raise not_finite(file.path, tensor.name, tensor.to_float32())
         return max(largest)
 
-    kept = kind in _NUMPY or kind == type_name
+    kept = kind in ARRAYS or kind == type_name
     return MatrixRows(
         rows=rows, columns=columns, dtype=kind if kept else "F32", read=stored if kept else decoded, check=check
     )

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ..common.results import Result
 from .gguf.shards import GgufPlan
+from .sizing.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileReport:
+class FileReport(Result):
     """A model that was written as GGUF."""
 
     KEYS: ClassVar[tuple[str, ...]] = ("out",)
@@ -27,6 +29,10 @@ class FileReport:
     notes: list[str]
     elapsed_s: float
     dry_run: bool
+    recipe: Recipe | None = None
+    """How the types were chosen for a size."""
+    mixes: dict[str, int] | None = None
+    """Bytes of the file in each mix, where that was asked."""
 
     @classmethod
     def of_files(cls, files: Sequence[GgufPlan], companions: Sequence[GgufPlan] = (), **others: Any) -> Self:
@@ -45,8 +51,9 @@ class FileReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them, in the order of `KEYS` and then their own."""
-        found = {**vars(self), "out": str(self.out)}
+        """Every field, those of `KEYS` first; how types were chosen, and sizes of mixes, where that was asked."""
+        found = {**super().to_json(), "recipe": self.recipe and self.recipe.to_json()}
+        found = {key: value for key, value in found.items() if value is not None or key not in ("recipe", "mixes")}
         return {key: found[key] for key in (*self.KEYS, *found)}
 
     def _text(self, about: str, *more: str, width: int) -> str:
@@ -56,4 +63,9 @@ class FileReport:
         types = [
             f"  {name:<{width}} {counts[name]:>5} tensors {size / 1e6:>12,.1f} MB" for name, size in self.types.items()
         ]
+        if self.recipe is not None and self.recipe.losses:
+            more = (*more, f"  expected divergence {self.recipe.divergence:.3g} nats a token")
+        mixes = [f"  {name:<{width}} {size / 1e6:>12,.1f} MB" for name, size in (self.mixes or {}).items()]
+        if mixes:
+            more = (*more, "sizes of all mixes:", *mixes)
         return "\n".join([head, *types, *more, *(f"note: {note}" for note in self.notes)])

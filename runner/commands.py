@@ -6,9 +6,8 @@ import click
 
 from ..common.commands import Asked, command, heading
 from ..common.options import COUNT, ENDLESS_COUNT, PATH, RANK, Rule, argument, not_with, only_with, option, setting
-from .config import BenchConfig, RunConfig, ServeConfig, ShapeConfig
+from .config import MODES, BenchConfig, RunConfig, ServeConfig, ShapeConfig
 
-MODES = ("auto", "predicted", "exact", "dense")
 _PLANTED = click.Choice(["Q4_0", "Q8_0"])
 _THREADS = "Threads to use; default: the cores that the process may use."
 _SHAPE, _NO_SHAPE = [only_with("--shape")], [not_with("--shape")]
@@ -141,8 +140,8 @@ def bench(asked: Asked) -> None:
     With --shape no trained model is needed: a few layers of random weights, of whose neurons the given shares fire and
     are predicted, tell the speed of the whole model in each mode.
     """
-    from .bench import bench as run_bench
-    from .shape_bench import bench_shape
+    from .bench.file_bench import bench as run_bench
+    from .bench.shape_bench import bench_shape
 
     if (asked["file"] is None) == (asked["shape"] is None):
         raise click.UsageError("give a GGUF FILE, or --shape MODEL_OR_CONFIG")

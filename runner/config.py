@@ -6,6 +6,9 @@ from typing import TextIO
 
 from ..common.errors import TsconvertError
 
+MODES = ("auto", "predicted", "exact", "dense")
+"""Which neurons are computed; `auto` is the sparsest mode that a file allows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -17,7 +20,7 @@ class RunConfig:
     tokens: int = 128
     """Generated at most, in each turn; -1 until the model ends or the context is full."""
     sparsity: str = "auto"
-    """`auto`, `predicted`, `exact` or `dense`."""
+    """One of `MODES`."""
     threads: int | None = None
     context: int | None = None
     """Tokens; None for the model's own, 4096 at most; 0 for all of the model's own."""

@@ -9,7 +9,7 @@ from ..common.errors import TsconvertError
 from ..common.progress import note
 from .config import RunConfig
 from .conversation import Conversation
-from .generate import Generation, generate
+from .generate import Generation
 from .kernels.bandwidth import measure_bandwidth
 from .model import Model, load
 from .sampling import Sampling
@@ -24,7 +24,8 @@ def run(config: RunConfig) -> Generation | Conversation:
         TsconvertError: the file, the mode or an option is no good, or the prompt is empty or too long.
     """
     sampling_of(config)  # refused before the file is read
-    prompt = _read_stdin() if config.prompt == "-" else config.prompt
+    # of stdin all but its last line end, as llama.cpp reads a prompt from a file
+    prompt = _stdin().read().removesuffix("\n") if config.prompt == "-" else config.prompt
     with load(config.file, threads=config.threads, mode=config.sparsity, context=config.context) as model:
         if config.audit and model.mode != "predicted":
             raise TsconvertError(f"--audit: {config.file} runs in {model.mode} mode and misses nothing; leave it out")
@@ -37,12 +38,7 @@ def run(config: RunConfig) -> Generation | Conversation:
                 _converse(conversation, config)
                 return conversation
             return _say(conversation.ask(prompt, **_options(config)), config)
-        return _say(generate(model, _tokens(model, prompt or ""), **_options(config)), config)
-
-
-def _read_stdin() -> str:
-    """All of stdin but its last line end, as llama.cpp reads a prompt from a file."""
-    return _stdin().read().removesuffix("\n")
+        return _say(model.generate(_tokens(model, prompt or ""), **_options(config)), config)
 
 
 def _stdin() -> TextIO:

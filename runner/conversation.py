@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .generate import Generation, generate
+from .generate import Generation
 from .model import Model
 
 
@@ -36,7 +36,7 @@ class Conversation:
             self.messages.insert(0, {"role": "system", "content": self.system})
 
     def ask(self, text: str, **options: Any) -> Generation:
-        """The model's answer to ``text``, computed when it is iterated over; ``options`` are `generate`'s.
+        """The model's answer to ``text``, computed when it is iterated over; ``options`` are `Model.generate`'s.
 
         Raises:
             TsconvertError: the file has no chat template, or it refuses the messages.
@@ -44,7 +44,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         tokens = self.model.tokenizer.chat(messages)
         self.messages = messages
-        return generate(self.model, tokens, cached=self._held, **options)
+        return self.model.generate(tokens, cached=self._held, **options)
 
     def keep(self, answer: Generation) -> None:
         """Take an answer, as far as it went, for what was said."""

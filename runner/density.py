@@ -1,4 +1,4 @@
-"""What share of the neurons was read, predicted and fired: the runner's own count."""
+"""What share of the neurons was read, predicted and fired, by the runner's own count, and how many bytes that is."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..model.spec import ModelSpec
+from ..model.spec import THRESHOLDED, ModelSpec
+from ..model.tensor_names import PREDICTOR
+from .files.model_file import ModelFile
 
 Shares = npt.NDArray[np.float64]
+_SPARSE_ROLES = {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Density:
         """From the kernels' counters (records COUNTS [N, L]) over ``tokens`` tokens."""
         whole = max(1, tokens) * spec.neurons * max(1, spec.experts_per_token)
         shares = {name: counts[name].sum(axis=0) / whole for name in counts.dtype.names or ()}
-        if spec.activation == "tswiglu":  # the kernels look at up first
+        if spec.activation in THRESHOLDED:  # the kernels look at up first
             shares["gate"], shares["up"] = shares["up"], shares["gate"]
         return cls(tokens=tokens, **shares)
 
@@ -75,3 +78,24 @@ class Density:
         }
         means = {f"mean_{name}": round(float(np.mean(values)), 5) for name, values in layers.items()}
         return {"tokens": self.tokens, "rows_read": round(self.read, 5), **means, "layers": layers}
+
+
+def weight_bytes(source: ModelFile, density: Density, mode: str) -> float:
+    """Bytes of weights that a token reads on average; its keys and values, and one row of the embedding, left out.
+
+    Args:
+        density: which rows were read, as counted in ``mode``.
+        mode: `dense`, `exact` or `predicted`.
+    """
+    spec, total = source.spec, 0.0
+    used = spec.experts_per_token / spec.experts if spec.experts else 1.0
+    for (role, layer), tensor in source.tensors.items():
+        if role == "token_embd":
+            total += tensor.size_bytes if spec.tied else 0
+        elif role in _SPARSE_ROLES and layer is not None:
+            total += tensor.size_bytes * used * float(getattr(density, _SPARSE_ROLES[role])[layer])
+        elif role in PREDICTOR:
+            total += tensor.size_bytes * used if mode == "predicted" else 0
+        else:
+            total += tensor.size_bytes
+    return total

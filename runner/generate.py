@@ -8,12 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .density import Density
-from .dialects import ModelFile
+from .density import Density, weight_bytes
+from .files.model_file import ModelFile
 from .sampling import Sampler, Sampling
 from .stops import StopStrings
 from .tokenizer import GgufTokenizer, TextStream
-from .traffic import weight_bytes
 
 
 class LanguageModel(Protocol):
@@ -51,7 +50,7 @@ class Generation:
     """A prompt being answered: iterate over it for the pieces; the rest is filled in on the way.
 
     Example:
-        >>> for piece in generate(model, [1, 22, 333], limit=32):  # doctest: +SKIP
+        >>> for piece in model.generate([1, 22, 333], limit=32):  # doctest: +SKIP
         ...     print(piece.text, end="", flush=True)
     """
 
@@ -171,33 +170,3 @@ class Generation:
             reads += f", {speed / self.bandwidth:.0%} of the {self.bandwidth / 1e9:.1f} GB/s that this machine reads"
         head = f"{model.mode}, {model.threads} threads: {prompt}; {generated}"
         return "\n".join([head, reads, f"density: {density}", *density.by_layer()])
-
-
-def generate(
-    model: LanguageModel,
-    prompt: str | Sequence[int],
-    *,
-    limit: int = 128,
-    sampling: Sampling | None = None,
-    stop_at_eos: bool = True,
-    stops: Sequence[str] = (),
-    cached: Sequence[int] = (),
-) -> Generation:
-    """Answer ``prompt``; nothing is computed before the result is iterated over.
-
-    Args:
-        prompt: text, which the model's tokenizer encodes, or tokens.
-        limit: tokens at most.
-        sampling: greedy without.
-        stop_at_eos: end at the model's end token.
-        stops: strings that end the text.
-        cached: `Generation.held` of the turn before; without, the cache is emptied first.
-
-    Raises:
-        TsconvertError: while iterating, when the prompt is empty or does not fit into the context.
-    """
-    tokens = model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-    return Generation(
-        model=model, prompt=tokens, limit=limit, sampling=sampling or Sampling(), stop_at_eos=stop_at_eos,
-        stops=tuple(stops), cached=tuple(cached),
-    )  # fmt: skip

@@ -10,19 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.errors import TsconvertError
+from ..common.machine.threads import cores
 from ..model.files.gguf import ggml
+from ..model.tensor_names import VECTORS
+from .config import MODES
 from .density import Density
-from .dialects import ModelFile, open_model
-from .generate import Generation, generate
+from .files.model_file import ModelFile, open_model
+from .generate import Generation
 from .kernels.engine import Engine, Weights, slots_of, window_of
 from .kernels.parameters import BLOCK
-from .kernels.threads import default_threads
 from .rope import angles
 from .sampling import Sampling
 from .tokenizer import GgufTokenizer
 
 # Shape suffixes: T tokens, V vocabulary.
-MODES = ("auto", "predicted", "exact", "dense")
 _DEFAULT_CONTEXT = 4096
 _NAMES = {"swiglu": "SwiGLU", "geglu": "GeGLU"}
 CACHE_TYPES = ("F16", "Q8_0", "F32")
@@ -81,9 +82,26 @@ class Model:
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
         stops: Sequence[str] = (),
+        cached: Sequence[int] = (),
     ) -> Generation:
-        """`generate.generate` with this model."""
-        return generate(self, prompt, limit=limit, sampling=sampling, stop_at_eos=stop_at_eos, stops=stops)
+        """Answer ``prompt``; nothing is computed before the result is iterated over.
+
+        Args:
+            prompt: text, which the model's tokenizer encodes, or tokens.
+            limit: tokens at most.
+            sampling: greedy without.
+            stop_at_eos: end at the model's end token.
+            stops: strings that end the text.
+            cached: `Generation.held` of the turn before; without, the cache is emptied first.
+
+        Raises:
+            TsconvertError: while iterating, when the prompt is empty or does not fit into the context.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return Generation(
+            model=self, prompt=tokens, limit=limit, sampling=sampling or Sampling(), stop_at_eos=stop_at_eos,
+            stops=tuple(stops), cached=tuple(cached),
+        )  # fmt: skip
 
     @property
     def threads(self) -> int:
@@ -133,19 +151,6 @@ class Model:
         if reset:
             self.reset()
         return self._blocks(self._checked(tokens), every=True)
-
-    def log_probabilities(self, tokens: Sequence[int], *, reset: bool = True) -> Floats:
-        """Natural logarithms [T - 1] of the probability of each token after the first, given those before it."""
-        found: list[Floats] = []
-        at = 1
-        for block_TV in self.logits_blocks(tokens, reset=reset):
-            targets = np.asarray(tokens[at : at + len(block_TV)], np.int64)
-            at += len(block_TV)
-            rows_TV = block_TV[: len(targets)]
-            top_T = rows_TV.max(axis=1)
-            sum_T = np.exp(rows_TV - top_T[:, None]).sum(axis=1, dtype=np.float64)
-            found.append((rows_TV[np.arange(len(targets)), targets] - top_T - np.log(sum_T)).astype(np.float32))
-        return np.concatenate(found) if found else np.empty(0, np.float32)
 
     def feed(self, tokens: Sequence[int]) -> Floats:
         """Go on with ``tokens``, at least one; returns the logits [V] after the last."""
@@ -229,8 +234,6 @@ def load(
     Raises:
         TsconvertError: the file is none of these, is damaged, or does not allow the mode.
     """
-    if mode not in MODES:
-        raise TsconvertError(f"sparsity is {mode!r}: it must be one of {', '.join(MODES)}")
     source = open_model(path)
     if context is not None and context < 0:
         raise TsconvertError(f"context is {context}: it must be at least 0")
@@ -239,7 +242,7 @@ def load(
         raise TsconvertError(f"cache type is {cache_type!r}: it must be one of {', '.join(CACHE_TYPES)}")
     if source.spec.head_dim % ggml.TYPES[cache_type].weights:
         raise TsconvertError(f"{path}: heads of {source.spec.head_dim} do not fit into {cache_type}; use F16")
-    count = default_threads() if threads is None else threads
+    count = cores() if threads is None else threads
     return Model(
         source,
         threads=count,
@@ -276,7 +279,7 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
 
 def _weights(source: ModelFile, context: int) -> Weights:
     spec = source.spec
-    vectors = {place for place in source.tensors if place[0].endswith(("norm", "_bias"))}
+    vectors = {place for place in source.tensors if place[0] in VECTORS}
     tensors = {place: tensor.to_float32() if place in vectors else tensor for place, tensor in source.tensors.items()}
     made = {id(rope): angles(rope, context) for rope in (source.rope, source.local_rope)}
     layers = [None if layer in spec.no_rope_layers else made[id(source.rope_of(layer))] for layer in range(spec.layers)]

@@ -9,18 +9,13 @@ from typing import Any
 
 from ..common.errors import TsconvertError, reason, shown
 from ..model.files.gguf.file import GgufFile
-from ..model.files.gguf.tokenizer import adds_bos, build, special_id
-from ..model.files.gguf.vocabulary import SPECIAL_KEYS
+from ..model.files.gguf.tokenizer import adds_bos, build, special_id, tokenizer_keys
+from ..model.files.gguf.vocabulary import BYTE_OF, SPECIAL_KEYS
 from ..quant.vocabulary.ends import ALL_ENDS, END_KEYS, ends_by_text
 from ..text.records import readable
 
 _PREFIX = "tokenizer.ggml."
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-# the characters that byte-level BPE (GPT-2's bytes_to_unicode) writes bytes as
-_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
-    chr(256 + number): byte for number, byte in enumerate(sorted({*range(256)} - {*_VISIBLE}))
-}
 
 
 class GgufTokenizer:
@@ -40,7 +35,7 @@ class GgufTokenizer:
 
     def __init__(self, file: GgufFile, *, huggingface: bool = True) -> None:
         self._where = str(file.path)
-        keys = {name.removeprefix(_PREFIX): value for name, value in file.metadata.items() if name.startswith(_PREFIX)}
+        keys = tokenizer_keys(file)
         self._tokenizer = build(file, huggingface=huggingface)
         self._byte_level = keys.get("model") == "gpt2"
         self._tokenizer.no_padding()
@@ -102,8 +97,8 @@ class GgufTokenizer:
         if not self._byte_level:
             byte = _BYTE_PIECE.fullmatch(piece)
             return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
-        if all(character in _BYTE_OF for character in piece):
-            return bytes(_BYTE_OF[character] for character in piece)
+        if all(character in BYTE_OF for character in piece):
+            return bytes(BYTE_OF[character] for character in piece)
         return piece.encode()
 
     def chat(self, messages: Sequence[dict[str, str]], *, advice: str = "leave --system or --chat out") -> list[int]:

@@ -24,6 +24,17 @@ CHAT_TEMPLATE = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the families that the installed transformers is too old for."""
+    from tsconvert.model.families import FAMILIES
+
+    old = {value for family in FAMILIES.values() if not family.covered for value in (family.name, id(family))}
+    for item in items:
+        values = getattr(item, "callspec", None) and item.callspec.params.values()
+        if old and values and any((value if isinstance(value, str) else id(value)) in old for value in values):
+            item.add_marker(pytest.mark.skip("transformers is too old for this family; its refusal is tested"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _offline() -> None:
     patch = pytest.MonkeyPatch()
@@ -88,7 +99,7 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Make:
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():  # norms are not 1 and biases not 0
-            around = 1 - family.norm_offset if parameter.dim() == 1 and float(parameter.abs().max()) else 0.0
+            around = 1 - family.norm_offset if parameter.dim() == 1 and float(parameter.detach().abs().max()) else 0.0
             torch.nn.init.normal_(parameter, around, 0.1 if parameter.dim() > 1 else 0.3)
         folder = made[name] = tmp_path_factory.mktemp(name)
         model.save_pretrained(folder)

@@ -22,18 +22,20 @@ SURFACE = {
     " --no-attention --min-expert-tokens --full-tokens --full-batch-tokens --micro-tokens --full-learning-rate"
     " --cross-entropy --divergence --hidden --top-logits --chat --stream --baseline --evaluations --patience"
     " --checkpointing --train-embeddings --report-to --predictors --from-predictors --masked-share --rank"
-    " --silenced-by --likeliest"
+    " --silenced-by --up-passes --likeliest"
     " --target-energy --stored-as --precision --device --seed",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
     "predictors": "--out --estimate --resume --dry-run --data --tokens --context --rank --target-energy --max-loss"
     " --max-density --budget --everywhere --where-it-pays --from --stored-as --steps --batch-tokens --learning-rate"
     " --precision --device --seed",
-    "imatrix": "--out --data --tokens --context --device --seed",
+    "imatrix": "--out --show-statistics --data --tokens --context --slopes --resume --device --seed",
     "export-gguf": "--out --target --split-max-size --verify --no-verify --dry-run --type --pure --tensor-type"
-    " --imatrix --predictors --predictor-type --separate-predictors --profile --order --no-order --vram --name"
-    " --metadata --pre -t --threads",
-    "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --imatrix --allow-requantize -t"
-    " --threads",
+    " --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits --target-bytes-a-token"
+    " --density --candidate --recipe --predictors --predictor-type --separate-predictors --profile --order --no-order"
+    " --vram --name --metadata --pre -t --threads",
+    "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --output-tensor-type"
+    " --token-embedding-type --imatrix --allow-requantize --target-size --target-bits --target-bytes-a-token --density"
+    " --candidate --recipe -t --threads",
     "run": "-p --prompt --chat --system -n --tokens --stop --ignore-eos --temp --top-k --top-p --min-p"
     " --repeat-penalty --repeat-last-n --seed --sparsity -c --context -t --threads --stats --audit",
     "serve": "--host --port --api-key --queue --sparsity -c --context -t --threads",
@@ -182,7 +184,7 @@ def test_a_tokenizer_that_is_missing(capsys, broken: Path, tmp_path: Path):
     for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
         (broken / name).unlink()
     assert refusal(capsys, broken, tmp_path / "o") == (
-        f"{broken}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there"
+        f"{broken}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); copy the model's own there"
     )
 
 

@@ -27,11 +27,45 @@ NO_TEACHER = "with a --divergence above 0 only; leave it out"
 STREAM = "without --stream only; leave it out, or leave --stream out"
 TASKS = "to text only, and --tasks without --data reads none; leave it out, or give --data"
 STORED = "without stored logits as --against only, which say themselves on which tokens to compare; leave it out"
+BY_MIX = "without a size and --recipe only; leave it out, or leave those out"
+ALONE = "without another size only; leave it out, or leave that out"
+STATISTICS = "without --show-statistics only; leave it out, or leave --show-statistics out"
+RECIPE = "without --recipe only; leave it out, or leave --recipe out"
+TYPED = {"export-gguf": EXPORT, "quantize": "quantize f --out o"}
 SHAPE = "with --shape only; leave it out, or give --shape"
 NO_SHAPE = "without --shape only; leave it out, or leave --shape out"
 
 # Command and option -> command lines without it, the option as given, and what follows `--option applies`.
 REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
+    **{("imatrix", name): [("imatrix m --show-statistics", f"{name} {value}", STATISTICS)] for name, value in (
+        ("--out", "o"), ("--data", "t.txt"), ("--tokens", "9"), ("--context", "9"), ("--slopes", "9"),
+        ("--device", "cpu"), ("--seed", "1")
+    )},
+    ("imatrix", "--resume"): [("imatrix m --out o", "--resume", "with --slopes only; leave it out, or give --slopes")],
+    **{(name, "--type"): [(f"{line} --target-bits 4", "--type Q8_0", BY_MIX)] for name, line in TYPED.items()},
+    **{("quantize", option): [(f"quantize f --out o {other}", given, ALONE)] for option, given, other in (
+        ("--target-bits", "--target-bits 4", "--target-size 4G"),
+        ("--target-bytes-a-token", "--target-bytes-a-token 4G", "--target-bits 4"),
+        ("--recipe", "--recipe r", "--target-size 4G"),
+    )},
+    **{("export-gguf", option): [
+        (f"{EXPORT} --target powerinfer", given, POWERINFER), *([(f"{EXPORT} {other}", given, ALONE)] if other else [])
+    ] for option, given, other in (
+        ("--target-size", "--target-size 4G", ""),
+        ("--target-bits", "--target-bits 4", "--target-size 4G"),
+        ("--target-bytes-a-token", "--target-bytes-a-token 4G", "--target-bits 4"),
+        ("--recipe", "--recipe r", "--target-size 4G"),
+    )},
+    ("quantize", "--pure"): [("quantize f --out o --target-bits 4", "--pure", BY_MIX)],
+    **{(name, option): [(f"{line} --recipe r", f"{option} {value}", RECIPE)] for name, line in TYPED.items()
+       for option, value in (("--tensor-type", "a=F16"), ("--output-tensor-type", "F16"),
+                             ("--token-embedding-type", "F16"))},
+    **{(name, "--candidate"): [(line, "--candidate F16", "to a size only; leave it out, or give --target-size")]
+       for name, line in TYPED.items()},
+    **{(name, "--density"): [(
+        f"{line} --target-bits 4", "--density 0.1",
+        "with --target-bytes-a-token only; leave it out, or give --target-bytes-a-token",
+    )] for name, line in TYPED.items()},
     **{("bench", name): [("bench f", f"{name} {value}", SHAPE)] for name, value in (
         ("--density", "0.1"), ("--predicted", "0.1"), ("--rank", "32"), ("--type", "Q8_0"), ("--predictor-type", "Q8_0")
     )},
@@ -40,6 +74,9 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("relufy", "--resume"): [(COPY, "--resume", NO_SWEEP)],
     ("relufy", "--teacher"): [(COPY, "--teacher d", NO_SWEEP)],
     ("relufy", "--target-sparsity"): [(f"{RELUFY} --recover none", "--target-sparsity 0.9", RECOVERED)],
+    ("relufy", "--up-passes"): [
+        (RELUFY, "--up-passes 0.5", "to --activation tswiglu only; leave it out, or give --activation tswiglu")
+    ],
     ("relufy", "--silenced-by"): [
         (RELUFY, "--silenced-by count", "with --target-sparsity only; leave it out, or give --target-sparsity")
     ],
@@ -124,7 +161,9 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("predictors", "--rank"): [(f"{PREDICTORS} --out o --from p", "--rank 7", FROM)],
     ("export-gguf", "--split-max-size"): [(f"{EXPORT} --target powerinfer", "--split-max-size 5G", POWERINFER)],
-    ("export-gguf", "--pure"): [(f"{EXPORT} --target powerinfer", "--pure", POWERINFER)],
+    ("export-gguf", "--pure"): [
+        (f"{EXPORT} --target powerinfer", "--pure", POWERINFER), (f"{EXPORT} --target-bits 4", "--pure", BY_MIX)
+    ],
     ("export-gguf", "--predictors"): [(f"{EXPORT} --target llama.cpp", "--predictors p", LLAMA)],
     ("export-gguf", "--predictor-type"): [(f"{EXPORT} --target llama.cpp", "--predictor-type Q8_0", LLAMA)],
     ("export-gguf", "--separate-predictors"): [
@@ -196,9 +235,9 @@ ALWAYS = {
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
     "predictors": "--estimate --data --tokens --context --target-energy --stored-as --steps --batch-tokens"
     " --learning-rate --precision --device --seed",
-    "imatrix": "--out --data --tokens --context --device --seed",
-    "export-gguf": "--out --target --verify --dry-run --type --tensor-type --imatrix --name --metadata --pre --threads",
-    "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --imatrix --allow-requantize --threads",
+    "imatrix": "--show-statistics",
+    "export-gguf": "--out --target --verify --dry-run --imatrix --name --metadata --pre --threads",
+    "quantize": "--out --split-max-size --dry-run --imatrix --allow-requantize --target-size --threads",
     "run": "--prompt --chat --tokens --stop --ignore-eos --temp --top-k --top-p --min-p --repeat-penalty"
     " --repeat-last-n --seed --sparsity --context --threads --stats",
     "serve": "--host --port --api-key --queue --sparsity --context --threads",

@@ -25,8 +25,8 @@ class SentencePieceModel:
     """A text gets a space in front."""
     remove_extra_whitespaces: bool
     """Spaces around a text go, and of several in a row one stays."""
-    charsmap: bytes
-    """The compiled table that normalizes characters, empty for none."""
+    normalization: str
+    """The name of the table that normalizes characters (`nmt_nfkc`, ...), empty for none."""
     special: dict[str, str]
     """The pieces of `unk_token`, `bos_token`, `eos_token` and `pad_token`, of those that it has."""
 
@@ -77,7 +77,7 @@ def _normalizers(model: SentencePieceModel, defined: Sequence[str]) -> list[Any]
 
     from tokenizers import Regex, normalizers
 
-    steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    steps: list[Any] = []
     if model.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if model.dummy_prefix and not defined:
@@ -106,7 +106,7 @@ def read_model(path: Path) -> SentencePieceModel:
                 trainer = dict(_fields(value))
             elif number == 3:
                 normalizer = dict(_fields(value))
-        charsmap = bytes(normalizer.get(2, b""))
+        normalization = bytes(normalizer.get(1, b"unnamed")).decode() if normalizer.get(2) else ""
         special = _special(trainer, pieces)
     except (IndexError, ValueError, TypeError, AttributeError, struct.error):
         raise TsconvertError(f"{path}: not a SentencePiece model that can be read; download it again") from None
@@ -119,7 +119,7 @@ def read_model(path: Path) -> SentencePieceModel:
         raise TsconvertError(f"{path}: the SentencePiece model has {setting}, which tsconvert does not compute")
     return SentencePieceModel(
         pieces=pieces, dummy_prefix=bool(normalizer.get(3, 1)),
-        remove_extra_whitespaces=bool(normalizer.get(4, 1)), charsmap=charsmap, special=special,
+        remove_extra_whitespaces=bool(normalizer.get(4, 1)), normalization=normalization, special=special,
     )  # fmt: skip
 
 

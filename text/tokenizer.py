@@ -1,7 +1,8 @@
 """The tokenizer of a checkpoint folder: the only loader, for training, evaluation, export and verification.
 
 tokenizer.json is the truth where it is there, exactly as the `tokenizers` library reads it; tokenizer.model comes next,
-by SentencePiece's own rules. config.json and transformers' classes have no say, for they change what the files say.
+by SentencePiece's own rules, then Mistral's tekken.json. config.json and transformers' classes have no say, for they
+change what the files say.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from ..common.errors import TsconvertError, reason
 from ..common.files import read_json_object
 from ..model.files.found_files import no_tokenizer
 from .sentencepiece import backend_of, read_model
+from .tekken import SPECIAL, read_tekken
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _ENDLESS = 10**30  # tokens: no warning about long texts
@@ -20,7 +22,8 @@ _ENDLESS = 10**30  # tokens: no warning about long texts
 def load_tokenizer(folder: Path) -> Any:
     """transformers' `PreTrainedTokenizerFast` of a checkpoint folder; no code of the folder's is run.
 
-    Its ids are those of the `tokenizers` library for tokenizer.json, else those of SentencePiece for tokenizer.model,
+    Its ids are those of the `tokenizers` library for tokenizer.json, else those of SentencePiece for tokenizer.model
+    (of mistral-common for tekken.json),
     with the special tokens and added tokens of the files beside it, which are found in the text as it stands.
 
     Raises:
@@ -45,8 +48,18 @@ def _load(folder: Path) -> Any:
         tokenizer = _of_json(path)
     elif model_file.is_file():
         model = read_model(model_file)
+        if model.normalization:  # the library's takes marks away that stand behind a character which it changes
+            raise TsconvertError(
+                f"{model_file}: the SentencePiece model normalizes characters ({model.normalization}), which tsconvert"
+                " does not compute as SentencePiece does; save the tokenizer as tokenizer.json there, and that counts"
+            )
         names = model.special | names
         backend = backend_of(model, _added(folder, config, names, [piece for piece, _, _ in model.pieces]))
+        backend.post_processor = _around(backend, config, names)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=_ENDLESS)
+    elif (tekken := folder / "tekken.json").is_file():
+        names = SPECIAL | names
+        backend = read_tekken(tekken)
         backend.post_processor = _around(backend, config, names)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=_ENDLESS)
     else:

@@ -1,6 +1,6 @@
 """What `relufy` is asked to do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...common.errors import TsconvertError
@@ -8,6 +8,8 @@ from ...text.sources import Source
 from .full import FullRecovery
 from .local import LocalRecovery
 from .masked import JointConfig
+
+_FIRST_TOKENS = 8192  # that set the first thresholds of tswiglu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,11 @@ class RelufyConfig:
     resume: bool = False
     dry_run: bool = False
 
+    @property
+    def up_scaled(self) -> bool:
+        """As ModelSpec.up_scaled, of the model that is made."""
+        return self.activation == "tswiglu" and self.training.ups < 1
+
     def __post_init__(self) -> None:
         for name, choices in (
             ("activation", ("drelu", "reglu", "tswiglu")),
@@ -65,3 +72,16 @@ class RelufyConfig:
                 raise TsconvertError("--activation tswiglu: thresholds silence its neurons; leave --silenced-by out")
         if self.shift is not None and not 0 < self.shift < 1:
             raise TsconvertError(f"--shift {self.shift:g}: it must lie between 0 and 1, as in --shift 0.995")
+
+    @property
+    def layer_stage(self) -> "RelufyConfig":
+        """What is asked of the layers one by one: of `full` its first stage.
+
+        Thresholds on SwiGLU alone leave a better start than training the layers does, and the whole model's training
+        moves them from its first step on: all time and text are for that then.
+        """
+        if self.recover != "full":
+            return self
+        if self.activation == "tswiglu" and self.predictors is None:
+            return replace(self, recover="none", tokens=min(self.tokens, _FIRST_TOKENS), shift=None)
+        return replace(self, recover="local", shift=None)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ...common import processes
-from ...model.modeling_turbosparse import SparseExperts, SparseFFN, activate
+from ...model.modeling_turbosparse import SparseExperts, SparseFFN, factors, up_sizes
 from ...model.sparse_checkpoint import Thresholds
 from ..masked.model_predictors import ModelPredictors
 from ..penalty import bend, count
@@ -111,11 +111,13 @@ class ActivationMonitor:
         for ffn, own, up in zip(self.ffns, found["own"], found["up"], strict=True):
             ffn.threshold, ffn.up_threshold = own, up
 
-    def compare(self, layer: int, gate: torch.Tensor, up: torch.Tensor) -> None:
+    def compare(
+        self, layer: int, gate: torch.Tensor, up: torch.Tensor, activation: str, up_scale_F: torch.Tensor | None
+    ) -> None:
         """Keep, of some tokens, what the layer's thresholds are held against."""
         if self.compares and self._open and torch.is_grad_enabled():
             gate_TF, up_TF = (part.detach().flatten(0, -2)[::_LOOK_EVERY] for part in (gate, up))
-            self.compared[layer].append((gate_TF, up_TF))
+            self.compared[layer].append((factors(gate_TF, up_TF, activation), up_sizes(up_TF, up_scale_F)))
 
     @torch.no_grad()
     def _norms(self, layer: int, expert: int, down_DF: torch.Tensor) -> torch.Tensor:
@@ -170,14 +172,14 @@ class _MonitoredFFN(SparseFFN):
     """A SparseFFN, with its weights, whose activations a monitor sees."""
 
     def __init__(self, ffn: SparseFFN, monitor: ActivationMonitor, layer: int) -> None:
-        super().__init__(ffn, ffn.activation, ffn.threshold, ffn.up_threshold)
+        super().__init__(ffn, ffn.activation, ffn.threshold, ffn.up_threshold, ffn.up_scale)
         self.monitor, self.layer = monitor, layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D]."""
         gate, up = self.gate_up(x)
-        self.monitor.compare(self.layer, gate, up)
-        h = activate(gate, up, self.activation, self.threshold, self.up_threshold)
+        self.monitor.compare(self.layer, gate, up, self.activation, self.up_scale)
+        h = self.activate(gate, up)
         out: torch.Tensor = self.down_proj(self.monitor.use(self.layer, h, x, self.down_proj.weight))
         return out
 
@@ -186,7 +188,7 @@ class _MonitoredExperts(SparseExperts):
     """SparseExperts, with their weights, whose activations a monitor sees."""
 
     def __init__(self, experts: SparseExperts, monitor: ActivationMonitor, layer: int) -> None:
-        super().__init__(experts, experts.activation, experts.threshold, experts.up_threshold)
+        super().__init__(experts, experts.activation, experts.threshold, experts.up_threshold, experts.up_scale)
         self.monitor, self.layer = monitor, layer
 
     def activations(
@@ -194,8 +196,9 @@ class _MonitoredExperts(SparseExperts):
     ) -> torch.Tensor:
         """h [T, F] as it goes into ``down_DF``."""
         gate_TF, up_TF = torch.nn.functional.linear(x_TD, gate_up_FD).chunk(2, dim=-1)
-        self.monitor.compare(self.layer, gate_TF, up_TF)
-        h_TF = activate(gate_TF, up_TF, self.activation, self.threshold, self.up_threshold)
+        scale_F = None if self.up_scale is None else self.up_scale[expert]
+        self.monitor.compare(self.layer, gate_TF, up_TF, self.activation, scale_F)
+        h_TF = self.activate(gate_TF, up_TF, expert)
         return self.monitor.use(self.layer, h_TF, x_TD, down_DF, expert, token)
 
 

@@ -50,6 +50,11 @@ class StageFolders:
     """The predictors that local recovery makes, if any."""
 
 
+def baseline_folder(config: RelufyConfig) -> Path:
+    """Where the dense model goes that is trained on the same tokens, for `eval --baseline`."""
+    return config.out.with_name(config.out.name + ".baseline")
+
+
 @contextmanager
 def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
     """The folders of both stages, for this run alone; without ``resume`` what an earlier one left there goes.
@@ -65,6 +70,8 @@ def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
         if not processes.rank():
             mine.enter_context(locked(full, config.out, folder=True))
             refuse_existing(config.out)  # its writer may have finished meanwhile
+            if config.full.baseline and not config.resume:
+                refuse_existing(baseline_folder(config))
             if not config.resume:
                 for folder in made:
                     if folder != full:
@@ -143,7 +150,7 @@ def _train(
     found = replace(found, dense_perplexity=dense_perplexity)
     if how.baseline:
         del trainer, model, dense
-        found = replace(found, baseline=_baseline(stage, teacher))
+        found = replace(found, baseline=_baseline(stage, teacher, baseline_folder(config)))
     return found, state, torch.from_numpy(held.rows_NS)
 
 
@@ -161,14 +168,18 @@ def _rows(start: Checkpoint, config: RelufyConfig, how: FullRecovery) -> tuple[P
     return full_rows(start, config, how, multiple)
 
 
-def _baseline(stage: Stage, teacher: Checkpoint) -> float:
-    """The perplexity of the dense model after as many steps on the same rows, by cross-entropy alone."""
+def _baseline(stage: Stage, teacher: Checkpoint, out: Path) -> float:
+    """The perplexity of the dense model, written to ``out``, after as many steps on the same rows by cross-entropy."""
     note("the dense model on the same tokens, for comparison")
     how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None)
     folder = stage.folder / "baseline"
     dense = _frozen(dense_model(teacher, torch.float32).requires_grad_(True), how)
     attend_in_blocks(dense, stage.config.device)
-    found, _ = replace(stage, how=how, folder=folder, logits=None, teacher=None, predictors=None).run(dense)
+    found, trainer = replace(stage, how=how, folder=folder, logits=None, teacher=None, predictors=None).run(dense)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not processes.rank() and not out.exists():
+        with processes.alone(), atomic_folder(out) as partial:
+            write_model(state, teacher, partial, None, stage.config.max_shard_bytes)
     return found.perplexity
 
 

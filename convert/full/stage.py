@@ -13,8 +13,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 
 from ...common import processes
 from ...common.errors import TsconvertError
+from ...common.machine.system_errors import no_room
 from ...common.progress import note
-from ...common.system_errors import no_room
 from ...text.streams import StreamedRows
 from ...text.training_rows import IGNORED, Packed
 from ..config import RelufyConfig
@@ -55,7 +55,8 @@ class Stage:
         monitor = ActivationMonitor(model, self.predictors)
         trainer = RecoveryTrainer(
             model=model, args=arguments(self.config, self.how, self.folder), how=self.how, teacher=self.teacher,
-            silenced_by=self.config.training.silenced_by, train_dataset=self._rows(), eval_dataset=Rows(self.held),
+            silenced_by=self.config.training.silenced_by, up_passes=self.config.training.ups,
+            train_dataset=self._rows(), eval_dataset=Rows(self.held),
             peak=self.peak, monitor=monitor,
             callbacks=[EarlyStoppingCallback(self.how.patience)] if self.how.patience else None,
         )  # fmt: skip

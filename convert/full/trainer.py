@@ -35,14 +35,14 @@ class RecoveryTrainer(Trainer):
 
     Args:
         how: the weights of the loss.
-        silenced_by: what brings the target sparsity (config/local.py).
+        silenced_by, up_passes: what brings the target sparsity (config/local.py).
         teacher: the dense model, not trained; None without one.
         peak: AdamW's learning rate for the model's weights.
         monitor: sees the model's FFNs, and has the predictors that are trained with it.
     """
 
     def __init__(
-        self, *args: Any, how: FullRecovery, silenced_by: str, teacher: nn.Module | None, peak: float,
+        self, *args: Any, how: FullRecovery, silenced_by: str, up_passes: float, teacher: nn.Module | None, peak: float,
         monitor: ActivationMonitor, **more: Any,
     ) -> None:  # fmt: skip
         super().__init__(*args, **more)
@@ -53,7 +53,7 @@ class RecoveryTrainer(Trainer):
         self.goal = None if goal is None else 1 - goal
         follows = goal is not None and silenced_by == "threshold"
         self.thresholds = [
-            FFNThresholds(ffn, ffn.activation, goal, how.steps) for ffn in monitor.ffns if goal and follows
+            FFNThresholds(ffn, ffn.activation, goal, up_passes, how.steps) for ffn in monitor.ffns if goal and follows
         ]
         self.penalty = SparsityPenalty(None if follows else goal, how.steps)
         self.penalty.weight = _FIRST_WEIGHT
@@ -156,8 +156,8 @@ class RecoveryTrainer(Trainer):
             self.penalty.steer(self.state.global_step, self._density)
             self._fired = []
             for thresholds, found in zip(self.thresholds, self.monitor.compared, strict=False):
-                gates, ups = zip(*found, strict=True) if found else ((torch.empty(0),), (torch.empty(0),))
-                thresholds.follow(self.state.global_step, torch.cat(gates), torch.cat(ups))
+                held = zip(*found, strict=True) if found else ((torch.empty(0),), (torch.empty(0),))
+                thresholds.follow(self.state.global_step, *map(torch.cat, held))
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:

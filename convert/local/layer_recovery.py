@@ -17,6 +17,7 @@ from ...common.errors import TsconvertError
 from ...common.progress import at
 from ...common.schedule import schedule
 from ...model.layers import Layer
+from ...model.modeling_turbosparse import factors
 from ..config.local import LocalRecovery
 from ..layer_data import LayerData, blocks
 from ..masked.layer_predictors import JointPredictors
@@ -61,7 +62,7 @@ def recover_layer(
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     goal = how.target_sparsity
     follows = goal and how.silenced_by == "threshold"
-    thresholds = FFNThresholds(layer, layer.activation, goal, how.steps) if goal and follows else None
+    thresholds = FFNThresholds(layer, layer.activation, goal, how.ups, how.steps) if goal and follows else None
     penalty = SparsityPenalty(None if thresholds else goal, how.steps, counts=how.silenced_by == "count")
     # processes hold different further tokens: drawing those must not move the generator that all share
     further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
@@ -74,7 +75,7 @@ def recover_layer(
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
         if thresholds is not None:
-            thresholds.follow(step, *_gate_up(layer, data, batch, how))
+            thresholds.follow(step, *_compared(layer, data, batch, how))
         loss, fired = _backward(layer, data, batch, penalty, how, predictors if step >= masked_from else None)
         for material in further:
             _further_backward(layer, material, data, how, further_generator)
@@ -121,16 +122,24 @@ def _trainable(layer: Layer, how: LocalRecovery) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def _gate_up(
+def _compared(
     layer: Layer, data: LayerData, batch: torch.Tensor, how: LocalRecovery
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of all FFNs and some of this process's tokens of ``batch``, what the thresholds are held against."""
     own = batch[(batch >= 0) & (batch < data.train_tokens)][::_LOOK_EVERY]
     with torch.autocast(layer.device.type, torch.bfloat16, enabled=bool(how.autocast)):
         x_TD = layer.norm(data.residual(layer, own).float())
-        pairs = [layer.gate_up(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
-    gates, ups = zip(*pairs, strict=True)
-    return torch.cat(gates), torch.cat(ups)
+        return compared(layer, x_TD)
+
+
+def compared(layer: Layer, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `FFNThresholds.follow` is given, of all FFNs one below the other, for the layer's normed inputs."""
+    factor_TF, up_size_TF = [], []
+    for expert, (token, _) in enumerate(layer.route(x_TD)):
+        gate_TF, up_TF = layer.gate_up(x_TD[token], expert)
+        factor_TF.append(factors(gate_TF, up_TF, layer.activation))
+        up_size_TF.append(layer.up_sizes(up_TF, expert))
+    return torch.cat(factor_TF), torch.cat(up_size_TF)
 
 
 def _backward(
@@ -159,7 +168,7 @@ def _backward(
                 price = price + penalty.price(h_TF.float().abs() * down_F).sum() / whole
                 fired += float((h_TF != 0).sum())
                 seen += h_TF.numel()
-    error = relative_error(out_TD, target_TD).sum() / whole
+    error = relative_error(out_TD, target_TD, layer.reader_D).sum() / whole
     sums = processes.sums(error.item(), price.item(), fired, seen)
     if len(batch):
         (error if penalty.goal is None else error + penalty.factor(sums[1]) * price).backward()
@@ -184,8 +193,10 @@ def _further_backward(
     (relative_error(out_TD, material.target_TD[chosen]).sum() / how.batch_tokens).backward()
 
 
-def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor) -> torch.Tensor:
-    """|out - target|^2 / |target|^2 of each token, [T]."""
+def relative_error(out_TD: torch.Tensor, target_TD: torch.Tensor, reader_D: torch.Tensor | None = None) -> torch.Tensor:
+    """|out - target|^2 / |target|^2 of each token, [T], each dimension as much as ``reader_D`` says."""
+    if reader_D is not None:
+        out_TD, target_TD = out_TD * reader_D, target_TD * reader_D
     return (out_TD - target_TD).square().sum(-1) / target_TD.square().sum(-1).clamp_min(1e-12)
 
 
@@ -200,7 +211,8 @@ def _judge(layer: Layer, data: LayerData) -> tuple[float, float]:
             out_TD.index_add_(0, token, part_TD)
             fired += int((h_TF != 0).sum())
             seen += h_TF.numel()
-        error += float(relative_error(out_TD, data.target_TD[part].to(layer.device)).double().sum())
+        target_TD = data.target_TD[part].to(layer.device)
+        error += float(relative_error(out_TD, target_TD, layer.reader_D).double().sum())
     tokens = len(data.x_TD) - data.train_tokens
     error, all_tokens, all_fired, all_seen = processes.sums(error, tokens, fired, seen)
     return error / max(1.0, all_tokens), all_fired / max(1.0, all_seen)

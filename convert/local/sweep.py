@@ -15,20 +15,20 @@ from ...common import processes
 from ...common.progress import progress
 from ...model.checkpoint import Checkpoint
 from ...model.files.dtypes import from_float32, to_float32
+from ...model.files.journal import Journal
 from ...model.files.writer import CheckpointWriter
-from ...model.journal import Journal
 from ...model.layers import Layer
-from ...model.modeling_turbosparse import factors
+from ...model.spec import THRESHOLDED, with_own_gate
 from ...model.sweep import Stream
-from ...model.tensor_names import hf_name
+from ...model.tensor_names import UP_SCALE, Place, hf_name, shape_of
 from ...text.sequences import Sequences
 from ..alignment import SignAlignment, UpScales
 from ..config import RelufyConfig
 from ..layer_data import LayerData
 from ..masked.layer_predictors import JointPredictors
-from ..penalty import passed_over, quantile
+from ..penalty import quantile
 from ..report import LayerResult
-from .layer_recovery import expert_tokens, judge_layer, recover_layer
+from .layer_recovery import compared, expert_tokens, judge_layer, recover_layer
 from .starved_experts import further_tokens, refuse_starved
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, D model width, F neurons.
@@ -72,12 +72,15 @@ class RecoverySweep:
         fresh = not source.spec.sparse
         self.align = config.align and config.activation == "drelu" and fresh
         self.scale = config.align and config.activation == "tswiglu" and fresh
-        self.silence = config.activation == "tswiglu" and fresh
+        self.silence = config.activation == "tswiglu"
         how: dict[str, Any] = {
             "device": config.device, "scratch": config.out.parent, "autocast": bool(config.training.autocast)
         }  # fmt: skip
-        self.teacher = Stream(teacher, sequences.rows_NS, frozen=True, **how)
-        self.student = Stream(source, sequences.rows_NS, activation=config.activation, **how)
+        # without a dense model a sparse one is compared with itself, without thresholds
+        dense = THRESHOLDED.get(teacher.spec.activation, "swiglu") if teacher.spec.sparse else None
+        self.teacher = Stream(teacher, sequences.rows_NS, frozen=True, activation=dense, **how)
+        activation = with_own_gate(config.activation, source.spec.activation)
+        self.student = Stream(source, sequences.rows_NS, activation=activation, **how)
 
     def run(self) -> SweepResult:
         """Sweep all layers.
@@ -143,9 +146,10 @@ class RecoverySweep:
         )
         energy = align(layer, data) if self.align else (0.0, 0.0)
         if self.scale:
-            scale_ups(layer, data)
+            scale_ups(layer)
         if self.silence:
-            first_thresholds(layer, data, self.config.training.target_sparsity or 0.0)
+            layer.up_scale = up_scale(layer, data) if self.config.up_scaled else None
+            first_thresholds(layer, data, self.config.training.target_sparsity or 0.0, self.config.training.ups)
         seen = expert_tokens(layer, data)
         least = self.config.min_expert_tokens
         if self.config.recover == "local":
@@ -168,7 +172,7 @@ class RecoverySweep:
     def _write(self, layer: Layer) -> None:
         """Write the layer, and round it to what was written: the layers after it are to learn from that."""
         for place, tensor in layer.tensors():
-            dtype = self.config.dtype or self.source.info(place).dtype
+            dtype = "F32" if place.role == UP_SCALE else self.config.dtype or self.source.info(place).dtype
             raw = from_float32(tensor.float().cpu().contiguous().numpy(), dtype)
             if self.writer is not None:
                 self.writer.write(hf_name(self.source.spec, place), raw)
@@ -180,6 +184,9 @@ class RecoverySweep:
     @torch.no_grad()
     def _restore(self, layer: Layer) -> None:
         """The weights of a layer that an earlier run finished, read by process 0 for all."""
+        if self.silence:
+            shape = shape_of(self.source.spec, Place(UP_SCALE, layer.index))
+            layer.up_scale = torch.ones(shape, device=layer.device) if self.config.up_scaled else None
         for place, tensor in layer.tensors():
             if self.writer is not None:
                 info = self.writer.slot(hf_name(self.source.spec, place))
@@ -208,32 +215,40 @@ def align(layer: Layer, data: LayerData) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def scale_ups(layer: Layer, data: LayerData) -> None:
-    """Move scales from down to up in place, so that an up's size says what its neuron adds."""
-    tallies = [
-        UpScales(gate_FD, down_DF) for gate_FD, _, down_DF in map(layer.ffn_weights, range(max(1, layer.experts)))
-    ]
-    for x_TD in data.ffn_inputs(layer, data.train):
-        for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
-            tally.add(x_TD[token])
-    scales = [tally.scales() for tally in tallies]
-    mean = torch.cat(scales).mean().clamp_min(1e-30)
-    for expert, scale_F in enumerate(scales):
-        _, up_FD, down_DF = layer.ffn_weights(expert)
-        relative_F = (scale_F / mean).clamp(1 / _WIDEST, _WIDEST)
+def scale_ups(layer: Layer) -> None:
+    """Move the sizes of down's columns to up, in place, so that the size of an activation says what its neuron adds.
+
+    SwiGLU and GeGLU do not change when row j of up is multiplied by c_j and column j of down divided by it.
+    """
+    weights = [layer.ffn_weights(expert) for expert in range(layer.spec.ffns)]
+    sizes = [layer.seen(down_DF).norm(dim=0) for _, _, down_DF in weights]
+    mean = torch.cat(sizes).mean().clamp_min(1e-30)
+    for (_, up_FD, down_DF), size_F in zip(weights, sizes, strict=True):
+        relative_F = (size_F / mean).clamp(1 / _WIDEST, _WIDEST)
         up_FD.mul_(relative_F[:, None])
         down_DF.div_(relative_F)
 
 
 @torch.no_grad()
-def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float) -> None:
-    """Set the thresholds of `tswiglu` that silence ``target_sparsity`` of the neurons on the training tokens."""
+def up_scale(layer: Layer, data: LayerData) -> torch.Tensor:
+    """The scales of the layer's ups, [F] or [E, F], measured on the training tokens."""
+    dense = THRESHOLDED.get(layer.spec.activation, layer.spec.activation)
+    tallies = [UpScales(layer.ffn_weights(expert)[0], dense) for expert in range(layer.spec.ffns)]
+    for x_TD in data.ffn_inputs(layer, data.train):
+        for tally, (token, _) in zip(tallies, layer.route(x_TD), strict=True):
+            tally.add(x_TD[token])
+    scales = [tally.scales() for tally in tallies]
+    return torch.stack(scales) if layer.experts else scales[0]
+
+
+@torch.no_grad()
+def first_thresholds(layer: Layer, data: LayerData, target_sparsity: float, up_passes: float) -> None:
+    """Set the thresholds that silence ``target_sparsity`` of the neurons of SwiGLU or GeGLU on the training tokens."""
     step = max(1, data.train_tokens // _LOOKS)
     x_TD = layer.norm(data.residual(layer, slice(0, data.train_tokens, step)))
-    pairs = [layer.gate_up(x_TD[token], expert) for expert, (token, _) in enumerate(layer.route(x_TD))]
-    gates, ups = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    layer.up_threshold = quantile(ups.abs(), passed_over(target_sparsity))
-    layer.threshold = quantile(factors(gates, ups, layer.activation, layer.up_threshold), target_sparsity)
+    factor_TF, up_size_TF = compared(layer, x_TD)
+    layer.up_threshold = quantile(up_size_TF, 1 - up_passes) if up_passes < 1 else 0.0
+    layer.threshold = quantile(factor_TF * (up_size_TF > layer.up_threshold), target_sparsity)
 
 
 def _mean(values: list[float]) -> float:

@@ -12,7 +12,7 @@ from ...common.units import size_text
 from ...model.files.gguf.file import GgufFile
 from ...model.tensor_names import GGUF_NAMES
 from ...quant.imatrix.file import is_imatrix, load_imatrix
-from ...runner.dialects import ModelFile, open_model
+from ...runner.files.model_file import ModelFile, open_model
 from .summary import Inspection, Table, part_of, parts_table
 
 

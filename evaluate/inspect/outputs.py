@@ -13,9 +13,9 @@ from ...common.files import PARTIAL
 from ...common.units import size_text
 from ...model.checkpoint import Checkpoint
 from ...model.files.integrity import INFINITE_BITS
+from ...model.files.journal import JOURNAL
 from ...model.files.locate import find_model
-from ...model.journal import JOURNAL
-from ...model.provenance import PROVENANCE, not_relufys, read_provenance
+from ...model.files.provenance import PROVENANCE, not_relufys, read_provenance
 from .summary import Inspection, Table, part_of, parts_table
 
 

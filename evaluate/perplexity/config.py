@@ -1,6 +1,6 @@
 """What `eval` is asked to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ...text.sources import Source
@@ -8,21 +8,13 @@ from ..scoring.windowing import Windowing
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What `evaluate` is asked to do."""
+class EvalConfig(Windowing):
+    """What `evaluate` is asked to do; also how it cuts text."""
 
     model: str
     """A checkpoint folder, an embedded model, a hub id, or a .gguf file."""
     data: tuple[Source, ...] = ()
     """Corpora; empty takes the embedded held-out text."""
-    tokens: int = 16_000
-    context: int = 512
-    method: str = "llama.cpp"
-    """How windows are cut and which tokens count: `llama.cpp` or `papers`, see windows.py."""
-    stride: int | None = None
-    parse_special: bool | None = None
-    """Special tokens that the text spells are those tokens; None: with the method `papers`."""
-    chunks: int | None = None
     mode: str = "auto"
     """For GGUF files: `auto`, `dense`, `exact` or `predicted`."""
     against: str | None = None
@@ -35,12 +27,5 @@ class EvalConfig:
 
     @property
     def windowing(self) -> Windowing:
-        """How text is to be cut."""
-        return Windowing(
-            method=self.method,
-            context=self.context,
-            stride=self.stride,
-            tokens=self.tokens,
-            chunks=self.chunks,
-            parse_special=self.parse_special,
-        )
+        """How it cuts text, alone."""
+        return Windowing(**{each.name: getattr(self, each.name) for each in fields(Windowing)})

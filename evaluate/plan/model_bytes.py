@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from ...common.errors import TsconvertError
 from ...model.files.gguf import ggml
 from ...model.spec import ModelSpec
-from ...model.tensor_names import FFN, Place, gguf_name, model_places, shape_of
+from ...model.tensor_names import FFN, UP_SCALE, Place, gguf_name, model_places, shape_of
 from ...predictors.cost import Rates
 from ...quant.types import mixes
 from ...quant.types.type_choice import TypeChoice
@@ -145,7 +145,7 @@ def _stored(spec: ModelSpec, place: Place, choice: TypeChoice) -> tuple[str, int
     """Type and bytes of one tensor, of one expert."""
     transposed = place.role == "ffn_down" and spec.sparse
     *rows, columns = shape_of(spec, place)[:: -1 if transposed else 1]
-    plain = not rows or place.role == "router"
+    plain = not rows or place.role in ("router", UP_SCALE)
     kind = "F32" if plain else choice.matrix(gguf_name(place, suffix="_t" if transposed else ""), columns)
     return kind, math.prod(rows) * ggml.row_bytes(kind, columns)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import TsconvertError
+from ...common.files import read_json_object
 from ...model.checkpoint import Checkpoint
 from ...model.files.gguf.file import GgufFile, is_gguf
-from ...model.provenance import read_provenance
+from ...model.files.provenance import read_provenance
 from ...predictors.profile import file as profile_file
 from ...quant.imatrix.file import is_imatrix
 from .reference_logits import FORMAT as LOGITS_FORMAT
@@ -95,13 +96,7 @@ def _gguf(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise TsconvertError(f"{path}: is no JSON ({error}); write it again with --json") from None
-    if not isinstance(found, dict):
-        raise TsconvertError(f"{path}: holds no JSON object; write it again with --json")
-    return found
+    return read_json_object(path, "write it again with --json")
 
 
 def _is_imatrix(path: Path) -> bool:

@@ -13,7 +13,13 @@ from .perplexity import beside_source, dense_perplexity, is_source, score_groups
 from .plots import measured, percent
 from .predictors import layer_means
 
-_NAMES = {"drelu": "dReLU", "reglu": "ReGLU", "swiglu": "SwiGLU", "tswiglu": "SwiGLU with thresholds"}
+_NAMES = {
+    "drelu": "dReLU",
+    "reglu": "ReGLU",
+    "swiglu": "SwiGLU",
+    "tswiglu": "SwiGLU with thresholds",
+    "tgeglu": "GeGLU with thresholds",
+}
 _TILES = ("perplexity", "worst", "tasks", "density", "predictors", "speed")
 _RECOVERED = {
     "none": "without training",

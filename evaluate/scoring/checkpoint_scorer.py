@@ -19,31 +19,44 @@ from .divergence import Floats
 from .windows import Windows
 
 
-class CheckpointScorer:
-    """A checkpoint that gives logits."""
+class FolderScorer:
+    """What scorers of checkpoint folders have in common: the tokenizer, as `Scorer` has it."""
 
     mode = "checkpoint"
 
     def __init__(self, folder: Path) -> None:
+        self._folder, self._tokenizer = folder, load_tokenizer(folder)
+        bos: int | None = self._tokenizer.bos_token_id
+        self.bos = bos if list(self._tokenizer("a").input_ids)[:1] == [bos] else None
+        self.start = int(next((each for each in (bos, self._tokenizer.eos_token_id) if each is not None), 0))
+
+    @functools.cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 of the files that transformers reads a tokenizer from."""
+        digest = hashlib.sha256()
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+            if (self._folder / name).is_file():
+                digest.update(name.encode() + (self._folder / name).read_bytes())
+        return digest.hexdigest()
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """As `Scorer.encode`."""
+        return list(self._tokenizer(text, split_special_tokens=not parse_special).input_ids)
+
+
+class CheckpointScorer(FolderScorer):
+    """A checkpoint that gives logits."""
+
+    def __init__(self, folder: Path) -> None:
         self.checkpoint = Checkpoint(folder)
-        self._tokenizer = load_tokenizer(folder)
+        super().__init__(folder)
         self.context = self.checkpoint.spec.context
-        self.bos, self.start = leading_token(self._tokenizer), start_token(self._tokenizer)
         self._counter: _Counter | None = None
 
     @property
     def fingerprint(self) -> str:
         """As `Scorer.fingerprint`."""
         return self.checkpoint.fingerprint
-
-    @functools.cached_property
-    def tokenizer_fingerprint(self) -> str:
-        """As `Scorer.tokenizer_fingerprint`."""
-        return tokenizer_fingerprint(self.checkpoint.folder)
-
-    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """As `Scorer.encode`."""
-        return list(self._tokenizer(text, split_special_tokens=not parse_special).input_ids)
 
     def logits(self, windows: Windows) -> Iterator[Floats]:
         """As `Scorer.logits`."""
@@ -85,25 +98,3 @@ class _Counter:
         np.add.at(found.fired_CLE[:, layer, expert], corpus_T, fired_T)
         np.add.at(found.tokens_CLE[:, layer, expert], corpus_T, 1)
         np.add.at(found.seen_CLE[:, layer, expert], corpus_T, self._neurons)
-
-
-def tokenizer_fingerprint(folder: Path) -> str:
-    """SHA-256 of the files that transformers reads a tokenizer from."""
-    digest = hashlib.sha256()
-    for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file():
-            digest.update(name.encode() + (folder / name).read_bytes())
-    return digest.hexdigest()
-
-
-def start_token(tokenizer: Any) -> int:
-    """BOS of transformers' tokenizer, else the token that ends texts."""
-    known = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return int(next((token for token in known if token is not None), 0))
-
-
-def leading_token(tokenizer: Any) -> int | None:
-    """The token that transformers' tokenizer begins texts with, None where it puts none."""
-    ids = list(tokenizer("a").input_ids)
-    bos: int | None = tokenizer.bos_token_id
-    return bos if bos is not None and ids[:1] == [bos] else None

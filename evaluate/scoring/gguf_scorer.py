@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...runner.density import Density
 from ...runner.model import load
-from ...runner.sampling import Sampler, Sampling
+from ...runner.sampling import Sampling
 from .activity import Activity
 from .divergence import Floats
 from .windows import Windows, common_beginning
@@ -104,18 +104,9 @@ class GgufScorer:
 
     def generate(self, tokens: list[int], stops: list[str], limit: int, sampling: Sampling) -> str:
         """The text after ``tokens``: until one of ``stops``, an end token, or ``limit`` tokens."""
-        model, sampler, found = self._model, Sampler(sampling), list[int]()
         self._held = []
-        model.reset()
-        logits_V = model.feed(tokens)
-        for _ in range(limit):
-            token = sampler.choose(logits_V, [*tokens, *found])
-            if token in model.tokenizer.eos:
-                break
-            found.append(token)
-            text = model.tokenizer.decode(found)
-            ends = [text.index(stop) for stop in stops if stop in text]
-            if ends:
-                return text[: min(ends)]
-            logits_V = model.feed([token])
-        return model.tokenizer.decode(found)
+        answer = self._model.generate(tokens, limit=limit, sampling=sampling, stops=stops)
+        for _ in answer:
+            pass
+        text = self._model.tokenizer.decode(answer.tokens)
+        return text[: min([text.index(stop) for stop in stops if stop in text], default=len(text))]

@@ -10,26 +10,20 @@ import torch
 
 from ...common.errors import TsconvertError, reason
 from ...model.files.safetensors_files import shard_files
-from ...text.tokenizer import load_tokenizer
 from .activity import Activity
-from .checkpoint_scorer import leading_token, start_token, tokenizer_fingerprint
+from .checkpoint_scorer import FolderScorer
 from .divergence import Floats
 from .windows import Windows
 
 
-class TransformersScorer:
+class TransformersScorer(FolderScorer):
     """A causal language model of any architecture that transformers has; none of the folder's code is run."""
-
-    mode = "checkpoint"
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoConfig
 
-        self._folder = folder
-        self._tokenizer = load_tokenizer(folder)
-        self.bos, self.start = leading_token(self._tokenizer), start_token(self._tokenizer)
-        config = self._of(AutoConfig)
-        self.context = int(getattr(config, "max_position_embeddings", 2048))
+        super().__init__(folder)
+        self.context = int(getattr(self._of(AutoConfig), "max_position_embeddings", 2048))
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -55,15 +49,6 @@ class TransformersScorer:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
-
-    @functools.cached_property
-    def tokenizer_fingerprint(self) -> str:
-        """As `Scorer.tokenizer_fingerprint`."""
-        return tokenizer_fingerprint(self._folder)
-
-    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """As `Scorer.encode`."""
-        return list(self._tokenizer(text, split_special_tokens=not parse_special).input_ids)
 
     @torch.no_grad()
     def logits(self, windows: Windows) -> Iterator[Floats]:

@@ -17,7 +17,7 @@ class Windowing:
     """Tokens a window."""
     stride: int | None = None
     """Tokens from one window's start to the next one's; None as the method does it."""
-    tokens: int = 16_384
+    tokens: int = 16_000
     """At most this many tokens of all corpora together; the windows are spread evenly over the text."""
     parse_special: bool | None = None
     """Special tokens that the text spells, such as <s>, are those tokens; False: they are text. None: as the method."""

@@ -17,7 +17,7 @@ from ...model.families.family import Gguf
 from ...model.files.dtypes import to_float32
 from ...model.files.gguf.file import GgufFile
 from ...model.spec import ModelSpec
-from ...model.tensor_names import FFN, Place, ffn_places, gguf_name, layer_roles, shape_of
+from ...model.tensor_names import FFN, UP_SCALE, Place, ffn_places, gguf_name, shape_of
 from ...quant.targets.engine_form import engine_form
 
 Floats = npt.NDArray[np.float32]
@@ -106,7 +106,7 @@ def expected_tensors(spec: ModelSpec, dialect: str, factors: Mapping[str, float]
 
     yield expected([Place("token_embd")])
     for layer in range(spec.layers):
-        for role in layer_roles(spec):
+        for role in form.roles:
             whole = next((roles for roles in form.fused.values() if role in roles), None)
             if whole is None:
                 places = ffn_places(spec, layer, role) if role in FFN else [Place(role, layer)]
@@ -141,6 +141,10 @@ class SourceRows:
             self._whole = whole_FD if order is None else whole_FD[order]
         elif role == "ffn_down" and order is not None:
             self._whole = checkpoint.array(part.place)[:, order]
+        elif role == UP_SCALE:
+            scale_EF = checkpoint.array(part.place).reshape(-1, self.columns)
+            pairs = ((row_F, orders.get((part.place.layer or 0, expert))) for expert, row_F in enumerate(scale_EF))
+            self._whole = np.stack([row_F if order is None else row_F[order] for row_F, order in pairs])
         elif len(checkpoint.info(part.place).shape) == 1:
             values = checkpoint.array(part.place)
             self._whole = (values if self._index is None else values[self._index])[None]

@@ -5,21 +5,20 @@ they are the source's is shown tensor by tensor, and what is left to show is tha
 same arithmetic. So the runner is compared on the decoded weights, where it rounds nothing, and then as it runs them.
 """
 
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from ...common.errors import TsconvertError
+from ...common.machine.threads import cores
 from ...model.checkpoint import Checkpoint
 from ...model.files.gguf import ggml
 from ...model.files.gguf.file import GgufFile, GgufTensor
-from ...model.tensor_names import FFN, Place, shape_of
-from ...runner.dialects import ModelFile, open_model
-from ...runner.kernels.threads import default_threads
+from ...model.tensor_names import FFN, UP_SCALE, Place, shape_of
+from ...runner.files.model_file import ModelFile, open_model
 from ...runner.model import Model
 from .expected_tensors import Expected, Floats, Orders, Part, expected_tensors, factors_of, rope_order
 from .type_bounds import FLOAT_TYPES
@@ -67,7 +66,7 @@ def compare_logits(
         hf: the checkpoint's tokenizer.
         free_bytes: of memory; None asks the system.
     """
-    spec, free = checkpoint.spec, available_bytes() if free_bytes is None else free_bytes
+    spec, free = checkpoint.spec, psutil.virtual_memory().available if free_bytes is None else free_bytes
     needs = 4 * max(spec.vocab * spec.width, (3 * spec.neurons * spec.ffns + 4 * spec.width) * spec.width) * 2
     if needs > free:
         skipped = f"skipped, one layer needs {needs / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
@@ -149,7 +148,7 @@ def _window_problem(source: ModelFile, window: int | None) -> list[str]:
 def _run(source: ModelFile, rows_NS: npt.NDArray[np.int64]) -> Floats:
     """The runner's logits [N, S, V]."""
     mode = "exact" if source.spec.sparse else "dense"
-    with Model(source, threads=default_threads(), mode=mode, context=rows_NS.shape[1], cache_type="F32") as model:
+    with Model(source, threads=cores(), mode=mode, context=rows_NS.shape[1], cache_type="F32") as model:
         return np.stack([model.logits(row_S.tolist()) for row_S in rows_NS])
 
 
@@ -172,19 +171,6 @@ def _decoded(source: ModelFile) -> ModelFile:
         return replace(tensor, type_name="F32", raw=tensor.to_float32().reshape(-1).view(np.uint8))
 
     return replace(source, tensors={place: plain(tensor) for place, tensor in source.tensors.items()})
-
-
-def available_bytes() -> int:
-    """Memory that can be had without swapping, the page cache's included where the system says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not on this system
-        return 1 << 62
 
 
 class DecodedWeights:
@@ -212,6 +198,14 @@ class DecodedWeights:
 
     def _restored(self, stored_RC: Floats, part: Part, *, transposed: bool) -> Floats:
         place, spec = part.place, self._spec
+        if place.role == UP_SCALE:
+            orders = (self._orders.get((place.layer or 0, expert)) for expert in range(len(stored_RC)))
+            return np.stack(
+                [
+                    row_F if order is None else row_F[np.argsort(order)]
+                    for row_F, order in zip(stored_RC, orders, strict=True)
+                ]
+            )
         order_F = self._orders.get((place.layer or 0, place.expert or 0))
         vector = len(shape_of(spec, place)) == 1
         if part.heads:

@@ -5,17 +5,20 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from ...common.errors import shown
 from ...model.checkpoint import Checkpoint
 from ...model.families import FAMILIES
 from ...model.files.gguf.file import POWERINFER, GgufFile
+from ...model.spec import ACTIVATIONS as EVERY_ACTIVATION
+from ...model.spec import THRESHOLDED
 from ...quant.metadata.feature_keys import used_features
 from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
 
 ACTIVATIONS = {
-    "sparse": ("drelu", "reglu", "tswiglu", "swiglu", "geglu"),
+    "sparse": EVERY_ACTIVATION,
     "powerinfer": ("drelu", "reglu"),
-    "llama.cpp": ("swiglu", "geglu", "reglu", "tswiglu"),
+    "llama.cpp": ("swiglu", "geglu", "reglu", *THRESHOLDED),
 }
 """Dialect -> the FFNs that its files can have."""
 _TOLERANCE = 1e-6  # float32 keys hold decimal fractions
@@ -99,10 +102,7 @@ def _same(found: Any, wanted: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "missing"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return "missing" if value is None else shown(value)
 
 
 def compare_tokens(file: GgufFile, hf: Any, overridden: frozenset[str]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ a place for, or in the logits.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class Reference:
         self.model.eval().requires_grad_(False)
         for module in self.model.modules() if not thresholds else ():
             if isinstance(module, modeling_turbosparse.SparseFFN | modeling_turbosparse.SparseExperts):
-                module.threshold = module.up_threshold = 0.0
+                module.threshold, module.up_threshold, module.up_scale = 0.0, 0.0, None
+        self._spec = self._spec if thresholds else replace(self._spec, up_scaled=False)
         if whole:
             self._compare(checkpoint.array)
             self._fill(self.model, list(model_places(self._spec)))
@@ -90,7 +92,7 @@ class Reference:
 
     def _fill(self, module: Any, places: list[Place], prefix: str = "") -> None:
         """Put the file's weights into a module; its parameters are called as the model's, without ``prefix``."""
-        state = {prefix + name: weight for name, weight in module.named_parameters(remove_duplicate=False)}
+        state = module.state_dict(prefix=prefix, keep_vars=True)
         filled = set()
         for place in places:
             weight = weight_at(state, self._spec, place)

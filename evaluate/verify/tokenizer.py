@@ -38,9 +38,10 @@ def compare_texts(
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Encode and decode every nasty text with the file's tokenizer and with the library that the checkpoint's is of.
 
-    That is `tokenizers` for a tokenizer.json and SentencePiece for a tokenizer.model alone. Files that carry the whole
-    tokenizer.json are judged by that for all texts. The `tokenizer.ggml.*` keys, which other engines read, must do for
-    all but those that start with a space or spell special tokens; there a note says so.
+    That is `tokenizers` for a tokenizer.json, SentencePiece for a tokenizer.model alone, mistral-common for a
+    tekken.json alone. Files that carry the whole tokenizer.json are judged by that for all texts. The
+    `tokenizer.ggml.*` keys, which other engines read, must do for all but those that start with a space or spell
+    special tokens; there a note says so.
 
     Args:
         folder: of the checkpoint.
@@ -53,7 +54,7 @@ def compare_texts(
     problems: list[tuple[str, str]] = []
     notes: list[str] = []
     markers = [str(token) for token in hf.added_tokens_decoder.values()]
-    library = _tokenizers(folder) if (folder / "tokenizer.json").is_file() else _sentencepiece(folder, hf)
+    library = _library(folder, hf)
     leading = (*LEADING, *(text for marker in markers[:_MARKERS] for text in (f"a{marker}b", f"{marker}user\nhi")))
     whole = "tokenizer.huggingface.json"
     tokenizer = GgufTokenizer(file)
@@ -87,11 +88,32 @@ def _tokenizers(folder: Path) -> Library:
     return (lambda text: list(tokenizer.encode(text).ids)), (lambda ids: str(tokenizer.decode(ids)))
 
 
-def _sentencepiece(folder: Path, hf: Any) -> Library:
-    """SentencePiece for each stretch between markers, which it does not know, and BOS and EOS as configured."""
-    from sentencepiece import SentencePieceProcessor
+def _library(folder: Path, hf: Any) -> Library:
+    if (folder / "tokenizer.json").is_file():
+        return _tokenizers(folder)
+    if (folder / "tokenizer.model").is_file():
+        from sentencepiece import SentencePieceProcessor
 
-    library = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        return _between_markers(folder, hf, pieces.encode, pieces.decode, range(pieces.get_piece_size()))
+    try:
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+    except ImportError:  # without Mistral's library the loader's own must do
+        return (lambda text: list(hf(text).input_ids)), (lambda _: None)
+    tekken = Tekkenizer.from_file(folder / "tekken.json")
+    ids = range(tekken.n_words)
+    return _between_markers(folder, hf, lambda text: tekken.encode(text, bos=False, eos=False), tekken.decode, ids)
+
+
+def _between_markers(
+    folder: Path, hf: Any, encode_part: Callable[[str], list[int]], decode_part: Callable[[list[int]], str],
+    plain: range,
+) -> Library:  # fmt: skip
+    """The library for each stretch between markers, which it does not know, and BOS and EOS as configured.
+
+    Args:
+        plain: the ids that the library decodes.
+    """
     ids = {str(token): index for index, token in hf.added_tokens_decoder.items() if not token.normalized}
     split = re.compile(f"({'|'.join(map(re.escape, sorted(ids, key=len, reverse=True)))})") if ids else None
     config = read_json_object(path) if (path := folder / "tokenizer_config.json").is_file() else {}
@@ -100,12 +122,11 @@ def _sentencepiece(folder: Path, hf: Any) -> Library:
 
     def encode(text: str) -> list[int]:
         parts = split.split(text) if split else [text]
-        inner = [token for part in parts for token in ([ids[part]] if part in ids else library.encode(part))]
+        inner = [token for part in parts for token in ([ids[part]] if part in ids else encode_part(part))]
         return [*before, *inner, *after]
 
     def decode(tokens: list[int]) -> str | None:
-        known = all(token < library.get_piece_size() for token in tokens)
-        return str(library.decode(tokens)) if known else None
+        return str(decode_part(tokens)) if all(token in plain for token in tokens) else None
 
     return encode, decode
 

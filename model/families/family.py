@@ -4,9 +4,11 @@ A family that needs nothing but these fields is one file. What it cannot say (a 
 a feature: that is implemented once in layers, exporter and runner, and then becomes a field of ModelSpec.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -55,6 +57,8 @@ class Family:
     """The module with these classes, where it is not called ``name``."""
     config_prefix: str = ""
     """The prefix of its config class's name, where it is another one."""
+    since: str = "5.0.0"
+    """The first transformers that computes these models as tsconvert does."""
     sparse_aliases: tuple[str, ...] = ()
     """`model_type` of sparse models that others released, beside ``sparse_type``."""
     tensors: Mapping[str, str]
@@ -96,6 +100,11 @@ class Family:
     gguf: Gguf
     tiny: Config = field(default_factory=dict)
     """Keys of a small model in which everything that the family can have is there, for tests."""
+
+    @property
+    def covered(self) -> bool:
+        """The installed transformers is new enough."""
+        return _numbers(version("transformers")) >= _numbers(self.since)
 
     @property
     def experts(self) -> bool:
@@ -142,14 +151,27 @@ class Family:
 
     def name_of(self, role: str) -> str:
         """The name, as a template, of the tensor of a role in a checkpoint."""
+        if role == "ffn_up_scale":
+            return self._up_scale(self.tensors["router" if self.experts else "ffn_down"])
         if role.endswith("_bias"):
             return self.tensors[role.removesuffix("_bias")].removesuffix("weight") + "bias"
         return self.tensors[role]
 
     def name_in_memory(self, role: str) -> str:
         """The name, as a template, that transformers has for the tensor of a role that is no expert's."""
+        if role == "ffn_up_scale":
+            return self._up_scale(self.name_in_memory("router" if self.experts else "ffn_down"))
         return self.renamed.get(role) or self.name_of(role)
+
+    def _up_scale(self, beside: str) -> str:
+        """The name of the ups' scales, as modeling_turbosparse.py has them in an FFN with a matrix ``beside``."""
+        ffn = beside.removesuffix(".weight").rpartition(".")[0]
+        return f"{ffn}.experts.up_scale" if self.experts else f"{ffn}.up_scale"
 
     def whole(self, role: str) -> str | None:
         """The name, as a template, of the tensor that holds the rows of a role among others."""
         return next((name for name, roles in self.fused.items() if role in roles), None)
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", release)[:3])

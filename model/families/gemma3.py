@@ -27,7 +27,8 @@ GEMMA3 = replace(
     },
     local_rope_theta=10000.0,
     windows=windows,
-    features={**GEMMA2.features, "qk_norm": "head"},
+    # transformers' class takes `attn_logit_softcapping` and leaves it unused
+    features={**GEMMA2.features, "qk_norm": "head", "attention_softcap": 0.0},
     gguf=Gguf(
         architecture="gemma3", pairs="half", native=("embedding_scale", "windows", "local_rope_theta"),
         fixed=lambda spec: {
@@ -35,5 +36,11 @@ GEMMA3 = replace(
             "attention_scale": 1 / sqrt(spec.width / spec.heads if spec.layers == 62 else spec.head_dim),
         },
     ),
-    tiny={"sliding_window": 24, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
+    tiny={
+        "sliding_window": 24, "query_pre_attn_scalar": 16, "num_hidden_layers": 7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
 )  # fmt: skip

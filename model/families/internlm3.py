@@ -9,6 +9,7 @@ INTERNLM3 = replace(
     name="internlm3",
     module="llama",
     config_prefix="InternLM3",
+    since="5.23.0",
     defaults={
         **LLAMA.defaults,
         "intermediate_size": 10240, "num_hidden_layers": 48, "num_key_value_heads": 2, "head_dim": 128,

@@ -15,6 +15,7 @@ OLMO3 = replace(
     OLMO2,
     name="olmo3",
     class_prefix="Olmo3",
+    since="5.13.0",  # before, the rope of layers with a window was scaled as well
     defaults={**OLMO2.defaults, "rope_theta": 500000.0, "sliding_window": 4096, "layer_types": None},
     nullable=(*OLMO2.nullable, "sliding_window", "layer_types"),
     local_rope_theta=500000.0,

@@ -4,6 +4,10 @@ import numpy as np
 import numpy.typing as npt
 
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+BITS: dict[str, type[np.generic]] = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+"""NumPy's type of the bits of each."""
+ARRAYS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""NumPy's type of arrays of each: it has no bfloat16."""
 
 
 def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:

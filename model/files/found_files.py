@@ -44,9 +44,7 @@ def no_tokenizer(folder: Path) -> TsconvertError:
     file = gguf_source(folder)
     if file is not None:
         return TsconvertError(f"{file}: the file has no tokenizer; get one with the model's own")
-    if (folder / "tekken.json").is_file():
-        found = "tekken.json is Mistral's own form, copy a tokenizer.json of the same model there"
-    elif own := sorted(path.name for path in folder.glob("tokenization_*.py")):
+    if own := sorted(path.name for path in folder.glob("tokenization_*.py")):
         found = f"{own[0]} is code of the folder's own, which is not run: copy a tokenizer.json of the same model there"
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         found = (
@@ -55,7 +53,7 @@ def no_tokenizer(folder: Path) -> TsconvertError:
         )
     else:
         found = "copy the model's own there"
-    return TsconvertError(f"{folder}: no tokenizer (tokenizer.json or tokenizer.model); {found}")
+    return TsconvertError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); {found}")
 
 
 def _other_format(folder: Path) -> str | None:

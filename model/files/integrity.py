@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
+from .dtypes import BITS
 
 INFINITE_BITS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 """The bits of infinity; a `TensorScan.largest_bits` from there on is that, or NaN."""
-_BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -38,7 +38,7 @@ def scan(pieces: Iterable[npt.NDArray[np.uint8]], dtype: str) -> TensorScan:
     digest, largest = blake3.blake3(), 0
     for piece in pieces:
         digest.update(piece.data)
-        largest = max(largest, largest_bits(piece.view(_BITS[dtype])))
+        largest = max(largest, largest_bits(piece.view(BITS[dtype])))
     return TensorScan(digest.digest(), largest)
 
 

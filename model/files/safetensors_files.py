@@ -88,10 +88,7 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The header of a safetensors file, each tensor's extent checked against the file's size.
-
-    The layout is the safetensors library's: u64 length, JSON, data.
-    """
+    """The header of a safetensors file, each tensor's extent checked against the file's size."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -138,9 +135,6 @@ def _tensor_info(file: Path, name: str, entry: dict[str, Any], base: int) -> Ten
         )
     if len(shape) > _MOST_DIMENSIONS or any(type(n) is not int for n in (*shape, start, end)):
         raise ValueError("no shape and no extent")
-    count = 1
-    for n in shape:
-        count *= n
-    if start < 0 or min(shape, default=1) < 0 or end - start != count * DTYPE_BYTES[dtype]:
+    if start < 0 or min(shape, default=1) < 0 or end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise ValueError("extent and shape differ")
     return TensorInfo(name, file, dtype, shape, base + start, end - start)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...common import processes
 from ...common.files import atomic_file
-from ...model.journal import KEPT
+from ...model.files.journal import KEPT
 from ..predictor import Predictor
 from ..report import FFNReport
 

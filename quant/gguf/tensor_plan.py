@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...model.files.dtypes import to_float32
+from ...model.files.dtypes import BITS, to_float32
 from ...model.files.gguf import ggml
 from ...model.files.integrity import largest_bits
 
 Rows = npt.NDArray[np.float32]
-_BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,12 @@ class TensorPlan:
     importance_EC: npt.NDArray[np.float32] | None = None
     """The weight of each column's error, a row for each matrix of ``source``; None counts all alike."""
 
+    @classmethod
+    def of(cls, name: str, values: npt.NDArray[Any], type_name: str = "F32") -> "TensorPlan":
+        """A small tensor that is in memory: F32, or I32, whose numbers are carried as float32 and so below 2^24."""
+        rows = np.atleast_2d(values.astype(np.float32))
+        return cls(name=name, shape=values.shape, type_name=type_name, source=lambda: [rows])
+
     @property
     def size_bytes(self) -> int:
         """The bytes of its data, padding left out."""
@@ -59,4 +64,4 @@ def largest_magnitude(values: npt.NDArray[Any], dtype: str) -> float:
 
 def magnitude_of_bits(bits: int, dtype: str) -> float:
     """The value of the bits of a magnitude in a float type."""
-    return float(to_float32(np.array([bits], _BITS[dtype]).view(np.uint8), dtype)[0])
+    return float(to_float32(np.array([bits], BITS[dtype]).view(np.uint8), dtype)[0])

@@ -7,7 +7,6 @@ and two KB for each piece that waits.
 Shape suffixes: R rows, C columns, E experts, B bytes.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
+from ...common.machine.threads import cores
 from ...model.files.gguf import ggml
 from ..types.encoding import encode, quantize
 from .parallel_file import ParallelFile
@@ -36,7 +36,7 @@ def check_tensors(tensors: Sequence[TensorPlan], threads: int | None = None) -> 
         TsconvertError: one is NaN or infinite, or too large for F16, which is also the type of blocks' scales; names
             the tensor, the file, the row and the count.
     """
-    with _threads(threads or _cores()) as pool:
+    with _threads(threads or cores()) as pool:
         for checked in [pool.submit(_check, tensor) for tensor in tensors]:
             checked.result()
 
@@ -48,7 +48,7 @@ def write_tensors(
     threads: int | None = None,
 ) -> None:
     """Encode each tensor and put it at its offset in ``file``; on an error all threads stop, and it is raised."""
-    with _threads((threads or _cores()) + _WAITING) as pool:
+    with _threads((threads or cores()) + _WAITING) as pool:
         pieces = [[pool.submit(piece, file) for piece in _pieces(tensor, offset)] for tensor, offset in tensors]
         for (tensor, _), written in zip(tensors, pieces, strict=True):
             for piece in written:
@@ -65,11 +65,6 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _cores() -> int:
-    """How many the process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pieces(tensor: TensorPlan, offset: int) -> Iterator[Callable[[ParallelFile], None]]:

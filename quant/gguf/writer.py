@@ -37,18 +37,18 @@ def header(metadata: Metadata, tensors: Sequence[TensorPlan], magic: bytes = GGU
             struct.pack("<IQ", type_id, offset),
         ]
     whole = b"".join(parts)
-    return whole + b"\0" * (_padded(len(whole)) - len(whole))
+    return whole + b"\0" * (padded(len(whole)) - len(whole))
 
 
 def file_size(metadata: Metadata, tensors: Sequence[TensorPlan]) -> int:
     """The bytes that the file will have."""
-    return len(header(metadata, tensors)) + sum(_padded(tensor.size_bytes) for tensor in tensors)
+    return len(header(metadata, tensors)) + sum(padded(tensor.size_bytes) for tensor in tensors)
 
 
 def tensor_bytes(tensor: TensorPlan) -> int:
     """The most bytes that one more tensor adds to a file: entry, data, padding."""
     entry = len(encode_string(tensor.name)) + 4 + 8 * len(tensor.shape) + 4 + 8
-    return _padded(entry) + _padded(tensor.size_bytes)
+    return padded(entry) + padded(tensor.size_bytes)
 
 
 def write_gguf(
@@ -84,8 +84,9 @@ def _layout(tensors: Sequence[TensorPlan]) -> Iterator[tuple[TensorPlan, int]]:
     offset = 0
     for tensor in tensors:
         yield tensor, offset
-        offset += _padded(tensor.size_bytes)
+        offset += padded(tensor.size_bytes)
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """The bytes that data of ``size`` take up."""
     return -(-size // ALIGNMENT) * ALIGNMENT

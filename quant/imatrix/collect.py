@@ -1,32 +1,37 @@
 """`tsconvert imatrix`: an importance matrix from a model and text, in llama.cpp's GGUF form."""
 
+import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...common import processes
-from ...common.files import refuse_existing, reserved_name
+from ...common.errors import TsconvertError
+from ...common.files import empty, refuse_existing, reserved_name
+from ...common.results import Result
 from ...model.checkpoint import Checkpoint, open_checkpoint
 from ...model.sweep import sweep
 from ...text.packing import calibration_rows
 from .config import ImatrixConfig
 from .file import ImportanceMatrix, coverage, save_imatrix
+from .slopes import Slopes, measure_slopes
 from .statistics import Collector
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImatrixReport:
+class ImatrixReport(Result):
     """The importance matrix that was written."""
 
     out: Path
     entries: int
     """Matrices."""
     tokens: int
+    slopes: int
+    """Matrices of which it is known what errors cost."""
     experts: int
     """In a layer; 0 for a dense model."""
     missed_experts: dict[str, list[int]]
@@ -34,12 +39,10 @@ class ImatrixReport:
     notes: list[str] = field(default_factory=list)
     elapsed_s: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them."""
-        return {**vars(self), "out": str(self.out)}
-
     def __str__(self) -> str:
         head = f"wrote {self.out}: importances of {self.entries} matrices from {self.tokens:,} tokens"
+        if self.slopes:
+            head += f", and what errors of {self.slopes} cost"
         return "\n".join([head, *(f"note: {note}" for note in self.notes)])
 
 
@@ -61,13 +64,16 @@ def imatrix(config: ImatrixConfig) -> ImatrixReport:
         refuse_existing(config.out)
         checkpoint = open_checkpoint(config.model)
         with nullcontext() if processes.rank() else reserved_name(config.out):
-            found = _collect(checkpoint, config)
+            slopes = _slopes(checkpoint, config) if config.slope_tokens else {}
+            found = replace(_collect(checkpoint, config), slopes=slopes)
             if not processes.rank():
                 save_imatrix(found, config.out)
+                shutil.rmtree(_work_folder(config), ignore_errors=True)
     return ImatrixReport(
         out=config.out,
         entries=len(found.entries),
         tokens=found.chunks * found.chunk_tokens,
+        slopes=len(found.slopes),
         experts=checkpoint.spec.experts,
         missed_experts={
             name: entry.missed for name, entry in found.entries.items() if "ffn_down_exps" in name and entry.missed
@@ -75,6 +81,23 @@ def imatrix(config: ImatrixConfig) -> ImatrixReport:
         notes=coverage(found.entries),
         elapsed_s=round(time.monotonic() - start_s, 3),
     )
+
+
+def _work_folder(config: ImatrixConfig) -> Path:
+    return config.out.with_name(config.out.name + ".slopes")
+
+
+def _slopes(checkpoint: Checkpoint, config: ImatrixConfig) -> Slopes:
+    if processes.world() > 1:
+        raise TsconvertError("--slopes: are measured by one process; leave them out under torchrun")
+    folder = _work_folder(config)
+    if folder.is_dir() and not config.resume:
+        empty(folder)
+    folder.mkdir(exist_ok=True)
+    rows_NS = calibration_rows(
+        checkpoint, config.data, tokens=config.slope_tokens, context=config.context, seed=config.seed
+    )
+    return measure_slopes(checkpoint, torch.from_numpy(rows_NS), folder, seed=config.seed, device=config.device)
 
 
 def _collect(checkpoint: Checkpoint, config: ImatrixConfig) -> ImportanceMatrix:

@@ -19,5 +19,9 @@ class ImatrixConfig:
     tokens: int = 64_000
     context: int = 512
     """Tokens a sequence."""
+    slope_tokens: int = 0
+    """Tokens on which to measure also what errors of each matrix cost, for sizes of files; a few thousand do."""
+    resume: bool = False
+    """Go on with the slopes of a run that died."""
     device: str = "cpu"
     seed: int = 0

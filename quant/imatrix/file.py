@@ -2,12 +2,15 @@
 
 For each matrix there is NAME.in_sum2, the sums of its inputs' squares over tokens, F32 [experts, columns], and
 NAME.counts, the tokens, F32 [experts, 1] (tools/imatrix/imatrix.cpp, common/imatrix-loader.cpp). The weight of a
-column's error is the mean square of its input. An expert that no token reached counts all columns alike.
+column's error is the mean square of its input. An expert that no token reached counts all columns alike. A file of ours
+may also have NAME.kl_slopes, F32 [experts, columns]: what errors in the matrix cost (slopes.py); llama.cpp ignores it.
+The older form, imatrix.dat, is read too (common_imatrix_load_legacy).
 
 Shape suffixes: C columns, E experts (1 where there are none).
 """
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ from ..types.mixes import FLOATS, kind_of, wants_importance
 
 FORMAT_VERSION = 1
 _LARGEST = 1e15  # mean square of an input; 65,504 squared is 4e9
-_SUMS, _COUNTS = ".in_sum2", ".counts"
+_SUMS, _COUNTS, _SLOPES = ".in_sum2", ".counts", ".kl_slopes"
+_MOST_ENTRIES, _LONGEST_NAME = 1 << 20, 1 << 10  # of imatrix.dat
 _FINGERPRINT, _VERSION = "tsconvert.model_fingerprint", "tsconvert.imatrix.format_version"
 
 
@@ -58,6 +62,8 @@ class ImportanceMatrix:
     """Tokens a sequence."""
     model_fingerprint: str | None = None
     """None in other programs' files."""
+    slopes: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """Matrix -> what errors in each column cost, [E, C]; empty where that was not measured."""
     path: Path | None = field(default=None, compare=False)
 
     def keys(self) -> dict[str, Value]:
@@ -85,12 +91,47 @@ class ImportanceMatrix:
             return None
         importance_EC = entry.importance()
         expected = shape[0] if len(shape) == 3 else 1, shape[-1]
+        if len(importance_EC) == 1 and importance_EC.size == expected[0] * expected[1]:
+            importance_EC = importance_EC.reshape(expected)  # imatrix.dat has one count for all experts
         if importance_EC.shape != expected:
             raise TsconvertError(
                 f"{self.path}: {name} has importances {list(importance_EC.shape)} where the model needs"
                 f" {list(expected)}; make the matrix from this model"
             )
         return importance_EC
+
+    def slopes_for(self, name: str, shape: tuple[int, ...], present: Collection[str]) -> npt.NDArray[np.float32]:
+        """The slopes [E, C] of a tensor; those of one that holds several matrices' rows add up.
+
+        Args:
+            name: its GGUF name.
+            shape: [rows, columns], or [experts, rows, columns].
+            present: the names of all of the file's matrices.
+
+        Raises:
+            TsconvertError: there are none, or of another shape.
+        """
+        parts = [name]
+        if name not in self.slopes and "attn_qkv" in name:
+            parts = [name.replace("attn_qkv", kind) for kind in ("attn_q", "attn_k", "attn_v")]
+        elif "ffn_up" in name and name.replace("ffn_up", "ffn_gate") not in present:
+            parts = [name, name.replace("ffn_up", "ffn_gate")]
+        found = [self.slopes[part] for part in parts if part in self.slopes]
+        expected = shape[0] if len(shape) == 3 else 1, shape[-1]
+        if not found or any(slopes_EC.shape != expected for slopes_EC in found):
+            raise TsconvertError(
+                f"{self.path}: does not say what errors of {name} cost; measure it on this model with `tsconvert"
+                " imatrix --slopes 4K`"
+            )
+        total_EC: npt.NDArray[np.float32] = np.sum(found, axis=0, dtype=np.float32)
+        return total_EC
+
+    def by_slopes(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
+        """As `for_tensor`; where there is no entry, as for embeddings and heads, the slopes say what columns weigh."""
+        found, slopes_EC = self.for_tensor(name, shape), self.slopes.get(name)
+        if found is not None or slopes_EC is None:
+            return found
+        return (slopes_EC / max(float(slopes_EC.mean()), 1e-30)).astype(np.float32)
 
 
 def save_imatrix(matrix: ImportanceMatrix, out: Path) -> None:
@@ -106,7 +147,9 @@ def save_imatrix(matrix: ImportanceMatrix, out: Path) -> None:
         metadata[_FINGERPRINT] = text(matrix.model_fingerprint)
     tensors = []
     for name, entry in sorted(matrix.entries.items()):
-        tensors += [_plan(name + _SUMS, entry.sums_EC), _plan(name + _COUNTS, entry.counts_E[:, None])]
+        tensors.append(TensorPlan.of(name + _SUMS, entry.sums_EC))
+        tensors.append(TensorPlan.of(name + _COUNTS, entry.counts_E[:, None]))
+    tensors += [TensorPlan.of(name + _SLOPES, slopes_EC) for name, slopes_EC in sorted(matrix.slopes.items())]
     write_files([GgufPlan(path=out, metadata=metadata, tensors=tensors)], title="imatrix")
 
 
@@ -119,6 +162,8 @@ def load_imatrix(path: Path, fingerprint: str | None = None) -> ImportanceMatrix
     Raises:
         TsconvertError: no importance matrix, damaged, of another model, or with values that are not finite.
     """
+    if _is_legacy(path):
+        return _load_legacy(path)
     file = GgufFile(path)
     if not is_imatrix(file):
         raise TsconvertError(f"{path}: is no importance matrix; make one with `tsconvert imatrix`")
@@ -142,14 +187,62 @@ def load_imatrix(path: Path, fingerprint: str | None = None) -> ImportanceMatrix
         chunks=chunks,
         chunk_tokens=chunk_tokens,
         model_fingerprint=made_from if isinstance(made_from, str) else None,
+        slopes={name.removesuffix(_SLOPES): _slopes(file, name) for name in file.tensors if name.endswith(_SLOPES)},
         path=path,
     )
 
 
+def _slopes(file: GgufFile, name: str) -> npt.NDArray[np.float32]:
+    tensor = file.tensors[name]
+    slopes_EC = tensor.to_float32() if tensor.type_name == "F32" else np.full((1, 1), np.nan)
+    if not (np.isfinite(slopes_EC).all() and (slopes_EC >= 0).all()):
+        raise TsconvertError(f"{file.path}: {name} holds no slopes; make the importance matrix again")
+    return slopes_EC.reshape(-1, slopes_EC.shape[-1])
+
+
+def _is_legacy(path: Path) -> bool:
+    """Whether a file may be of llama-imatrix's older form: it begins with a number of entries and a name's length."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        first = stream.read(8)
+    if len(first) < 8 or first[:4] == b"GGUF":
+        return False
+    entries, length = struct.unpack("<ii", first)
+    return bool(0 < entries < _MOST_ENTRIES and 0 < length < _LONGEST_NAME)
+
+
+def _load_legacy(path: Path) -> ImportanceMatrix:
+    content, at = path.read_bytes(), 4
+
+    def take(size: int) -> bytes:
+        nonlocal at
+        at += size
+        if size < 0 or at > len(content):
+            raise TsconvertError(f"{path}: ends within an entry, or is no importance matrix; make it again")
+        return content[at - size : at]
+
+    def number() -> int:
+        return int(struct.unpack("<i", take(4))[0])
+
+    entries: dict[str, Entry] = {}
+    for _ in range(struct.unpack("<i", content[:4])[0]):
+        name = take(number()).decode("utf-8", "replace")
+        calls = number()
+        sums = np.frombuffer(take(4 * number()), "<f4").astype(np.float32)
+        entries[name] = _sound(path, name, sums, np.array([calls], np.float32))
+    chunks = number() if at + 4 <= len(content) else 0
+    dataset = take(number()).decode("utf-8", "replace") if at + 4 <= len(content) else ""
+    return ImportanceMatrix(entries=entries, datasets=(dataset,) if dataset else (), chunks=max(0, chunks), path=path)
+
+
 def with_importance(
-    tensors: Sequence[TensorPlan], matrix: ImportanceMatrix, mix: str
+    tensors: Sequence[TensorPlan], matrix: ImportanceMatrix, mix: str, *, by_slopes: bool = False
 ) -> tuple[list[TensorPlan], list[str]]:
     """The tensors with what the matrix knows of them, and notes on what it does not.
+
+    Args:
+        by_slopes: where there is no entry, slopes say what columns weigh; llama-quantize counts them alike.
 
     Raises:
         TsconvertError: an entry is of another shape, or is missing where the type needs it.
@@ -157,7 +250,8 @@ def with_importance(
     found, missing = [], []
     for tensor in tensors:
         quantized = tensor.type_name not in (*FLOATS, "I32")
-        importance_EC = matrix.for_tensor(tensor.name, tensor.shape) if quantized else None
+        known = matrix.by_slopes if by_slopes else matrix.for_tensor
+        importance_EC = known(tensor.name, tensor.shape) if quantized else None
         if importance_EC is None and quantized:
             if wants_importance(mix, tensor.name, tensor.type_name):
                 raise TsconvertError(
@@ -190,10 +284,6 @@ def is_imatrix(file: GgufFile) -> bool:
     return file.metadata.get("general.type") == "imatrix"
 
 
-def _plan(name: str, values: npt.NDArray[np.float32]) -> TensorPlan:
-    return TensorPlan(name=name, shape=values.shape, type_name="F32", source=lambda: [values])
-
-
 def _entry(file: GgufFile, name: str) -> Entry:
     if name + _COUNTS not in file.tensors:
         raise TsconvertError(f"{file.path}: {name} has sums and no counts; make the importance matrix again")
@@ -201,19 +291,20 @@ def _entry(file: GgufFile, name: str) -> Entry:
     if any(tensor.type_name != "F32" for tensor in tensors):
         raise TsconvertError(f"{file.path}: {name} is not stored as F32; make the importance matrix again")
     sums, counts = (tensor.to_float32() for tensor in tensors)
-    counts_E = np.round(counts.reshape(-1))
+    return _sound(file.path, name, sums, np.round(counts.reshape(-1)))
+
+
+def _sound(path: Path, name: str, sums: npt.NDArray[np.float32], counts_E: npt.NDArray[np.float32]) -> Entry:
     if not (np.isfinite(sums).all() and np.isfinite(counts_E).all()):
-        raise TsconvertError(f"{file.path}: {name} holds NaN or infinity; make the importance matrix again")
+        raise TsconvertError(f"{path}: {name} holds NaN or infinity; make the importance matrix again")
     if (sums < 0).any():
-        raise TsconvertError(f"{file.path}: {name} has sums of squares below zero; make the importance matrix again")
+        raise TsconvertError(f"{path}: {name} has sums of squares below zero; make the importance matrix again")
     if sums.size % counts_E.size or (counts_E < 0).any():
         raise TsconvertError(
-            f"{file.path}: {name} has {sums.size} sums for {counts_E.size} counts; make the importance matrix again"
+            f"{path}: {name} has {sums.size} sums for {counts_E.size} counts; make the importance matrix again"
         )
     entry = Entry(sums.reshape(counts_E.size, -1), counts_E)
     largest = float(entry.importance().max())
     if largest > _LARGEST:  # ggml's encoders end the process, or store scales of infinity
-        raise TsconvertError(
-            f"{file.path}: {name} has mean squares up to {largest:g}; make the importance matrix again"
-        )
+        raise TsconvertError(f"{path}: {name} has mean squares up to {largest:g}; make the importance matrix again")
     return entry

@@ -14,7 +14,7 @@ def used_features(spec: ModelSpec) -> list[str]:
     """The features, by docs/format.md's names, that a reader of our dialect has to know."""
     windowed = spec.sliding_window is not None
     found = {
-        "geglu": spec.activation == "geglu",
+        "geglu": spec.activation in ("geglu", "tgeglu"),
         "bias": bool(spec.biases),
         "qk_norm": spec.qk_norm == "head",
         "qk_norm_whole": spec.qk_norm == "whole",
@@ -27,6 +27,7 @@ def used_features(spec: ModelSpec) -> list[str]:
         "softcap": spec.attention_softcap > 0 or spec.logit_softcap > 0,
         "temperature": spec.attention_temperature > 0,
         "router_softmax": bool(spec.experts) and not spec.router_normalized,
+        "up_scale": spec.up_scaled,
         "longrope": (spec.rope_scaling or {}).get("rope_type") == "longrope",
     }
     return [name for name, used in found.items() if used]
@@ -80,8 +81,3 @@ def _native_keys(spec: ModelSpec, gguf: Gguf) -> dict[str, Value]:
     if spec.experts and gguf.architecture != "llama":
         keys["expert_feed_forward_length"] = u32(spec.neurons)
     return keys
-
-
-def format_version(spec: ModelSpec) -> int:
-    """Of our dialect: 2 where readers of version 1 would compute something else."""
-    return 2 if used_features(spec) else 1

@@ -12,7 +12,7 @@ from typing import Any
 from ... import embedded
 from ...common.errors import TsconvertError
 from ...model.checkpoint import Checkpoint
-from ...model.provenance import read_provenance
+from ...model.files.provenance import read_provenance
 from ..gguf.values import Value, array, text, u32
 
 

@@ -8,20 +8,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ...common.errors import TsconvertError
+from ...model.files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from ...model.spec import ModelSpec
 from ..gguf.values import Value, f32, text, u32
 
-FREQS = "rope_freqs.weight"
+TUNED = ("attn_factor", "yarn_beta_fast", "yarn_beta_slow")
+"""Keys of YaRN's parameters that a model may have tuned."""
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0
 
 
-def scaling_keys(spec: ModelSpec, architecture: str, *, own: bool) -> dict[str, Value]:
+def scaling_keys(spec: ModelSpec, architecture: str, *, reads: tuple[str, ...]) -> dict[str, Value]:
     """The `rope.scaling.*` keys of ``spec``, none for Llama 3's scaling or no scaling.
 
     Args:
         architecture: the keys' prefix.
-        own: the reader follows docs/format.md; other engines know only YaRN's usual parameters, but for
-            llama.cpp's `mistral3`.
+        reads: what the reader takes of `TUNED` and of LongRoPE's `type`; llama.cpp's `mistral3` takes all but a plain
+            `attn_factor`.
 
     Raises:
         TsconvertError: the checkpoint sets YaRN parameters that the engine would not take.
@@ -33,7 +35,7 @@ def scaling_keys(spec: ModelSpec, architecture: str, *, own: bool) -> dict[str, 
     factor = _number(scaling, "factor")
     if scaling["rope_type"] == "longrope":
         original = int(scaling["original_max_position_embeddings"])
-        keys = {f"{prefix}type": text("longrope")} if own else {}
+        keys = {f"{prefix}type": text("longrope")} if "type" in reads else {}
         return keys | {
             f"{prefix}original_context_length": u32(original),
             f"{prefix}attn_factor": f32(longrope_attention(scaling, factor, original)),
@@ -52,11 +54,11 @@ def scaling_keys(spec: ModelSpec, architecture: str, *, own: bool) -> dict[str, 
     if architecture == "mistral3":  # its own way to say the first; it reads the others
         tuned.pop("attn_factor")
         keys[f"{prefix}yarn_log_multiplier"] = f32(float(scaling.get("mscale_all_dim") or 0.0))
-        own = True
+        reads = TUNED
     for name, (value, default) in tuned.items():
         if math.isclose(value, default, rel_tol=1e-6):
             continue
-        if not own:
+        if name not in reads:
             raise TsconvertError(
                 f"config.json: rope_parameters make YaRN's {name} {value:g}, and this engine always takes {default:g};"
                 " export with --target sparse"
@@ -93,9 +95,8 @@ def frequency_divisors(spec: ModelSpec) -> dict[str, npt.NDArray[np.float32]]:
     """
     scaling = spec.rope_scaling
     if scaling is not None and scaling["rope_type"] == "longrope":
-        return {
-            f"rope_factors_{kind}.weight": np.array(scaling[f"{kind}_factor"], np.float32) for kind in ("long", "short")
-        }
+        named = {ROPE_LONG: "long_factor", ROPE_SHORT: "short_factor"}
+        return {name: np.array(scaling[key], np.float32) for name, key in named.items()}
     if scaling is None or scaling["rope_type"] != "llama3":
         return {}
     factor, rotated = _number(scaling, "factor"), spec.rope_dim or spec.head_dim
@@ -104,7 +105,7 @@ def frequency_divisors(spec: ModelSpec) -> dict[str, npt.NDArray[np.float32]]:
     exponent = np.arange(0, rotated, 2, dtype=np.float64) / rotated
     wavelength = 2 * np.pi * spec.rope_theta**exponent
     blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
-    return {FREQS: np.asarray(1.0 / ((1.0 - blend) / factor + blend), np.float32)}
+    return {ROPE_FREQS: np.asarray(1.0 / ((1.0 - blend) / factor + blend), np.float32)}
 
 
 def _number(scaling: Mapping[str, Any], field: str) -> float:

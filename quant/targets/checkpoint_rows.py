@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
-from ...model.files.dtypes import to_float32
+from ...model.files.dtypes import ARRAYS, to_float32
+from ...model.files.gguf.tensor import rope_order
 from ...model.files.integrity import not_finite
 from ...model.tensor_names import Place
 from ..gguf.tensor_plan import MatrixRows, Rows, magnitude_of_bits
 
 Index = npt.NDArray[np.int64]
-_NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> MatrixRows:
@@ -26,28 +26,20 @@ def plain(checkpoint: Checkpoint, place: Place, order: Index | None = None) -> M
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
         rows_RB = checkpoint.rows(place, slice(start, stop) if order is None else order[start:stop])
-        return _contiguous(np.ascontiguousarray(rows_RB).view(_NUMPY[info.dtype]))
+        return _contiguous(np.ascontiguousarray(rows_RB).view(ARRAYS[info.dtype]))
 
     return MatrixRows(
         rows=info.rows, columns=info.shape[-1], dtype=info.dtype, read=read, check=lambda: check(checkpoint, place)
     )
 
 
-def rope_permuted(checkpoint: Checkpoint, place: Place, heads: int, rotated: int) -> MatrixRows:
-    """The rows of q or k in the order in which ggml's rope takes them: pairs side by side, not half a head apart.
+def rope_index(rows: int, heads: int, rotated: int) -> Index:
+    """For each row of q or k for ggml's rope, which wants pairs side by side, its number in a Hugging Face checkpoint.
 
     Args:
         rotated: the dimensions of a head that turn, its first.
     """
-    return plain(checkpoint, place, rope_index(checkpoint.info(place).shape[0], heads, rotated))
-
-
-def rope_index(rows: int, heads: int, rotated: int) -> Index:
-    """For each row of q or k for ggml's rope, its number in a Hugging Face checkpoint."""
-    rows_HS = np.arange(rows).reshape(heads, -1)
-    turned = permute_rope(rows_HS[:, :rotated].reshape(-1, 1), heads).reshape(heads, -1)
-    index: Index = np.concatenate([turned, rows_HS[:, rotated:]], axis=1).reshape(-1)
-    return index
+    return np.argsort(rope_order(heads, rows // heads, rotated))
 
 
 def vector(checkpoint: Checkpoint, place: Place, order: Index | None, offset: float, factor: float) -> MatrixRows:
@@ -87,12 +79,6 @@ def scaled(rows: MatrixRows, factor: float) -> MatrixRows:
     return replace(rows, dtype="F32", read=read, check=lambda: rows.check() * abs(factor))
 
 
-def permute_rope(rows_RC: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Rows of q or k from Hugging Face's order (pair i is rows i and i + half) to ggml's (rows 2i and 2i + 1)."""
-    rows, columns = rows_RC.shape
-    return rows_RC.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
 def checked(checkpoint: Checkpoint, place: Place) -> Rows:
     """The whole tensor as float32.
 
@@ -119,7 +105,7 @@ def check(checkpoint: Checkpoint, place: Place) -> float:
 def _matrix(checkpoint: Checkpoint, place: Place) -> npt.NDArray[Any]:
     """The tensor as it lies in the file, [rows, columns], maybe not aligned."""
     info = checkpoint.info(place)
-    return checkpoint.raw(place).view(_NUMPY[info.dtype]).reshape(-1, info.shape[-1])
+    return checkpoint.raw(place).view(ARRAYS[info.dtype]).reshape(-1, info.shape[-1])
 
 
 def _contiguous(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

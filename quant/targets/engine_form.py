@@ -13,8 +13,8 @@ from typing import Any
 from ...common.errors import TsconvertError, shown
 from ...model.families import FAMILIES
 from ...model.families.family import Gguf
-from ...model.spec import ModelSpec
-from ...model.tensor_names import Place, gguf_name
+from ...model.spec import THRESHOLDED, ModelSpec
+from ...model.tensor_names import UP_SCALE, Place, gguf_name, layer_roles
 
 _SCALES = ("embedding_scale", "residual_scale", "logit_scale", "attention_scale")
 _CHECKED = {
@@ -38,6 +38,13 @@ class EngineForm:
     """Role -> what its values are multiplied by."""
     names: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    thresholds: bool = True
+    """The engine has activations' thresholds, and what goes with them."""
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles of a layer's tensors that the engine has."""
+        return [role for role in layer_roles(self.spec) if self.thresholds or role != UP_SCALE]
 
     def name(self, place: Place) -> str:
         """The tensor's name in the file."""
@@ -84,7 +91,7 @@ def engine_form(spec: ModelSpec, gguf: Gguf | None, where: str) -> EngineForm:
     assert adjacent or not family.adjacent_pairs, "no engine turns halves apart where the checkpoint turns neighbours"
     return EngineForm(
         spec=spec, permuted=adjacent and not family.adjacent_pairs, factors=_factors(spec, ratio),
-        names=gguf.names if gguf else {}, fused=gguf.fused if gguf else {},
+        names=gguf.names if gguf else {}, fused=gguf.fused if gguf else {}, thresholds=gguf is None,
     )  # fmt: skip
 
 
@@ -105,8 +112,8 @@ def _factors(spec: ModelSpec, ratio: Mapping[str, float]) -> dict[str, float]:
 
 
 def _refuse(spec: ModelSpec, theirs: Mapping[str, Any], native: set[str], where: str) -> None:
-    computed = "swiglu" if spec.activation == "tswiglu" else spec.activation
-    if (not spec.sparse or spec.activation == "tswiglu") and computed != theirs["activation"]:
+    computed = THRESHOLDED.get(spec.activation, spec.activation)
+    if (not spec.sparse or spec.activation in THRESHOLDED) and computed != theirs["activation"]:
         raise TsconvertError(
             f"{where} computes {theirs['activation']} and this model {spec.activation}; export with --target sparse"
         )

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ...common.errors import TsconvertError
 from ...common.units import size_text
 from ..gguf.shards import GgufPlan
-from ..gguf.tensor_plan import Rows, TensorPlan
+from ..gguf.tensor_plan import TensorPlan
 from ..gguf.values import Value, text, u32, u64
 from ..gguf.writer import POWERINFER_MAGIC
 
@@ -166,13 +166,8 @@ def split_file(split: GpuSplit, neurons: Sequence[int], path: Path) -> GgufPlan:
     }
     tensors = []
     for layer, (rows, count) in enumerate(zip(split.chosen, neurons, strict=True)):
-        on_gpu = np.zeros((1, count), np.float32)
-        on_gpu[0, rows] = 1
-        tensors.append(_indices(f"blk.{layer}.gpu_idx", on_gpu))
-        tensors.append(_indices(f"blk.{layer}.gpu_bucket", rows.astype(np.float32)[None, :]))
+        on_gpu = np.zeros(count)
+        on_gpu[rows] = 1
+        tensors.append(TensorPlan.of(f"blk.{layer}.gpu_idx", on_gpu, "I32"))
+        tensors.append(TensorPlan.of(f"blk.{layer}.gpu_bucket", rows, "I32"))
     return GgufPlan(path=path, metadata=metadata, tensors=tensors, magic=POWERINFER_MAGIC)
-
-
-def _indices(name: str, values: Rows) -> TensorPlan:
-    assert values.shape[1] < 2**24, "indices are carried as float32"
-    return TensorPlan(name=name, shape=(values.shape[1],), type_name="I32", source=lambda: [values])

@@ -36,7 +36,7 @@ def plan(job: Job) -> Plan:
     context, notes = capped_context(spec, f"llama.cpp's {architecture} architecture", windows=windows)
     form = engine_form(spec, gguf, where)
     metadata = job.general_keys(architecture) | shape_keys(spec, architecture, context)
-    metadata |= later_shape_keys(spec, architecture) | rope.scaling_keys(spec, architecture, own=False)
+    metadata |= later_shape_keys(spec, architecture) | rope.scaling_keys(spec, architecture, reads=("attn_factor",))
     metadata |= feature_keys(spec, architecture, gguf)
     metadata |= job.vocabulary.metadata(huggingface=True)
     notes += job.vocabulary.engine_notes

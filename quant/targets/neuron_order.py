@@ -7,7 +7,6 @@ Shape suffixes: L layers, E experts, F neurons.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -83,10 +82,9 @@ def order_tensors(spec: ModelSpec, orders: Orders) -> list[TensorPlan]:
     if not orders:
         return []
     shape = (spec.experts, spec.neurons) if spec.experts else (spec.neurons,)
-    order_LEF = _whole_order(spec, orders).astype(np.float32)
+    order_LEF = _whole_order(spec, orders)
     return [
-        TensorPlan(name=_TENSOR.format(layer), shape=shape, type_name="I32", source=partial(list, [order_EF]))
-        for layer, order_EF in enumerate(order_LEF)
+        TensorPlan.of(_TENSOR.format(layer), order_EF.reshape(shape), "I32") for layer, order_EF in enumerate(order_LEF)
     ]
 
 

@@ -1,8 +1,9 @@
 """The part that all three targets share: a file's sources, its plan, and the tensors that every file has.
 
-Shape suffixes: D model width, F neurons.
+Shape suffixes: D model width, F neurons, R predictor rank, C columns.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,18 +12,19 @@ import numpy.typing as npt
 
 from ...model.checkpoint import Checkpoint
 from ...model.spec import ModelSpec
-from ...model.tensor_names import FFN, Place, ffn_places, gguf_name, layer_roles, shape_of
+from ...model.tensor_names import FFN, PREDICTOR, UP_SCALE, Place, ffn_places, gguf_name, shape_of
+from ...predictors.predictor import Predictor
 from ..gguf.shards import GgufPlan
-from ..gguf.tensor_plan import MatrixRows, Source, TensorPlan
+from ..gguf.tensor_plan import MatrixRows, Rows, Source, TensorPlan
 from ..gguf.values import Value
 from ..gguf.writer import GGUF_MAGIC
 from ..metadata import model_keys, rope
 from ..metadata.provenance import ModelInfo
 from ..types.type_choice import TypeChoice
 from ..vocabulary.vocabulary import Vocabulary
-from .checkpoint_rows import plain, rope_index, rope_permuted, scaled, transposed, vector
+from .checkpoint_rows import plain, rope_index, scaled, transposed, vector
 from .engine_form import EngineForm
-from .neuron_order import Counts, Orders, order_tensors
+from .neuron_order import Counts, Orders, in_order, order_tensors
 from .predictor_source import PredictorSource
 from .reglu_as_swiglu import Exponents
 
@@ -92,13 +94,13 @@ class TensorTable:
 
     def embedding(self) -> None:
         """The embedding, and before it the divisors of rope's frequencies if the model has them."""
-        for name, divisors in rope.frequency_divisors(self.job.spec).items():
-            self.add(name, divisors.shape, "F32", [_made(divisors)])
+        divisors = rope.frequency_divisors(self.job.spec)
+        self.tensors += [TensorPlan.of(name, values) for name, values in divisors.items()]
         self.place(Place("token_embd"))
 
     def layer(self, layer: int, *, transpose_down: bool) -> None:
         """Attention and FFN of a layer; the down matrix transposed, as `ffn_down_t`, or as it is."""
-        for role in layer_roles(self.job.spec):
+        for role in self.form.roles:
             if role == "ffn_down" and transpose_down:
                 self.ffn_down_t(layer)
             else:
@@ -121,11 +123,15 @@ class TensorTable:
                 count = sum(each.rows for each in rows)
                 self.add(name, (count, columns), self.job.types.matrix(name, columns), rows)
             return
+        if place.role == UP_SCALE:
+            self.tensors.append(TensorPlan.of(self.form.name(place), self._up_scale(place)))
+            return
         spec, rows = self.job.spec, self.rows(place)
         stack = (spec.experts,) if spec.experts and place.role in FFN else ()
         name = self.form.name(Place(place.role, place.layer, 0 if stack else None))
         shape = shape_of(spec, place)
-        type_name = "F32" if len(shape) == 1 or place.role == "router" else self.job.types.matrix(name, shape[-1])
+        plain = len(shape) == 1 or place.role == "router"
+        type_name = "F32" if plain else self.job.types.matrix(name, shape[-1])
         self.add(name, (*stack, *shape), type_name, rows)
 
     def ffn_down_t(self, layer: int) -> None:
@@ -142,22 +148,50 @@ class TensorTable:
         spec, checkpoint, orders = self.job.spec, self.job.checkpoint, self.job.orders
         role, factor = place.role, self.form.factors.get(place.role, 1.0)
         factor *= 2.0 ** self.exponents.of(role) if self.exponents else 1
-        heads, rotated = self.form.heads(role), spec.rope_dim or spec.head_dim
+        heads, order = self.form.heads(role), None
+        if heads:
+            order = rope_index(checkpoint.info(place).shape[0], heads, spec.rope_dim or spec.head_dim)
         if len(shape_of(spec, place)) == 1:
-            order = rope_index(checkpoint.info(place).shape[0], heads, rotated) if heads else None
             if role in ("ffn_gate_bias", "ffn_up_bias"):
                 order = orders.get((place.layer or 0, 0))
             return [vector(checkpoint, place, order, self.form.offset(role), factor)]
-        if heads:
-            found = [rope_permuted(checkpoint, place, heads, rotated)]
-        elif role in FFN:
+        if role in FFN:
             assert transpose or role != "ffn_down" or not orders, "the rows of down are no neurons"
             rows_of = transposed if transpose else plain
             places = ffn_places(spec, place.layer or 0, role)
             found = [rows_of(checkpoint, each, orders.get((each.layer or 0, each.expert or 0))) for each in places]
         else:
-            found = [plain(checkpoint, place)]
+            found = [plain(checkpoint, place, order)]
         return found if factor == 1 else [scaled(rows, factor) for rows in found]
+
+    def _up_scale(self, place: Place) -> npt.NDArray[np.float32]:
+        """The scales of a layer's ups, [F] or [E, F], each FFN's in the order of its neurons."""
+        scale_EF = self.job.checkpoint.array(place).reshape(-1, self.job.spec.neurons)
+        rows = [in_order(row_F, self.job.orders, place.layer or 0, expert) for expert, row_F in enumerate(scale_EF)]
+        return np.concatenate(rows).reshape(shape_of(self.job.spec, place))
+
+    def predictors(self, layer: int, ranks: Sequence[int], predictor_of: Callable[[int, int], Predictor]) -> None:
+        """fc1 [R, D] and fc2 [F, R] of a layer; experts stacked, smaller ranks padded with zeros, which add nothing.
+
+        Args:
+            ranks: the experts'.
+            predictor_of: takes layer and expert.
+        """
+        spec, orders, rank = self.job.spec, self.job.orders, max(ranks)
+        stack = (spec.experts,) if spec.experts else ()
+        for part, shape in zip(PREDICTOR, ((rank, spec.width), (spec.neurons, rank)), strict=True):
+            name = gguf_name(ffn_places(spec, layer, part)[0])
+
+            def rows(part: str = part, shape: tuple[int, int] = shape) -> Iterator[Rows]:
+                for expert, own_rank in enumerate(ranks):
+                    rows_RC = np.zeros(shape, np.float32)
+                    if own_rank:
+                        own = predictor_of(layer, expert)
+                        matrix = own.fc1_RD if part == "fc1" else in_order(own.fc2_FR, orders, layer, expert)
+                        rows_RC[: matrix.shape[0], : matrix.shape[1]] = matrix
+                    yield rows_RC
+
+            self.add(name, (*stack, *shape), self.job.types.predictor_matrix(name, shape[-1]), rows)
 
     def order(self) -> None:
         """The permutation of each layer's neurons, if they are not in the checkpoint's order."""
@@ -166,12 +200,3 @@ class TensorTable:
     def add(self, name: str, shape: tuple[int, ...], type_name: str, source: Source) -> None:
         """Any tensor."""
         self.tensors.append(TensorPlan(name=name, shape=shape, type_name=type_name, source=source))
-
-
-def _made(values: npt.NDArray[np.float32]) -> MatrixRows:
-    """A vector that is no checkpoint's, as one row."""
-    row_1C = np.ascontiguousarray(values[None], np.float32)
-    return MatrixRows(
-        rows=1, columns=values.size, dtype="F32", read=lambda start, stop: row_1C[start:stop],
-        check=lambda: float(np.abs(row_1C).max()),
-    )  # fmt: skip

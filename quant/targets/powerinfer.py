@@ -9,7 +9,7 @@ from ...common.errors import TsconvertError
 from ...model.families.family import Gguf
 from ...model.tensor_names import PREDICTOR, Place, gguf_name
 from ..gguf.shards import GgufPlan
-from ..gguf.tensor_plan import Rows, TensorPlan
+from ..gguf.tensor_plan import TensorPlan
 from ..gguf.values import f32
 from ..gguf.writer import POWERINFER_MAGIC
 from ..metadata import rope
@@ -39,7 +39,7 @@ def plan(job: Job) -> Plan:
     architecture = ARCHITECTURES[spec.activation]
     context, notes = capped_context(spec, "PowerInfer")
     metadata = job.general_keys(architecture) | shape_keys(spec, architecture, context)
-    metadata |= rope.scaling_keys(spec, architecture, own=False)
+    metadata |= rope.scaling_keys(spec, architecture, reads=())
     metadata["powerinfer.sparse_threshold"] = f32(0.0)
     metadata |= order_key(spec, job.orders)
     metadata |= job.vocabulary.metadata(huggingface=False)
@@ -54,7 +54,7 @@ def plan(job: Job) -> Plan:
     table.embedding()
     for layer in range(spec.layers):
         table.layer(layer, transpose_down=True)
-        _add_predictor(table, predictors, layer)
+        table.predictors(layer, predictors.ranks[layer], predictors.before_norm)
     table.head()
     if spec.tied:
         _add_output(table)
@@ -76,18 +76,6 @@ def _gpu_split(job: Job, tensors: list[TensorPlan]) -> tuple[GgufPlan, str]:
     counts = [in_order(job.counts[layer, 0], job.orders, layer, 0) for layer in known]
     whole = counts if len(counts) == spec.layers else None
     return gpu_split.plan_split(tensors, whole, job.vram_bytes or 0, spec.kv_heads * spec.head_dim, job.out)
-
-
-def _add_predictor(table: TensorTable, predictors: PredictorSource, layer: int) -> None:
-    spec, rank = table.job.spec, predictors.ranks[layer][0]
-    for part, shape in zip(PREDICTOR, ((rank, spec.width), (spec.neurons, rank)), strict=True):
-        name = gguf_name(Place(part, layer))
-
-        def rows(part: str = part) -> list[Rows]:
-            predictor = predictors.before_norm(layer, 0)
-            return [predictor.fc1_RD if part == "fc1" else in_order(predictor.fc2_FR, table.job.orders, layer, 0)]
-
-        table.add(name, shape, table.job.types.predictor_matrix(name, shape[-1]), rows)
 
 
 def _add_output(table: TensorTable) -> None:

@@ -39,6 +39,7 @@ class PredictorSource:
             shape = (len(self._set.ffns), *{len(experts) for experts in self._set.ffns})
             if shape != (spec.layers, spec.ffns):
                 raise TsconvertError(f"{self.folder}: the layers and experts are not this model's; train them again")
+        self._normed = self._set is not None and self._set.normed
         self.ranks: list[list[int]] = []
         """Per layer and expert; 0 where an FFN has no predictor."""
         self.thresholds: list[list[float]] = []
@@ -59,21 +60,21 @@ class PredictorSource:
     def normed(self, layer: int, expert: int) -> Predictor:
         """The predictor of the FFN's input after its norm."""
         predictor = self._read(layer, expert)
-        if self._set is not None:
+        if self._normed:
             return predictor
         norm_D = self._norm(layer)
         if not norm_D.all():
             norm = self.checkpoint.info(Place("ffn_norm", layer))
             raise TsconvertError(
-                f"{norm.file}: {norm.name} holds zeros, so the predictor in this checkpoint"
-                " cannot be moved behind the norm; train one with `tsconvert predictors` and give --predictors"
+                f"{norm.file}: {norm.name} holds zeros, so predictors of the input before it cannot be moved behind it;"
+                " train others with `tsconvert predictors` and give --predictors"
             )
         return replace(predictor, fc1_RD=predictor.fc1_RD / norm_D[None, :])
 
     def before_norm(self, layer: int, expert: int) -> Predictor:
         """The predictor of the residual before the norm, for threshold 0 whatever was calibrated."""
         predictor = self._read(layer, expert)
-        return predictor if self._set is None else replace(predictor, threshold=0.0).folded(self._norm(layer))
+        return replace(predictor, threshold=0.0).folded(self._norm(layer)) if self._normed else predictor
 
     def fired(self, layer: int, expert: int) -> Rows | None:
         """How often each neuron [F] fired on the tokens that calibrated its predictor; None if that is not known."""
@@ -85,7 +86,7 @@ class PredictorSource:
         return self._set.ffns[layer][expert] if self._set is not None else None
 
     def _norm(self, layer: int) -> Rows:
-        return checked(self.checkpoint, Place("ffn_norm", layer))
+        return checked(self.checkpoint, Place("ffn_norm", layer)) + np.float32(self.checkpoint.spec.norm_offset)
 
     def _read(self, layer: int, expert: int) -> Predictor:
         if self._set is None:

@@ -80,8 +80,8 @@ def kind_of(name: str) -> str:
 
 
 def is_quantized(name: str, dimensions: int) -> bool:
-    """Whether a mix quantizes the tensor: a matrix that is no norm, no router and no table of positions."""
-    kept = ("_norm.weight", "ffn_gate_inp.weight")
+    """Whether a mix quantizes the tensor: a matrix that is no norm, router, scale of ups or table of positions."""
+    kept = ("_norm.weight", "ffn_gate_inp.weight", "ffn_up_scale.weight")
     return dimensions > 1 and name.endswith("weight") and not any(part in name for part in kept)
 
 

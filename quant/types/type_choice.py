@@ -37,6 +37,8 @@ class TypeChoice:
             tensor's GGUF name, or a shell pattern that fits the whole of it.
         model: what the mix's rules depend on.
         pure: all matrices alike, whatever the mix's rules say.
+        output: the type of the head: `output.weight`, or under a mix's rules the embedding where that is the head too.
+        embedding: the type of `token_embd.weight`. Both go before ``overrides``, as in llama-quantize.
     """
 
     def __init__(
@@ -47,10 +49,13 @@ class TypeChoice:
         model: mixes.Model | None = None,
         *,
         pure: bool = False,
+        output: str | None = None,
+        embedding: str | None = None,
     ) -> None:
         self.default, self.predictor = mixes.mix_named(default), known_type(predictor)
         self.overrides = [(pattern, known_type(name)) for pattern, name in overrides]
         self.model, self.pure = model, pure or model is None
+        self.output, self.embedding = (known_type(name) if name is not None else None for name in (output, embedding))
         self.engine: dict[str, str] = {}
         """Kind of tensor (`ffn_down_t`) -> the type that the target's engine needs there, whatever the default is."""
         self._used: set[str] = set()
@@ -92,6 +97,9 @@ class TypeChoice:
                     f"--tensor-type {pattern!r} fits none of this file's matrices; the names are like"
                     " blk.0.ffn_gate.weight, and --dry-run --json lists them"
                 )
+        for option, asked in (("--output-tensor-type", self.output), ("--token-embedding-type", self.embedding)):
+            if asked is not None and option not in self._used:
+                raise TsconvertError(f"{option}: this file has no such tensor of its own; leave it out")
         return [
             f"{len(found)} tensors with rows of {columns} are stored as {found[0][1]}, because {asked} stores"
             f" {ggml.TYPES[asked].weights} weights together ({found[0][0]}{', ...' if len(found) > 1 else ''})"
@@ -108,11 +116,24 @@ class TypeChoice:
         self._seen[kind] += 1
         return mixes.choose_type(self.default, kind, columns, index, self.model, stacked="_exps." in name)
 
+    def is_fixed(self, name: str) -> bool:
+        """Whether the user named the type of the matrix ``name``."""
+        return self._override(name) is not None
+
     def _override(self, name: str) -> str | None:
+        head = self.output is not None and name == "output.weight"
+        if head or (self.embedding is not None and name == "token_embd.weight"):
+            self._used.add("--output-tensor-type" if head else "--token-embedding-type")
+            return self.output if head else self.embedding
         for pattern, type_name in self.overrides:
             if _matches(pattern, name):
                 self._used.add(pattern)
                 return type_name
+        mixed = not self.pure and mixes.MIXES.get(self.default, self.default) not in mixes.FLOATS
+        tied = self.model is not None and self.model.tied and mixed
+        if self.output is not None and tied and name == "token_embd.weight":
+            self._used.add("--output-tensor-type")
+            return self.output
         return None
 
     def _fitting(self, name: str, columns: int, type_name: str) -> str:

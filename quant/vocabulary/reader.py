@@ -10,7 +10,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
-from ...model.files.gguf.vocabulary import BYTE, NORMAL, SPECIAL_KEYS, UNKNOWN, UNUSED
+from ...model.files.gguf.vocabulary import BYTE, NORMAL, SPECIAL_KEYS, UNKNOWN, UNUSED, USER_DEFINED
 from ...text.tokenizer import load_tokenizer
 from . import bpe, sentencepiece
 from .ends import end_keys, ends_by_text, listed_ends
@@ -142,6 +142,17 @@ def _unlike_llama_cpp(vocabulary: Vocabulary, content: dict[str, Any]) -> list[s
         notes.append(
             f"this tokenizer normalizes characters ({', '.join(characters)}) and llama.cpp's does not: accents"
             " of two characters and the like get other ids there"
+        )
+    if vocabulary.pre == "tekken":
+        notes.append(
+            "llama.cpp's expression for tekken ends words at combining marks, and not at capital letters outside of"
+            " ASCII: such texts get other ids there"
+        )
+    defined = [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == USER_DEFINED]
+    if vocabulary.model == "llama" and any(token and not token.strip(" ▁") for token in defined):
+        notes.append(
+            "llama.cpp finds this tokenizer's added tokens of spaces by spaces alone, and not by the sign U+2581: texts"
+            " with that sign get other ids there"
         )
     ordinary = [
         vocabulary.tokens[token] for token in sorted(ends_by_text(vocabulary.tokens))

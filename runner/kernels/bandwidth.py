@@ -61,15 +61,15 @@ def _compiled() -> Any:
         return njit(nogil=True)(_read)
 
 
-def measure_bandwidth(threads: int, size: int = _BUFFER_BYTES) -> float:
+@functools.cache
+def measure_bandwidth(threads: int) -> float:
     """Bytes a second that ``threads`` threads read together: the best of two rounds of each way, over 512 MB.
 
-    Args:
-        size: bytes of the buffer, at least 64 KB a thread.
+    Once a process: it does not change.
     """
-    buffer, read = np.ones(size // 8, np.int64), _compiled()
+    buffer, read = np.ones(_BUFFER_BYTES // 8, np.int64), _compiled()
     read(buffer.ctypes.data, 4 * _RUN_BYTES, 4, 0)  # compiles
-    part = size // threads // (4 * _RUN_BYTES) * (4 * _RUN_BYTES)  # whole runs of any number of streams
+    part = _BUFFER_BYTES // threads // (4 * _RUN_BYTES) * (4 * _RUN_BYTES)  # whole runs of any number of streams
     best_s = float("inf")
     for _ in range(_ROUNDS):
         for streams, ahead in _WAYS:

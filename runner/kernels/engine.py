@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.files.gguf import ggml
-from ...model.spec import ModelSpec
-from ...model.tensor_names import BIASED, MATRICES, NORMS
+from ...model.spec import THRESHOLDED, ModelSpec
+from ...model.tensor_names import BIASED, MATRICES, NORMS, UP_SCALE, VECTORS
 from .compiling import function_table
 from .parameters import (
     ACTIVATIONS,
@@ -67,6 +67,12 @@ def slots_of(spec: ModelSpec, context: int, layer: int) -> int:
     return min(context, window_of(spec, context, layer) + BLOCK)
 
 
+def _own_shifts(threshold: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> Array:
+    """The size up to which each neuron's up is shut: what its scale takes to the threshold."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0 shuts any
+        return np.ascontiguousarray(np.where(scale > 0, threshold / scale, np.inf), np.float32)
+
+
 class Engine:
     """Runs steps.
 
@@ -83,6 +89,7 @@ class Engine:
         spec = weights.spec
         self._team = Team(threads)
         self._kinds: dict[str, Array] = {}
+        self._shifts: list[Array] = []
         self._as_llama_cpp = as_llama_cpp
         try:
             self.buffers = self._buffers(weights, context, cache_type)
@@ -148,10 +155,13 @@ class Engine:
     def _layer(self, weights: Weights, index: int, context: int) -> Array:
         layer, tensors = np.zeros((), LAYER), weights.tensors
         spec = weights.spec
-        up_first = spec.activation == "tswiglu"  # see ffn/activations.py
+        up_first = spec.activation in THRESHOLDED  # see ffn/activations.py
         ups, activations = (spec.up_thresholds, spec.thresholds) if up_first else (spec.thresholds, ())
         layer["index"], layer["shift"] = index, ups[index] if ups else 0.0
         layer["least"] = activations[index] if activations else 0.0
+        if (UP_SCALE, index) in tensors:
+            self._shifts.append(_own_shifts(layer["shift"], tensors[UP_SCALE, index]))
+            layer["shifts"] = self._shifts[-1].ctypes.data
         layer["thresholds"] = weights.thresholds.ctypes.data + index * weights.thresholds.strides[0]
         layer["window"], layer["slots"] = (of(weights.spec, context, index) for of in (window_of, slots_of))
         for name, angles_PH in zip(("cos", "sin"), weights.angles[index] or (), strict=False):
@@ -171,7 +181,7 @@ class Engine:
     def _buffers(self, weights: Weights, context: int, cache_type: str) -> dict[str, Array]:
         spec, threads = weights.spec, self._team.threads
         slots = max(slots_of(spec, context, layer) for layer in range(spec.layers))
-        names = {each.type_name for (role, _), each in weights.tensors.items() if not role.endswith(("norm", "_bias"))}
+        names = {each.type_name for (role, _), each in weights.tensors.items() if role not in VECTORS}
         chosen, heads, group = (
             max(1, spec.experts_per_token),
             spec.heads * spec.head_dim,

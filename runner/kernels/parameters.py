@@ -31,8 +31,8 @@ SCRATCH_BYTES = 512  # of a thread, before the floats of a decoded row (row_kern
 
 DENSE, EXACT, PREDICTED = range(3)
 MODES = {"dense": DENSE, "exact": EXACT, "predicted": PREDICTED}
-SWIGLU, DRELU, REGLU, GEGLU, TSWIGLU = range(5)
-ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU, "geglu": GEGLU, "tswiglu": TSWIGLU}
+SWIGLU, DRELU, REGLU, GEGLU, TSWIGLU, TGEGLU = range(6)
+ACTIVATIONS = {"swiglu": SWIGLU, "drelu": DRELU, "reglu": REGLU, "geglu": GEGLU, "tswiglu": TSWIGLU, "tgeglu": TGEGLU}
 
 HEAD, WHOLE = 1, 2
 QK_NORMS = {"": 0, "head": HEAD, "whole": WHOLE}
@@ -82,12 +82,12 @@ _FUNCTION_NAMES = (
     "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply", "multiply_run", "add_listed",
     "rotate", "rotate_halves", "place_rows", "place_in_cache", "norm_scales", "turn_head", "place_heads", "softmax",
     "attend_heads", "attend", "attention", "choose_experts", "route", "choose_tokens", "share_for",
-    "add_neuron_bias", "add_token_bias", "shift_gates", "shift_ups", "activate", "activate_run", "has_predictor",
-    "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden", "find_neurons",
-    "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves", "token_activations",
-    "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits", "predicted_gates", "open_ups",
-    "drop_missed", "activate_tokens", "block_activations", "list_firing", "decode_part", "add_panel",
-    "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn", "head",
+    "add_neuron_bias", "add_token_bias", "shift_gates", "shift_token_gates", "shift_ups", "activate", "activate_run",
+    "has_predictor", "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden",
+    "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves",
+    "token_activations", "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits",
+    "predicted_gates", "open_ups", "drop_missed", "activate_tokens", "block_activations", "list_firing", "decode_part",
+    "add_panel", "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn", "head",
 )  # fmt: skip
 
 
@@ -125,8 +125,9 @@ LAYER = _record(
     window=_I,
     slots=_I,
     thresholds=_I,  # [E] float32, of predictors; NaN where an FFN has none
-    shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero; TSWIGLU: its size
-    least=np.float32,  # TSWIGLU: up to which an activation's size counts as zero
+    shift=np.float32,  # up to which a gate's, and under dReLU an up's, value counts as zero; with thresholds: its size
+    shifts=_I,  # [E, F] float32, each neuron's own shift, where they differ; else 0
+    least=np.float32,  # with thresholds: up to which an activation's size counts as zero
     **dict.fromkeys(MATRICES, TENSOR),
 )
 COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)

@@ -1,6 +1,5 @@
 """The threads that run a step together: started once, asleep between steps."""
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,11 +16,6 @@ from .memory import yield_address
 Array = npt.NDArray[np.void]
 Job = Callable[[int], Any]
 _MOST_THREADS = 256
-
-
-def default_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Team:

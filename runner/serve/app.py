@@ -19,10 +19,9 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from ...common.errors import TsconvertError
-from ..generate import generate
 from .engine import Chance, Engine
 from .errors import ApiError
-from .forms import ChatForm, Choice, Form, TextForm, Usage, finish_reason
+from .forms import FINISH_REASONS, ChatForm, Choice, Form, TextForm, Usage
 from .requests import ChatRequest, CompletionRequest, read
 
 _MOST_BYTES = 16 << 20
@@ -122,7 +121,8 @@ class Server:
         try:
             return tokenizer.chat([message.to_json() for message in asked.messages], advice="change the messages")
         except TsconvertError as error:
-            raise ApiError(_without_path(error, self.engine), param="messages") from None
+            said = str(error).removeprefix(f"{self.engine.model.source.file.path}: ")
+            raise ApiError(said, param="messages") from None
 
 
 class _Keys(AuthenticationBackend):
@@ -197,8 +197,8 @@ class _Answer(Response):
                 if asked.limit == 0:
                     yield Choice(index=index, chances=self._chances(), finish="length")
                     continue
-                generation = generate(
-                    engine.model, prompt, limit=asked.limit if asked.limit >= 0 else engine.model.context,
+                generation = engine.model.generate(
+                    prompt, limit=asked.limit if asked.limit >= 0 else engine.model.context,
                     sampling=asked.sampling(draw), stops=asked.stops, stop_at_eos=not asked.ignore_eos,
                 )  # fmt: skip
                 async with aclosing(engine.answer(prompt, generation, asked.top)) as found:
@@ -207,7 +207,7 @@ class _Answer(Response):
                 if not draw:
                     self._usage.cached += engine.reused
                 self._usage.completion += len(generation.tokens)
-                yield Choice(index=index, chances=self._chances(), finish=finish_reason(generation.finish))
+                yield Choice(index=index, chances=self._chances(), finish=FINISH_REASONS[generation.finish])
 
     async def _echo(self, number: int, prompt: Sequence[int]) -> Choice | None:
         if not isinstance(self._asked, CompletionRequest) or not self._asked.echo:
@@ -262,10 +262,6 @@ async def _body(request: Request) -> bytes:
             raise ApiError(f"the body is longer than {_MOST_BYTES >> 20} MiB", status=413)
         parts.append(part)
     return b"".join(parts)
-
-
-def _without_path(error: TsconvertError, engine: Engine) -> str:
-    return str(error).removeprefix(f"{engine.model.source.file.path}: ")
 
 
 def _engine_error(error: TsconvertError) -> ApiError:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..generate import Generation
 from ..kernels.parameters import BLOCK
 from ..model import Model
-from .errors import busy
+from .errors import ApiError
 
 Found = TypeVar("Found")
 Floats = npt.NDArray[np.float32]
@@ -70,7 +70,10 @@ class Engine:
             ApiError: none is left.
         """
         if self._asked > self._waiting:
-            raise busy(self._waiting)
+            raise ApiError(
+                f"the server answers one request at a time and {self._waiting} are waiting; try again later",
+                status=503, kind="server_error", code="server_busy",
+            )  # fmt: skip
         self._asked += 1
         try:
             yield

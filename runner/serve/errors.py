@@ -16,11 +16,3 @@ class ApiError(Exception):
     def to_json(self) -> dict[str, Any]:
         """The body of the response."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
-
-
-def busy(waiting: int) -> ApiError:
-    """No place is left in the queue."""
-    return ApiError(
-        f"the server answers one request at a time and {waiting} are waiting; try again later", status=503,
-        kind="server_error", code="server_busy",
-    )  # fmt: skip

@@ -10,13 +10,9 @@ from typing import Any
 from ..tokenizer import GgufTokenizer
 from .engine import Chance
 
-_ENDS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
+FINISH_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
+"""`Generation.finish` in the API's words."""
 Json = dict[str, Any]
-
-
-def finish_reason(finish: str) -> str:
-    """`Generation.finish` in the API's words."""
-    return _ENDS[finish]
 
 
 @dataclass(kw_only=True)

@@ -3,11 +3,11 @@
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ...common.errors import TsconvertError, reason
 from ...common.progress import note
+from ...common.results import Result
 from ..config import ServeConfig
 from ..model import load
 
@@ -15,7 +15,7 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class Serving(Result):
     """What is being served, and where."""
 
     url: str
@@ -23,10 +23,6 @@ class Serving:
     mode: str
     threads: int
     context: int
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return (

@@ -17,7 +17,7 @@ from tsconvert.embedded import text
 from tsconvert.evaluate.perplexity.evaluate import EvalConfig, evaluate
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import activate
-from tsconvert.model.spec import read_spec
+from tsconvert.model.named_config import read_model_config
 from tsconvert.model.sweep import Stream
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.text.sources import Source
@@ -38,7 +38,7 @@ def test_small_activations_are_left_out(shifted):
     found = report.shift
     assert found.density < 0.85 * found.density_before
     assert found.perplexity < 1.05 * found.perplexity_before
-    assert read_spec(out).thresholds == found.thresholds
+    assert read_model_config(str(out))[1].thresholds == found.thresholds
     assert all(threshold > 0 for threshold in found.thresholds)
     kept = json.loads((out / "tsconvert.json").read_text())["report"]["shift"]
     assert kept["thresholds"] == list(found.thresholds)
@@ -79,6 +79,6 @@ def test_thresholds_that_are_none(shifted, tmp_path: Path):
     for values, sentence in (([0.1], "one of at least 0 for each of its 3"), ("x", "must be a list of numbers, one a")):
         (tmp_path / "config.json").write_text(json.dumps(config | {"ffn_thresholds": values}))
         with pytest.raises(TsconvertError, match=sentence):
-            read_spec(tmp_path)
+            read_model_config(str(tmp_path))
     with pytest.raises(TsconvertError, match=r"--shift 99: it must lie between 0 and 1, as in --shift 0.995"):
         RelufyConfig(model="tiny-mistral", out=tmp_path / "o", shift=99)  # before any work

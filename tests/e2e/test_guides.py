@@ -69,7 +69,7 @@ def follow(guide: str, folder: Path) -> list[str]:
 
 def test_there_is_a_guide_for_each_kind_of_user():
     assert {path.name for path in GUIDES.glob("*.md")} == {
-        "convert-and-run.md", "train-and-recover.md", "judge.md", "serve.md", "ci.md",
+        "convert-and-run.md", "train-and-recover.md", "judge.md", "serve.md", "size.md", "ci.md",
     }  # fmt: skip
 
 
@@ -106,3 +106,9 @@ def test_judge(tmp_path: Path):
     assert [each["name"] for each in found["measures"]] == ["speeches", "numbers", "sums", "agreement"]
     assert found["baselines"][0]["worst_ratio"] > 1
     assert found["baselines"][0]["mean_difference"] < 1
+
+
+def test_size(tmp_path: Path):
+    printed = follow("size.md", tmp_path)
+    assert any("expected divergence" in text for text in printed)
+    assert 1_592_000 <= (tmp_path / "sized.gguf").stat().st_size <= 1_602_048

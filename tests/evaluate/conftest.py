@@ -15,7 +15,7 @@ from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.predictors.train import PredictorConfig, train_predictors
 from tsconvert.quant.export import ExportConfig
-from tsconvert.runner.bench import BenchConfig, bench
+from tsconvert.runner.bench.file_bench import BenchConfig, bench
 
 
 def _outputs_of(dense: Path, folder: Path) -> Path:

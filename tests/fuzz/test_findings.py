@@ -29,7 +29,7 @@ from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
 from tsconvert.quant.vocabulary.reader import read_vocabulary
 from tsconvert.runner.chat_template import render
-from tsconvert.runner.dialects import open_model
+from tsconvert.runner.files.model_file import open_model
 from tsconvert.runner.model import load
 from tsconvert.runner.tokenizer import GgufTokenizer
 from tsconvert.text.sentencepiece import read_model

@@ -207,3 +207,23 @@ def test_a_window_left_out_is_transformers_4096(make_checkpoint: Make, tmp_path:
         logits[name] = ours[0]
     assert torch.allclose(logits["null"][:4096], logits["absent"][:4096], atol=1e-4)
     assert (logits["null"][4096:] - logits["absent"][4096:]).abs().max() > 1e-3
+
+
+def _other_values(family: Family) -> list[tuple[str, Any]]:
+    """Keys of a family that are no shape, each with another value than its small model has."""
+    numbers = [(key, value) for key, value in family.defaults.items() if key not in OF_SHAPE | READ_APART]
+    other = {bool: lambda value: not value, float: lambda value: 3 * value or 0.5, int: lambda value: value + 1}
+    found = [(key, other[type(value)](value)) for key, value in numbers if type(value) in other]
+    unset = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 3.0, "sliding_window": 20}
+    return found + [(key, unset[key]) for key, value in numbers if value is None and key in unset]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_key_of_every_family_changed(make_family: Make, tmp_path: Path, family: Family):
+    """The same logits as transformers', or refused by the key's name."""
+    source = make_family(family.name)
+    config = json.loads((source / "config.json").read_text())
+    for key, value in _other_values(family):
+        _verdict(_folder(source, tmp_path / key, config | {key: value}), key)

@@ -5,7 +5,7 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.families import FAMILIES
-from tsconvert.model.spec import ModelSpec, read_spec, spec_of
+from tsconvert.model.spec import ModelSpec, read_config, spec_of
 
 MISTRAL_7B = {
     "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
@@ -106,10 +106,10 @@ def test_what_is_not_covered_is_refused_by_field(change: dict, sentence: str):
 def test_a_config_that_is_no_json_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(TsconvertError, match=r"config\.json: not JSON"):
-        read_spec(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(TsconvertError, match=r"config\.json: not a JSON object"):
-        read_spec(tmp_path)
+        read_config(tmp_path)
 
 
 def test_an_unknown_activation_is_refused():

@@ -3,8 +3,8 @@
     python llama_quantize_process.py LIBRARY_FOLDER < jobs.json
 
 Apart from the tests' process, because ggml's symbols are in libggml-python too. The structures are those of llama.h as
-of b11739. A job has source, out and mix; maybe imatrix (an .npz), tensor_types, pure; with dry_run its answer is the
-type of each tensor, otherwise the library's code.
+of b11739. A job has source, out and mix; maybe imatrix (an .npz), tensor_types, output_type, embedding_type, pure; with
+dry_run its answer is the type of each tensor, otherwise the library's code.
 """
 
 import ctypes
@@ -61,6 +61,9 @@ def quantize(llama: ctypes.CDLL, job: dict) -> int | dict:
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = int(types["ALL_F32"] if job["mix"] == "F32" else types[f"MOSTLY_{job['mix']}"])
     parameters.nthread, parameters.pure, parameters.dry_run = 2, job.get("pure", False), job.get("dry_run", False)
+    for name in ("output_type", "embedding_type"):
+        if job.get(name):
+            setattr(parameters, name, gguf.GGMLQuantizationType[job[name]].value)
     values = dict(np.load(job["imatrix"])) if job.get("imatrix") else {}
     if values:
         flat = {name: np.ascontiguousarray(value, np.float32).reshape(-1) for name, value in values.items()}

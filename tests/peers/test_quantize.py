@@ -13,13 +13,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tsconvert import embedded
+from tsconvert.common.errors import TsconvertError
 from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.gguf.tensor_plan import TensorPlan
@@ -73,12 +74,16 @@ def hollow(model: dict, names: dict[str, list[int]], path: Path) -> Path:
     return path
 
 
-def test_the_table_of_mixes(llama_quantize: Callable, tmp_path: Path):
-    from importlib.util import module_from_spec, spec_from_file_location
-
+def mix_table():
+    """The module of the test that has the table."""
     spec = spec_from_file_location("mix_table", TABLE.with_name("test_mixes.py"))
     ours = module_from_spec(spec)
     spec.loader.exec_module(ours)
+    return ours
+
+
+def test_the_table_of_mixes(llama_quantize: Callable, tmp_path: Path):
+    ours = mix_table()
     golden = json.loads(TABLE.read_text())
     found = {"models": golden["models"], "types": {}}
     importances = tmp_path / "some.npz"
@@ -100,6 +105,37 @@ def test_the_table_of_mixes(llama_quantize: Callable, tmp_path: Path):
     if os.environ.get("TSCONVERT_RENEW"):
         TABLE.write_text(json.dumps(found).replace("}, ", "},\n") + "\n")
     assert found == json.loads(TABLE.read_text())
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0", "F16"])
+def test_types_of_the_output_and_the_embedding(llama_quantize: Callable, tmp_path: Path, mix: str):
+    models = json.loads(TABLE.read_text())["models"]
+    tied = next(name for name, model in models.items() if model["tied"] and not model["experts"])
+    asked = [
+        {"output_type": "Q5_K"}, {"embedding_type": "Q3_K"}, {"output_type": "Q8_0", "embedding_type": "Q2_K"},
+        {"embedding_type": "Q3_K", "pure": True},
+        {"output_type": "Q5_K", "tensor_types": [["token_embd|attn_v", "Q8_0"]]},
+        {"embedding_type": "Q5_K", "tensor_types": [["token_embd|attn_v", "Q8_0"]]},
+    ]  # fmt: skip
+    if mix == "F16":  # where llama-quantize heeds no --tensor-type
+        asked = [options for options in asked if "tensor_types" not in options]
+    for name in ("dense", tied):
+        model = models[name]
+        source = hollow(model, mix_table().names_of(model), tmp_path / f"{name}.gguf")
+        fixed = {"source": str(source), "out": str(tmp_path / "o"), "mix": mix, "dry_run": True}
+        for options, answer in zip(asked, llama_quantize([fixed | each for each in asked]), strict=True):
+            overrides = tuple(map(tuple, options.get("tensor_types", ())))
+            config = QuantizeConfig(
+                source=source, out=tmp_path / "p", type_name=mix, dry_run=True, pure=options.get("pure", False),
+                output_type=options.get("output_type"), embedding_type=options.get("embedding_type"),
+                tensor_types=overrides,
+            )  # fmt: skip
+            taken = mix == "F16" or {"embedding_type", "tensor_types"} & options.keys()
+            if name == tied and "output_type" in options and taken:
+                with pytest.raises(TsconvertError, match="--output-tensor-type: this file has no such tensor"):
+                    quantize(config)
+                continue
+            assert quantize(config).tensors == answer["types"], (name, options)
 
 
 def assert_same_tensors(mine: GgufFile, theirs: GgufFile) -> None:

@@ -252,7 +252,7 @@ def test_the_command_prints_one_sentence_and_exits_2(tmp_path: Path, dense: Path
     result = CliRunner().invoke(main, ["export-gguf", str(model), "--out", str(tmp_path / "x.gguf")])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {model}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there\n"
+        f"error: {model}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); copy the model's own there\n"
     )
 
 

@@ -12,9 +12,8 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.console import RunConfig, run
 from tsconvert.runner.conversation import Conversation
-from tsconvert.runner.generate import generate
+from tsconvert.runner.density import weight_bytes
 from tsconvert.runner.model import load
-from tsconvert.runner.traffic import weight_bytes
 
 TEMPLATE = (
     "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '\n' }}{% endfor %}"
@@ -70,7 +69,7 @@ def test_what_the_cache_holds_is_taken_over_only_if_the_prompt_begins_with_it(fi
         assert first.held == [1, 20, 30, 40, *first.tokens[:2]]
         for held, read in ((first.held, 2), ([9, *first.held[1:]], 8), ([], 8), ([*first.held, 7, 8, 9], 8)):
             list(model.generate([1, 20, 30, 40], limit=3, stop_at_eos=False))
-            again = generate(model, [*first.held, 50, 60], limit=2, cached=held)
+            again = model.generate([*first.held, 50, 60], limit=2, cached=held)
             list(again)
             assert again.prompt_read == read
 

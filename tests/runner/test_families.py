@@ -25,10 +25,19 @@ def spread(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / theirs.std())
 
 
-def of_transformers(folder: Path, trust: bool = False) -> np.ndarray:
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, dtype=torch.float32).eval()
+def of_transformers(folder: Path, trust: bool = False, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    options = {"attn_implementation": "eager"} if "gemma2" in str(folder) else {}  # transformers 5.0 takes sdpa
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, dtype=dtype, **options).eval()
+    model.config._experts_implementation = "eager"  # the others do not multiply float64
     with torch.no_grad():
         return model(input_ids=torch.tensor([ROW_S])).logits[0].numpy()
+
+
+def distance(ours_TV: np.ndarray, folder: Path, trust: bool = False) -> float:
+    """From transformers in float64; in units of 1e-5, or of twice its own float32's distance where that is more."""
+    exact_TV = of_transformers(folder, trust, torch.float64)
+    own = spread(of_transformers(folder, trust), exact_TV)
+    return spread(ours_TV, exact_TV) / max(1e-5, 2 * own)
 
 
 def of_runner(path: Path, **options: object) -> np.ndarray:
@@ -50,7 +59,7 @@ def test_dense(make_family: MakeFamily, make_windowless: MakeFamily, tmp_path: P
     make = make_family if target == "sparse" else make_windowless
     folder, path = make(family.name), tmp_path / "m.gguf"
     export_unverified(ExportConfig(model=folder, out=path, type_name="F32", target=target))
-    assert spread(of_runner(path, mode="dense"), of_transformers(folder)) <= 2e-5
+    assert distance(of_runner(path, mode="dense"), folder) <= 1
 
 
 @every_family
@@ -58,6 +67,5 @@ def test_sparse(make_family: MakeFamily, tmp_path: Path, family: Family):
     folder, path = tmp_path / "sparse", tmp_path / "m.gguf"
     relufy(RelufyConfig(model=str(make_family(family.name)), out=folder, recover="none", tokens=1024, context=64))
     export_unverified(ExportConfig(model=folder, out=path, type_name="F32"))
-    theirs = of_transformers(folder, trust=True)
     for mode in ("dense", "exact"):
-        assert spread(of_runner(path, mode=mode), theirs) <= 2e-5, mode
+        assert distance(of_runner(path, mode=mode), folder, trust=True) <= 1, mode

@@ -14,7 +14,7 @@ from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.predictors.folder import PredictorSet, save_predictors
 from tsconvert.predictors.predictor import Predictor
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.runner.bench import BenchConfig, bench
+from tsconvert.runner.bench.file_bench import BenchConfig, bench
 from tsconvert.runner.console import RunConfig, run
 from tsconvert.runner.model import load
 from tsconvert.runner.sampling import Sampling

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tsconvert.convert.config import RelufyConfig
@@ -18,14 +19,34 @@ Make = Callable[..., Path]
 UP, LEAST = [0.2, 0.3, 0.0], [0.04, 0.0, 0.06]
 
 
-@pytest.fixture(scope="module", params=["mistral", "mixtral"])
-def folder(request: pytest.FixtureRequest, make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of SwiGLU with thresholds."""
+CASES = [("mistral", False), ("mixtral", False), ("mistral", True), ("mixtral", True), ("gemma3_text", True)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-scaled".join([case[0], ""][: 1 + case[1]]))
+def folder(
+    request: pytest.FixtureRequest, make_checkpoint: Make, make_family: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tiny model of SwiGLU (Gemma 3: GeGLU) with thresholds, and a scale for each neuron's up."""
+    kind, scaled = request.param
     out = tmp_path_factory.mktemp("tswiglu") / "model"
-    dense = make_checkpoint(request.param, num_hidden_layers=3)
+    gemma = kind == "gemma3_text"
+    dense = make_family(kind) if gemma else make_checkpoint(kind, num_hidden_layers=3)
     relufy(RelufyConfig(model=str(dense), out=out, activation="reglu", recover="none", align=False))
     config = json.loads((out / "config.json").read_text())
-    config |= {"ffn_activation": "tswiglu", "ffn_thresholds": LEAST, "ffn_up_thresholds": UP}
+    layers = range(config["num_hidden_layers"])
+    config["ffn_activation"] = "tgeglu" if gemma else "tswiglu"
+    config["ffn_thresholds"], config["ffn_up_thresholds"] = ([of[i % 3] for i in layers] for of in (LEAST, UP))
+    if scaled:
+        config["ffn_up_scaled"] = True
+        state = load_file(out / "model.safetensors")
+        neurons, random = config["intermediate_size"], torch.Generator().manual_seed(3)
+        for layer in layers:
+            name, shape = ("mlp", [neurons]) if kind != "mixtral" else ("block_sparse_moe.experts", [4, neurons])
+            assert kind != "mixtral" or config["num_local_experts"] == 4
+            scale = 3 * torch.rand(shape, generator=random)
+            scale[..., :3] = 0
+            state[f"model.layers.{layer}.{name}.up_scale"] = scale
+        save_file(state, out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config))
     return out
 

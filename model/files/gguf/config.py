@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ....common.errors import TsconvertError, shown
+from ...families import FAMILIES
+from ...families.family import Family
 from .file import GGUF, GgufFile
 from .keys import Keys
 from .tensor import stored_dtype
@@ -197,14 +199,6 @@ def _llama(keys: Keys, config: Config) -> Config:
     return _named(keys, config, "llama") | _biases(keys, attention_bias="attn_", mlp_bias="ffn_")
 
 
-def _qwen2(keys: Keys, config: Config) -> Config:
-    return _named(keys, config, "qwen2", head_dim=False)
-
-
-def _qwen3(keys: Keys, config: Config) -> Config:
-    return _named(keys, config, "qwen3") | _biases(keys, attention_bias="attn_")
-
-
 def _qwen3moe(keys: Keys, config: Config) -> Config:
     return _named(keys, config, "qwen3_moe") | {
         "num_experts": keys.whole("expert_count"), "num_experts_per_tok": keys.whole("expert_used_count"),
@@ -270,10 +264,6 @@ def _olmo2(keys: Keys, config: Config) -> Config:
     return _named(keys, config, "olmo3", head_dim=False) | _windows(keys, config, every=4, theta=theta)
 
 
-def _smollm3(keys: Keys, config: Config) -> Config:
-    return _named(keys, config, "smollm3", head_dim=False)
-
-
 def _mistral3(keys: Keys, config: Config) -> Config:
     rope, beta = dict(config["rope_parameters"]), keys.number("attention.temperature_scale", 0.0)
     if rope["rope_type"] == "yarn":
@@ -287,17 +277,6 @@ def _mistral3(keys: Keys, config: Config) -> Config:
         rope["llama_4_scaling_beta"] = _decimal(beta)
     found = _named(keys, config, "ministral3" if beta else "mistral")
     return found | {"rope_parameters": rope, "sliding_window": None}
-
-
-def _seed_oss(keys: Keys, config: Config) -> Config:
-    biases = _biases(keys, attention_bias="attn_q", attention_out_bias="attn_output", mlp_bias="ffn_")
-    return _named(keys, config, "seed_oss") | dict.fromkeys(("attention_bias", "attention_out_bias"), False) | biases
-
-
-def _glm4(keys: Keys, config: Config) -> Config:
-    return (
-        _named(keys, config, "glm4", partial=True) | {"attention_bias": False} | _biases(keys, attention_bias="attn_q")
-    )
 
 
 def _named(keys: Keys, config: Config, name: str, *, head_dim: bool = True, partial: bool = False) -> Config:
@@ -327,9 +306,20 @@ def _biases(keys: Keys, **parts: str) -> Config:
     return {key: True for key, part in parts.items() if any(name.startswith(f"blk.0.{part}") for name in names)}
 
 
-BUILDERS: dict[str, Builder] = {
-    "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "qwen3moe": _qwen3moe, "gemma": _gemma, "gemma2": _gemma2,
-    "gemma3": _gemma3, "phi3": _phi3, "granite": _granite, "olmo2": _olmo2, "smollm3": _smollm3, "mistral3": _mistral3,
-    "seed_oss": _seed_oss, "glm4": _glm4,
+def _plain(keys: Keys, config: Config) -> Config:
+    """Of a family that differs from Llama by names, biases and how much of a head turns."""
+    family = FAMILY_OF[keys.file.architecture]
+    partial = "partial_rotary_factor" in family.defaults
+    found = _named(keys, config, family.name, head_dim="head_dim" in family.defaults, partial=partial)
+    return found | {key: f"blk.0.{roles[0]}.bias" in keys.file.tensors for key, roles in family.biases.items()}
+
+
+FAMILY_OF: dict[str, Family] = {}
+"""`general.architecture` -> the first family that llama.cpp calls so."""
+for _family in FAMILIES.values():
+    FAMILY_OF.setdefault(_family.gguf.architecture, _family)
+BUILDERS: dict[str, Builder] = dict.fromkeys(FAMILY_OF, _plain) | {
+    "llama": _llama, "qwen3moe": _qwen3moe, "gemma": _gemma, "gemma2": _gemma2, "gemma3": _gemma3, "phi3": _phi3,
+    "granite": _granite, "olmo2": _olmo2, "mistral3": _mistral3,
 }  # fmt: skip
 """By `general.architecture`."""

@@ -10,6 +10,11 @@ SPECIAL_KEYS = {
 }  # fmt: skip
 LONGEST_TOKEN = 2048
 """Characters; the tokens of real vocabularies have a few hundred at most."""
+_VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(256 + number): byte for number, byte in enumerate(sorted({*range(256)} - {*_VISIBLE}))
+}
+"""The characters that byte-level BPE writes bytes as (GPT-2's bytes_to_unicode)."""
 
 
 def merges_of(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:

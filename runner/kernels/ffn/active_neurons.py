@@ -111,7 +111,7 @@ def find_neurons(params: Parameters, thread: int, layer: Layer, form: int) -> in
             form = ready(params, thread, layer.ffn_gate, x, prepared, form)
             multiply_run(params, thread, layer.ffn_gate, expert, x, prepared, thread, 0, 1, gate)
             add_neuron_bias(params, layer.ffn_gate_bias, gate, 0, first, end - first)
-            shift_gates(params, layer, gate, 0, first, end - first)
+            shift_gates(params, layer, expert, gate, 0, first, end - first)
         if not known:
             counts.gate += end - first
             found = list_open(params, gate, first, end, listed)

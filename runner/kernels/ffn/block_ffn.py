@@ -25,7 +25,7 @@ from ..residual import add_floats, add_to_residual, clear
 from ..row_kernels import call_add
 from ..simd.float_vectors import blend
 from ..work_shares import UNIT, run_start, share_start
-from .activations import activation_of, add_token_bias, is_open, shift_gates, shift_ups, smooth
+from .activations import activation_of, add_token_bias, is_open, shift_token_gates, shift_ups, smooth
 from .active_neurons import has_predictor
 from .routing import choose_tokens, share_for
 
@@ -93,7 +93,7 @@ def predicted_gates(params: Parameters, thread: int, layer: Layer, expert: int, 
                 params, thread, layer.ffn_gate, expert, 0, j, 1, x, params.prepared, 0, listed, found, gate, BLOCK, 1
             )
             add_token_bias(params, layer.ffn_gate_bias, gate, listed, found, j, j + 1)
-            shift_gates(params, layer, gate, 0, BLOCK * j, BLOCK)
+            shift_token_gates(params, layer, expert, gate, j, j + 1)
     counts = counts_at(row_at(params.counts, thread), layer.index)
     counts.predicted += all_found
     counts.gate += all_found
@@ -169,7 +169,7 @@ def block_activations(params: Parameters, thread: int, layer: Layer, expert: int
     if whole or not known:
         multiply(params, thread, tensor, expert, 0, first, size, x, prepared, 0, chosen, some, gate, BLOCK, 1)
         add_token_bias(params, layer.ffn_gate_bias, gate, chosen, some, first, end)
-        shift_gates(params, layer, gate, 0, BLOCK * first, BLOCK * size)
+        shift_token_gates(params, layer, expert, gate, first, end)
         counts.gate += some * size
     else:
         predicted_gates(params, thread, layer, expert, some)

@@ -72,7 +72,7 @@ def token_activations(params: Parameters, thread: int, layer: Layer, k: int, for
         form = ready(params, thread, tensor, x, prepared, form)
         multiply(params, thread, tensor, expert, listed, first, some, x, prepared, thread, 0, 1, gate, 1, 0)
         add_neuron_bias(params, layer.ffn_gate_bias, gate, listed, first, some)
-        shift_gates(params, layer, gate, listed, first, some)
+        shift_gates(params, layer, expert, gate, listed, first, some)
         counts.gate += some
         if not dense:
             some = keep_open(params, listed, some, gate)

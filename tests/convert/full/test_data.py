@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tsconvert import embedded
 from tsconvert.common.errors import TsconvertError
@@ -95,6 +96,11 @@ def test_the_card_and_the_baseline(tmp_path: Path):
     assert "Silent neurons, by layer: " in card
     assert f"| {full.losses[-1][0]} | {full.losses[-1][1]:.4f} |" in card
     assert open_checkpoint(str(out)).spec.sparse
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "sparse.baseline", dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny-mistral"), dtype=torch.float32)
+    same = {n: torch.equal(w, dense.get_parameter(n)) for n, w in trained.named_parameters()}
+    assert same.pop("model.embed_tokens.weight")
+    assert not any(same[n] for n in same if "_proj" in n)  # norms move less than their type shows
     assert not (embedded.folder("tiny-mistral") / "tsconvert.json").exists()
 
 

@@ -21,11 +21,12 @@ from tsconvert.evaluate.plan.model_bytes import (
 )
 from tsconvert.evaluate.plan.speed import RUNNER, speed
 from tsconvert.model.files.gguf.file import GgufFile
-from tsconvert.model.spec import ModelSpec, read_spec
+from tsconvert.model.named_config import read_model_config
+from tsconvert.model.spec import ModelSpec
 from tsconvert.predictors.cost import Bits, Rates, exact_bytes, low_rank_bytes, predicted_bytes
 from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.runner.density import weight_bytes
 from tsconvert.runner.model import load
-from tsconvert.runner.traffic import weight_bytes
 
 Make = Callable[..., Path]
 DESKTOP = Described(bandwidth_gb=60, cores=8, memory_bytes=32 * 10**9)
@@ -54,7 +55,7 @@ def test_files_have_the_planned_bytes(family: str, type_name: str, make_checkpoi
     folder = make_checkpoint(family, hidden_size=256, intermediate_size=512, num_attention_heads=4)
     export_unverified(ExportConfig(model=folder, out=tmp_path / "m.gguf", type_name=type_name))
     tensors = GgufFile(tmp_path / "m.gguf").tensors.values()
-    found = file_bytes(read_spec(folder), type_name)
+    found = file_bytes(read_model_config(str(folder))[1], type_name)
     assert found.total == sum(tensor.raw.nbytes for tensor in tensors)
     for name, size in found.types.items():
         assert size == sum(tensor.raw.nbytes for tensor in tensors if tensor.type_name == name), name
@@ -88,7 +89,7 @@ def test_what_a_token_reads_is_what_the_runner_counts(family: str, make_checkpoi
         density = model.density
         read = weight_bytes(model.source, density, "exact")
     rates = Rates(gate=float(density.up.mean()), fired=float(density.down.mean()))
-    spec = read_spec(tmp_path / "s")
+    spec = read_model_config(str(tmp_path / "s"))[1]
     assert token_bytes(spec, file_bytes(spec, "Q8_0"), "exact", rates).total == pytest.approx(read, rel=1e-6)
 
 

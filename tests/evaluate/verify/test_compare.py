@@ -21,7 +21,7 @@ from tsconvert.predictors.predictor import Predictor
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.targets import checkpoint_rows
+from tsconvert.quant.targets import plan
 from tsconvert.quant.types.encoding import quantize
 
 Make = Callable[..., Path]
@@ -306,7 +306,7 @@ def test_export_verifies_and_keeps_a_file_that_failed(capsys, model: dict, tmp_p
     out = tmp_path / "good.gguf"
     cli.main(["export-gguf", str(model["llama.cpp"]), "--out", str(out), "--json"], prog_name="tsconvert")
     assert json.loads(capsys.readouterr().out)["verification"]["passed"] is True
-    monkeypatch.setattr(checkpoint_rows, "permute_rope", lambda rows, heads: rows)
+    monkeypatch.setattr(plan, "rope_index", lambda rows, heads, rotated: np.arange(rows))
     out = tmp_path / "bad.gguf"
     code, stdout, stderr = call(capsys, "export-gguf", model["llama.cpp"], "--out", out)
     assert code == 1

@@ -24,7 +24,7 @@ from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.families import FAMILIES
 from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
-from tsconvert.quant.targets import checkpoint_rows
+from tsconvert.quant.targets import plan
 from tsconvert.quant.targets.neuron_order import read_orders
 from tsconvert.text.tokenizer import load_tokenizer
 
@@ -167,7 +167,7 @@ def test_rows_of_queries_in_an_order_that_exporter_and_check_agree_upon(
 ):
     from tsconvert.evaluate.verify import logits
 
-    monkeypatch.setattr(checkpoint_rows, "permute_rope", lambda rows, heads: rows)
+    monkeypatch.setattr(plan, "rope_index", lambda rows, heads, rotated: np.arange(rows))
     for module in (expected_tensors, logits):
         monkeypatch.setattr(module, "rope_order", lambda heads, size, rotated: np.arange(heads * size))
     assert "differ from transformers' by " in compared(model("llama"), tmp_path / "m.gguf", whole=whole).problem

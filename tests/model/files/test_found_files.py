@@ -66,13 +66,12 @@ def test_a_folder_of_checkpoints(tmp_path: Path):
     )
 
 
-def test_tekken_alone(tmp_path: Path):
+def test_a_damaged_tekken(tmp_path: Path):
     (tmp_path / "tekken.json").write_text("{}")
     with pytest.raises(TsconvertError) as caught:
         load_tokenizer(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: no tokenizer (tokenizer.json or tokenizer.model); tekken.json is Mistral's own form, copy a"
-        " tokenizer.json of the same model there"
+        f"{tmp_path / 'tekken.json'}: no tekken tokenizer that can be read (KeyError('config')); download it again"
     )
 
 
@@ -94,4 +93,4 @@ def test_tokenizers_in_other_forms(files: list[str], advice: str, tmp_path: Path
         (tmp_path / name).write_text("{}")
     with pytest.raises(TsconvertError) as caught:
         load_tokenizer(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: no tokenizer (tokenizer.json or tokenizer.model); {advice}"
+    assert str(caught.value) == f"{tmp_path}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); {advice}"

@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from tsconvert.common.errors import TsconvertError
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.folder import load_predictors
 from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.quant.targets.predictor_source import PredictorSource
 
 Make = Callable[..., Path]
 RANK = 16
@@ -100,3 +102,25 @@ def test_powerinfers_own_predictor_folder(target: str, drelu: Path, make_predict
             one, other = (file.tensors[f"blk.{layer}.{part}.weight"].to_float32() for file in files)
             assert np.array_equal(one, other)
     verify(VerifyConfig(model=drelu, file=tmp_path / "theirs.gguf", predictors=theirs)).require()
+
+
+def test_powerinfers_predictors_of_another_model_are_refused(drelu: Path, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"sparse_threshold": 0.0}))
+    for layer in range(2):
+        state = {"fc1.weight": torch.zeros(8, 32), "fc2.weight": torch.zeros(128, 8)}
+        torch.save(state, tmp_path / f"model_{layer}.pt")
+    with pytest.raises(TsconvertError) as error:
+        PredictorSource(open_checkpoint(drelu), tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: the predictor of layer 0, expert 0 has shapes [8, 32] and [128, 8]; this model needs [R, 64] and"
+        " [1024, R], train it again"
+    )
+
+
+def test_the_norm_that_predictors_are_moved_behind_has_its_offset(make_family: Make, make_predictors: Make):
+    checkpoint = open_checkpoint(make_family("gemma"))
+    source = PredictorSource(checkpoint, make_predictors(checkpoint.folder))
+    x_D = np.random.default_rng(3).normal(size=64).astype(np.float32)
+    norm_D = 1 + checkpoint.array(Place("ffn_norm", 1))
+    normed, before = source.normed(1, 0), source.before_norm(1, 0)
+    np.testing.assert_allclose(before.logits(x_D[None]), normed.logits((norm_D * x_D)[None]), rtol=1e-4, atol=1e-4)

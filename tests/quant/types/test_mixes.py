@@ -112,3 +112,8 @@ def test_every_type_has_a_way_to_be_asked_for():
 def test_rows_that_blocks_do_not_divide():
     assert [mixes.fitting_type("Q4_K", columns) for columns in (512, 96, 48)] == ["Q4_K", "Q5_0", "F16"]
     assert [mixes.fitting_type("Q8_0", columns) for columns in (96, 48)] == ["Q8_0", "F16"]
+
+
+def test_scales_of_ups_are_never_quantized():
+    assert mixes.is_quantized("blk.1.ffn_up_exps.weight", 3)
+    assert not mixes.is_quantized("blk.1.ffn_up_scale.weight", 2)

@@ -161,16 +161,12 @@ def test_what_llama_cpp_does_otherwise_is_noted(spm: Folder, bpe: Folder, tmp_pa
     text.write_text("a few words to train on, a few more words, and some others\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300, model_type="bpe", minloglevel=2,
-        byte_fallback=True, user_defined_symbols=["<sep>"],
+        byte_fallback=True, user_defined_symbols=["<sep>"], normalization_rule_name="identity",
     )  # fmt: skip
-    first, second = read_vocabulary(tmp_path, 300).engine_notes
-    assert first == (
+    (note,) = read_vocabulary(tmp_path, 300).engine_notes
+    assert note == (
         "this tokenizer puts no space before a text that begins with one, nor after a special token, and llama.cpp's"
         " always does: such texts get other ids there"
-    )
-    assert second == (
-        "this tokenizer normalizes characters (Precompiled) and llama.cpp's does not: accents of two characters and the"
-        " like get other ids there"
     )
     sentencepiece.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300, model_type="bpe", minloglevel=2,
@@ -179,7 +175,22 @@ def test_what_llama_cpp_does_otherwise_is_noted(spm: Folder, bpe: Folder, tmp_pa
     )  # fmt: skip
     (note,) = read_vocabulary(tmp_path, 300).engine_notes
     assert note == "this tokenizer puts no space after <sep>, and llama.cpp's does: what follows gets other ids there"
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=300, model_type="bpe", minloglevel=2,
+        byte_fallback=True, user_defined_symbols=["▁▁"], normalization_rule_name="identity",
+        remove_extra_whitespaces=False, add_dummy_prefix=False,
+    )  # fmt: skip
+    (note,) = read_vocabulary(tmp_path, 300).engine_notes
+    assert note == (
+        "llama.cpp finds this tokenizer's added tokens of spaces by spaces alone, and not by the sign U+2581: texts"
+        " with that sign get other ids there"
+    )
     folder = bpe()
+    (note,) = read_vocabulary(folder, 310, pre="tekken").engine_notes
+    assert note == (
+        "llama.cpp's expression for tekken ends words at combining marks, and not at capital letters outside of ASCII:"
+        " such texts get other ids there"
+    )
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.normalizer = normalizers.NFC()
@@ -278,7 +289,9 @@ def test_what_cannot_be_read(spm: Folder, tmp_path: Path):
     assert sentence(folder).startswith(f"{folder / 'tokenizer.json'}: not JSON (")
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert sentence(empty) == (f"{empty}: no tokenizer (tokenizer.json or tokenizer.model); copy the model's own there")
+    assert sentence(empty) == (
+        f"{empty}: no tokenizer (tokenizer.json, tokenizer.model or tekken.json); copy the model's own there"
+    )
 
 
 def test_other_kinds_are_refused(tmp_path: Path):

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.console import RunConfig, run
 from tsconvert.runner.conversation import Conversation
-from tsconvert.runner.generate import generate
 from tsconvert.runner.model import load
 from tsconvert.runner.sampling import Sampling
 
@@ -81,7 +81,7 @@ def test_a_conversation_goes_on_as_run_chat_does(client, file: Path):
         list(first)
         more = [*first.prompt, *first.tokens, 50, 60, 70]
         held = first.held
-        second = generate(model, more, limit=8, stop_at_eos=False, cached=held)
+        second = model.generate(more, limit=8, stop_at_eos=False, cached=held)
         list(second)
     messages = list(ASK)
     for turn in talk.turns:
@@ -162,7 +162,7 @@ def test_stop_strings_and_seeds(client, file: Path):
     assert three == [*drawn(seed=5), *drawn(seed=6), *drawn(seed=7)]
     assert len(set(three)) == 3
     with load(file, threads=1) as model:
-        own = generate(model, "The", limit=8, sampling=Sampling(temperature=2, seed=5), stop_at_eos=False)
+        own = model.generate("The", limit=8, sampling=Sampling(temperature=2, seed=5), stop_at_eos=False)
         list(own)
     assert three[0] == own.text
 
@@ -176,7 +176,7 @@ def test_log_probabilities_are_the_model_s(client, file: Path):
     with load(file, threads=1) as model:
         tokens = model.tokenizer.encode(prompt)
         assert found.logprobs.token_logprobs[0] is None
-        right = model.log_probabilities(tokens)
+        right = log_softmax(model.logits(tokens)[:-1], axis=-1)[range(len(tokens) - 1), tokens[1:]]
         assert found.logprobs.token_logprobs[1 : len(tokens)] == pytest.approx(right.tolist(), abs=1e-4)
         assert "".join(found.logprobs.tokens[1 : len(tokens)]).strip() == prompt
     assert len(found.logprobs.tokens) == len(tokens) + 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tsconvert.runner.kernels.ffn import activations
-from tsconvert.runner.kernels.parameters import DRELU, REGLU, SWIGLU, TSWIGLU
+from tsconvert.runner.kernels.parameters import BLOCK, DRELU, REGLU, SWIGLU, TSWIGLU
 
 RNG = np.random.default_rng(11)
 TWINS = [
@@ -42,7 +42,7 @@ def test_activations_of_a_run(params_of, layer_of, activation, twin, count):
 def test_what_is_not_above_the_shift_is_zero(params_of, layer_of, activation):
     values, listed = np.array([0.1, 0.2, 0.3, -1, 0.5], np.float32), np.array([1, 2], np.int32)
     gate, up, params, layer = values.copy(), values.copy(), params_of(activation=activation), layer_of(shift=0.25)
-    activations.shift_gates(params, layer, gate.ctypes.data, listed.ctypes.data, 0, 2)
+    activations.shift_gates(params, layer, 0, gate.ctypes.data, listed.ctypes.data, 0, 2)
     assert gate.tolist() == [values[0], 0, values[2], -1, 0.5]
     activations.shift_ups(params, layer, up.ctypes.data, 0, 1, 3)
     assert up.tolist() == ([values[0], 0, values[2], 0, 0.5] if activation == DRELU else values.tolist())
@@ -59,5 +59,16 @@ def test_swiglu_with_thresholds_leaves_out_what_is_small(params_of, layer_of):
 def test_an_up_is_shut_by_its_size(params_of, layer_of):
     values = np.array([0.1, -0.1, 0.3, -0.3, 0.2], np.float32)
     params, layer = params_of(activation=TSWIGLU), layer_of(shift=0.2)
-    activations.shift_gates(params, layer, values.ctypes.data, 0, 0, 5)
+    activations.shift_gates(params, layer, 0, values.ctypes.data, 0, 0, 5)
     np.testing.assert_array_equal(values, np.array([0, 0, 0.3, -0.3, 0], np.float32))
+
+
+def test_ups_are_shut_each_by_its_own_shift(params_of, layer_of):
+    shift_EF = np.array([[9, 9, 9, 9], [0.1, 0.4, np.inf, 0.2]], np.float32)
+    params, layer = params_of(activation=TSWIGLU, neurons=4), layer_of(shift=0.3, shifts=shift_EF.ctypes.data)
+    one_F = np.array([0.3, -0.3, 5, -0.3], np.float32)
+    block_FT = np.repeat(one_F[:, None], BLOCK, axis=1)
+    activations.shift_gates(params, layer, 1, one_F.ctypes.data, 0, 0, 4)
+    np.testing.assert_array_equal(one_F, np.array([0.3, 0, 0, -0.3], np.float32))
+    activations.shift_token_gates(params, layer, 1, block_FT.ctypes.data, 1, 4)
+    np.testing.assert_array_equal(block_FT[:, 3], np.array([0.3, 0, 0, -0.3], np.float32))

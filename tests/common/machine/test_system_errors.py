@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from tsconvert import cli
-from tsconvert.common.system_errors import in_words, no_room
+from tsconvert.common.machine.system_errors import in_words, no_room
 
 FULL = "the disk is full; make room or choose another --out"
 DENIED = "a: permission denied; choose another place or have the permissions changed"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tsconvert.common.errors import TsconvertError
-from tsconvert.model.journal import Journal
+from tsconvert.model.files.journal import Journal
 
 HEAD = {"asked": {"seed": "0"}, "source": "abc"}
 

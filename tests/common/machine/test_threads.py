@@ -1,6 +1,6 @@
 """What PyTorch's threads are told about waiting."""
 
-from tsconvert.common.torch_threads import wait_briefly
+from tsconvert.common.machine.threads import wait_briefly
 
 
 def test_threads_are_told_to_wait_briefly():

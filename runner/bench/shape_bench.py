@@ -7,23 +7,24 @@ rest is the head's; both together give the whole model's time.
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..common.errors import TsconvertError
-from ..common.progress import progress
-from ..common.units import size_text
-from ..model.named_config import read_model_config
-from ..model.spec import ModelSpec
-from ..predictors.cost import check_rank, default_rank
-from .config import ShapeConfig
-from .kernels.bandwidth import measure_bandwidth
-from .model import Model, load
+from ...common.errors import TsconvertError
+from ...common.progress import progress
+from ...common.results import Result
+from ...common.units import size_text
+from ...model.named_config import read_model_config
+from ...model.spec import ModelSpec
+from ...predictors.cost import check_rank, default_rank
+from ..config import ShapeConfig
+from ..density import weight_bytes
+from ..kernels.bandwidth import measure_bandwidth
+from ..model import Model, load
 from .planted_model import SMALLEST_WIDTH, Shape, write_planted
-from .traffic import weight_bytes
 
 _BYTES = 1 << 30  # of the larger file's layers, about
 _MOST_LAYERS = 4  # of the smaller file
@@ -47,7 +48,7 @@ class ShapeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeReport:
+class ShapeReport(Result):
     """All modes of one shape."""
 
     model: str
@@ -58,10 +59,6 @@ class ShapeReport:
     """Bytes a second that this machine reads with as many threads."""
     repetitions: int
     rows: list[ShapeRow]
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
     def __str__(self) -> str:
         s, dense = self.shape, self.rows[0].tokens_per_s

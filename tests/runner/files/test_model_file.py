@@ -5,7 +5,7 @@ import pytest
 
 from tsconvert.common.errors import TsconvertError
 from tsconvert.model.families import FAMILIES
-from tsconvert.runner.dialects import open_model
+from tsconvert.runner.files.model_file import open_model
 
 
 @pytest.fixture

@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..common.errors import TsconvertError, shown
-from ..common.progress import note
-from ..model.families.family import Family
-from ..model.files.gguf.file import POWERINFER, GgufTensor
-from ..model.files.gguf.keys import Keys
-from ..model.spec import ModelSpec
-from ..model.tensor_names import BIASED, Place, gguf_name
-from .rope import Rope
+from ...common.errors import TsconvertError, shown
+from ...common.progress import note
+from ...model.families.family import Family
+from ...model.files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
+from ...model.files.gguf.file import POWERINFER, GgufTensor
+from ...model.files.gguf.keys import Keys
+from ...model.spec import ModelSpec
+from ...model.tensor_names import BIASED, Place, gguf_name
+from ..rope import Rope
 
 SPARSE = "turbosparse"
-ROPE_FREQS, ROPE_LONG, ROPE_SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 FEATURES = (
     "geglu", "bias", "qk_norm", "qk_norm_whole", "post_norm", "both_norms", "layer_windows", "partial_rope",
-    "local_rope", "layer_rope", "softcap", "temperature", "router_softmax", "longrope",
+    "local_rope", "layer_rope", "softcap", "temperature", "router_softmax", "up_scale", "longrope",
 )  # fmt: skip
 """Of our dialect, by docs/format.md."""
 _FIXED = {"attention.causal": (True,), "nextn_predict_layers": (0,), "expert_group_count": (0, 1)}
@@ -122,6 +122,7 @@ def _ours(keys: Keys) -> dict[str, Any]:
         "norms": "post" if "post_norm" in used else "both" if "both_norms" in used else "pre",
         "qk_norm": "whole" if "qk_norm_whole" in used else "head" if "qk_norm" in used else "",
         "biases": _biases(keys) if "bias" in used else (),
+        "up_scaled": "up_scale" in used,
     }
     if "layer_windows" in used:
         found["full_layers"] = _layers(keys, "attention.full_layers")

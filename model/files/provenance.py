@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import TsconvertError
+from ...common.errors import TsconvertError
 
 PROVENANCE = "tsconvert.json"
 

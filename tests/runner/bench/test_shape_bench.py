@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from tsconvert.cli import main
 from tsconvert.common.errors import TsconvertError
+from tsconvert.runner.bench.planted_model import Shape, write_planted
+from tsconvert.runner.bench.shape_bench import bench_shape
 from tsconvert.runner.config import ShapeConfig
 from tsconvert.runner.model import load
-from tsconvert.runner.planted_model import Shape, write_planted
-from tsconvert.runner.shape_bench import bench_shape
 
 CONFIG = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 256, "intermediate_size": 1024,
@@ -68,9 +68,8 @@ def test_the_whole_model_follows_from_a_few_layers(tmp_path: Path, content: dict
 
 
 def test_more_layers_than_are_measured(tmp_path: Path):
-    found = CliRunner().invoke(
-        main, ["bench", "--shape", config(tmp_path, CONFIG | {"num_hidden_layers": 40}), "-n", "2", "-r", "1", "--json"]
-    )
+    deep = config(tmp_path, CONFIG | {"num_hidden_layers": 40})
+    found = CliRunner().invoke(main, ["bench", "--shape", deep, "-n", "2", "-r", "1", "-t", "1", "--json"])
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
     assert (report["shape"]["layers"], report["layers_measured"]) == (40, [4, 8])

@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ..model.files.gguf import ggml
-from ..model.tensor_names import FFN, PREDICTOR, Place, gguf_name
-from ..quant.gguf.tensor_plan import TensorPlan
-from ..quant.gguf.values import Value, array, f32, text, u32
-from ..quant.gguf.writer import ALIGNMENT, header
+from ...model.files.gguf import ggml
+from ...model.tensor_names import FFN, PREDICTOR, Place, gguf_name
+from ...quant.gguf.tensor_plan import TensorPlan
+from ...quant.gguf.values import Value, array, f32, text, u32
+from ...quant.gguf.writer import ALIGNMENT, header
 
 KINDS, RUN = 8, 32  # kinds of token; channels that mark one, which is also the length of a block
 SMALLEST_WIDTH = KINDS * RUN

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import TsconvertError
-from ..common.progress import progress
-from .config import BenchConfig
-from .kernels.bandwidth import measure_bandwidth
-from .model import Model, load, resolve_mode
-from .traffic import weight_bytes
+from ...common.errors import TsconvertError
+from ...common.progress import progress
+from ...common.results import Result
+from ..config import BenchConfig
+from ..density import weight_bytes
+from ..kernels.bandwidth import measure_bandwidth
+from ..model import Model, load, resolve_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class BenchRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchReport:
+class BenchReport(Result):
     """All modes of one file."""
 
     file: str
@@ -48,22 +49,15 @@ class BenchReport:
     parameters: int
     size_bytes: int
     threads: int
-    bandwidth: float
+    bandwidth: int
     """Bytes a second that this machine reads with as many threads."""
-    config: BenchConfig
+    prompt: int
+    """As `BenchConfig` has it, and the next two."""
+    generate: int
+    repetitions: int
     rows: list[BenchRow]
 
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        config = self.config
-        return {
-            "file": self.file, "model": self.model, "parameters": self.parameters, "size_bytes": self.size_bytes,
-            "threads": self.threads, "bandwidth": round(self.bandwidth), "prompt": config.prompt,
-            "generate": config.generate, "repetitions": config.repetitions, "rows": [vars(row) for row in self.rows],
-        }  # fmt: skip
-
     def __str__(self) -> str:
-        config = self.config
         head = ("model", "size", "params", "threads", "mode", "test", "t/s", "rows read", "MB/token", "of bandwidth")
         fixed = (self.model, f"{self.size_bytes / (1 << 20):,.2f} MiB", _count(self.parameters), str(self.threads))
         table = [head]
@@ -71,16 +65,16 @@ class BenchReport:
             read = (
                 f"{row.density['rows_read']:.1%}", f"{row.bytes_per_token / 1e6:,.1f}", f"{row.bandwidth_share:.0%}"
             )  # fmt: skip
-            if config.prompt:
+            if self.prompt:
                 speed = f"{row.prompt_tokens_per_s:.2f} ± {row.prompt_deviation:.2f}"
-                table.append((*fixed, row.mode, f"pp{config.prompt}", speed, "", "", ""))
-            if config.generate:
+                table.append((*fixed, row.mode, f"pp{self.prompt}", speed, "", "", ""))
+            if self.generate:
                 speed = f"{row.tokens_per_s:.2f} ± {row.deviation:.2f}"
-                table.append((*fixed, row.mode, f"tg{config.generate}", speed, *read))
+                table.append((*fixed, row.mode, f"tg{self.generate}", speed, *read))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [f"| {' | '.join(map(str.ljust, cells, widths))} |" for cells in table]
         lines.insert(1, f"| {' | '.join('-' * width for width in widths)} |")
-        tail = f"{self.file}: medians of {config.repetitions}; this machine reads {self.bandwidth / 1e9:.1f} GB/s"
+        tail = f"{self.file}: medians of {self.repetitions}; this machine reads {self.bandwidth / 1e9:.1f} GB/s"
         return "\n".join([*lines, tail])
 
 
@@ -107,10 +101,12 @@ def bench(config: BenchConfig) -> BenchReport:
             file=str(config.file),
             model=_described(model),
             parameters=model.spec.parameters,
-            bandwidth=bandwidth,
             size_bytes=model.source.file.size_bytes,
             threads=model.threads,
-            config=config,
+            bandwidth=round(bandwidth),
+            prompt=config.prompt,
+            generate=config.generate,
+            repetitions=config.repetitions,
             rows=rows,
         )
 

@@ -6,9 +6,8 @@ report it. Memory that merely runs out raises MemoryError, which system_errors.p
 
 import os
 import sys
-from pathlib import Path
 
-from .errors import TsconvertError
+from ..errors import TsconvertError
 
 _TORCH_BYTES, _OTHERS_BYTES = 3 << 30, 1 << 30  # of addresses, measured: 2.6 and 0.8 GB, most of them never touched
 _WORK_BYTES = 512 << 20
@@ -33,17 +32,11 @@ def require_addresses(*, torch: bool) -> None:
         return
     libraries = 0 if "torch" in sys.modules else _TORCH_BYTES if torch else _OTHERS_BYTES
     need = libraries + _WORK_BYTES + _THREAD_BYTES * (os.cpu_count() or 1)
-    left = limit - _used_bytes()
+    import psutil
+
+    left = limit - psutil.Process().memory_info().vms
     if left < need:
         raise TsconvertError(
             f"the limit on this process's addresses (ulimit -v) leaves {max(0, left):,} bytes and {need:,} are needed;"
             " raise it"
         )
-
-
-def _used_bytes() -> int:
-    """The process's address space; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import TsconvertError
-from ..common.files import naming
+from ...common.errors import TsconvertError
+from ...common.files import naming
 
 JOURNAL = "journal.jsonl"
 KEPT = ".kept"

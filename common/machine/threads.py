@@ -1,9 +1,14 @@
-"""How long PyTorch's threads spin when they wait for each other."""
+"""How many threads can run at once, and how long PyTorch's spin when they wait for each other."""
 
 import os
 from collections.abc import MutableMapping
 
 _SPINS = "10000"  # some tens of microseconds; libgomp's own choice is 30 times as many
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:

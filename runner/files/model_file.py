@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..common.errors import TsconvertError, shown
-from ..model.families import FAMILIES, family_of_gguf
-from ..model.files.gguf.file import POWERINFER, GgufFile, GgufTensor
-from ..model.files.gguf.keys import Keys
-from ..model.spec import ModelSpec
-from ..quant.targets import separate_predictors
-from .file_spec import SPARSE, Dialect, read_ropes, read_spec
-from .file_tensors import read_tensors
-from .rope import Rope
+from ...common.errors import TsconvertError, shown
+from ...model.families import FAMILIES, family_of_gguf
+from ...model.files.gguf.file import POWERINFER, GgufFile, GgufTensor
+from ...model.files.gguf.keys import Keys
+from ...model.spec import ModelSpec
+from ...quant.targets import separate_predictors
+from ..rope import Rope
+from .spec import SPARSE, Dialect, read_ropes, read_spec
+from .tensors import read_tensors
 
 FORMAT_VERSIONS = (1, 2)
 
@@ -80,9 +80,9 @@ def open_model(path: str | Path) -> ModelFile:
         return _powerinfer(file, "drelu" if name == "bamboo" else "reglu")
     if name == SPARSE:
         return _sparse(file)
-    if name in {family.gguf.architecture for family in FAMILIES.values()}:
-        return _llama_cpp(file)
     known = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values())
+    if name in known:
+        return _llama_cpp(file)
     raise TsconvertError(
         f"{path}: architecture {shown(name)}; the runner knows {SPARSE}, {', '.join(known)} and PowerInfer's files, run"
         " it with the engine that it was made for"

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..common.errors import TsconvertError, label
-from ..model.files.gguf import ggml
-from ..model.files.gguf.file import GgufFile, GgufTensor
-from ..model.files.gguf.keys import Keys
-from ..model.spec import ModelSpec
-from ..model.tensor_names import FFN, PREDICTOR, Place, gguf_name, layer_roles, shape_of
-from .file_spec import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, SPARSE, Dialect, decoded
+from ...common.errors import TsconvertError, label
+from ...model.files.gguf import ggml
+from ...model.files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
+from ...model.files.gguf.file import GgufFile, GgufTensor
+from ...model.files.gguf.keys import Keys
+from ...model.spec import ModelSpec
+from ...model.tensor_names import FFN, PREDICTOR, VECTORS, Place, gguf_name, layer_roles, shape_of
+from .spec import SPARSE, Dialect, decoded
 
 _OTHERS = {ROPE_FREQS: "", ROPE_LONG: "", ROPE_SHORT: "", "blk.{L}.ffn_order": SPARSE}
 """Tensors that are read elsewhere or need not be read -> the architecture that they are of; empty: any."""
@@ -118,7 +119,7 @@ def _misshapen(file: GgufFile, tensor: GgufTensor, shape: tuple[int, ...]) -> Ts
 
 def _check_type(file: GgufFile, tensor: GgufTensor, role: str) -> None:
     """Refuse a type that cannot be computed with: what ggml has no functions for would be called at address 0."""
-    if role.endswith(("norm", "_bias")):
+    if role in VECTORS:
         decoded(Keys(file), tensor)
         return
     functions = ggml.row_functions(tensor.type_name)

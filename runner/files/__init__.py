@@ -1,0 +1,1 @@
+"""GGUF files as the runner sees them, whatever dialect they are in."""
