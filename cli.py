@@ -21,6 +21,10 @@ from .common.machine.address_limit import require_addresses
 from .common.machine.threads import wait_briefly
 
 COMMANDS = {
+    "convert": (
+        "evaluate.conversion.commands:convert",
+        "Convert a model within a time: recover, export, measure, and write a card, a page and a recipe.",
+    ),
     "relufy": ("convert.commands:relufy", "Replace SwiGLU by dReLU and recover the model."),
     "profile": (
         "predictors.profile.commands:profile",
@@ -70,7 +74,7 @@ COMMANDS = {
         "Write one HTML page about a folder of outputs: what was made of what, figures and plots.",
     ),
     "demo": (
-        "evaluate.demo.commands:demo",
+        "evaluate.conversion.commands:demo",
         "Run the whole chain on a small model: convert, recover, predict, export, generate.",
     ),
 }
@@ -199,12 +203,27 @@ def _leave(code: Any) -> None:
         exit_process(code if isinstance(code, int) else 0)
 
 
-@click.group(cls=Chain, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+FIRST = """tsconvert makes dense language models sparse, and runs them.
+
+  Convert one       tsconvert convert MODEL --out DIR --budget 1h
+  Run what came out tsconvert run DIR/FILE.gguf -p "Once upon a time"
+  See it all first  tsconvert demo         (a tiny embedded model, some minutes)
+
+MODEL is a Hugging Face folder, a GGUF file for llama.cpp, a hub id, or an embedded model: tiny-mistral, tiny-mixtral.
+tsconvert --help lists all commands."""
+
+
+@click.group(
+    cls=Chain, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
 @click.version_option(__version__, prog_name="tsconvert")
-def main() -> None:
-    """Turn dense Mistral and Mixtral models into sparse dReLU models, and run them.
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Make dense language models sparse (Llama, Mistral, Mixtral, Qwen, Gemma and others), and run them.
 
     \b
+    At once:     convert MODEL --out DIR --budget 1h    all of the chain, within a time
     The chain:   relufy MODEL --out DIR          SwiGLU becomes dReLU, and the model is recovered
                  predictors DIR --out PRED       small networks predict which neurons fire
                  export-gguf DIR --out F.gguf    for PowerInfer, llama.cpp or tsconvert's own runner
@@ -212,5 +231,7 @@ def main() -> None:
 
     MODEL is a Hugging Face folder, a GGUF file for llama.cpp, a hub id, or an embedded model: tiny-mistral,
     tiny-mixtral.
-    `tsconvert demo` runs the whole chain.
+    `tsconvert demo` runs the whole chain on an embedded model.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(FIRST)

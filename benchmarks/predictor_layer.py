@@ -27,9 +27,9 @@ class Timed(FFN):
 
     labels_s = 0.0
 
-    def labels(self, x_TD: torch.Tensor) -> Any:
+    def labels(self, x_TD: torch.Tensor, *, autocast: bool = False) -> Any:
         start_s = time.monotonic()
-        made = super().labels(x_TD)
+        made = super().labels(x_TD, autocast=autocast)
         self.labels_s += time.monotonic() - start_s
         return made
 

@@ -6,9 +6,8 @@
 
 Rounds alternate between engines, so that a machine that is slower for a while is slower for all of them; a first round
 that is not counted reads the files in. Bytes are those of the rows that were read, of experts those that were chosen.
-Files (4 GB each at Q4_0; a layer of the 8x7B takes 0.86 GB) are written by
-runner/bench/planted_model.py and deleted at the
-end, unless --keep.
+Files (4 GB each at Q4_0; a layer of the 8x7B takes 0.86 GB) are written by runner/bench/planted_model.py and deleted
+at the end, unless --keep.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import click
 import cloup
 
 from .errors import TsconvertError
-from .units import count_text, parse_count
+from .units import count_text, parse_count, parse_duration
 
 Decorator = Callable[[Any], Any]
 
@@ -38,6 +38,23 @@ class Count(click.ParamType):  # type: ignore[type-arg]
     def words(self, value: int | None) -> str | None:
         """A default as help shows it."""
         return None if value is None else count_text(value)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A time such as 90s, 10m or 1h30m, in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds; anything else is a usage error."""
+        try:
+            return value if isinstance(value, int | float) else parse_duration(value)
+        except TsconvertError as error:
+            self.fail(str(error), param, ctx)
+
+    def words(self, value: float | None) -> str | None:
+        """A default as help shows it."""
+        return None if value is None else f"{value:g}s"
 
 
 class Rank(click.ParamType):  # type: ignore[type-arg]
@@ -95,6 +112,7 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
 
 
 COUNT = Count()
+DURATION = Duration()
 ENDLESS_COUNT = Count(endless=True)
 RANK = Rank()
 PRECISION = Precision()

@@ -4,6 +4,7 @@ import re
 
 from .errors import TsconvertError
 
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 
 
@@ -25,6 +26,20 @@ def count_text(count: int) -> str:
         if count and count % _FACTORS[unit] == 0:
             return f"{count // _FACTORS[unit]}{unit}"
     return str(count)
+
+
+def parse_duration(text: str) -> float:
+    """`90s`, `10m`, `1.5h` or `1h30m` in seconds.
+
+    Raises:
+        TsconvertError: it is no such time, or none at all.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d)", text.strip().lower())
+    whole = re.fullmatch(r"(?:\d+(?:\.\d+)?\s*(?:s|min|m|h|d)\s*)+", text.strip().lower())
+    time_s = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not whole or not time_s:
+        raise TsconvertError(f"{text!r} is no time; write it like 90s, 10m or 1h30m")
+    return time_s
 
 
 def size_text(size_bytes: float) -> str:

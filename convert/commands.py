@@ -7,7 +7,19 @@ import click
 
 from ..common.commands import Asked, command, heading
 from ..common.errors import TsconvertError
-from ..common.options import COUNT, OUT_FOLDER, PRECISION, RANK, SEED, Rule, argument, not_with, only_with, setting
+from ..common.options import (
+    COUNT,
+    DURATION,
+    OUT_FOLDER,
+    PRECISION,
+    RANK,
+    SEED,
+    Rule,
+    argument,
+    not_with,
+    only_with,
+    setting,
+)
 from ..predictors.config import Training
 from ..predictors.cost import STORED_BITS
 from ..text.options import text_options
@@ -91,6 +103,9 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
     heading(
         "Whole model (--recover full)",
         setting(FullRecovery, "tokens", "Tokens to train on.", "--full-tokens", kind=COUNT, rules=[_FULL]),
+        setting(RelufyConfig, "time_limit_s", "Time that the run may take, such as 50m: training then ends early, its"
+                " learning rate gone down by then.", "--time-limit", kind=DURATION,
+                rules=[_FULL, not_with("--baseline")]),
         setting(FullRecovery, "batch_tokens", "Tokens in a training step, over all processes.", "--full-batch-tokens",
                 kind=COUNT, rules=[_FULL]),
         setting(FullRecovery, "micro_tokens", "Tokens that go through the model at once in one process.", kind=COUNT,

@@ -16,8 +16,10 @@ from .config import RelufyConfig
 from .report import LayerResult, RelufyReport
 
 FORMAT_VERSION = 1
-_EARLIER_SETTINGS = {"full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1"}
-_LATER_SETTINGS = ("full.likeliest",)
+_EARLIER_SETTINGS = {
+    "full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1", "training.up_passes": None,
+}  # fmt: skip
+_LATER_SETTINGS = ("full.likeliest", "time_limit_s")
 
 
 def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Journal:

@@ -1,1 +1,1 @@
-"""Knowing what a conversion did: perplexity, checks, reports, and the demo."""
+"""Knowing what a conversion did: perplexity, checks, reports; and conversions that do it all."""

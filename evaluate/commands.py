@@ -65,6 +65,9 @@ def _is_gguf(model: str | None) -> bool:
                 kind=COUNT, rules=[_NOT_POWERINFER]),
         option("Compare the file with MODEL once it is written.", "--verify/--no-verify", default=True,
                show_default=True),
+        option("Also write FILE.Modelfile, from which `ollama create` makes a model.", "--modelfile", is_flag=True,
+               rules=[not_with("--target", "powerinfer", "sparse"), not_with("--dry-run"),
+                      not_with("--split-max-size")]),
         setting(ExportConfig, "dry_run", "Check everything, say what would be written, and stop."),
     ),
     heading("Types", *type_options(ExportConfig, alike=[_NOT_POWERINFER])),
@@ -73,7 +76,8 @@ def _is_gguf(model: str | None) -> bool:
         "Predictors and neurons",
         setting(ExportConfig, "predictors", "Folder of the predictors; default: those inside MODEL, if any.",
                 rules=[_SPARSE]),
-        setting(ExportConfig, "predictor_type", "Type of the predictors' matrices; default: F16.", rules=[_SPARSE]),
+        setting(ExportConfig, "predictor_type", "Type of the predictors' matrices; default: what they were"
+                " trained for, F16 for PowerInfer.", rules=[_SPARSE]),
         setting(ExportConfig, "separate_predictors", "Write the predictors into a second file, FILE.predictors.gguf.",
                 rules=[not_with("--target", "llama.cpp", "powerinfer")]),
         setting(ExportConfig, "profile", "Profile that says how often neurons fire; default: what the predictors'"
@@ -99,7 +103,7 @@ def export_gguf(asked: Asked) -> None:
     """
     from .export import export_gguf as run_export
 
-    exported = run_export(asked.config(ExportConfig), check=asked["verify"])
+    exported = run_export(asked.config(ExportConfig), check=asked["verify"], for_ollama=asked["modelfile"])
     asked.emit(exported)
     exported.require()
 

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common.command_line import typed
+from ..common.errors import TsconvertError
 from ..common.files import atomic_file, write_json
+from ..model.checkpoint import open_checkpoint
 from ..quant.config import ExportConfig
 from ..quant.export import ExportReport, export_unverified
 from ..quant.metadata.model_card import card_path
+from .modelfile import write_modelfile
 from .verify.compare import VerifyReport, verify
 from .verify.config import VerifyConfig
 
@@ -38,12 +41,13 @@ class VerifiedExport:
         return f"{self.export}\n{self.verification}" if self.verification is not None else str(self.export)
 
 
-def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
+def export_gguf(config: ExportConfig, *, check: bool = True, for_ollama: bool = False) -> VerifiedExport:
     """Write the GGUF file that ``config`` asks for and verify it.
 
     Args:
         config: the model, the file, types and target.
         check: verify; False only writes.
+        for_ollama: write a Modelfile beside it (modelfile.py).
 
     Returns:
         What was written and how it compares with its source; ``require()`` raises if it does not.
@@ -54,13 +58,26 @@ def export_gguf(config: ExportConfig, *, check: bool = True) -> VerifiedExport:
     Example:
         >>> export_gguf(ExportConfig(model="tiny-mistral", out=Path("tiny.gguf"), type_name="Q8_0")).require()
     """
+    if for_ollama:
+        _check_for_ollama(config)
     report = export_unverified(config)
+    if for_ollama:
+        write_modelfile(report.out)
     found = _verified(config, report) if check and not config.dry_run else None
     exported = VerifiedExport(export=report, verification=found)
     if not config.dry_run:
         record = config.out.with_name(config.out.name + ".json")
         write_json(record, {**exported.to_json(), "format": "tsconvert export", "command": typed()})
     return exported
+
+
+def _check_for_ollama(config: ExportConfig) -> None:
+    """Raise if the file to come is none that Ollama runs, which has llama.cpp inside."""
+    if config.target is None and open_checkpoint(config.model).spec.sparse:
+        raise TsconvertError(
+            f"--modelfile: {config.model} is sparse and its file for tsconvert's own runner; Ollama runs what llama.cpp"
+            " does: leave it out, or give --target llama.cpp"
+        )
 
 
 def _verified(config: ExportConfig, report: ExportReport) -> VerifyReport:

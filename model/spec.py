@@ -17,6 +17,7 @@ from .config_values import real, whole
 from .families import DENSE_TYPES, FAMILIES, LEFT_OUT, SPARSE_TYPES, WRAPPERS
 from .families.family import Family
 from .files.found_files import no_config
+from .files.kinds import kind_of
 from .rope import read_rope
 
 ACTIVATIONS = ("swiglu", "geglu", "drelu", "reglu", "tswiglu", "tgeglu")
@@ -329,6 +330,8 @@ def family_of(config: Mapping[str, Any], where: Path) -> Family:
         return family
     if isinstance(kind, str) and kind in LEFT_OUT:
         raise TsconvertError(f"{where}: model_type is {shown(kind)}; {LEFT_OUT[kind]}, so choose another model")
+    if kind is None and config.get("format") and (made := kind_of(where.parent)):
+        raise TsconvertError(f"{where.parent}: is {made}")
     near = get_close_matches(kind.lower(), FAMILIES, 1, 0.0)[0] if isinstance(kind, str) else "llama"
     raise TsconvertError(
         f"{where}: model_type is {shown(kind)}; tsconvert converts {', '.join(FAMILIES)}. The nearest is {near}: a"

@@ -43,6 +43,8 @@ _NEW = not_with("--from")
                 "--from", kind=OUT_FOLDER, rules=[_TRAINED]),
         setting(Training, "stored_as", "Type of the predictors in the GGUF file to come; training rounds to it.",
                 kind=click.Choice(list(STORED_BITS))),
+        setting(PredictorConfig, "model_bits", "Bits of a weight of the model in that file, such as 4.5 for Q4_0 and"
+                " Q4_K; what --rank auto weighs a predictor's bytes against."),
     ),
     heading(
         "Training",

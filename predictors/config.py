@@ -16,8 +16,8 @@ class Training:
     batch_tokens: int = 512
     learning_rate: float = 3e-2
     """AdamW's peak rate for a model of width 128; fc1's falls with the root of the width, as its weights do."""
-    stored_as: str = "F16"
-    """The type that the predictors are going to be stored in: F16, Q8_0 or Q4_0; training rounds to it."""
+    stored_as: str = "Q4_0"
+    """The type that the predictors are going to be stored in: Q4_0, Q8_0 or F16; training rounds to it."""
     floor: float = 0.1
     """Weight of a neuron that fires with next to no energy, against 1 for one of mean energy."""
     autocast: bool | None = None
@@ -84,6 +84,8 @@ class PredictorConfig:
             )
         if self.rank is not None and self.rank < 2:
             raise TsconvertError(f"--rank {self.rank}: it must be at least 2, or auto")
+        if not 0 < self.model_bits <= 32:
+            raise TsconvertError(f"--model-bits {self.model_bits:g}: it must lie between 0 and 32")
         for name in ("target_energy", "max_loss", "max_density", "budget"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:

@@ -18,8 +18,9 @@ from ..model.spec import ModelSpec
 STEP = 32
 """Ranks are multiples of this: the block length of GGUF's quantized types."""
 _SIZE_SHARE = 0.04  # of the model's parameters, for a rank that is neither given nor searched for
-STORED_BITS = {"F16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5}
-"""Bits a weight of the types that predictors are stored in, scales included."""
+STORED_BITS = {"Q4_0": 4.5, "Q8_0": 8.5, "F16": 16.0}
+"""Bits a weight of the types that predictors are stored in, scales included. Ternary and 2-bit ones of more rank do as
+well for the same bytes and no better (docs/benchmarks/predictor_bytes_2cores_2026-11-28.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,11 @@ class Bits:
 
     model: float = 16.0
     predictor: float = 16.0
+    """Where `STEP` divides its rows; others are F16."""
+
+    def of_predictor(self, columns: int) -> float:
+        """Of a weight of a predictor's matrix with so many columns."""
+        return self.predictor if columns % STEP == 0 else 16.0
 
 
 def exact_bytes(width: int, neurons: int, rates: Rates, bits: Bits) -> float:
@@ -52,7 +58,7 @@ def exact_bytes(width: int, neurons: int, rates: Rates, bits: Bits) -> float:
 
 def low_rank_bytes(width: int, neurons: int, rank: int, bits: Bits) -> float:
     """Bytes of fc1 [R, D] and fc2 [F, R], all of which every token reads."""
-    return rank * (width + neurons) * bits.predictor / 8
+    return rank * (width * bits.of_predictor(width) + neurons * bits.of_predictor(rank)) / 8
 
 
 def predicted_bytes(width: int, neurons: int, predictor: float, rates: Rates, bits: Bits) -> float:

@@ -7,6 +7,7 @@ import torch
 
 from ..common import processes
 from ..model.layers import Layer
+from ..model.spec import THRESHOLDED
 
 # Shape suffixes: T tokens, D model width, F neurons.
 _BLOCK_ELEMENTS = 2**24
@@ -52,7 +53,7 @@ class Labels:
     energy_TF: torch.Tensor
     """As `energy_shares`."""
     gate_TF: torch.Tensor
-    """The gate is positive."""
+    """What exact mode looks at first is over its threshold: the gate, or with thresholds of ups an up's size."""
     fires_TF: torch.Tensor
     """The activation is not zero."""
 
@@ -102,14 +103,24 @@ class FFN:
         return self.train[chosen[(chosen >= 0) & (chosen < len(self.train))]]
 
     @torch.no_grad()
-    def labels(self, x_TD: torch.Tensor) -> Labels:
-        """What the neurons do for ``x_TD``."""
-        gate_TF, up_TF = self.layer.gate_up(x_TD, self.expert)
-        h_TF = self.layer.activate(gate_TF, up_TF, self.expert)
+    def labels(self, x_TD: torch.Tensor, *, autocast: bool = False) -> Labels:
+        """What the neurons do for ``x_TD``.
+
+        Args:
+            autocast: gate and up are computed in bfloat16.
+        """
+        layer = self.layer
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+            gate_TF, up_TF = (part.float() for part in layer.gate_up(x_TD, self.expert))
+        h_TF = layer.activate(gate_TF, up_TF, self.expert)
         if self._mean_energy is None:
             self._mean_energy = self._measure_energy()
         energy_TF, _ = energy_shares(h_TF * self.down_F, self._mean_energy)
-        return Labels(energy_TF, gate_TF > self.layer.threshold, h_TF != 0)
+        if layer.activation in THRESHOLDED:
+            first_TF = layer.up_sizes(up_TF, self.expert) > layer.up_threshold
+        else:
+            first_TF = gate_TF > layer.threshold
+        return Labels(energy_TF, first_TF, h_TF != 0)
 
     def _measure_energy(self) -> float:
         """The mean over (some) training tokens of the sum over neurons of (h_j |down_j|)^2."""

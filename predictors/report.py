@@ -60,6 +60,8 @@ class PredictorReport(Result):
     tokens: int
     model_parameters: int
     predictor_parameters: int = 0
+    stored_as: str = "F16"
+    """The type that they were trained to be stored in, which an export takes."""
     ffns: tuple[FFNReport, ...] = ()
     """Layer by layer, expert by expert."""
     perplexity_exact: float = 0.0

@@ -54,7 +54,7 @@ def train_predictors(config: PredictorConfig) -> PredictorReport:
         check_budget(checkpoint.spec, config.rank, config.budget, everywhere=config.needs_everywhere)
         report = PredictorReport(
             out=config.out, target_energy=config.target_energy, tokens=config.tokens,
-            model_parameters=checkpoint.spec.parameters,
+            model_parameters=checkpoint.spec.parameters, stored_as=config.training.stored_as,
         )  # fmt: skip
         if config.dry_run:
             from .train_cost import predictors_cost

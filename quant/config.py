@@ -63,7 +63,7 @@ class ExportConfig(TypesConfig):
     predictors: Path | None = None
     """A predictor folder; None takes the predictors inside the checkpoint, if there are any."""
     predictor_type: str | None = None
-    """Type of the predictors' matrices; None is F16."""
+    """Type of the predictors' matrices; None is what they were trained for, F16 for PowerInfer."""
     separate_predictors: bool = False
     """Put them into a file of their own, for engines that refuse tensors which they do not know."""
     profile: Path | None = None

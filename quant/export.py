@@ -124,8 +124,9 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> _Planned:
         layers=spec.layers, heads=spec.heads, kv_heads=spec.kv_heads, experts=spec.experts, tied=spec.tied,
         importance=matrix is not None,
     )  # fmt: skip
+    trained_for = predictors.stored_as if predictors is not None and target == "sparse" else "F16"
     types = TypeChoice(
-        config.type_name, config.predictor_type or "F16", config.tensor_types, mix_model,
+        config.type_name, config.predictor_type or trained_for, config.tensor_types, mix_model,
         pure=config.pure or target == "powerinfer", output=config.output_type, embedding=config.embedding_type,
     )  # fmt: skip
     counts = neuron_order.find_counts(checkpoint, config.profile, predictors)

@@ -17,20 +17,23 @@ from tsconvert import cli
 
 # Every command with its options, in the order of the chain; scripts count on these names.
 SURFACE = {
+    "convert": "--out --budget --recipe --set --resume --dry-run --activation --target-sparsity --type --predictors"
+    " --no-predictors --data --judge --seed",
     "relufy": "--out --dtype --max-shard-size --resume --dry-run --activation --align --no-align --recover --teacher"
     " --target-sparsity --shift --data --tokens --context --steps --batch-tokens --learning-rate --attention"
     " --no-attention --min-expert-tokens --full-tokens --full-batch-tokens --micro-tokens --full-learning-rate"
     " --cross-entropy --divergence --hidden --top-logits --chat --stream --baseline --evaluations --patience"
     " --checkpointing --train-embeddings --report-to --predictors --from-predictors --masked-share --rank"
-    " --silenced-by --up-passes --likeliest"
+    " --silenced-by --up-passes --likeliest --time-limit"
     " --target-energy --stored-as --precision --device --seed",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
     "predictors": "--out --estimate --resume --dry-run --data --tokens --context --rank --target-energy --max-loss"
-    " --max-density --budget --everywhere --where-it-pays --from --stored-as --steps --batch-tokens --learning-rate"
-    " --precision --device --seed",
+    " --max-density --budget --everywhere --where-it-pays --from --stored-as --model-bits --steps --batch-tokens"
+    " --learning-rate --precision --device --seed",
     "imatrix": "--out --show-statistics --data --tokens --context --slopes --resume --device --seed",
-    "export-gguf": "--out --target --split-max-size --verify --no-verify --dry-run --type --pure --tensor-type"
-    " --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits --target-bytes-a-token"
+    "export-gguf": "--out --target --modelfile --split-max-size --verify --no-verify --dry-run --type --pure"
+    " --tensor-type --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits"
+    " --target-bytes-a-token"
     " --density --candidate --recipe --predictors --predictor-type --separate-predictors --profile --order --no-order"
     " --vram --name --metadata --pre -t --threads",
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --output-tensor-type"
@@ -49,7 +52,7 @@ SURFACE = {
     "plan": "--type --density --predicted --rank --tokens --batch --ctx --bandwidth --cores --memory --gflops --disk"
     " --disk-speed --measure",
     "report": "--out",
-    "demo": "--model --out",
+    "demo": "--model --out --resume",
 }
 
 
@@ -112,6 +115,17 @@ assert not heavy, heavy
     assert headings[-1] == "General:"
     assert "Other options:" not in headings
     assert len(headings) >= 2
+
+
+def test_without_arguments_it_says_the_three_things_that_one_can_do(capsys):
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    shown = [line.strip() for line in out.splitlines() if " tsconvert " in line]
+    assert [re.search(r"tsconvert (\w+)", line)[1] for line in shown] == ["convert", "run", "demo"]
+    for line in shown:
+        words = shlex.split(re.sub(r"\s{2,}\(.*", "", line[line.index("tsconvert ") :]))
+        with command_of(words[1]).make_context(words[1], words[2:]) as context:
+            assert context.params
 
 
 def test_full_recovery(capsys, dense: Path, tmp_path: Path):

@@ -71,6 +71,27 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     )},
     ("bench", "--prompt"): [("bench --shape c", "--prompt 9", NO_SHAPE)],
     ("bench", "--sparsity"): [("bench --shape c", "--sparsity exact", NO_SHAPE)],
+    **{("convert", name): [("convert --out o --recipe r", f"{name} {value}".strip(), RECIPE)] for name, value in (
+        ("--budget", "1h"), ("--dry-run", ""), ("--activation", "reglu"), ("--target-sparsity", "0.8"),
+        ("--type", "Q4_0"), ("--data", "t.txt"), ("--judge", "t.txt"), ("--seed", "1")
+    )},
+    ("convert", "--predictors"): [
+        ("convert --out o --recipe r", "--no-predictors", RECIPE),
+        (
+            "convert m --out o --budget 1h --activation tswiglu", "--no-predictors",
+            "without --activation tswiglu only; leave it out, or leave --activation out",
+        ),
+    ],
+    ("convert", "--set"): [
+        ("convert m --out o --budget 1h", "--set a=b", "with --recipe only; leave it out, or give --recipe")
+    ],
+    ("relufy", "--time-limit"): [
+        (RELUFY, "--time-limit 5m", FULL_ONLY),
+        (
+            f"{RELUFY} --recover full --baseline", "--time-limit 5m",
+            "without --baseline only; leave it out, or leave --baseline out",
+        ),
+    ],
     ("relufy", "--resume"): [(COPY, "--resume", NO_SWEEP)],
     ("relufy", "--teacher"): [(COPY, "--teacher d", NO_SWEEP)],
     ("relufy", "--target-sparsity"): [(f"{RELUFY} --recover none", "--target-sparsity 0.9", RECOVERED)],
@@ -161,6 +182,17 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ],
     ("predictors", "--rank"): [(f"{PREDICTORS} --out o --from p", "--rank 7", FROM)],
     ("export-gguf", "--split-max-size"): [(f"{EXPORT} --target powerinfer", "--split-max-size 5G", POWERINFER)],
+    ("export-gguf", "--modelfile"): [
+        (
+            f"{EXPORT} --target powerinfer", "--modelfile",
+            "without --target powerinfer or sparse only; leave it out, or leave --target out",
+        ),
+        (f"{EXPORT} --dry-run", "--modelfile", "without --dry-run only; leave it out, or leave --dry-run out"),
+        (
+            f"{EXPORT} --split-max-size 5G", "--modelfile",
+            "without --split-max-size only; leave it out, or leave --split-max-size out",
+        ),
+    ],
     ("export-gguf", "--pure"): [
         (f"{EXPORT} --target powerinfer", "--pure", POWERINFER), (f"{EXPORT} --target-bits 4", "--pure", BY_MIX)
     ],
@@ -231,10 +263,11 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
 }  # fmt: skip
 # These have an effect whatever else is asked for, or are refused once the model is read (the tests of their folders).
 ALWAYS = {
+    "convert": "--out --recipe --resume",
     "relufy": "--out --dtype --max-shard-size --dry-run --activation --align --recover --shift",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
-    "predictors": "--estimate --data --tokens --context --target-energy --stored-as --steps --batch-tokens"
-    " --learning-rate --precision --device --seed",
+    "predictors": "--estimate --data --tokens --context --target-energy --stored-as --model-bits --steps"
+    " --batch-tokens --learning-rate --precision --device --seed",
     "imatrix": "--show-statistics",
     "export-gguf": "--out --target --verify --dry-run --imatrix --name --metadata --pre --threads",
     "quantize": "--out --split-max-size --dry-run --imatrix --allow-requantize --target-size --threads",
@@ -249,7 +282,7 @@ ALWAYS = {
     "plan": "--type --density --predicted --rank --tokens --batch --ctx --bandwidth --cores --memory --gflops --disk"
     " --disk-speed",
     "report": "--out",
-    "demo": "--model --out",
+    "demo": "--model --out --resume",
 }
 
 

@@ -45,6 +45,8 @@ class RelufyConfig:
     dtype: str | None = None
     """`F32`, `F16` or `BF16` for the output; None keeps each tensor's."""
     max_shard_bytes: int = 5_000_000_000
+    time_limit_s: float | None = None
+    """Of `full`: the whole run's time, so that the model's training ends in time; None: when its tokens are through."""
     device: str = "cpu"
     seed: int = 0
     resume: bool = False
@@ -70,6 +72,8 @@ class RelufyConfig:
                 )
             if self.training.silenced_by != "threshold":
                 raise TsconvertError("--activation tswiglu: thresholds silence its neurons; leave --silenced-by out")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise TsconvertError(f"--time-limit {self.time_limit_s:g}: it must be more than 0")
         if self.shift is not None and not 0 < self.shift < 1:
             raise TsconvertError(f"--shift {self.shift:g}: it must lie between 0 and 1, as in --shift 0.995")
 

@@ -8,7 +8,7 @@ from ...predictors.config import Training
 from ...predictors.cost import STORED_BITS, Bits
 
 
-def joint_training(stored_as: str = "F16") -> Training:
+def joint_training(stored_as: str = Training.stored_as) -> Training:
     """The predictors' own training before the mask is used; shorter than alone, because it continues with the layer."""
     return Training(steps=250, stored_as=stored_as)
 

@@ -1,5 +1,6 @@
-"""Progress of full recovery on stderr, in place of what transformers prints on stdout."""
+"""Progress of full recovery on stderr, in place of what transformers prints on stdout; and its end by the clock."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -53,3 +54,56 @@ class Progress(TrainerCallback):
             said = ", ".join(f"{name} {logs[name]:.4g}" for name in parts if name in logs)
             note(f"{where}: {said}, {self.tokens_per_s:,.0f} tokens/s")
             self.said_s = now
+
+
+class TimeLimit(TrainerCallback):
+    """Ends the training in time, its learning rate gone down as the schedule asks for: by the steps that there will be.
+
+    Args:
+        ends_s: when training and its last looks at the held-out text are to be over, on the monotonic clock.
+    """
+
+    def __init__(self, ends_s: float) -> None:
+        self.ends_s = ends_s
+        self.first, self.began_s, self.ended_s = 0, time.monotonic(), 0.0
+        self.look_s = 0.0
+        """The longest that an evaluation and its checkpoint took."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called before the first step."""
+        del args, control
+        self.first, self.began_s = state.global_step, time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """Called before a step's first micro-batch, after the scheduler set its learning rate."""
+        del args, control
+        if self.ended_s:
+            self.look_s = max(self.look_s, time.monotonic() - self.ended_s)
+        steps = self._steps(state.global_step)
+        if optimizer is not None and steps < state.max_steps:
+            for group in optimizer.param_groups:
+                group["lr"] *= bend(state.global_step, state.max_steps, steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called after each step."""
+        del args
+        self.ended_s = time.monotonic()
+        if state.global_step >= self._steps(state.global_step):
+            control.should_training_stop = control.should_evaluate = control.should_save = True
+
+    def _steps(self, step: int) -> float:
+        """The steps that there will be at the speed so far."""
+        done, now = step - self.first, time.monotonic()
+        if not done:
+            return math.inf
+        left_s = self.ends_s - now - 2 * self.look_s  # one when it stops, one of the best model
+        return step + math.floor(left_s * done / max(1e-9, now - self.began_s))
+
+
+def bend(step: int, planned: int, steps: float) -> float:
+    """What turns the learning rate of a cosine over ``planned`` steps into that of one over ``steps``."""
+
+    def share(whole: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / whole)))
+
+    return min(1.0, share(max(1.0, steps)) / max(1e-9, share(planned)))

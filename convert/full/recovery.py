@@ -106,7 +106,7 @@ def train_whole(
     joint, predictors = config.predictors, None
     if predictors_folder is not None and joint is not None:
         predictors = ModelPredictors(predictors_folder, joint)
-    found, state, held_NS = _train(config, start, teacher, folder, predictors)
+    found, state, held_NS = _train(config, start, teacher, folder, predictors, start_s)
     report = replace(
         report, out=config.out, full=found, perplexity=found.perplexity, dense_perplexity=found.dense_perplexity,
         elapsed_s=time.monotonic() - start_s,
@@ -124,8 +124,9 @@ def train_whole(
 
 
 def _train(
-    config: RelufyConfig, start: Checkpoint, teacher: Checkpoint, folder: Path, predictors: ModelPredictors | None
-) -> tuple[FullResult, Mapping[str, torch.Tensor], torch.Tensor]:
+    config: RelufyConfig, start: Checkpoint, teacher: Checkpoint, folder: Path, predictors: ModelPredictors | None,
+    start_s: float,
+) -> tuple[FullResult, Mapping[str, torch.Tensor], torch.Tensor]:  # fmt: skip
     """What was found, the best model's state, and the rows that judged."""
     how = replace(config.full, target_sparsity=config.full.target_sparsity or config.training.target_sparsity)
     same_tokenizer(start, teacher)
@@ -144,6 +145,7 @@ def _train(
     stage = Stage(
         config=config, how=how, folder=folder, train=train, held=held, logits=logits, peak=how.peak(start.spec.width),
         teacher=dense if follows else None, predictors=predictors,
+        ends_s=None if config.time_limit_s is None else start_s + config.time_limit_s,
     )  # fmt: skip
     found, trainer = stage.run(model)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)

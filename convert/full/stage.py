@@ -22,7 +22,7 @@ from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
 from ..report import Evaluation, FullResult
 from .activations import ActivationMonitor
-from .callbacks import Progress
+from .callbacks import Progress, TimeLimit
 from .data import Rows
 from .loss import distillation
 from .teacher_logits import TeacherLogits
@@ -44,6 +44,8 @@ class Stage:
     """Learning rate."""
     teacher: Any = None
     predictors: ModelPredictors | None = None
+    ends_s: float | None = None
+    """When it is to be over, on the monotonic clock; None: when all tokens are trained on."""
 
     def run(self, model: Any) -> tuple[FullResult, RecoveryTrainer]:
         """Train ``model``; the best checkpoint is loaded in the end.
@@ -63,6 +65,8 @@ class Stage:
         trainer.remove_callback(PrinterCallback)
         progress = Progress(trainer)
         trainer.add_callback(progress)
+        if self.ends_s is not None:
+            trainer.add_callback(TimeLimit(self.ends_s))
         self._train(trainer)
         judged = trainer.evaluate()
         history = trainer.state.log_history

@@ -6,6 +6,7 @@ leaves out, and the predictors follow the layer (TurboSparse trained both togeth
 is 0 throughout, so that PowerInfer can run them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ class JointPredictors:
     def __init__(self, spec: ModelSpec, joint: JointConfig, config: RelufyConfig) -> None:
         self.spec, self.joint, self.config = spec, joint, config
         self.masked_steps = joint.masked_steps
-        self.training = joint.training.on(config.device)
+        self.training = replace(joint.training, autocast=config.training.autocast).on(config.device)
         self.rank = joint.rank or default_rank(spec)
         self._layer: list[Predictor | None] = []
         self._trainers: list[PredictorTrainer] = []
@@ -112,6 +113,7 @@ class JointPredictors:
         report = PredictorReport(
             out=self.joint.out, method="low-rank, trained along", target_energy=self.joint.target_energy,
             tokens=self.config.tokens, model_parameters=self.spec.parameters, ffns=ffns,
+            stored_as=self.training.stored_as,
             predictor_parameters=sum(ffn.rank for ffn in ffns) * (self.spec.width + self.spec.neurons),
             **vars(compare(self._exact, slice(None), self._predicted, self._held)),
         )  # fmt: skip

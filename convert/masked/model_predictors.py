@@ -191,6 +191,7 @@ class ModelPredictors:
         report = PredictorReport(
             out=joint.out, method="low-rank, trained along with the whole model", target_energy=joint.target_energy,
             tokens=config.full.tokens, model_parameters=checkpoint.spec.parameters, ffns=calibrated.reports,
+            stored_as=joint.training.stored_as,
             predictor_parameters=sum(p.parameters for layer in layers for p in layer if p is not None),
             **vars(calibrated.effect),
         )  # fmt: skip

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...common.errors import TsconvertError
 from ...common.files import write_json
+from ..recipe.recipe import Limit
 from ..records.json_path import is_number
-from .spec import Limit
 
 _FORMAT, _VERSION = "tsconvert check baseline", 1
 

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from xml.etree import ElementTree as Xml
 
+from ..recipe.recipe import Recipe
+from ..recipe.stages import StageResult
 from .judge import FAILED, SKIPPED, Line, table
-from .spec import CheckSpec
-from .stages import StageResult
 
 
-def junit(spec: CheckSpec, lines: Sequence[Line], stages: Sequence[StageResult]) -> bytes:
+def junit(spec: Recipe, lines: Sequence[Line], stages: Sequence[StageResult]) -> bytes:
     """A JUnit report: one suite, one test case for each line.
 
     Valid for Ant's schema and for Jenkins's, which between them are what CI systems read: so attributes and order are
@@ -45,7 +45,7 @@ def junit(spec: CheckSpec, lines: Sequence[Line], stages: Sequence[StageResult])
     return bytes(Xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def annotations(spec: CheckSpec, lines: Iterable[Line]) -> list[str]:
+def annotations(spec: Recipe, lines: Iterable[Line]) -> list[str]:
     """GitHub's workflow commands: an error at the line of the spec for each line that failed."""
     return [
         f"::error file={_property(str(spec.path))},line={spec.line(line.key)},"

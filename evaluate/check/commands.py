@@ -4,8 +4,8 @@ import click
 
 from ...common.commands import Asked, command, heading
 from ...common.options import OUT_FILE, OUT_FOLDER, PATH, Pair, argument, option, setting
+from ..recipe.recipe import Options
 from .config import CheckConfig
-from .spec import Options
 
 
 @command(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .spec import Options
+from ..recipe.recipe import Options
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...common.errors import TsconvertError
+from ..recipe.recipe import Limit
 from ..records.json_path import figure, is_number
 from .baseline import Baseline
-from .spec import Limit
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 

@@ -13,20 +13,21 @@ from ...common.files import atomic_file
 from ...common.locks import locked
 from ...common.progress import note
 from ...common.units import size_text
+from ..recipe.own_process import run_in_process
+from ..recipe.recipe import Recipe, read_recipe
+from ..recipe.stages import StageJournal, StageResult, run_stages
 from ..records.outputs import read_record
 from .baseline import Baseline, read_baseline, write_baseline
 from .ci_reports import annotations, junit
 from .config import CheckConfig
 from .judge import FAILED, PASSED, SKIPPED, Line, judge, table
-from .spec import CheckSpec, read_spec
-from .stages import StageResult, run_stages, write_journal
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """What was found."""
 
-    spec: CheckSpec
+    spec: Recipe
     stages: list[StageResult]
     lines: list[Line]
 
@@ -75,7 +76,9 @@ def check(config: CheckConfig) -> CheckReport:
     Example:
         >>> check(CheckConfig(spec=Path("examples/ci/tiny.check.toml"))).require()
     """
-    spec = read_spec(config.spec, out=config.out, variables=config.variables, options=config.options)
+    spec = read_recipe(config.spec, out=config.out, variables=config.variables, options=config.options)
+    if not spec.limits:
+        raise TsconvertError(f"{spec.path}: limits is missing or empty; say what may come out, such as [limits.eval]")
     drifts = {limit.figure for limit in spec.limits if limit.drift is not None}
     if config.resume and not spec.stages:
         raise TsconvertError(f"--resume: {spec.path} has no stages that could be kept; leave it out")
@@ -87,9 +90,9 @@ def check(config: CheckConfig) -> CheckReport:
         return _checked(config, spec, baseline, drifts)
 
 
-def _checked(config: CheckConfig, spec: CheckSpec, baseline: Baseline, drifts: set[str]) -> CheckReport:
+def _checked(config: CheckConfig, spec: Recipe, baseline: Baseline, drifts: set[str]) -> CheckReport:
     """Run the stages, look at the outputs, judge, and hand the report over."""
-    stages = run_stages(spec, resume=config.resume)
+    stages = run_stages(spec, _journal(spec), run_in_process, resume=config.resume)
     results: dict[str, dict[str, Any] | None] = {stage.name: stage.result if stage.ran else None for stage in stages}
     lines = [_stage_line(stage) for stage in stages]
     for name, path in spec.outputs.items():
@@ -111,13 +114,18 @@ def _hand_over(config: CheckConfig, report: CheckReport) -> None:
     """To whoever reads files: the folder's record, JUnit, GitHub."""
     if report.spec.out.is_dir():
         record = report.to_json()
-        write_journal(report.spec, report.stages, {key: record[key] for key in ("passed", "lines")})
+        _journal(report.spec).write(report.stages, {key: record[key] for key in ("passed", "lines")})
     if config.junit is not None:
         with atomic_file(config.junit) as stream:
             stream.write(junit(report.spec, report.lines, report.stages))
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in annotations(report.spec, report.lines):
             note(line)
+
+
+def _journal(spec: Recipe) -> StageJournal:
+    head = {"format": "tsconvert check", "format_version": 1, "name": spec.name, "spec": str(spec.path)}
+    return StageJournal(path=spec.out / "check.json", head=head)
 
 
 def _stage_line(stage: StageResult) -> Line:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...common.units import duration, size_text
 from ...model.named_config import read_model_config
+from ...predictors.config import Training
 from ...predictors.cost import check_rank, default_rank
 from .config import PlanConfig
 from .machine import Machine, machine_of
@@ -82,7 +83,7 @@ def plan(config: PlanConfig) -> PlanReport:
     sparse = spec if spec.sparse else replace(spec, activation="drelu")
     dense = {name: file_bytes(spec, name) for name in config.types}
     exact = {name: file_bytes(sparse, name) for name in config.types}
-    files = {name: file_bytes(sparse, name, rank) for name in config.types}
+    files = {name: file_bytes(sparse, name, rank, Training.stored_as) for name in config.types}
     ways = (("dense", spec, dense), ("exact", sparse, exact), ("predicted", sparse, files))
     settings = Settings(tokens=config.tokens, context=min(config.context, spec.context), rank=rank, source_bytes=source)
     speeds = [

@@ -15,8 +15,9 @@ _DEPTH = 3
 _LATER_SHARD = "-of-"
 # keys that only one command's --json output has
 _JSON_KINDS = (
-    ("demo", ("texts", "stages")),
+    ("convert", ("stages", "asked")),
     ("check", ("lines", "stages")),
+    ("shape", ("rows", "layers_measured")),
     ("export", ("architecture", "tensors")),
     ("bench", ("rows", "repetitions")),
     ("eval", ("measures", "mode", "model")),
@@ -68,10 +69,12 @@ class Findings:
     @property
     def sparse(self) -> Record | None:
         """The checkpoint that the folder is about: of those that relufy made, the one with most work in it."""
+        starts = {self.name(str(record.figures["settings"]["model"])) for record in self._converted}
 
-        def work(record: Record) -> int:
+        def work(record: Record) -> tuple[int, bool]:
             recovery = record.figures["settings"].get("recover")
-            return _RECOVERIES.index(recovery) if recovery in _RECOVERIES else 0
+            trained = _RECOVERIES.index(recovery) if recovery in _RECOVERIES else 0
+            return trained, self.name(record.path) not in starts
 
         return max(self._converted, key=work, default=None)
 

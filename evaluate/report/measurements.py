@@ -10,6 +10,9 @@ from .elements import Command, Element, Figure, Sample, Table
 from .findings import Findings
 from .plots import horizontal_bars, percent
 
+IN_CACHE_BYTES = 64_000_000
+"""A file of at most so much lies in a processor's cache or nearly: sparsity has nothing to save there."""
+_SMALL = "This file is so small that it lies in the processor's cache: such a model has nothing to gain from sparsity."
 _MODES = (
     "Dense mode computes every neuron; exact mode computes up and down only where the gate is positive, with the same"
     " result; predicted mode computes what the predictors name."
@@ -35,16 +38,33 @@ def speed(found: Findings) -> Iterator[Element]:
             wide=True,
         )
         head = ("mode", "generation, tokens/s", "prompt, tokens/s", "rows of the FFN read", "spread")
-        yield Table(head=head, rows=rows)
+        small = bench.get("size_bytes", IN_CACHE_BYTES + 1) <= IN_CACHE_BYTES
+        yield Table(head=head, rows=rows, note=_SMALL if small else "")
+    yield from _shapes(found)
+
+
+def _shapes(found: Findings) -> Iterator[Element]:
+    """What a sparse model of some shape would do on the machine that measured it."""
+    for record in found.of("shape"):
+        shape, dense = record["shape"], next(r["tokens_per_s"] for r in record["rows"] if r["mode"] == "dense")
+        rates = [(row["mode"], row["tokens_per_s"]) for row in record["rows"]]
+        if peer := record.get("llama_cpp"):
+            rates.append((f"llama.cpp ({peer['program']})", peer["tokens_per_s"]))
+        bars = [(mode, rate, f"{rate:,.1f} · {rate / dense:.2f} ×") for mode, rate in rates]
+        title = f"{shape['layers']} layers of {shape['width']} × {shape['neurons']} in {shape['type_name']}"
+        yield Figure(
+            title=f"{title}: tokens per second",
+            note=f"Measured here on planted layers of that shape, of which {percent(shape['firing'])} of the neurons"
+            f" fire and {percent(shape['predicted'])} are predicted; {record['threads']} threads, median of"
+            f" {record['repetitions']}.",
+            svg=horizontal_bars(f"tokens per second of {title}", bars),
+            wide=True,
+        )
 
 
 def samples(found: Findings) -> Iterator[Element]:
     """What the model writes; modes that write the same stand together."""
     modes: dict[tuple[str, str], list[str]] = {}
-    for demo in found.of("demo"):
-        for mode, texts in demo["texts"].items():
-            for prompt, text in zip(demo.get("prompts", [""] * len(texts)), texts, strict=False):
-                modes.setdefault((prompt, text), []).append(mode)
     for run in found.of("run"):
         modes.setdefault((_prompt(run), run["text"]), []).append(run.get("mode", ""))
     for (prompt, text), named in modes.items():
@@ -67,7 +87,7 @@ def checks(found: Findings) -> Iterator[Element]:
 
 def provenance(found: Findings) -> Iterator[Element]:
     """The commands, and what everything is bound to."""
-    commands = [command for demo in found.of("demo") for command in demo.get("commands", ())]
+    commands: list[str] = []
     records = [*found.outputs, *(record for records in found.results.values() for record in records)]
     commands += [command for record in records if (command := record.figures.get("command"))]
     rows = [(found.name(record.path), record.kind, size_text(record.figures["size_bytes"])) for record in found.outputs]

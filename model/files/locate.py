@@ -8,6 +8,7 @@ from ... import embedded
 from ...common.errors import TsconvertError
 from .gguf.file import is_gguf
 from .gguf.folder import folder_of
+from .kinds import kind_of
 from .safetensors_files import SINGLE, weight_map
 
 
@@ -25,7 +26,12 @@ def find_model(model: str | Path, check: Callable[[Path], object] | None = None)
     if is_gguf(folder):
         return folder_of(folder)
     if folder.exists():
-        raise TsconvertError(f"{model}: a file, and not GGUF; give that or the folder that holds config.json")
+        found = kind_of(folder)
+        raise TsconvertError(
+            f"{model}: is {found}"
+            if found
+            else f"{model}: a file, and not GGUF; give that or the folder that holds config.json"
+        )
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
         known = ", ".join(embedded.NAMES)
         raise TsconvertError(

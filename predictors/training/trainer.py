@@ -69,7 +69,7 @@ class PredictorTrainer:
         """
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
-        labels = self.ffn.labels(x_TD)
+        labels = self.ffn.labels(x_TD, autocast=bool(self.how.autocast))
         mean = processes.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
         self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
         weight_TF = loss_weights(labels.energy_TF, self.mean_energy, labels.fires_TF, self.how.floor)

@@ -28,7 +28,7 @@ def model_card(
         types: bytes of all tensors of a type.
         notes: what the user should know about the file.
     """
-    lines = ["---", *_front_matter(info), "---", "", f"# {name}", ""]
+    lines = ["---", *front_matter(info), "---", "", f"# {name}", ""]
     if info.description:
         lines += [info.description, ""]
     made = ", ".join(base.name for base in info.base_models)
@@ -46,14 +46,15 @@ def model_card(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _front_matter(info: ModelInfo) -> list[str]:
+def front_matter(info: ModelInfo, tags: Sequence[str] = ("gguf",)) -> list[str]:
+    """What the hub reads at the head of a card: licence, base model, languages, data sets, and ``tags`` first."""
     lines = [f"license: {_quoted(info.license)}"] if info.license else []
     for key, value in (("license_name", info.license_name), ("license_link", info.license_link)):
         lines += [f"{key}: {_quoted(value)}"] if value else []
     bases = [base.repo_url.removeprefix("https://huggingface.co/") or base.name for base in info.base_models]
     for key, values in (
         ("base_model", bases), ("language", info.languages), ("datasets", info.datasets),
-        ("tags", ("gguf", *info.tags)),
+        ("tags", tuple(dict.fromkeys((*tags, *info.tags)))),
     ):  # fmt: skip
         lines += [f"{key}:", *(f"- {_quoted(value)}" for value in values)] if values else []
     return lines

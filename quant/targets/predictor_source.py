@@ -57,6 +57,11 @@ class PredictorSource:
         """The report of their training; empty for those inside a checkpoint."""
         return self._set.report if self._set is not None else {}
 
+    @property
+    def stored_as(self) -> str:
+        """The type that they were trained to be stored in; F16 where that is not known."""
+        return str(self.report.get("stored_as", "F16"))
+
     def normed(self, layer: int, expert: int) -> Predictor:
         """The predictor of the FFN's input after its norm."""
         predictor = self._read(layer, expert)

@@ -24,6 +24,7 @@ from ..config import ShapeConfig
 from ..density import weight_bytes
 from ..kernels.bandwidth import measure_bandwidth
 from ..model import Model, load
+from . import llama_cpp_bench
 from .planted_model import SMALLEST_WIDTH, Shape, write_planted
 
 _BYTES = 1 << 30  # of the larger file's layers, about
@@ -48,6 +49,15 @@ class ShapeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Peer:
+    """llama.cpp's dense model of the same shape and type."""
+
+    program: str
+    """`llama-bench` or `xllamacpp`, whose build may not be this processor's own."""
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeReport(Result):
     """All modes of one shape."""
 
@@ -59,6 +69,8 @@ class ShapeReport(Result):
     """Bytes a second that this machine reads with as many threads."""
     repetitions: int
     rows: list[ShapeRow]
+    llama_cpp: Peer | None = None
+    """None where llama.cpp is not installed."""
 
     def __str__(self) -> str:
         s, dense = self.shape, self.rows[0].tokens_per_s
@@ -76,6 +88,9 @@ class ShapeReport(Result):
             f" {size_text(row.bytes_per_token):>11} {row.bandwidth_share:>12.0%}"
             for row in self.rows
         ]
+        if self.llama_cpp is not None:
+            name, speed = f"llama.cpp, dense ({self.llama_cpp.program})", self.llama_cpp.tokens_per_s
+            lines.append(f"{name}: {speed:.2f} tokens/s, {speed / dense:.2f} x dense")
         few, more = self.layers_measured
         tail = (
             f"from {few} and {more} layers of random weights with planted activity, medians of {self.repetitions};"
@@ -111,10 +126,30 @@ def bench_shape(config: ShapeConfig) -> ShapeReport:
         finally:
             for model in models:
                 model.close()
+        peer = _beside(Path(folder), shape, counts, threads, config)
     return ShapeReport(
         model=config.model, shape=shape, layers_measured=counts, threads=threads, bandwidth=bandwidth,
-        repetitions=config.repetitions, rows=rows,
+        repetitions=config.repetitions, rows=rows, llama_cpp=peer,
     )  # fmt: skip
+
+
+def _beside(folder: Path, shape: Shape, counts: tuple[int, int], threads: int, config: ShapeConfig) -> Peer | None:
+    """llama.cpp's speed on dense files of as many layers."""
+    name = llama_cpp_bench.program()
+    if name is None:
+        return None
+    times: list[float] = []
+    for layers in counts:
+        file = folder / "dense.gguf"
+        write_planted(file, "llama.cpp", replace(shape, layers=layers), config.seed)
+        time_s = llama_cpp_bench.token_s(file, threads, config.generate)
+        file.unlink()
+        if time_s is None:
+            return None
+        times.append(time_s)
+    (few, more), (shorter_s, longer_s) = counts, times
+    whole_s = longer_s + (shape.layers - more) * (longer_s - shorter_s) / (more - few)
+    return Peer(program=name, tokens_per_s=round(1 / whole_s, 2)) if whole_s > 0 else None
 
 
 def planted_shape(spec: ModelSpec, config: ShapeConfig) -> Shape:

@@ -16,6 +16,7 @@ from ...common.errors import TsconvertError, shown
 from ...model.families import FAMILIES, family_of_gguf
 from ...model.files.gguf.file import POWERINFER, GgufFile, GgufTensor
 from ...model.files.gguf.keys import Keys
+from ...model.files.kinds import gguf_kind
 from ...model.spec import ModelSpec
 from ...quant.targets import separate_predictors
 from ..rope import Rope
@@ -83,6 +84,8 @@ def open_model(path: str | Path) -> ModelFile:
     known = dict.fromkeys(family.gguf.architecture for family in FAMILIES.values())
     if name in known:
         return _llama_cpp(file)
+    if other := gguf_kind(name, str(file.metadata.get("general.type", ""))):
+        raise TsconvertError(f"{path}: is {other}")
     raise TsconvertError(
         f"{path}: architecture {shown(name)}; the runner knows {SPARSE}, {', '.join(known)} and PowerInfer's files, run"
         " it with the engine that it was made for"

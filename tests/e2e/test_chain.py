@@ -110,19 +110,23 @@ def test_predictors_of_another_model_are_refused_by_name(capsys, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_demo(capsys, tmp_path: Path):
-    report = call(capsys, "demo", "--out", tmp_path / "demo")
-    perplexity = report["perplexity"]
-    assert perplexity["  and each layer recovered"] < 1.4 * perplexity["dense"]
-    assert perplexity["  and the whole recovered"] < 1.2 * perplexity["dense"]
-    assert perplexity["GGUF F16, predicted"] < 1.08 * perplexity["GGUF F16, exact"]
-    assert all(texts for mode in report["texts"].values() for texts in mode)
-    for command in report["commands"]:  # what the page shows can be typed
-        name, *words = shlex.split(command)[1:]
+    found = call(capsys, "demo", "--out", tmp_path / "demo")
+    stages = found["stages"]
+    ratio = {name: stage["perplexity_ratio"] for name, stage in stages.items() if stage.get("perplexity_ratio")}
+    assert ratio["each-layer"] < 1.4
+    assert ratio["the-whole"] < 1.2
+    assert ratio["predicted"] < 1.08 * ratio["exact"]
+    assert all(stages[name]["text"] for name in ("people", "people-predicted", "whale"))
+    shape = {row["mode"]: row["tokens_per_s"] for row in stages["speed-7b"]["rows"]}
+    assert shape["dense"] < shape["exact"] < shape["predicted"]
+    for stage in stages.values():  # what the page shows can be typed
+        name, *words = shlex.split(stage["command"])[1:]
         with cli.main.get_command(click.Context(cli.main), name).make_context(name, words) as context:
             assert context.params
-    page = Path(report["report"]).read_text(encoding="utf-8")
+    page = Path(found["report"]).read_text(encoding="utf-8")
     sections = re.findall("<h2>(.*?)</h2>", page)
     assert sections[:5] == [
         "What it costs", "Which neurons fire", "How well firing is foreseen", "How fast it runs", "How it was recovered"
     ]  # fmt: skip
     assert sections[5:] == ["The files", "What storing the weights cost", "What it writes", "How it was made"]
+    assert "32 layers of 4096 × 14336 in Q4_0: tokens per second" in page

@@ -70,6 +70,7 @@ def follow(guide: str, folder: Path) -> list[str]:
 def test_there_is_a_guide_for_each_kind_of_user():
     assert {path.name for path in GUIDES.glob("*.md")} == {
         "convert-and-run.md", "train-and-recover.md", "judge.md", "serve.md", "size.md", "ci.md",
+        "publish.md",
     }  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def test_convert_and_run(tmp_path: Path):
     assert any("the same first choice" in text for text in printed)
     assert (tmp_path / "report.html").stat().st_size > 20_000
     assert {path.name for path in tmp_path.glob("*.gguf")} == {"sparse.gguf", "powerinfer.gguf", "dense.gguf"}
+    assert (tmp_path / "small" / "report.html").is_file()
+    assert json.loads((tmp_path / "small-checked" / "check.json").read_text())["passed"]
 
 
 @pytest.mark.slow
@@ -106,6 +109,11 @@ def test_judge(tmp_path: Path):
     assert [each["name"] for each in found["measures"]] == ["speeches", "numbers", "sums", "agreement"]
     assert found["baselines"][0]["worst_ratio"] > 1
     assert found["baselines"][0]["mean_difference"] < 1
+
+
+def test_publish(tmp_path: Path):
+    follow("publish.md", tmp_path)
+    assert (tmp_path / "dense.Modelfile").read_text(encoding="utf-8").splitlines()[1] == "FROM ./dense.gguf"
 
 
 def test_size(tmp_path: Path):

@@ -144,6 +144,8 @@ def resumed(name: str) -> str:
     more = " --silenced-by l1" if "--target-sparsity" in command else ""
     if "--recover full" in command:
         more += " --cross-entropy 1"
+    if "predictors" in command and "--stored-as" not in command:
+        more += " --stored-as F16"
     return f"{command}{more} --resume"
 
 
@@ -183,7 +185,7 @@ def test_finished_predictors_are_taken_from_what_was_kept(call, old: Path):
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     kept.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
-    found = call(f"{RUNS['late']['command']} --resume")
+    found = call(resumed("late"))
     assert [ffn["precision"] == 123.0 for ffn in found["ffns"]] == [True, False]
 
 

@@ -195,7 +195,7 @@ REFUSED = {
     "sparse": (
         {"arch": "turbosparse"},
         (
-            "FILE: is a sparse model for running, its neurons in another order; "
+            "FILE: is a sparse model for running (run, serve, bench and eval take it), its neurons in another order; "
             "give the Hugging Face folder that it was made of"
         ),
     ),

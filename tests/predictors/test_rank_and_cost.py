@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def test_the_cost_model_counts_rows():
     assert exact_bytes(8, 16, rates, Bits()) == (16 + 8 + 4) * 8 * 2
     bits = Bits(model=4, predictor=8)
     assert predicted_bytes(8, 20, low_rank_bytes(8, 20, 3, Bits()), rates, Bits()) == 3 * (8 + 20) * 2 + 9 * 8 * 2
-    assert predicted_bytes(8, 20, low_rank_bytes(8, 20, 3, bits), rates, bits) == 3 * 28 + 9 * 8 / 2
+    assert predicted_bytes(32, 20, low_rank_bytes(32, 20, 64, bits), rates, bits) == 64 * 52 + 9 * 32 / 2
+    assert low_rank_bytes(32, 20, 3, bits) == 3 * 32 + 3 * 20 * 2  # rows of fc2 that no block fits are F16
 
 
 def test_the_gradient_written_out_is_autograds():
@@ -257,6 +259,31 @@ def test_what_is_stored_is_what_ggml_makes_of_it(type_name: str):
     assert np.abs(stored.numpy() - theirs).max() <= 1e-6
     again = ggml.dequantize(quantize(stored.numpy(), type_name), type_name, weight.shape)
     assert np.array_equal(again, stored.numpy())
+
+
+@pytest.mark.parametrize("fields", [{}, {"activation": "reglu"}, {"activation": "tswiglu", "up_threshold": 0.02}])
+def test_labels_are_what_the_layer_computes(sparse: Path, fields: dict[str, Any]):
+    stream = Stream(Checkpoint(sparse), torch.randint(3, 4096, (4, 64), generator=torch.Generator().manual_seed(0)))
+    layer = stream.layer(0)
+    for name, value in (fields | {"threshold": 0.01}).items():
+        setattr(layer.module.mlp, name, value)
+    layer.activation = fields.get("activation", "drelu")
+    stream.attend(layer)
+    [ffn] = layer_ffns(layer, stream, 128)
+    x_TD = ffn.inputs(ffn.train)
+    labels, near = ffn.labels(x_TD), ffn.labels(x_TD, autocast=True)
+    gate_TF, up_TF = x_TD @ ffn.gate_FD.T, x_TD @ ffn.up_FD.T
+    h_TF = layer.activations(x_TD)
+    assert torch.equal(labels.fires_TF, h_TF != 0)
+    assert 0 < labels.fires_TF.float().mean() < 1
+    energy_TF = (h_TF * ffn.down_DF.norm(dim=0)) ** 2
+    both_TF = (energy_TF / energy_TF.sum(1, keepdim=True) + energy_TF / energy_TF.sum(1).mean()) / 2
+    assert torch.allclose(labels.energy_TF, both_TF, atol=1e-6)
+    first_TF = up_TF.abs() > 0.02 if layer.activation == "tswiglu" else gate_TF > 0.01
+    assert torch.equal(labels.gate_TF, first_TF)
+    assert not (labels.fires_TF & ~labels.gate_TF).any()
+    assert (near.fires_TF == labels.fires_TF).float().mean() > 0.98
+    assert float((near.energy_TF - labels.energy_TF).norm() / labels.energy_TF.norm()) < 0.02
 
 
 def test_training_looks_through_the_rounding(sparse: Path):

@@ -144,6 +144,17 @@ def test_predictors_are_the_folders_on_the_normed_input(drelu: Path, make_predic
         assert np.array_equal(fc2.to_float32(), ffns[layer][0].fc2_FR)
 
 
+def test_predictors_are_stored_as_they_were_trained_to_be(drelu: Path, make_predictors: Make, tmp_path: Path):
+    folder = make_predictors(drelu)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"report": config["report"] | {"stored_as": "Q8_0"}}))
+    for name, asked, stored in (("trained", {}, "Q8_0"), ("asked", {"predictor_type": "Q4_0"}, "Q4_0")):
+        file = GgufFile(export(tmp_path / name, drelu, predictors=folder, **asked))
+        assert file.tensors["blk.0.fc1.weight"].type_name == stored
+    powerinfer = GgufFile(export(tmp_path / "powerinfer", drelu, predictors=folder, target="powerinfer"))
+    assert powerinfer.tensors["blk.0.fc1.weight"].type_name == "F16"
+
+
 def test_experts_predictors_are_stacked_and_padded(sparse_moe: Path, make_predictors: Make, tmp_path: Path):
     ranks = [[8, 0, 16, 4], [0, 0, 0, 0]]
     folder = make_predictors(sparse_moe, ranks, threshold=-0.25)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ....common.errors import TsconvertError, shown
 from ...families import FAMILIES
 from ...families.family import Family
+from ..kinds import gguf_kind
 from .file import GGUF, GgufFile
 from .keys import Keys
 from .tensor import stored_dtype
@@ -35,9 +36,11 @@ def builder_of(file: GgufFile) -> Builder:
         return BUILDERS[name]
     if file.magic != GGUF or name == "turbosparse":
         raise TsconvertError(
-            f"{file.path}: is a sparse model for running, its neurons in another order; give the Hugging Face folder"
-            " that it was made of"
+            f"{file.path}: is a sparse model for running (run, serve, bench and eval take it), its neurons in another"
+            " order; give the Hugging Face folder that it was made of"
         )
+    if other := gguf_kind(name, str(file.metadata.get("general.type", ""))):
+        raise TsconvertError(f"{file.path}: is {other}")
     raise TsconvertError(
         f"{file.path}: architecture {shown(name)}; of GGUF files tsconvert converts {', '.join(BUILDERS)}, choose"
         " one of those"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....common.errors import TsconvertError, label, shown
+from ..kinds import kind_of
 from . import ggml
 
 GGUF, POWERINFER = "GGUF", "PWRI"
@@ -127,7 +128,8 @@ class ParsedFile:
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:
     if not path.is_file():
-        raise TsconvertError(f"{path}: no such file; give a GGUF file")
+        found = kind_of(path)
+        raise TsconvertError(f"{path}: is {found}" if found else f"{path}: no such file; give a GGUF file")
     if path.stat().st_size < 24:
         raise TsconvertError(f"{path}: too short for a GGUF file; download or write it again")
     with path.open("rb") as stream:
@@ -141,7 +143,9 @@ def _map(path: Path) -> npt.NDArray[np.uint8]:
 def _header(reader: "_Reader") -> tuple[str, int, int, int]:
     magic = bytes(reader.take(4, "the magic"))
     if magic not in MAGICS:
-        raise TsconvertError(f"{reader.path}: begins with {magic!r}, not with GGUF or PWRI; give a GGUF file")
+        found = kind_of(reader.path)
+        said = f"is {found}" if found else f"begins with {magic!r}, not with GGUF or PWRI; give a GGUF file"
+        raise TsconvertError(f"{reader.path}: {said}")
     version = reader.number("I", "the version")
     if version not in _VERSIONS:
         kind = (

@@ -14,7 +14,7 @@ from tsconvert.common.errors import CheckFailedError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.check.run import CheckConfig, CheckReport, check
-from tsconvert.evaluate.check.stages import _follow
+from tsconvert.evaluate.recipe.own_process import _follow
 from tsconvert.evaluate.records.outputs import read_record
 from tsconvert.quant.export import ExportConfig, export_unverified
 

@@ -1,4 +1,4 @@
-"""The file that `tsconvert check` reads: what is run, and what may come out of it (docs/check.md)."""
+"""The file that `convert`, `check` and `demo` read: what is run, and what may come out of it (docs/check.md)."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ from ...common.units import parse_count
 FORMAT_VERSION = 1
 TOP_KEYS = ("format", "name", "out", "baseline", "variables", "stages", "outputs", "limits")
 LIMIT_KEYS = ("min", "max", "equal", "same_as", "over", "drift", "why")
-_NEVER_STAGES = ("check", "report", "demo")
+_NEVER_STAGES = ("check", "report", "convert", "demo")
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _VARIABLE = re.compile(r"\{(\w+)\}")
 Options = Mapping[str, Collection[str]]
@@ -66,13 +66,13 @@ class Limit:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Where it stands in the spec."""
+        """Where it stands in the file."""
         return ("limits", self.where, *self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckSpec:
-    """A spec that was read, every name in it checked."""
+class Recipe:
+    """A recipe that was read, every name in it checked."""
 
     path: Path
     text: str
@@ -83,6 +83,8 @@ class CheckSpec:
     stages: tuple[Stage, ...]
     outputs: dict[str, Path] = field(default_factory=dict)
     limits: tuple[Limit, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    """As they are filled in."""
 
     def line(self, key: tuple[str, ...]) -> int:
         """The line of the file, from 1, on which a key stands; 1 where that cannot be told."""
@@ -94,15 +96,15 @@ class CheckSpec:
         return -max(fitting, default=(0, -1))[1]
 
 
-def read_spec(
+def read_recipe(
     path: Path, *, out: Path | None = None, variables: Mapping[str, str] | None = None, options: Options | None = None
-) -> CheckSpec:
-    """Read and check a spec.
+) -> Recipe:
+    """Read and check a recipe.
 
     Args:
         path: the TOML file.
-        out: in place of the spec's own.
-        variables: in place of the spec's own values.
+        out: in place of the file's own.
+        variables: in place of the file's own values.
         options: every command's options, so that a misspelt one is found before anything runs; None leaves that to
             the commands.
 
@@ -117,20 +119,20 @@ def read_spec(
     except (ValueError, RecursionError) as error:  # of which TOML and UTF-8 errors are kinds
         raise TsconvertError(f"{path}: is no TOML ({error}); correct it") from None
     try:
-        return _spec(path, text, table, out, variables or {}, options)
+        return _recipe(path, text, table, out, variables or {}, options)
     except TsconvertError as error:
         raise TsconvertError(f"{path}: {error}") from None
 
 
-def _spec(
+def _recipe(
     path: Path,
     text: str,
     table: dict[str, Any],
     out: Path | None,
     variables: Mapping[str, str],
     options: Options | None,
-) -> CheckSpec:
-    """The spec that ``table`` is; what is wrong is said without the file's name."""
+) -> Recipe:
+    """The recipe that ``table`` is; what is wrong is said without the file's name."""
     _require_known("the file", table, TOP_KEYS)
     if table.get("format") != FORMAT_VERSION:
         raise TsconvertError(
@@ -152,13 +154,11 @@ def _spec(
         if not isinstance(below, dict):
             raise TsconvertError(f"limits.{where} is {below!r}; make it a table, [limits.{where}]")
         limits += _limits(where, (), below, names)
-    if not limits:
-        raise TsconvertError("limits is missing or empty; say what may come out, such as [limits.eval]")
     folder = out or path.parent / _filled("out", _string(table, "out", "check-out"), values)
     baseline = _string(table, "baseline", "")
-    return CheckSpec(
+    return Recipe(
         path=path, text=text, name=_string(table, "name", path.stem.removesuffix(".check")), out=folder,
-        baseline=path.parent / baseline if baseline else None, stages=stages, limits=tuple(limits),
+        baseline=path.parent / baseline if baseline else None, stages=stages, limits=tuple(limits), variables=values,
         outputs={name: folder / _filled(f"outputs.{name}", value, values) for name, value in outputs.items()},
     )  # fmt: skip
 

@@ -8,7 +8,8 @@ import pytest
 
 from tsconvert import cli
 from tsconvert.common.errors import TsconvertError
-from tsconvert.evaluate.check.spec import LIMIT_KEYS, TOP_KEYS, read_spec
+from tsconvert.evaluate.check.run import CheckConfig, check
+from tsconvert.evaluate.recipe.recipe import LIMIT_KEYS, TOP_KEYS, read_recipe
 from tsconvert.evaluate.records.json_path import figure
 
 GOOD = """format = 1
@@ -26,7 +27,7 @@ def sentence(tmp_path: Path, text: str, **options: object) -> str:
     spec.write_text(text, encoding="utf-8")
     known = {"eval": ["--tokens", "--against"], "check": [], "export-gguf": ["--out"]}
     with pytest.raises(TsconvertError) as error:
-        read_spec(spec, options=known, **options)  # type: ignore[arg-type]
+        read_recipe(spec, options=known, **options)  # type: ignore[arg-type]
     assert error.value.exit_code == 2
     assert str(error.value).startswith(f"{spec}: ")
     return str(error.value).removeprefix(f"{spec}: ")
@@ -52,7 +53,6 @@ def sentence(tmp_path: Path, text: str, **options: object) -> str:
         ('"x.gguf"\n', "7\n", "outputs.file must be a path under a name of its own; write it like that"),
         ("file =", "quality =", "outputs.quality must be a path under a name of its own; write it like that"),
         ("limits.quality", "limits.qualty", "limits.qualty: there is no stage or output qualty; did you mean quality?"),
-        ("perplexity.max = 9", "", "limits is missing or empty; say what may come out, such as [limits.eval]"),
         ("perplexity.max = 9", "perplexity = 9", ("limits.quality.perplexity is 9; write what it may be, such as"
          " { max = 9 }")),
         ("perplexity.max = 9", "perplexity.maxi = 9", "limits.quality.perplexity has no key maxi; did you mean max?"),
@@ -73,10 +73,19 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path: Path, old: str, new: st
     assert sentence(tmp_path, GOOD.replace(old, new)) == expected
 
 
+def test_a_check_needs_limits_and_a_conversion_does_not(tmp_path: Path):
+    spec = tmp_path / "s.toml"
+    spec.write_text(GOOD.partition("[limits")[0])
+    assert read_recipe(spec).limits == ()
+    with pytest.raises(TsconvertError) as error:
+        check(CheckConfig(spec=spec))
+    assert str(error.value) == f"{spec}: limits is missing or empty; say what may come out, such as [limits.eval]"
+
+
 def test_no_toml_and_no_file(tmp_path: Path):
     assert sentence(tmp_path, "format = ").startswith("is no TOML (Invalid value (at ")
     with pytest.raises(TsconvertError, match=r"none.toml: no such file; give a check file \(docs/check.md\)"):
-        read_spec(tmp_path / "none.toml")
+        read_recipe(tmp_path / "none.toml")
 
 
 def test_a_variable_that_the_spec_lacks(tmp_path: Path):
@@ -87,7 +96,7 @@ def test_a_variable_that_the_spec_lacks(tmp_path: Path):
 def test_variables_fill_stages_and_paths_and_keep_spaces_together(tmp_path: Path):
     text = GOOD.replace("eval x.gguf", "tsconvert eval {here}/{model} --tokens 4K").replace("'", '"')
     (tmp_path / "s.toml").write_text(f'{text}[variables]\nmodel = "a b.gguf"\n')
-    spec = read_spec(tmp_path / "s.toml", variables={"model": "c d.gguf"})
+    spec = read_recipe(tmp_path / "s.toml", variables={"model": "c d.gguf"})
     assert spec.stages[0].arguments == ("eval", f"{tmp_path.resolve()}/c d.gguf", "--tokens", "4K")
     assert (spec.out, spec.outputs["file"]) == (tmp_path / "check-out", tmp_path / "check-out" / "x.gguf")
     assert spec.name == "s"
@@ -111,7 +120,7 @@ KNOWN = {name: [option for param in cli.main.get_command(CONTEXT, name).params f
 
 @pytest.mark.parametrize("spec", list((ROOT / "examples" / "ci").glob("*.toml")))
 def test_the_examples_are_right(spec: Path):
-    assert read_spec(spec, options=KNOWN).stages
+    assert read_recipe(spec, options=KNOWN).stages
 
 
 def test_docs_check_md_describes_every_key_and_its_example_is_right(tmp_path: Path):
@@ -120,7 +129,7 @@ def test_docs_check_md_describes_every_key_and_its_example_is_right(tmp_path: Pa
         assert f"`{key}`" in page or f"`[{key}" in page or f"`{key}`," in page, key
     (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)
     (tmp_path / "s.toml").write_text(example)
-    spec = read_spec(tmp_path / "s.toml", options=KNOWN)
+    spec = read_recipe(tmp_path / "s.toml", options=KNOWN)
     assert [limit.figure for limit in spec.limits] == [
         "quality.perplexity_ratio", "quality.kl_mean", "quality.mean_density", "file.size_bytes"
     ]  # fmt: skip

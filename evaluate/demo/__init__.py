@@ -1,1 +1,0 @@
-"""`tsconvert demo`: the whole chain on one model."""
