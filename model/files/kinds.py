@@ -34,9 +34,7 @@ def _file(path: Path) -> str | None:
         made = _SAFETENSORS.get(_format(path))
         return made or f"one file of a checkpoint: give its folder, {path.parent}"
     if path.suffix == ".dat":
-        return (
-            "llama.cpp's older importance matrix: llama-imatrix --in-file IT.dat -o NEW.gguf makes the newer form of it"
-        )
+        return "an importance matrix: export-gguf and quantize take it with --imatrix"
     if path.suffix in (".bin", ".pt", ".pth"):
         return "a pickle, which could run code and is not read: save the model as safetensors"
     if path.suffix == ".toml":

@@ -148,7 +148,7 @@ def test_one_that_had_hardly_begun_is_begun(dense: Path, tmp_path: Path):
     out.mkdir()
     (out / "recipe.toml.partial").touch()
     found = convert(asked(dense, file, out, resume=True))
-    assert found.stages[0].result["kind"] == "checkpoint"
+    assert found.stages[0].result["kind"] == "mistral checkpoint"
 
 
 def test_a_conversion_with_other_settings_is_not_gone_on_with(dense: Path, recipe: Path, whole: ConvertReport):
@@ -224,8 +224,7 @@ def test_the_time_of_a_killed_run_is_known_by_the_journal_s_age(tmp_path: Path):
     [
         ("relufy {sparse.gguf} --out x", "is a sparse model for running (run, serve, bench and eval take it)"),
         ("run {sparse} -p a", "is a checkpoint folder: relufy converts it, export-gguf makes a GGUF file of it"),
-        ("relufy {it.dat} --out x", "is llama.cpp's older importance matrix: llama-imatrix --in-file IT.dat -o"),
-        ("export-gguf tiny-mistral --imatrix {it.dat} --out x.gguf", "is llama.cpp's older importance matrix"),
+        ("relufy {it.dat} --out x", "is an importance matrix: export-gguf and quantize take it with --imatrix"),
         ("relufy {lora} --out x", "a LoRA adapter of org/base is there, not a model: merge it into its base model"),
         ("relufy {sparse/model.safetensors} --out x", "is one file of a checkpoint: give its folder"),
         ("relufy {r.toml} --out x", "is no model: convert --recipe and check take recipes, --data takes mixtures"),

@@ -272,7 +272,7 @@ def test_a_page_that_would_be_a_folder(folder: Path):
 
 
 def test_a_record_of_another_shape_is_named(tmp_path: Path):
-    (tmp_path / "a.json").write_text('{"texts": 1, "stages": 2}')
+    (tmp_path / "a.json").write_text('{"asked": 1, "stages": 2}')
     with pytest.raises(TsconvertError) as caught:
         report(ReportConfig(folder=tmp_path, out=tmp_path / "report.html"))
     assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: is not what tsconvert writes (")
