@@ -38,12 +38,12 @@ BIASED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ff
 GGUF_NAMES |= {f"{role}_bias": f"blk.{{L}}.{role}.bias" for role in BIASED}
 NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm")
 """The norms of a layer; each kind of model has some of them."""
-VECTORS = {*NORMS, "output_norm", *(f"{role}_bias" for role in BIASED), "ffn_up_scale"}
+UP_SCALE = "ffn_up_scale"
+"""Of SwiGLU with thresholds: a float32 number a neuron, [F] or [E, F], of all experts in one tensor."""
+VECTORS = {*NORMS, "output_norm", *(f"{role}_bias" for role in BIASED), UP_SCALE}
 """Roles of tensors that are computed with as float32 numbers, and are no matrices."""
 ATTENTION = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
-UP_SCALE = "ffn_up_scale"
-"""Of SwiGLU with thresholds: a float32 number a neuron, [F] or [E, F], of all experts in one tensor."""
 PREDICTOR = ("fc1", "fc2")
 MATRICES = (*ATTENTION[1:], "router", *FFN, *PREDICTOR)
 """The matrices of a layer, in the order that the runner's table of weights has."""
