@@ -57,14 +57,15 @@ class Progress(TrainerCallback):
 
 
 class TimeLimit(TrainerCallback):
-    """Ends the training in time, its learning rate gone down as the schedule asks for: by the steps that there will be.
+    """Ends the training in time; learning rate and density go down by the steps that there will be, not the planned.
 
     Args:
+        trainer: is told the steps that there will be.
         ends_s: when training and its last looks at the held-out text are to be over, on the monotonic clock.
     """
 
-    def __init__(self, ends_s: float) -> None:
-        self.ends_s = ends_s
+    def __init__(self, trainer: "RecoveryTrainer", ends_s: float) -> None:
+        self.trainer, self.ends_s = trainer, ends_s
         self.first, self.began_s, self.ended_s = 0, time.monotonic(), 0.0
         self.look_s = 0.0
         """The longest that an evaluation and its checkpoint took."""
@@ -79,7 +80,9 @@ class TimeLimit(TrainerCallback):
         del args, control
         if self.ended_s:
             self.look_s = max(self.look_s, time.monotonic() - self.ended_s)
-        steps = self._steps(state.global_step)
+        if state.global_step > self.first:
+            self.trainer.expect(min(state.max_steps, self._steps(state.global_step)))
+        steps = self.trainer.expected
         if optimizer is not None and steps < state.max_steps:
             for group in optimizer.param_groups:
                 group["lr"] *= bend(state.global_step, state.max_steps, steps)
@@ -91,11 +94,9 @@ class TimeLimit(TrainerCallback):
         if state.global_step >= self._steps(state.global_step):
             control.should_training_stop = control.should_evaluate = control.should_save = True
 
-    def _steps(self, step: int) -> float:
-        """The steps that there will be at the speed so far."""
+    def _steps(self, step: int) -> int:
+        """The steps that there will be at the speed since training began, or went on."""
         done, now = step - self.first, time.monotonic()
-        if not done:
-            return math.inf
         left_s = self.ends_s - now - 2 * self.look_s  # one when it stops, one of the best model
         return step + math.floor(left_s * done / max(1e-9, now - self.began_s))
 

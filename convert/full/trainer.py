@@ -59,6 +59,8 @@ class RecoveryTrainer(Trainer):
         self.penalty.weight = _FIRST_WEIGHT
         self.monitor.compares, self.monitor.penalised = follows, self.penalty.goal is not None
         self.monitor.counts = silenced_by == "count"
+        self.expected = how.steps
+        """Steps that there will be, as far as is known (callbacks.TimeLimit)."""
         self.few = self._few()
         self._parts: dict[str, list[float]] = {}
         self._fired: list[float] = []
@@ -73,6 +75,12 @@ class RecoveryTrainer(Trainer):
     def predictors(self) -> ModelPredictors | None:
         """Trained with the model."""
         return self.monitor.predictors
+
+    def expect(self, steps: int) -> None:
+        """Let the density reach its goal within so many steps of the training."""
+        self.expected = self.penalty.steps = max(1, steps)
+        for thresholds in self.thresholds:
+            thresholds.own.steps = thresholds.up.steps = self.expected
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW without decay; predictors have a learning rate of their own."""
@@ -272,7 +280,7 @@ class RecoveryTrainer(Trainer):
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             state = {
                 "penalty": vars(self.penalty), "thresholds": [thresholds.state() for thresholds in self.thresholds],
-                "meter": self.monitor.state(), "files": _synced(folder),
+                "meter": self.monitor.state(), "expected": self.expected, "files": _synced(folder),
             }  # fmt: skip
             write_json(folder / _STATE, state)
 
@@ -284,6 +292,7 @@ class RecoveryTrainer(Trainer):
         for thresholds, found in zip(self.thresholds, state.get("thresholds", ()), strict=False):
             thresholds.restore(found)
         self.monitor.restore(state["meter"])
+        self.expect(state.get("expected", self.expected))
 
     def _load_best_model(self) -> None:
         """Load it with the thresholds that it was judged with."""
