@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..common import processes
 from ..common.errors import TsconvertError
 from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
-from ..common.progress import progress
+from ..common.progress import note, progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
 from ..model.files.journal import JOURNAL, KEPT, Journal
@@ -105,6 +105,11 @@ def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[Planned
         raise TsconvertError(
             f"{source.folder}: is {source.spec.activation} already; give --activation tswiglu, or convert the dense"
             f" model that it came from to {config.activation}"
+        )
+    elif source.spec.activation == "geglu":
+        note(
+            f"{source.folder}: GeGLU loses far more to {config.activation} than SwiGLU does; --activation tswiglu, which"
+            " keeps it, is the way for such models"
         )
     return source, _teacher(source, config), plan_of(source, config.dtype, up_scaled=config.up_scaled)
 

@@ -15,8 +15,7 @@ _CHECK_TEXT = (
     " ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure?"
     " 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
 )
-# The fingerprints in llama.cpp's conversion/base.py of tokenizers that Llama, Mistral and Mixtral models come with.
-_PRE_TOKENIZERS = {
+KNOWN = {
     "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249": "smollm",
     "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",
     "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
@@ -33,7 +32,25 @@ _PRE_TOKENIZERS = {
     "d4c8f286ea6b520b3d495c4455483cfa2302c0cfcd4be05d781b6a8a0a7cdaf1": "megrez",
     "d5f1dd6f980fec569fb218a81a7658ac45fc56b38c5a0adeb1c232fbe04ef5ec": "seed-coder",
     "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",
+    "d4540891389ea895b53b399da6ac824becc30f2fba0e9ddbb98f92e55ca0e97c": "qwen2",  # with its end
+    "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",
+    "a8594e3edff7c29c003940395316294b2c623e09894deebbc65f33f1515df79e": "dbrx",  # Phi-4, OLMo 2: GPT-4's ids
+    "ccc2ef013c104be7bae2965776d611e1d7a8a2a9c547dd93a682c9a9fc80352e": "gpt-4o",  # Phi-4-mini
+    "6221ad2852e85ce96f791f476e0b390cf9b474c9e3d1362f53a24a06dc8220ff": "refact",  # Granite
+    "35d91631860c815f952d711435f48d356ebac988362536bed955d43bfa436e34": "starcoder",
+    "b6e8e1518dc4305be2fe39c313ed643381c4da5db34a98f6a04c093f8afbe99b": "chatglm-bpe",
+    "81d72c7348a9f0ebe86f23298d37debe0a5e71149e29bd283904c02262b27516": "chatglm-bpe",
+    "a1336059768a55c99a734006ffb02203cd450fed003e9a71886c88acf24fdbc2": "glm4",
+    "9ca2dd618e8afaf09731a7cf6e2105b373ba6a1821559f258b272fe83e6eb902": "glm4",
+    "cdf5f35325780597efd76153d4d1c16778f766173908894c04afc20108536267": "glm4",
+    "b0a6b1c0bd5998ebd9df08611efde34a4ff03faed45ae09c43e6b31ebd4b94cf": "a.x-4.0",
+    "f6791d196f87ce6b56a7d234be618e0d58f8cda3549416635b2bebcd22cd95c4": "midm-2.0",
+    "a1e163ecab2e718a4c829d1148b6e86824ec36163bb71941c3dca9cd5ac25756": "mellum",
+    "1994ffd01900cfb37395608534236ecd63f2bd5995d6cb1004dda1af50240f15": "trillion",
+    "53e325976a6e142379c19b09afcae354f2f496f147afa8f9e189a33fe4e3024e": "granite-docling",
+    "4a2e2abae11ca2b86d570fc5b44be4d5eb5e72cc8f22dd136a94b37da83ab665": "kormo",
 }
+"""Fingerprints -> names in llama.cpp's conversion/base.py, of tokenizers that models of the families come with."""
 
 
 def read(content: dict[str, Any], hf: Any, folder: Path, pre: str | None) -> Vocabulary:
@@ -73,11 +90,11 @@ def identify(hf: Any, folder: Path) -> str:
     bare = hf.encode(_CHECK_TEXT, add_special_tokens=False)
     for ids in ([hf.bos_token_id, *bare], bare, hf.encode(_CHECK_TEXT)):
         fingerprint = sha256(str(list(ids)).encode()).hexdigest()
-        if fingerprint in _PRE_TOKENIZERS:
-            return _PRE_TOKENIZERS[fingerprint]
+        if fingerprint in KNOWN:
+            return KNOWN[fingerprint]
     raise TsconvertError(
         f"{folder}: the pre-tokenizer is not in llama.cpp's list (fingerprint {fingerprint[:12]}); name the one that"
-        f" splits text the same way with --pre NAME, one of {', '.join(sorted(set(_PRE_TOKENIZERS.values())))}"
+        f" splits text the same way with --pre NAME, one of {', '.join(sorted(set(KNOWN.values())))}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...common.errors import TsconvertError, reason, shown
 from ...common.files import read_json_object
+from ...model.files.gguf.tokenizer import CASED
 from ...model.files.gguf.vocabulary import BYTE, NORMAL, SPECIAL_KEYS, UNKNOWN, UNUSED, USER_DEFINED
 from ...text.tokenizer import load_tokenizer
 from . import bpe, sentencepiece
@@ -143,10 +144,10 @@ def _unlike_llama_cpp(vocabulary: Vocabulary, content: dict[str, Any]) -> list[s
             f"this tokenizer normalizes characters ({', '.join(characters)}) and llama.cpp's does not: accents"
             " of two characters and the like get other ids there"
         )
-    if vocabulary.pre == "tekken":
+    if vocabulary.pre in CASED:
         notes.append(
-            "llama.cpp's expression for tekken ends words at combining marks, and not at capital letters outside of"
-            " ASCII: such texts get other ids there"
+            f"llama.cpp's expression for {vocabulary.pre} ends words at combining marks, and not at capital letters outside"
+            " of ASCII: such texts get other ids there"
         )
     defined = [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == USER_DEFINED]
     if vocabulary.model == "llama" and any(token and not token.strip(" ▁") for token in defined):

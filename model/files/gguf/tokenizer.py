@@ -17,20 +17,43 @@ from .vocabulary import CONTROL, LONGEST_TOKEN, SPECIAL_KEYS, UNKNOWN, USER_DEFI
 
 _PREFIX, _WHOLE = "tokenizer.ggml.", "tokenizer.huggingface.json"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-# name in llama.cpp: the regular expression that splits text, from the models' own tokenizer.json
-_SPLITS = {
-    "llama-bpe": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",
-    "qwen2": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",
-    "tekken": (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
-_SPLITS["llama3"] = _SPLITS["llama-v3"] = _SPLITS["llama-bpe"]
-_GPT2 = ("gpt-2", "default", "")
-_ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+_SENTENCE_PARTS = r" ?[^(\s|.,!?…。，、।۔،)]+"  # noqa: RUF001
+
+
+def _words(digits: str, signs: str = r"[^\s\p{L}\p{N}]+[\r\n]*") -> str:
+    return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?{signs}|{_SPACES}"
+
+
+def _cased_words(digits: str, end: str = "") -> str:
+    """Words that end before a capital letter."""
+    word = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{end}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{end}"
+    return rf"{word}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+
+
+_EXPRESSIONS: dict[tuple[str, ...], tuple[str, ...]] = {
+    (
+        "llama-bpe", "llama3", "llama-v3", "falcon3", "midm-2.0", "pixtral", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4",
+    ): (_words(r"\p{N}{1,3}"),),
+    ("qwen2", "deepseek-r1-qwen", "megrez", "kormo"): (_words(r"\p{N}"),),
+    ("seed-coder",): (_words(r"\p{N}", r"[^\s\p{L}\p{N}\r\n]+"),),
+    ("tekken",): (_cased_words(r"\p{N}"),),
+    ("gpt-4o",): (_cased_words(r"\p{N}{1,3}", rf"{_CONTRACTIONS}?"),),
+    ("gpt-2", "a.x-4.0", "mellum", "olmo", "trillion", "granite-docling"): (_GPT2,),
+    ("smollm", "starcoder", "refact", "minerva-7b"): (r"\p{N}", _GPT2),
+    ("deepseek-coder",): (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+    ("poro-chat",): (_SENTENCE_PARTS,),
+    ("viking",): (_SENTENCE_PARTS, r"\p{N}"),
+    ("default",): (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+}  # fmt: skip
+PRE_TOKENIZERS = {name: each for names, each in _EXPRESSIONS.items() for name in names}
+"""llama.cpp's names -> regular expressions that split a text one after the other, as in the models' tokenizer.json."""
+CASED = ("tekken", "gpt-4o")
+"""For these llama.cpp takes expressions of its own, in which letters outside of ASCII are small and capital at once."""
+_ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "midm-2.0", "pixtral", "tekken")
 
 
 def tokenizer_keys(file: GgufFile) -> dict[str, Any]:
@@ -137,20 +160,14 @@ def _byte_level(file: GgufFile, tokens: list[str], keys: dict[str, Any], pre: st
         note(
             f"{file.path}: no key {_PREFIX}pre says how text is split; GPT-2's way is taken, and may not be the model's"
         )
-    if pre in _GPT2:
-        split: list[Any] = []
-    elif pre == "smollm":
-        split = [pre_tokenizers.Digits(individual_digits=True)]
-    elif pre in _SPLITS:
-        split = [pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")]
-    else:
-        known = ", ".join([*_GPT2[:2], "smollm", *_SPLITS])
+    if pre and pre not in PRE_TOKENIZERS:
         raise TsconvertError(
-            f"{file.path}: pre-tokenizer {shown(pre)}; tsconvert knows {known}, use it with the engine that it was"
-            " made for"
+            f"{file.path}: pre-tokenizer {shown(pre)}; tsconvert knows {', '.join(PRE_TOKENIZERS)}, use it with the"
+            " engine that it was made for"
         )
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level])
+    splits = [pre_tokenizers.Split(Regex(each), "isolated") for each in PRE_TOKENIZERS[pre or "gpt-2"]]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     if pre == "qwen2":  # in these models' tokenizer.json; GGUF has no key for it
         tokenizer.normalizer = normalizers.NFC()

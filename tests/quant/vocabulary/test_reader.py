@@ -242,8 +242,10 @@ def test_an_unknown_pre_tokenizer_must_be_named(bpe: Folder):
     told = sentence(folder, 310)
     assert told.startswith(f"{folder}: the pre-tokenizer is not in llama.cpp's list (fingerprint ")
     assert told.endswith(
-        "); name the one that splits text the same way with --pre NAME, one of deepseek-coder, deepseek-llm, falcon3,"
-        " gpt-2, llama-bpe, megrez, minerva-7b, poro-chat, qwen2, seed-coder, smaug-bpe, smollm, tekken, viking"
+        "); name the one that splits text the same way with --pre NAME, one of a.x-4.0, chatglm-bpe, dbrx,"
+        " deepseek-coder, deepseek-llm, deepseek-r1-qwen, falcon3, glm4, gpt-2, gpt-4o, granite-docling, kormo,"
+        " llama-bpe, megrez, mellum, midm-2.0, minerva-7b, poro-chat, qwen2, refact, seed-coder, smaug-bpe, smollm,"
+        " starcoder, tekken, trillion, viking"
     )
 
 
