@@ -146,8 +146,8 @@ def _unlike_llama_cpp(vocabulary: Vocabulary, content: dict[str, Any]) -> list[s
         )
     if vocabulary.pre in CASED:
         notes.append(
-            f"llama.cpp's expression for {vocabulary.pre} ends words at combining marks, and not at capital letters outside"
-            " of ASCII: such texts get other ids there"
+            f"llama.cpp's expression for {vocabulary.pre} ends words at combining marks, and not at capital letters"
+            " outside of ASCII: such texts get other ids there"
         )
     defined = [token for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == USER_DEFINED]
     if vocabulary.model == "llama" and any(token and not token.strip(" ▁") for token in defined):

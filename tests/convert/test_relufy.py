@@ -218,7 +218,8 @@ def test_who_converts_geglu_hears_of_tswiglu(make_family: Make, tmp_path: Path, 
     model = make_family("gemma3_text")
     relufy(config(model, tmp_path / "out", activation=activation, recover="none", align=False, tokens=1024, context=64))
     said = [line for line in capsys.readouterr().err.splitlines() if "GeGLU" in line]
-    assert said == [
+    sentence = (
         f"{model}: GeGLU loses far more to {activation} than SwiGLU does; --activation tswiglu, which keeps it, is the"
         " way for such models"
-    ] * (activation != "tswiglu")
+    )
+    assert said == [sentence] * (activation != "tswiglu")

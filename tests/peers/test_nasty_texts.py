@@ -162,6 +162,14 @@ def test_the_same_ids_everywhere(name: str, tmp_path: Path):
     assert (sorted(run.eos), run.end) == (peer["ends"], peer["special"]["eos"])
 
 
+SPLITS = (
+    "We'Ve 12345 three33Words DON'T \u0130stanbulA \u014ckA.",
+    "x\n\n  y\r\n/ ...\n/",
+    "\u2026\u3001one\uff0ctwo 3333 ",
+    "a  12 (b|c) $3.50^2 `d`",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def without_splits() -> tuple[list[str], list[str]]:
     """Tokens and merges that reach across words, numbers and signs, so that it shows where a text is split."""
@@ -169,17 +177,9 @@ def without_splits() -> tuple[list[str], list[str]]:
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=3000, special_tokens=["<s>"], initial_alphabet=alphabet)
-    trained.train_from_iterator(TEXTS * 3, trainer)
+    trained.train_from_iterator([text for text in (*NASTY, *SPLITS) if "<" not in text] * 3, trainer)  # no markers
     vocabulary, content = trained.get_vocab(), json.loads(trained.to_str())
     return sorted(vocabulary, key=vocabulary.__getitem__), [" ".join(pair) for pair in content["model"]["merges"]]
-
-
-SPLITS = (
-    "We'Ve 12345 three33Words DON'T \u0130stanbulA \u014ckA.",
-    "x\n\n  y\r\n/ ...\n/",
-    "\u2026\u3001one\uff0ctwo 3333 ",
-    "a  12 (b|c) $3.50^2 `d`",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
@@ -199,6 +199,8 @@ def test_every_pre_tokenizer(
     ours, peer = GgufTokenizer(file), dict(zip(texts, in_llama_cpp(file, texts)["ids"], strict=True))
     if pre == "qwen2":
         peer = {text: ids for text, ids in peer.items() if unicodedata.is_normalized("NFC", text)}
+    if pre == "deepseek-coder":  # llama.cpp searches for Chinese with spaces outside of ASCII put as \v (unicode.cpp)
+        peer = {text: ids for text, ids in peer.items() if not re.search(r"[^\S\x00-\x7f]", text)}
     assert {text: ours.encode(text) for text in peer} == peer
 
 
