@@ -108,7 +108,7 @@ def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[Planned
         )
     elif source.spec.activation == "geglu":
         note(
-            f"{source.folder}: GeGLU loses far more to {config.activation} than SwiGLU does; --activation tswiglu,"
+            f"{config.model}: GeGLU loses far more to {config.activation} than SwiGLU does; --activation tswiglu,"
             " which keeps it, is the way for such models"
         )
     return source, _teacher(source, config), plan_of(source, config.dtype, up_scaled=config.up_scaled)

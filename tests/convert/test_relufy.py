@@ -216,7 +216,9 @@ def test_a_target_sparsity_that_is_no_share_is_refused():
 @pytest.mark.parametrize("activation", ["drelu", "reglu", "tswiglu"])
 def test_who_converts_geglu_hears_of_tswiglu(make_family: Make, tmp_path: Path, capsys, activation: str):
     model = make_family("gemma3_text")
-    relufy(config(model, tmp_path / "out", activation=activation, recover="none", align=False, tokens=1024, context=64))
+    training = LocalRecovery(target_sparsity=0.5 if activation == "tswiglu" else None)
+    fields = {"activation": activation, "recover": "none", "training": training, "tokens": 1024, "context": 64}
+    relufy(config(model, tmp_path / "out", **fields))
     said = [line for line in capsys.readouterr().err.splitlines() if "GeGLU" in line]
     sentence = (
         f"{model}: GeGLU loses far more to {activation} than SwiGLU does; --activation tswiglu, which keeps it, is the"
