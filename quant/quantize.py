@@ -27,6 +27,7 @@ from .imatrix.file import ImportanceMatrix, is_imatrix, load_imatrix, with_impor
 from .metadata.model_keys import QUANTIZATION_VERSION, file_type
 from .report import FileReport
 from .sizing.fit import chosen_types
+from .sizing.measured import with_slopes
 from .sizing.mix_sizes import mix_sizes
 from .sizing.reading import read_shares
 from .sizing.recipe import KEY as RECIPE
@@ -83,6 +84,8 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     file = _open(config.source, copies=config.type_name == COPY)
     made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
     matrix = load_imatrix(config.imatrix, made_from or None) if config.imatrix is not None else None
+    if config.by_size:
+        matrix = with_slopes(config, matrix, model=config.source, out=config.out, dry_run=config.dry_run)
     metadata: dict[str, Value | Verbatim] = {
         key: Verbatim(file.encoded(key)) for key in file.metadata if key not in _DROPPED
     }
