@@ -21,7 +21,7 @@ def with_slopes(
     on where it was.
 
     Raises:
-        TsconvertError: ``matrix`` has no slopes, nothing may be written, or what lies there is of another model or text.
+        TsconvertError: ``matrix`` has no slopes, nothing may be written, or what lies there is of other text or model.
     """
     if matrix is not None:
         if not matrix.slopes:

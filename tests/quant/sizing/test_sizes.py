@@ -157,14 +157,12 @@ def test_every_size_is_met(plain: Path, matrix: Path, tmp_path: Path):
 
 
 def test_a_mix_is_kept_to_where_nothing_is_much_better(plain: Path, matrix: Path, tmp_path: Path):
-    """Where all errors cost alike and every row is as long, a mix of one type is as good as any choice."""
-    slopes = {name: np.ones_like(found) for name, found in load_imatrix(matrix).slopes.items()}
-    even = tmp_path / "even.gguf"
-    save_imatrix(replace(load_imatrix(matrix), slopes=slopes), even)
+    """Where errors of all weights cost alike, one type for all is the best choice."""
+    measured, tensors, even = load_imatrix(matrix), GgufFile(plain).tensors, tmp_path / "even.gguf"
+    slopes = {name: np.full_like(found, tensors[name].shape[0]) for name, found in measured.slopes.items()}
+    save_imatrix(replace(measured, slopes=slopes), even)
     size = quantize(QuantizeConfig(source=plain, out=tmp_path / "mix.gguf", type_name="Q8_0", imatrix=even))
-    made = quantize(
-        QuantizeConfig(source=plain, out=tmp_path / "o.gguf", target_bytes=size.size_bytes, imatrix=even)
-    )
+    made = quantize(QuantizeConfig(source=plain, out=tmp_path / "o.gguf", target_bytes=size.size_bytes, imatrix=even))
     assert made.tensors == size.tensors
     assert made.notes[0] == (
         f"--target-size {size.size_bytes}: these are the types of Q8_0; no others of this size are expected to do much"
@@ -214,6 +212,13 @@ def test_bytes_a_token_of_a_sparse_file(drelu: Path, make_predictors: Make, tmp_
         QuantizeConfig(source=source, out=tmp_path / "z.gguf", target_bytes=by_token.size_bytes, imatrix=matrix)
     )
     assert read(by_size.out) > half
+    measured = quantize(
+        QuantizeConfig(
+            source=source, out=tmp_path / "m.gguf", target_bytes=by_size.size_bytes, candidates=("Q8_0", "Q4_0")
+        )
+    )
+    assert 0.98 * by_size.size_bytes <= measured.size_bytes <= by_size.size_bytes + 2048
+    assert load_imatrix(tmp_path / "m.imatrix.gguf").slopes.keys() == load_imatrix(matrix).slopes.keys()
     assert refusal(source=source, out=tmp_path / "o.gguf", target_token_bytes=round(half), imatrix=matrix) == (
         "--target-bytes-a-token: how many neurons a token reads is not known; give --density, such as 0.12"
     )
