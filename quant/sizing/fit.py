@@ -153,15 +153,16 @@ def _better_mix(
     costs: Sequence[npt.NDArray[np.float64]], found: Sequence[int], budget: float,
 ) -> str | None:  # fmt: skip
     """The mix that comes to the budget, if ``found`` is not expected to be better by enough."""
-    best, least = None, sum(losses[name][k] for name, k in zip(tried, found, strict=True)) / _GAIN
+    most = sum(losses[name][k] for name, k in zip(tried, found, strict=True)) / _GAIN
+    fitting: dict[str, float] = {}
     for mix, types in rivals.items():
         if all(types[name] in kinds for name, kinds in tried.items()):
             numbers = [kinds.index(types[name]) for name, kinds in tried.items()]
             spent = sum(float(cost[k]) for cost, k in zip(costs, numbers, strict=True))
             lost = sum(losses[name][k] for name, k in zip(tried, numbers, strict=True))
-            if _LESS * budget <= spent <= budget and lost <= least:
-                best, least = mix, lost
-    return best
+            if _LESS * budget <= spent <= budget and lost <= most:
+                fitting[mix] = lost
+    return min(fitting, key=lambda mix: fitting[mix], default=None)
 
 
 def _candidates(tensor: TensorPlan, config: TypesConfig, engine: str, stored: str | None) -> list[str]:
