@@ -215,9 +215,9 @@ def test_bytes_a_token_of_a_sparse_file(drelu: Path, make_predictors: Make, tmp_
     )
     assert read(by_size.out) > half
     assert refusal(source=source, out=tmp_path / "o.gguf", target_bits=6.0) == (
-        f"{source}: its neurons are in another order than the model's, so what errors cost cannot be measured on it; run"
-        " `tsconvert imatrix FOLDER --out FILE.gguf --slopes 4K` on the folder that it was made of and give --imatrix"
-        " FILE.gguf"
+        f"{source}: its neurons are in another order than the model's, so what errors cost cannot be measured on it;"
+        " run `tsconvert imatrix FOLDER --out FILE.gguf --slopes 4K` on the folder that it was made of and give"
+        " --imatrix FILE.gguf"
     )
     assert refusal(source=source, out=tmp_path / "o.gguf", target_token_bytes=round(half), imatrix=matrix) == (
         "--target-bytes-a-token: how many neurons a token reads is not known; give --density, such as 0.12"
