@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import TsconvertError
+from ..text.sources import Source
 
 TARGETS = ("llama.cpp", "powerinfer", "sparse")
 COPY = "COPY"
@@ -17,7 +18,10 @@ class TypesConfig:
     pure: bool = False
     """One type for all matrices, whatever the mix's rules say."""
     imatrix: Path | None = None
-    """An importance matrix: which columns' errors cost most; for a size, what errors of each matrix cost."""
+    """An importance matrix: which columns' errors cost most; for a size, what errors of each matrix cost. None measures
+    that first, where a size is asked for."""
+    data: tuple[Source, ...] = ()
+    """The text on which it is measured; empty takes the embedded text."""
     tensor_types: tuple[tuple[str, str], ...] = ()
     """(pattern, type) for matrices whose GGUF name the pattern fits, the first match wins."""
     output_type: str | None = None
@@ -86,6 +90,8 @@ class ExportConfig(TypesConfig):
     def __post_init__(self) -> None:
         if self.target is not None and self.target not in TARGETS:
             raise TsconvertError(f"target is {self.target!r}: it must be one of {', '.join(TARGETS)}")
+        if self.target == "powerinfer" and (self.by_size or self.recipe is not None):
+            raise TsconvertError("--target powerinfer: its files have one type for all matrices; give --type instead")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from .metadata.overrides import with_overrides
 from .metadata.provenance import ModelInfo, read_info
 from .report import FileReport
 from .sizing.fit import chosen_types
+from .sizing.measured import with_slopes
 from .sizing.mix_sizes import mix_sizes
 from .sizing.reading import read_shares
 from .sizing.recipe import Recipe
@@ -122,7 +123,7 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> _Planned:
     matrix = load_imatrix(config.imatrix, checkpoint.fingerprint) if config.imatrix is not None else None
     mix_model = mixes.Model(
         layers=spec.layers, heads=spec.heads, kv_heads=spec.kv_heads, experts=spec.experts, tied=spec.tied,
-        importance=matrix is not None,
+        importance=matrix is not None or config.by_size,
     )  # fmt: skip
     trained_for = predictors.stored_as if predictors is not None and target == "sparse" else "F16"
     types = TypeChoice(
@@ -147,6 +148,8 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> _Planned:
     sizes, recipe = None, None
     if config.dry_run and plan.magic == GGUF_MAGIC:
         sizes = mix_sizes(plan.tensors, matrices, mix_model, len(header(plan.metadata, plan.tensors)))
+    if config.by_size:
+        matrix = with_slopes(config, matrix, model=config.model, out=config.out, dry_run=config.dry_run)
     if config.by_size or config.recipe is not None:
         plan, recipe = _by_size(config, checkpoint, plan, matrices, types, matrix, predictors)
     if matrix is not None:
@@ -169,8 +172,6 @@ def _by_size(
 ) -> tuple[Plan, Recipe]:  # fmt: skip
     """``plan`` with the types that the size or the recipe gives, and the recipe."""
     spec = checkpoint.spec
-    if plan.target == "powerinfer":
-        raise TsconvertError("--target powerinfer: its files have one type for all matrices; give --type instead")
     shares: dict[str, float] = {}
     if config.target_token_bytes is not None:
         known = predictors.report.get("mean", {}).get("predicted_density") if predictors is not None else None

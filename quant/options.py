@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..common.options import COUNT, Decorator, Pair, Rule, not_with, only_with, setting
+from ..text.options import Data
 
 _SIZES = ("target_size", "target_bits", "target_bytes_a_token")
 _BY_SIZE = Rule(
@@ -41,12 +42,15 @@ def size_options(config: type, rules: Sequence[Rule] = ()) -> tuple[Decorator, .
     """The options of types that are chosen for a size, or as they were once."""
     return (
         setting(config, "target_bytes", "Choose types that keep predictions closest to the model's in a file of this"
-                " size, such as 4.0G; needs an --imatrix with --slopes.", "--target-size", kind=COUNT,
-                rules=rules),
+                " size, such as 4.0G. What errors cost is measured first, unless --imatrix says it.", "--target-size",
+                kind=COUNT, rules=rules),
         setting(config, "target_bits", "The same for so many bits a weight, such as 4.5.", "--target-bits",
                 rules=[_without(*_SIZES[:1]), *rules]),
         setting(config, "target_token_bytes", "The same for so many bytes read a token, such as 1.2G.",
                 "--target-bytes-a-token", kind=COUNT, rules=[_without(*_SIZES[:2]), *rules]),
+        setting(config, "data", "Text on which to measure what errors cost: a .txt, .jsonl, .parquet or mixture (.toml)"
+                " file, a folder, or a data set. Repeatable; default: the embedded text.", kind=Data(),
+                metavar="DATA[=WEIGHT]", rules=[not_with("--imatrix"), _BY_SIZE]),
         setting(config, "density", "Share of a sparse model's neurons that a token reads, such as 0.12; default: as"
                 " predictors or profile say.", rules=[only_with("--target-bytes-a-token")]),
         setting(config, "candidates", "A type that a size may be made of; default: those that the engine computes fast."

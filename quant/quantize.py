@@ -27,6 +27,7 @@ from .imatrix.file import ImportanceMatrix, is_imatrix, load_imatrix, with_impor
 from .metadata.model_keys import QUANTIZATION_VERSION, file_type
 from .report import FileReport
 from .sizing.fit import chosen_types
+from .sizing.measured import with_slopes
 from .sizing.mix_sizes import mix_sizes
 from .sizing.reading import read_shares
 from .sizing.recipe import KEY as RECIPE
@@ -36,6 +37,7 @@ from .types import mixes
 from .types.type_choice import TypeChoice
 
 _OWN_RULES = ("falcon", "glm5-next", "bailingmoe3")  # whose tensors llama-quantize treats in other ways
+_SPARSE = "turbosparse"
 _DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
 _WHOLE = ("I8", "I16", "I32", "I64", "F64")  # copied as they are
 _VALUES = 1 << 20
@@ -83,6 +85,14 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     file = _open(config.source, copies=config.type_name == COPY)
     made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
     matrix = load_imatrix(config.imatrix, made_from or None) if config.imatrix is not None else None
+    if config.by_size:
+        if matrix is None and file.architecture == _SPARSE:
+            raise TsconvertError(
+                f"{config.source}: its neurons are in another order than the model's, so what errors cost cannot be"
+                " measured on it; run `tsconvert imatrix FOLDER --out FILE.gguf --slopes 4K` on the folder that it was"
+                " made of and give --imatrix FILE.gguf"
+            )
+        matrix = with_slopes(config, matrix, model=config.source, out=config.out, dry_run=config.dry_run)
     metadata: dict[str, Value | Verbatim] = {
         key: Verbatim(file.encoded(key)) for key in file.metadata if key not in _DROPPED
     }
@@ -177,7 +187,7 @@ def _by_size(
     kinds: dict[str, str],
 ) -> Recipe:  # fmt: skip
     plans, matrices = [_plan(file, tensor, kinds[name]) for name, tensor in file.tensors.items()], _matrices(file)
-    sparse = file.architecture == "turbosparse"
+    sparse = file.architecture == _SPARSE
     shares: dict[str, float] = {}
     if config.target_token_bytes is not None:
         used, experts = (file.metadata.get(f"{file.architecture}.expert_{key}", 1) for key in ("used_count", "count"))

@@ -33,12 +33,12 @@ SURFACE = {
     "imatrix": "--out --show-statistics --data --tokens --context --slopes --resume --device --seed",
     "export-gguf": "--out --target --modelfile --split-max-size --verify --no-verify --dry-run --type --pure"
     " --tensor-type --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits"
-    " --target-bytes-a-token"
+    " --target-bytes-a-token --data"
     " --density --candidate --recipe --predictors --predictor-type --separate-predictors --profile --order --no-order"
     " --vram --name --metadata --pre -t --threads",
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --output-tensor-type"
-    " --token-embedding-type --imatrix --allow-requantize --target-size --target-bits --target-bytes-a-token --density"
-    " --candidate --recipe -t --threads",
+    " --token-embedding-type --imatrix --allow-requantize --target-size --target-bits --target-bytes-a-token --data"
+    " --density --candidate --recipe -t --threads",
     "run": "-p --prompt --chat --system -n --tokens --stop --ignore-eos --temp --top-k --top-p --min-p"
     " --repeat-penalty --repeat-last-n --seed --sparsity -c --context -t --threads --stats --audit",
     "serve": "--host --port --api-key --queue --sparsity -c --context -t --threads",

@@ -62,6 +62,11 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
                              ("--token-embedding-type", "F16"))},
     **{(name, "--candidate"): [(line, "--candidate F16", "to a size only; leave it out, or give --target-size")]
        for name, line in TYPED.items()},
+    **{(name, "--data"): [
+        (line, "--data t.txt", "to a size only; leave it out, or give --target-size"),
+        (f"{line} --target-bits 4 --imatrix i", "--data t.txt",
+         "without --imatrix only; leave it out, or leave --imatrix out"),
+    ] for name, line in TYPED.items()},
     **{(name, "--density"): [(
         f"{line} --target-bits 4", "--density 0.1",
         "with --target-bytes-a-token only; leave it out, or give --target-bytes-a-token",

@@ -107,7 +107,7 @@ def _collect(checkpoint: Checkpoint, config: ImatrixConfig) -> ImportanceMatrix:
     stream = sweep(checkpoint, torch.from_numpy(own_NS), [collector], config.device)
     return ImportanceMatrix(
         entries=collector.finish(checkpoint, stream),
-        datasets=tuple(source.path for source in config.data) or ("embedded text",),
+        datasets=config.datasets,
         chunks=rows_NS.shape[0],
         chunk_tokens=rows_NS.shape[1],
         model_fingerprint=checkpoint.fingerprint,

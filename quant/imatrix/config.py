@@ -25,3 +25,8 @@ class ImatrixConfig:
     """Go on with the slopes of a run that died."""
     device: str = "cpu"
     seed: int = 0
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The names of the text, as the file has them."""
+        return tuple(source.path for source in self.data) or ("embedded text",)

@@ -1,7 +1,8 @@
 """Types for a size: what each type would do to each matrix is measured, and the best choice that fits is taken.
 
 What a matrix adds to the divergence is its slopes (imatrix/slopes.py) times its rounding errors (errors.py), and what
-all add is about the sum. Bytes are those of the file, or those that a token reads.
+all add is about the sum. Bytes are those of the file, or those that a token reads. A mix that comes to the size is kept
+to where nothing else is expected to be closer by a tenth: sums are not truer than that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from ...common.machine.threads import cores
@@ -23,6 +25,7 @@ from ..types.mixes import fitting_type
 from ..types.type_choice import TypeChoice, known_type
 from .errors import divergence
 from .knapsack import choose
+from .mix_sizes import mix_types
 from .recipe import Recipe, read_recipe
 
 _FAST = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16")
@@ -31,6 +34,8 @@ CANDIDATES = {"llama.cpp": _FAST, "sparse": ("Q2_K", "Q3_K", "Q4_K", "Q6_K", "Q4
 _NARROW = (
     "IQ4_NL"  # better than Q4_0 and as small; a K-quant is better still where it fits, and 30 times faster to make
 )
+_LESS = 0.995  # share of the size from which on a mix comes to it
+_GAIN = 0.9  # times the mix's divergence that another choice has to be expected to have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,10 @@ def chosen_types(
     """
     if config.recipe is None:
         free = [name for name in matrices if not types.is_fixed(name)]
-        return fit(tensors, free, matrix, _budget(config, tensors, header_bytes, shares), config, engine, stored)
+        named = {tensor.name: tensor for tensor in tensors}
+        rivals = mix_types(named, matrices, types.model) if types.model is not None else {}
+        budget = _budget(config, tensors, header_bytes, shares)
+        return fit(tensors, free, matrix, budget, config, engine, stored, rivals)
     found, shapes = read_recipe(config.recipe), {tensor.name: tensor.shape for tensor in tensors}
     for name in matrices:
         if fitting_type(found.get(name, "F32"), shapes[name][-1]) != found.get(name):
@@ -100,22 +108,21 @@ def _budget(
 def fit(
     tensors: Sequence[TensorPlan], free: Sequence[str], matrix: ImportanceMatrix | None, wanted: Budget,
     config: TypesConfig, engine: str, stored: Mapping[str, str] | None = None,
+    rivals: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Recipe:  # fmt: skip
     """Choose the types of the matrices ``free`` among ``tensors``; the others keep theirs.
 
     Args:
+        matrix: has slopes.
         stored: the quantized type that a matrix has already, and can keep without an error.
+        rivals: mixes, and the types that they give to ``free``.
 
     Raises:
-        TsconvertError: slopes are missing, or even the smallest types exceed the size.
+        TsconvertError: slopes are of another model, or even the smallest types exceed the size.
     """
-    names, stored = set(free), stored or {}
+    names, stored, rivals = set(free), stored or {}, rivals or {}
     chosen = [tensor for tensor in tensors if tensor.name in names]
-    if matrix is None or not matrix.slopes:
-        raise TsconvertError(
-            f"{wanted.asked}: needs to know what errors of each matrix cost; measure it with `tsconvert imatrix MODEL"
-            " --out FILE.gguf --slopes 4K` and give --imatrix FILE.gguf"
-        )
+    assert matrix is not None, "with_slopes"
     tried = {tensor.name: _candidates(tensor, config, engine, stored.get(tensor.name)) for tensor in chosen}
     losses = _losses(chosen, tried, matrix, config.threads, stored)
     fixed = sum(wanted.cost(tensor, tensor.type_name) for tensor in tensors if tensor.name not in names)
@@ -127,15 +134,35 @@ def fit(
             f"{wanted.asked}: the smallest types make it {size_text(least + fixed)} of tensors, and there is room for"
             f" {size_text(max(0.0, wanted.total))}; ask for more, or give smaller types with --candidate"
         )
-    spent = fixed + sum(float(cost[k]) for cost, k in zip(costs, found, strict=True))
     note = ""
-    if spent < 0.995 * wanted.total:
+    if mix := _better_mix(rivals, tried, losses, costs, found, wanted.total - fixed):
+        found = [kinds.index(rivals[mix][name]) for name, kinds in tried.items()]
+        note = f"{wanted.asked}: these are the types of {mix}; no others of this size are expected to do much better"
+    spent = fixed + sum(float(cost[k]) for cost, k in zip(costs, found, strict=True))
+    if spent < 0.995 * wanted.total and not note:
         note = f"{wanted.asked}: the largest types make it {size_text(spent)} of tensors, less than was asked for"
     return Recipe(
         asked=wanted.asked, note=note,
         types={tensor.name: tried[tensor.name][k] for tensor, k in zip(chosen, found, strict=True)},
         losses={name: dict(zip(kinds, losses[name], strict=True)) for name, kinds in tried.items()},
     )  # fmt: skip
+
+
+def _better_mix(
+    rivals: Mapping[str, Mapping[str, str]], tried: Mapping[str, Sequence[str]], losses: Mapping[str, Sequence[float]],
+    costs: Sequence[npt.NDArray[np.float64]], found: Sequence[int], budget: float,
+) -> str | None:  # fmt: skip
+    """The mix that comes to the budget, if ``found`` is not expected to be better by enough."""
+    most = sum(losses[name][k] for name, k in zip(tried, found, strict=True)) / _GAIN
+    fitting: dict[str, float] = {}
+    for mix, types in rivals.items():
+        if all(types[name] in kinds for name, kinds in tried.items()):
+            numbers = [kinds.index(types[name]) for name, kinds in tried.items()]
+            spent = sum(float(cost[k]) for cost, k in zip(costs, numbers, strict=True))
+            lost = sum(losses[name][k] for name, k in zip(tried, numbers, strict=True))
+            if _LESS * budget <= spent <= budget and lost <= most:
+                fitting[mix] = lost
+    return min(fitting, key=lambda mix: fitting[mix], default=None)
 
 
 def _candidates(tensor: TensorPlan, config: TypesConfig, engine: str, stored: str | None) -> list[str]:

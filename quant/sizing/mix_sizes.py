@@ -1,6 +1,6 @@
-"""How large a file would be in every mix."""
+"""What every mix makes of a file: its types, and how large it would be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...common.errors import TsconvertError
@@ -22,16 +22,25 @@ def mix_sizes(
     named = {tensor.name: tensor for tensor in tensors}
     other_bytes += sum(padded(tensor.size_bytes) for tensor in tensors if tensor.name not in set(matrices))
     found = {}
-    for mix in mixes.MIXES:
-        try:
-            kinds = _kinds(mix, matrices, named, model)
-        except TsconvertError:  # with an importance matrix only
-            kinds = _kinds(mix, matrices, named, replace(model, importance=True))
+    for mix, kinds in mix_types(named, matrices, model).items():
         sizes = [replace(named[name], type_name=kind).size_bytes for name, kind in kinds.items()]
         found[mix] = other_bytes + sum(map(padded, sizes))
     return dict(sorted(found.items(), key=lambda each: -each[1]))
 
 
-def _kinds(mix: str, matrices: Sequence[str], named: dict[str, TensorPlan], model: mixes.Model) -> dict[str, str]:
+def mix_types(
+    tensors: Mapping[str, TensorPlan], matrices: Sequence[str], model: mixes.Model
+) -> dict[str, dict[str, str]]:
+    """The types of ``matrices`` by mix; arguments as of `mix_sizes`, the tensors by name."""
+    found = {}
+    for mix in mixes.MIXES:
+        try:
+            found[mix] = _kinds(mix, matrices, tensors, model)
+        except TsconvertError:  # with an importance matrix only
+            found[mix] = _kinds(mix, matrices, tensors, replace(model, importance=True))
+    return found
+
+
+def _kinds(mix: str, matrices: Sequence[str], named: Mapping[str, TensorPlan], model: mixes.Model) -> dict[str, str]:
     types = TypeChoice(mix, "F16", (), model)
     return {name: types.matrix(name, named[name].shape[-1]) for name in matrices}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from tsconvert.evaluate.perplexity.evaluate import evaluate
 from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.quant.imatrix.collect import ImatrixConfig, imatrix
+from tsconvert.quant.imatrix.file import load_imatrix, save_imatrix
 from tsconvert.quant.quantize import QuantizeConfig, quantize
+from tsconvert.text.sources import Source
 
 Make = Callable[..., Path]
 TINY = "tiny-mistral"
@@ -107,17 +110,65 @@ def test_what_cannot_be_met(plain: Path, matrix: Path, tmp_path: Path):
     )
     large = quantize(QuantizeConfig(source=plain, out=out, target_bits=20.0, imatrix=matrix))
     assert large.notes[0].startswith("--target-bits 20: the largest types make it 3.7 MB of tensors, less than")
-    told = (
-        "--target-size 1000000: needs to know what errors of each matrix cost; measure it with `tsconvert imatrix MODEL"
-        " --out FILE.gguf --slopes 4K` and give --imatrix FILE.gguf"
-    )
-    assert refusal(source=plain, out=tmp_path / "p.gguf", target_bytes=10**6) == told
     bare = tmp_path / "bare.gguf"
     imatrix(ImatrixConfig(model=TINY, out=bare, tokens=512, context=128))
-    assert refusal(source=plain, out=tmp_path / "p.gguf", target_bytes=10**6, imatrix=bare) == told
+    assert refusal(source=plain, out=tmp_path / "p.gguf", target_bytes=10**6, imatrix=bare) == (
+        f"{bare}: does not say what errors of each matrix cost; leave --imatrix out, and it is measured, or run"
+        f" `tsconvert imatrix {plain} --out FILE.gguf --slopes 4K` and give --imatrix FILE.gguf"
+    )
     assert refusal(source=plain, out=tmp_path / "p.gguf") == (
         "what types to write: give one of --type, --target-size, --target-bits, --target-bytes-a-token and --recipe;"
         " --dry-run without one lists the sizes of all mixes"
+    )
+
+
+def test_without_an_importance_matrix_it_is_measured_and_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    out, kept, text = tmp_path / "m.q.gguf", tmp_path / "m.q.imatrix.gguf", tmp_path / "text.txt"
+    text.write_text(" ".join(f"The {number}th sentence says that {number} is {number}." for number in range(2000)))
+    asked = ExportConfig(model=TINY, out=out, target_bytes=1_600_000, data=(Source(path=str(text)),))
+    with pytest.raises(TsconvertError) as caught:
+        export_unverified(replace(asked, dry_run=True))
+    assert str(caught.value) == (
+        "--dry-run: what errors of each matrix cost has to be measured, and nothing is written; run `tsconvert imatrix"
+        f" {TINY} --out {kept} --tokens 4K --slopes 4K --data {text}` first"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    command = ["export-gguf", TINY, "--out", str(out), "--no-verify", "--target-size", "1.6M", "--data", str(text)]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert 0.995 * 1.6e6 <= out.stat().st_size <= 1.6e6 + 2048
+    content, matrix = out.read_bytes(), load_imatrix(kept)
+    assert (matrix.datasets, matrix.chunks * matrix.chunk_tokens) == ((str(text),), 4096)
+    assert matrix.slopes.keys() == matrix.entries.keys() | {"token_embd.weight"}
+    out.unlink()
+    capfd.readouterr()
+    export_unverified(asked)
+    assert f"what errors cost is taken from {kept}" in capfd.readouterr().err
+    assert out.read_bytes() == content
+    out.unlink()
+    with pytest.raises(TsconvertError) as caught:
+        export_unverified(replace(asked, data=()))
+    assert str(caught.value) == f"{kept}: was measured on other text, {text}; remove it, or give --imatrix {kept}"
+
+
+def test_every_size_is_met(plain: Path, matrix: Path, tmp_path: Path):
+    for size in range(1_450_000, 4_100_000, 150_000):
+        made = quantize(
+            QuantizeConfig(source=plain, out=tmp_path / "o.gguf", target_bytes=size, imatrix=matrix, dry_run=True)
+        )
+        assert 0.995 * size <= made.size_bytes <= size + 2048
+
+
+def test_a_mix_is_kept_to_where_nothing_is_much_better(plain: Path, matrix: Path, tmp_path: Path):
+    """Where errors of all weights cost alike, one type for all is the best choice."""
+    measured, tensors, even = load_imatrix(matrix), GgufFile(plain).tensors, tmp_path / "even.gguf"
+    slopes = {name: np.full_like(found, tensors[name].shape[0]) for name, found in measured.slopes.items()}
+    save_imatrix(replace(measured, slopes=slopes), even)
+    size = quantize(QuantizeConfig(source=plain, out=tmp_path / "mix.gguf", type_name="Q8_0", imatrix=even))
+    made = quantize(QuantizeConfig(source=plain, out=tmp_path / "o.gguf", target_bytes=size.size_bytes, imatrix=even))
+    assert made.tensors == size.tensors
+    assert made.notes[0] == (
+        f"--target-size {size.size_bytes}: these are the types of Q8_0; no others of this size are expected to do much"
+        " better"
     )
 
 
@@ -163,6 +214,11 @@ def test_bytes_a_token_of_a_sparse_file(drelu: Path, make_predictors: Make, tmp_
         QuantizeConfig(source=source, out=tmp_path / "z.gguf", target_bytes=by_token.size_bytes, imatrix=matrix)
     )
     assert read(by_size.out) > half
+    assert refusal(source=source, out=tmp_path / "o.gguf", target_bits=6.0) == (
+        f"{source}: its neurons are in another order than the model's, so what errors cost cannot be measured on it;"
+        " run `tsconvert imatrix FOLDER --out FILE.gguf --slopes 4K` on the folder that it was made of and give"
+        " --imatrix FILE.gguf"
+    )
     assert refusal(source=source, out=tmp_path / "o.gguf", target_token_bytes=round(half), imatrix=matrix) == (
         "--target-bytes-a-token: how many neurons a token reads is not known; give --density, such as 0.12"
     )
