@@ -70,7 +70,7 @@ def follow(guide: str, folder: Path) -> list[str]:
 def test_there_is_a_guide_for_each_kind_of_user():
     assert {path.name for path in GUIDES.glob("*.md")} == {
         "convert-and-run.md", "train-and-recover.md", "judge.md", "serve.md", "size.md", "ci.md",
-        "publish.md",
+        "publish.md", "gemma.md",
     }  # fmt: skip
 
 

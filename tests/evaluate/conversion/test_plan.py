@@ -54,7 +54,7 @@ def test_an_hour_for_a_small_model_is_mostly_the_whole_model_s_training():
     assert parse_duration(recover["--time-limit"]) == pytest.approx(step.time_s, abs=1)
     # what it says of the tokens is what relufy's own arithmetic makes of the time
     tokens = int(re.search(r"about ([\d,]+) tokens of the whole", plan.why)[1].replace(",", ""))
-    assert tokens < int(recover["--full-tokens"]) < 1.3 * tokens
+    assert 2 * tokens < int(recover["--full-tokens"]) < 4 * tokens  # the clock ends it, on a faster machine later
     assert 100_000 < tokens < 5_000_000
 
 
