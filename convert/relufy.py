@@ -213,6 +213,7 @@ def _with_own_text(config: RelufyConfig) -> RelufyConfig:
         config.data, config.teacher or config.model, config.out.with_name(config.out.name + ".self.jsonl"),
         tokens=max(config.tokens, config.full.tokens if config.recover == "full" else 0),
         context=config.context, seed=config.seed, device=config.device, bfloat16=bool(config.training.autocast),
+        limit_s=config.time_limit_s and config.time_limit_s / 2,  # training on it takes about as long
     )  # fmt: skip
     return replace(config, data=data)
 

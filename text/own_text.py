@@ -5,6 +5,7 @@ Half of what a model for conversations writes are conversations in its chat temp
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ def with_own_text(
     seed: int,
     device: str,
     bfloat16: bool,
+    limit_s: float | None = None,
 ) -> tuple[Source, ...]:
     """``sources`` with each one called `self` replaced by ``file``, which the teacher's text is written to first.
 
@@ -45,6 +47,7 @@ def with_own_text(
         teacher: the dense model that writes.
         file: the .jsonl file to make; one that an earlier run left there is used as it is.
         tokens: wanted from all sources together.
+        limit_s: end writing after so long, with fewer tokens.
 
     Raises:
         TsconvertError: the teacher is sparse.
@@ -60,14 +63,24 @@ def with_own_text(
     if not processes.rank() and not file.exists():
         share = sum(weights) / sum(source.weight for source in sources)
         wanted = round(tokens * share * 1.1)
-        write_own_text(checkpoint, file, wanted, context=context, seed=seed, device=device, bfloat16=bfloat16)
+        write_own_text(
+            checkpoint, file, wanted, context=context, seed=seed, device=device, bfloat16=bfloat16, limit_s=limit_s
+        )
     processes.barrier()
     return tuple(replace(source, path=str(file)) if source.path == OWN else source for source in sources)
 
 
 @torch.no_grad()
 def write_own_text(
-    teacher: Checkpoint, file: Path, tokens: int, *, context: int, seed: int, device: str, bfloat16: bool
+    teacher: Checkpoint,
+    file: Path,
+    tokens: int,
+    *,
+    context: int,
+    seed: int,
+    device: str,
+    bfloat16: bool,
+    limit_s: float | None = None,
 ) -> None:
     """Sample about ``tokens`` tokens from ``teacher`` into a .jsonl file, a text of ``context`` tokens a line or less.
 
@@ -81,9 +94,12 @@ def write_own_text(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     turns = _turns(tokenizer)
+    start_s = time.monotonic()
     rounds = max(1, -(-tokens // (_BATCH * length)))
     with atomic_file(file) as stream, progress("text of the teacher's own", rounds) as step:
         for number in range(rounds):
+            if limit_s is not None and number and time.monotonic() - start_s > limit_s:
+                break
             if turns is not None and number % 2 == 0:
                 found = [text for _ in range(2) for text in _conversations(model, tokenizer, turns, length)]
             else:

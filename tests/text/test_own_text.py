@@ -37,6 +37,11 @@ def test_a_model_for_conversations_writes_half_of_them_in_its_template(talker: P
         assert re.fullmatch(r"<user>(.*)</s>\n<assistant>(.*)</s>\n", text, re.DOTALL), text
 
 
+def test_a_time_that_is_over_leaves_what_was_written(dense: Path, tmp_path: Path):
+    with_own_text((Source(path="self"),), dense, tmp_path / "own.jsonl", **HOW, limit_s=0.0)
+    assert len((tmp_path / "own.jsonl").read_text().splitlines()) == 16  # one round
+
+
 def test_a_sparse_model_does_not_write(sparse: Path, tmp_path: Path):
     with pytest.raises(TsconvertError) as caught:
         with_own_text((Source(path="self"),), sparse, tmp_path / "own.jsonl", **HOW)
