@@ -112,17 +112,16 @@ def _compare(
             narrow = replace(plain, spec=replace(plain.spec, sliding_window=small))
             trials.append((f"a window of {small}", _difference(_run(narrow, rows_NS), windowed), _BOUND))
     shipped = found if plain is source else _run(source, rows_NS)
-    steady, wanted = shipped, near
-    if thresholds:
-        reference.let_all_fire()
-        wanted = reference.logits(rows_T, ahead_NS)
-        steady = _run(_all_fire(source), rows_NS)
+    reference.let_all_fire()
     if stride > 1:
         ropes = {name: replace(getattr(plain, name), stride=stride) for name in ("rope", "local_rope")}
         apart, far = _all_fire(replace(plain, **ropes)), reference.logits(rows_T, stride * ahead_NS)
         trials.append((f"positions to {stride * (length - 1)}", _difference(_run(apart, rows_NS), far), _FAR_BOUND))
     if not floats:  # activations are rounded where weights are quantized
         bounds = trials if plain is not source else [(trial, off, _QUANTIZED_BOUND) for trial, off, _ in trials]
+        steady, wanted = shipped, near
+        if thresholds:
+            steady, wanted = _run(_all_fire(source), rows_NS), reference.logits(rows_T, ahead_NS)
         trials = [*bounds, (_AS_IT_RUNS, _difference(steady, wanted), _QUANTIZED_BOUND)]
         if thresholds:
             trials.append((f"{_AS_IT_RUNS}, with its thresholds", _difference(shipped, near), _THRESHOLD_BOUND))
