@@ -19,9 +19,9 @@ _SAMPLE = 50_000  # factors that a quantile is taken of
 _FRESH = 0.2  # weight of the newest step's quantile
 
 
-def _wanted(start: float, goal: float, step: int, steps: int) -> float:
-    """The density of the ramp from ``start`` to ``goal``."""
-    return float(start * (goal / start) ** min(1.0, step / (_RAMP * steps)))
+def _wanted(start: float, goal: float, passed: float) -> float:
+    """The density of the ramp from ``start`` to ``goal`` when so much of the training has passed, 0 to 1."""
+    return float(start * (goal / start) ** min(1.0, passed / _RAMP))
 
 
 class FFNThresholds:
@@ -34,27 +34,27 @@ class FFNThresholds:
         activation: the FFN's.
         target_sparsity: share of neurons to be silent, 0 to 1.
         up_passes: share of neurons whose up lets them fire, under `tswiglu`; 1 is all, without an `up_threshold`.
-        steps: of the training.
     """
 
-    def __init__(self, ffn: Any, activation: str, target_sparsity: float, up_passes: float, steps: int) -> None:
+    def __init__(self, ffn: Any, activation: str, target_sparsity: float, up_passes: float) -> None:
         self.ffn = ffn
-        self.own = DensityThreshold(target_sparsity, steps, ffn.threshold)
+        self.own = DensityThreshold(target_sparsity, ffn.threshold)
         self.by_up = activation in THRESHOLDED and up_passes < 1 and ffn.up_threshold > 0
-        self.up = DensityThreshold(1 - up_passes, steps, ffn.up_threshold)
+        self.up = DensityThreshold(1 - up_passes, ffn.up_threshold)
 
-    def follow(self, step: int, factor_TF: torch.Tensor, up_size_TF: torch.Tensor) -> None:
+    def follow(self, step: int, passed: float, factor_TF: torch.Tensor, up_size_TF: torch.Tensor) -> None:
         """Set the thresholds for ``step``, by what they are held against, of some tokens of this process.
 
         Args:
+            passed: share of the training that has, 0 to 1.
             factor_TF: `modeling_turbosparse.factors`.
             up_size_TF: `modeling_turbosparse.up_sizes`.
         """
         if self.by_up:
-            self.ffn.up_threshold = self.up.follow(step, up_size_TF)
+            self.ffn.up_threshold = self.up.follow(step, passed, up_size_TF)
         if self.ffn.up_threshold:
             factor_TF = factor_TF * (up_size_TF > self.ffn.up_threshold)
-        self.ffn.threshold = self.own.follow(step, factor_TF)
+        self.ffn.threshold = self.own.follow(step, passed, factor_TF)
 
     def state(self) -> list[dict[str, Any]]:
         """What a resumed run needs."""
@@ -74,18 +74,18 @@ class DensityThreshold:
 
     Args:
         target_sparsity: share of neurons to be silent, 0 to 1.
-        steps: of the training.
         value: the threshold that the layer has.
     """
 
-    def __init__(self, target_sparsity: float, steps: int, value: float = 0.0) -> None:
-        self.goal, self.steps, self.value = 1 - target_sparsity, steps, value
+    def __init__(self, target_sparsity: float, value: float = 0.0) -> None:
+        self.goal, self.value = 1 - target_sparsity, value
         self.start: float | None = None
 
-    def follow(self, step: int, factor_TF: torch.Tensor) -> float:
+    def follow(self, step: int, passed: float, factor_TF: torch.Tensor) -> float:
         """The threshold for ``step``.
 
         Args:
+            passed: share of the training that has, 0 to 1.
             factor_TF: what relu's threshold is held against, of some tokens of this process: the smaller of gate and
                 up, under ReGLU the gate.
         """
@@ -95,7 +95,7 @@ class DensityThreshold:
             return self.value
         if self.start is None:
             self.start = max(fired / seen, self.goal)
-        wanted = _wanted(self.start, self.goal, step, self.steps)
+        wanted = _wanted(self.start, self.goal, passed)
         newest = _mean_quantile(flat, 1 - wanted)
         self.value = (1 - _FRESH) * self.value + _FRESH * newest if self.value else newest
         return self.value
@@ -125,13 +125,12 @@ class SparsityPenalty:
 
     Args:
         target_sparsity: share of neurons to be silent, 0 to 1; None is no penalty.
-        steps: of the training.
         counts: the price is `count`'s, not z itself (L1).
     """
 
-    def __init__(self, target_sparsity: float | None, steps: int, *, counts: bool = False) -> None:
+    def __init__(self, target_sparsity: float | None, *, counts: bool = False) -> None:
         self.goal = None if target_sparsity is None else 1 - target_sparsity
-        self.steps, self.counts = steps, counts
+        self.counts = counts
         self.weight = 0.0 if self.goal is None else 1e-3
         self.start: float | None = None
         self.density: float | None = None
@@ -153,13 +152,18 @@ class SparsityPenalty:
             self.scale = max(price, 1e-12)
         return self.weight / self.scale
 
-    def steer(self, step: int, fired: float) -> None:
-        """After each step, with the share of neurons that fired in it: a controller on the logarithm of the weight."""
+    def steer(self, passed: float, fired: float) -> None:
+        """After each step: a controller on the logarithm of the weight.
+
+        Args:
+            passed: share of the training that has, 0 to 1.
+            fired: share of neurons that did in this step.
+        """
         if self.goal is None:
             return
         self.density = fired if self.density is None else 0.7 * self.density + 0.3 * fired
         self.start = max(fired, self.goal) if self.start is None else self.start
-        wanted = _wanted(self.start, self.goal, step, self.steps)
+        wanted = _wanted(self.start, self.goal, passed)
         error = math.log(max(self.density, 1e-6) / wanted)
         change = _GAIN * error + _DAMPING * (error - self.error)
         self.error = error

@@ -16,7 +16,7 @@ from ..common.errors import TsconvertError, shown
 from ..common.files import refuse_existing
 from ..model.files.dtypes import ARRAYS
 from ..model.files.gguf import ggml
-from ..model.files.gguf.file import GGUF, GgufFile, GgufTensor
+from ..model.files.gguf.file import GGUF, SPARSE, GgufFile, GgufTensor
 from ..model.files.integrity import not_finite
 from .config import COPY, QuantizeConfig
 from .gguf.shards import sharded, write_files
@@ -37,7 +37,6 @@ from .types import mixes
 from .types.type_choice import TypeChoice
 
 _OWN_RULES = ("falcon", "glm5-next", "bailingmoe3")  # whose tensors llama-quantize treats in other ways
-_SPARSE = "turbosparse"
 _DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
 _WHOLE = ("I8", "I16", "I32", "I64", "F64")  # copied as they are
 _VALUES = 1 << 20
@@ -86,7 +85,7 @@ def quantize(config: QuantizeConfig) -> QuantizeReport:
     made_from = file.metadata.get(f"{file.architecture}.source_fingerprint")
     matrix = load_imatrix(config.imatrix, made_from or None) if config.imatrix is not None else None
     if config.by_size:
-        if matrix is None and file.architecture == _SPARSE:
+        if matrix is None and file.architecture == SPARSE:
             raise TsconvertError(
                 f"{config.source}: its neurons are in another order than the model's, so what errors cost cannot be"
                 " measured on it; run `tsconvert imatrix FOLDER --out FILE.gguf --slopes 4K` on the folder that it was"
@@ -187,12 +186,12 @@ def _by_size(
     kinds: dict[str, str],
 ) -> Recipe:  # fmt: skip
     plans, matrices = [_plan(file, tensor, kinds[name]) for name, tensor in file.tensors.items()], _matrices(file)
-    sparse = file.architecture == _SPARSE
+    sparse = file.architecture == SPARSE
     shares: dict[str, float] = {}
     if config.target_token_bytes is not None:
         used, experts = (file.metadata.get(f"{file.architecture}.expert_{key}", 1) for key in ("used_count", "count"))
         read = float(str(used)) / float(str(experts))
-        silent = sparse and file.metadata.get("turbosparse.activation") != "swiglu"
+        silent = sparse and file.metadata.get(f"{SPARSE}.activation") != "swiglu"
         shares = read_shares(plans, sparse=silent, density=config.density, experts_read=read)
     stored = {name: file.tensors[name].type_name for name in matrices}
     return chosen_types(

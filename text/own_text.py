@@ -5,8 +5,9 @@ Half of what a model for conversations writes are conversations in its chat temp
 """
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,56 +63,45 @@ def with_own_text(
         )
     if not processes.rank() and not file.exists():
         share = sum(weights) / sum(source.weight for source in sources)
-        wanted = round(tokens * share * 1.1)
-        write_own_text(
-            checkpoint, file, wanted, context=context, seed=seed, device=device, bfloat16=bfloat16, limit_s=limit_s
-        )
+        model = dense_model(checkpoint, torch.bfloat16 if bfloat16 else torch.float32).to(device)
+        length = min(context, checkpoint.spec.context)
+        rounds = max(1, -(-round(tokens * share * 1.1) // (_BATCH * length)))
+        ends_s = math.inf if limit_s is None else time.monotonic() + limit_s
+        _write(_texts(model, checkpoint, length, seed), file, rounds, ends_s)
     processes.barrier()
     return tuple(replace(source, path=str(file)) if source.path == OWN else source for source in sources)
 
 
-@torch.no_grad()
-def write_own_text(
-    teacher: Checkpoint,
-    file: Path,
-    tokens: int,
-    *,
-    context: int,
-    seed: int,
-    device: str,
-    bfloat16: bool,
-    limit_s: float | None = None,
-) -> None:
-    """Sample about ``tokens`` tokens from ``teacher`` into a .jsonl file, a text of ``context`` tokens a line or less.
+def _write(texts: Iterator[list[str]], file: Path, rounds: int, ends_s: float) -> None:
+    """A text a line, of so many rounds, or of those that began before ``ends_s`` on the monotonic clock."""
+    with atomic_file(file) as stream, progress("text of the teacher's own", rounds) as step:
+        for number in range(rounds):
+            if number and time.monotonic() > ends_s:
+                break
+            for text in next(texts):
+                stream.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+            step("")
+
+
+def _texts(model: Any, teacher: Checkpoint, length: int, seed: int) -> Iterator[list[str]]:
+    """Rounds of texts of ``length`` tokens or less, about as many tokens in each.
 
     A text opens with the beginning-of-text token and one drawn from the vocabulary; the next few are the likeliest, the
-    others are drawn from the whole distribution. Where the tokenizer has a chat template every other batch are
+    others are drawn from the whole distribution. Where the tokenizer has a chat template every other round is
     conversations of one question and one answer.
     """
     tokenizer = load_tokenizer(teacher.folder)
-    model = dense_model(teacher, torch.bfloat16 if bfloat16 else torch.float32).to(device)
-    length = min(context, teacher.spec.context)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     turns = _turns(tokenizer)
-    start_s = time.monotonic()
-    rounds = max(1, -(-tokens // (_BATCH * length)))
-    with atomic_file(file) as stream, progress("text of the teacher's own", rounds) as step:
-        for number in range(rounds):
-            if limit_s is not None and number and time.monotonic() - start_s > limit_s:
-                break
-            if turns is not None and number % 2 == 0:
-                found = [text for _ in range(2) for text in _conversations(model, tokenizer, turns, length)]
-            else:
-                opening = torch.randint(teacher.spec.vocab, (_BATCH, 1), generator=generator)
-                if teacher.spec.bos is not None:
-                    opening = torch.cat([torch.full_like(opening, teacher.spec.bos), opening], 1)
-                ids = _continued(model, opening.to(device), _LIKELY_TOKENS, sample=False)
-                ids = _continued(model, ids, length - ids.shape[1], sample=True)
-                found = tokenizer.batch_decode(ids, skip_special_tokens=True)
-            for text in found:
-                stream.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
-            step("")
+    while True:
+        if turns is not None:
+            yield [text for _ in range(2) for text in _conversations(model, tokenizer, turns, length)]
+        first = torch.randint(teacher.spec.vocab, (_BATCH,), generator=generator).tolist()
+        ids = [[token] if teacher.spec.bos is None else [teacher.spec.bos, token] for token in first]
+        for count, greedy in ((_LIKELY_TOKENS, True), (length - len(ids[0]) - _LIKELY_TOKENS, False)):
+            ids = [a + b for a, b in zip(ids, _continued(model, ids, count, greedy=greedy), strict=True)]
+        yield tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -145,9 +135,9 @@ def _conversations(model: Any, tokenizer: Any, turns: _Turns, length: int) -> li
     )
     ends = {*between[:1], *behind[:1], *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
     prompts = [before] * _BATCH
-    questions = _drawn(model, prompts, max(1, length // _QUESTION_SHARE), ends)
+    questions = _continued(model, prompts, max(1, length // _QUESTION_SHARE), ends)
     prompts = [[*before, *ids, *between] for ids in questions]
-    answers = _drawn(model, prompts, max(1, length - max(map(len, prompts))), ends)
+    answers = _continued(model, prompts, max(1, length - max(map(len, prompts))), ends)
     said = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (questions, answers))
     texts = [tokenizer.apply_chat_template(_talk(*each), tokenize=False) for each in zip(*said, strict=True)]
     # the tokenizer begins each text with its own special tokens
@@ -158,23 +148,18 @@ def _talk(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
 
 
-def _drawn(model: Any, prompts: list[list[int]], count: int, ends: set[int]) -> list[list[int]]:
-    """What the model goes on with after each prompt, up to the first of ``ends``."""
+def _continued(
+    model: Any, prompts: list[list[int]], count: int, ends: set[int] | None = None, *, greedy: bool = False
+) -> list[list[int]]:
+    """What follows each prompt: ``count`` tokens, or those before the first of ``ends``, drawn where not ``greedy``."""
     longest = max(map(len, prompts))
     ids_NS, known_NS = (
         torch.tensor([[0] * (longest - len(ids)) + part for ids, part in zip(prompts, parts, strict=True)])
         for parts in (prompts, [[1] * len(ids) for ids in prompts])
     )
+    until = {"min_new_tokens": count} if ends is None else {"eos_token_id": sorted(ends)}
     found = model.generate(
-        ids_NS.to(model.device), attention_mask=known_NS.to(model.device), do_sample=True, top_k=0,
-        max_new_tokens=count, eos_token_id=sorted(ends), pad_token_id=0,
+        ids_NS.to(model.device), attention_mask=known_NS.to(model.device), do_sample=not greedy, top_k=0,
+        max_new_tokens=count, pad_token_id=0, **until,
     )[:, longest:].tolist()  # fmt: skip
-    return [ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))] for ids in found]
-
-
-def _continued(model: Any, ids_NS: torch.Tensor, count: int, *, sample: bool) -> torch.Tensor:
-    found: torch.Tensor = model.generate(
-        ids_NS, attention_mask=torch.ones_like(ids_NS), do_sample=sample, top_k=0, max_new_tokens=count,
-        min_new_tokens=count, pad_token_id=0,
-    )  # fmt: skip
-    return found
+    return [ids[: next((i for i, token in enumerate(ids) if token in (ends or ())), len(ids))] for ids in found]

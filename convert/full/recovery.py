@@ -119,7 +119,8 @@ def train_whole(
             write_provenance(partial, config, report)
             write_card(partial, config, report, start)
             if predictors is not None:
-                report = replace(report, predictors=predictors.write(state, partial, held_NS, config, start_s))
+                written = predictors.write(state, partial, held_NS, config, found.tokens, start_s)
+                report = replace(report, predictors=written)
     return report
 
 

@@ -53,9 +53,9 @@ class RecoveryTrainer(Trainer):
         self.goal = None if goal is None else 1 - goal
         follows = goal is not None and silenced_by == "threshold"
         self.thresholds = [
-            FFNThresholds(ffn, ffn.activation, goal, up_passes, how.steps) for ffn in monitor.ffns if goal and follows
+            FFNThresholds(ffn, ffn.activation, goal, up_passes) for ffn in monitor.ffns if goal and follows
         ]
-        self.penalty = SparsityPenalty(None if follows else goal, how.steps)
+        self.penalty = SparsityPenalty(None if follows else goal)
         self.penalty.weight = _FIRST_WEIGHT
         self.monitor.compares, self.monitor.penalised = follows, self.penalty.goal is not None
         self.monitor.counts = silenced_by == "count"
@@ -78,9 +78,7 @@ class RecoveryTrainer(Trainer):
 
     def expect(self, steps: int) -> None:
         """Let the density reach its goal within so many steps of the training."""
-        self.expected = self.penalty.steps = max(1, steps)
-        for thresholds in self.thresholds:
-            thresholds.own.steps = thresholds.up.steps = self.expected
+        self.expected = max(1, steps)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW without decay; predictors have a learning rate of their own."""
@@ -160,12 +158,13 @@ class RecoveryTrainer(Trainer):
         self._fired.append(sum(density) / len(density))
         if self.accelerator.sync_gradients and self._steered != self.state.global_step:
             self._steered = self.state.global_step
+            passed = self._steered / self.expected
             self._density = sum(self._fired) / len(self._fired)
-            self.penalty.steer(self.state.global_step, self._density)
+            self.penalty.steer(passed, self._density)
             self._fired = []
             for thresholds, found in zip(self.thresholds, self.monitor.compared, strict=False):
                 held = zip(*found, strict=True) if found else ((torch.empty(0),), (torch.empty(0),))
-                thresholds.follow(self.state.global_step, *map(torch.cat, held))
+                thresholds.follow(self._steered, passed, *map(torch.cat, held))
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:

@@ -62,8 +62,8 @@ def recover_layer(
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     goal = how.target_sparsity
     follows = goal and how.silenced_by == "threshold"
-    thresholds = FFNThresholds(layer, layer.activation, goal, how.ups, how.steps) if goal and follows else None
-    penalty = SparsityPenalty(None if thresholds else goal, how.steps, counts=how.silenced_by == "count")
+    thresholds = FFNThresholds(layer, layer.activation, goal, how.ups) if goal and follows else None
+    penalty = SparsityPenalty(None if thresholds else goal, counts=how.silenced_by == "count")
     # processes hold different further tokens: drawing those must not move the generator that all share
     further_generator = torch.Generator().manual_seed(generator.initial_seed() + 1)
     masked_from = how.steps - round(how.steps * predictors.masked_steps) if predictors else how.steps
@@ -75,7 +75,7 @@ def recover_layer(
         optimizer.zero_grad(set_to_none=True)
         batch = torch.randint(data.all_train_tokens, (how.batch_tokens,), generator=generator) - data.first_token
         if thresholds is not None:
-            thresholds.follow(step, *_compared(layer, data, batch, how))
+            thresholds.follow(step, step / how.steps, *_compared(layer, data, batch, how))
         loss, fired = _backward(layer, data, batch, penalty, how, predictors if step >= masked_from else None)
         for material in further:
             _further_backward(layer, material, data, how, further_generator)
@@ -87,7 +87,7 @@ def recover_layer(
             parameter.grad = processes.sum_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        penalty.steer(step, fired)
+        penalty.steer(step / how.steps, fired)
     layer.module.requires_grad_(False)
     after, density = _judge(layer, data)
     return LayerResult(

@@ -174,7 +174,7 @@ class ModelPredictors:
 
     def write(
         self, state: Mapping[str, torch.Tensor], folder: Path, held_NS: torch.Tensor, config: RelufyConfig,
-        start_s: float,
+        tokens: int, start_s: float,
     ) -> PredictorReport:  # fmt: skip
         """Set the thresholds of the trained predictors, write their folder, and say what they do.
 
@@ -182,6 +182,7 @@ class ModelPredictors:
             state: the trained model's.
             folder: the finished checkpoint.
             held_NS: sequences that nothing was trained on.
+            tokens: that they were trained on.
         """
         joint, checkpoint, layers = self.joint, Checkpoint(folder), self.trained(state)
         exact = sweep(checkpoint, held_NS, [_FiringCounts(layers)], config.device)
@@ -190,7 +191,7 @@ class ModelPredictors:
         )
         report = PredictorReport(
             out=joint.out, method="low-rank, trained along with the whole model", target_energy=joint.target_energy,
-            tokens=config.full.tokens, model_parameters=checkpoint.spec.parameters, ffns=calibrated.reports,
+            tokens=tokens, model_parameters=checkpoint.spec.parameters, ffns=calibrated.reports,
             stored_as=joint.training.stored_as,
             predictor_parameters=sum(p.parameters for layer in layers for p in layer if p is not None),
             **vars(calibrated.effect),

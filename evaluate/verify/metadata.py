@@ -8,7 +8,7 @@ from typing import Any
 from ...common.errors import shown
 from ...model.checkpoint import Checkpoint
 from ...model.families import FAMILIES
-from ...model.files.gguf.file import POWERINFER, GgufFile
+from ...model.files.gguf.file import POWERINFER, SPARSE, GgufFile
 from ...model.spec import ACTIVATIONS as EVERY_ACTIVATION
 from ...model.spec import THRESHOLDED
 from ...quant.metadata.feature_keys import used_features
@@ -28,7 +28,7 @@ def dialect_of(file: GgufFile) -> str:
     """`sparse`, `powerinfer` or `llama.cpp`."""
     if file.magic == POWERINFER:
         return "powerinfer"
-    return "sparse" if file.architecture == "turbosparse" else "llama.cpp"
+    return "sparse" if file.architecture == SPARSE else "llama.cpp"
 
 
 def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
     spec = checkpoint.spec
     gguf = FAMILIES[spec.family].gguf
     architecture = {
-        "sparse": "turbosparse", "powerinfer": "bamboo" if spec.activation == "drelu" else "llama"
+        "sparse": SPARSE, "powerinfer": "bamboo" if spec.activation == "drelu" else "llama"
     }.get(dialect, gguf.architecture)  # fmt: skip
     windows = dialect == "sparse" or (dialect == "llama.cpp" and "windows" in gguf.native)
     context = spec.context if windows else min(spec.context, spec.sliding_window or spec.context)
@@ -79,8 +79,8 @@ def compare_keys(
     if dialect == "powerinfer":
         wanted["powerinfer.sparse_threshold"] = 0.0
     if dialect == "sparse" and predictors is not None:
-        wanted["turbosparse.predictor.threshold"] = [value for row in predictors.thresholds for value in row]
-        wanted["turbosparse.predictor.rank"] = [value for row in predictors.ranks for value in row]
+        wanted[f"{SPARSE}.predictor.threshold"] = [value for row in predictors.thresholds for value in row]
+        wanted[f"{SPARSE}.predictor.rank"] = [value for row in predictors.ranks for value in row]
     beside = separate_predictors.find_separate(file)
     for key, value in wanted.items():
         if key in overridden:

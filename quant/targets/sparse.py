@@ -2,6 +2,7 @@
 
 from itertools import chain
 
+from ...model.files.gguf.file import SPARSE
 from ..gguf.values import Value, array, text, u32
 from ..metadata import rope
 from ..metadata.feature_keys import feature_keys, used_features
@@ -10,18 +11,16 @@ from .engine_form import engine_form
 from .plan import Job, Plan, TensorTable
 from .predictor_source import PredictorSource
 
-ARCHITECTURE = "turbosparse"
-
 
 def plan(job: Job) -> Plan:
     """The file for tsconvert's runner, and for any engine that implements docs/format.md."""
     spec = job.spec
-    metadata = job.general_keys(ARCHITECTURE) | shape_keys(spec, ARCHITECTURE, spec.context)
-    metadata |= later_shape_keys(spec, ARCHITECTURE)
-    metadata |= rope.scaling_keys(spec, ARCHITECTURE, reads=(*rope.TUNED, "type"))
-    metadata |= _own_keys(job) | feature_keys(spec, ARCHITECTURE, None)
+    metadata = job.general_keys(SPARSE) | shape_keys(spec, SPARSE, spec.context)
+    metadata |= later_shape_keys(spec, SPARSE)
+    metadata |= rope.scaling_keys(spec, SPARSE, reads=(*rope.TUNED, "type"))
+    metadata |= _own_keys(job) | feature_keys(spec, SPARSE, None)
     metadata |= job.vocabulary.metadata(huggingface=True)
-    table = TensorTable(job, engine_form(spec, None, ARCHITECTURE))
+    table = TensorTable(job, engine_form(spec, None, SPARSE))
     table.embedding()
     for layer in range(spec.layers):
         table.layer(layer, transpose_down=True)
@@ -31,7 +30,7 @@ def plan(job: Job) -> Plan:
     table.order()
     return Plan(
         target="sparse",
-        architecture=ARCHITECTURE,
+        architecture=SPARSE,
         metadata=metadata,
         tensors=table.tensors,
         notes=_notes(job.predictors),
@@ -54,7 +53,7 @@ def _own_keys(job: Job) -> dict[str, Value]:
         keys["activation_threshold"] = array("f32", list(spec.thresholds))
     if any(spec.up_thresholds):
         keys["up_threshold"] = array("f32", list(spec.up_thresholds))
-    return {f"{ARCHITECTURE}.{name}": value for name, value in keys.items()}
+    return {f"{SPARSE}.{name}": value for name, value in keys.items()}
 
 
 def _notes(predictors: PredictorSource | None) -> list[str]:

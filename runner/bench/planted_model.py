@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.files.gguf import ggml
+from ...model.files.gguf.file import SPARSE
 from ...model.tensor_names import FFN, PREDICTOR, Place, gguf_name
 from ...quant.gguf.tensor_plan import TensorPlan
 from ...quant.gguf.values import Value, array, f32, text, u32
@@ -28,7 +29,7 @@ TYPES = ("Q4_0", "Q8_0")
 """Types in which rows can be planted."""
 _POOL_BLOCKS = (1 << 20) - 3  # odd, so that no two tensors begin alike
 _SCALE_OFFSETS = {"Q4_0": (0,), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
-_ARCHITECTURES = {"sparse": "turbosparse", "llama.cpp": "llama", "powerinfer": "bamboo"}
+_ARCHITECTURES = {"sparse": SPARSE, "llama.cpp": "llama", "powerinfer": "bamboo"}
 Blocks = npt.NDArray[np.uint8]
 
 

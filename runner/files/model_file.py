@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError, shown
 from ...model.families import FAMILIES, family_of_gguf
-from ...model.files.gguf.file import POWERINFER, GgufFile, GgufTensor
+from ...model.files.gguf.file import POWERINFER, SPARSE, GgufFile, GgufTensor
 from ...model.files.gguf.keys import Keys
 from ...model.files.kinds import gguf_kind
 from ...model.spec import ModelSpec
 from ...quant.targets import separate_predictors
 from ..rope import Rope
-from .spec import SPARSE, Dialect, read_ropes, read_spec
+from .spec import Dialect, read_ropes, read_spec
 from .tensors import read_tensors
 
 FORMAT_VERSIONS = (1, 2)

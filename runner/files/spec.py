@@ -10,13 +10,12 @@ from ...common.errors import TsconvertError, shown
 from ...common.progress import note
 from ...model.families.family import Family
 from ...model.files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
-from ...model.files.gguf.file import POWERINFER, GgufTensor
+from ...model.files.gguf.file import POWERINFER, SPARSE, GgufTensor
 from ...model.files.gguf.keys import Keys
 from ...model.spec import ModelSpec
 from ...model.tensor_names import BIASED, Place, gguf_name
 from ..rope import Rope
 
-SPARSE = "turbosparse"
 FEATURES = (
     "geglu", "bias", "qk_norm", "qk_norm_whole", "post_norm", "both_norms", "layer_windows", "partial_rope",
     "local_rope", "layer_rope", "softcap", "temperature", "router_softmax", "up_scale", "longrope",

@@ -6,11 +6,11 @@ from dataclasses import replace
 from ...common.errors import TsconvertError, label
 from ...model.files.gguf import ggml
 from ...model.files.gguf.config import ROPE_FREQS, ROPE_LONG, ROPE_SHORT
-from ...model.files.gguf.file import GgufFile, GgufTensor
+from ...model.files.gguf.file import SPARSE, GgufFile, GgufTensor
 from ...model.files.gguf.keys import Keys
 from ...model.spec import ModelSpec
 from ...model.tensor_names import FFN, PREDICTOR, VECTORS, Place, gguf_name, layer_roles, shape_of
-from .spec import SPARSE, Dialect, decoded
+from .spec import Dialect, decoded
 
 _OTHERS = {ROPE_FREQS: "", ROPE_LONG: "", ROPE_SHORT: "", "blk.{L}.ffn_order": SPARSE}
 """Tensors that are read elsewhere or need not be read -> the architecture that they are of; empty: any."""

@@ -11,7 +11,7 @@ from ....common.errors import TsconvertError, shown
 from ...families import FAMILIES
 from ...families.family import Family
 from ..kinds import gguf_kind
-from .file import GGUF, GgufFile
+from .file import GGUF, SPARSE, GgufFile
 from .keys import Keys
 from .tensor import stored_dtype
 
@@ -34,7 +34,7 @@ def builder_of(file: GgufFile) -> Builder:
     name = file.architecture
     if file.magic == GGUF and name in BUILDERS:
         return BUILDERS[name]
-    if file.magic != GGUF or name == "turbosparse":
+    if file.magic != GGUF or name == SPARSE:
         raise TsconvertError(
             f"{file.path}: is a sparse model for running (run, serve, bench and eval take it), its neurons in another"
             " order; give the Hugging Face folder that it was made of"

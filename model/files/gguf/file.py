@@ -11,6 +11,7 @@ from ....common.errors import TsconvertError, shown
 from .parsing import GGUF as GGUF
 from .parsing import MAGICS, ParsedFile
 from .parsing import POWERINFER as POWERINFER
+from .parsing import SPARSE as SPARSE
 from .parsing import GgufTensor as GgufTensor
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")

@@ -16,6 +16,7 @@ from ..kinds import kind_of
 from . import ggml
 
 GGUF, POWERINFER = "GGUF", "PWRI"
+SPARSE = "turbosparse"  # the architecture of tsconvert's own dialect, docs/format.md
 MAGICS = {b"GGUF": GGUF, b"PWRI": POWERINFER}
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
