@@ -47,7 +47,6 @@ _READ = Rule(
     lambda given: _swept(given) or given["shift"] is not None,
     f"without {_COPIES} only, which reads no text",
 )
-_ALONE = Rule(lambda given: not given["cross_entropy"], "without a --cross-entropy only", "leave --cross-entropy out")
 _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence above 0 only")
 
 
@@ -116,7 +115,7 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
         setting(FullRecovery, "divergence", "Weight of the divergence KL(teacher || student).", rules=[_FULL]),
         setting(FullRecovery, "likeliest", "Compute the divergence on the N tokens of the vocabulary that the teacher"
                 " finds likeliest in the batch, which is quicker; 0: on all.", kind=COUNT,
-                rules=[_FULL, _COMPARED, not_with("--top-logits"), not_with("--train-embeddings"), _ALONE]),
+                rules=[_FULL, _COMPARED, not_with("--top-logits"), not_with("--train-embeddings")]),
         setting(FullRecovery, "hidden", "Weight of the hidden states' distance from the teacher's.", rules=[_FULL]),
         setting(FullRecovery, "top_logits", "Compute the teacher's N largest logits first and keep them on disk;"
                 " default: all, while training.", kind=COUNT, rules=[_FULL, not_with("--stream"), _COMPARED]),

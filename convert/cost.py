@@ -64,7 +64,7 @@ def _full_flops(spec: ModelSpec, config: RelufyConfig) -> float:
 def _head_tokens(spec: ModelSpec, config: RelufyConfig) -> int:
     """The tokens of the vocabulary that the student's head is asked for."""
     full = config.full
-    every = full.cross_entropy or full.top_logits or full.train_embeddings or not full.divergence
+    every = full.top_logits or full.train_embeddings or not full.divergence
     return spec.vocab if every or not full.likeliest else min(spec.vocab, full.likeliest)
 
 

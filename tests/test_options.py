@@ -131,10 +131,6 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
             f"{RELUFY} --recover full --train-embeddings", "--likeliest 64",
             "without --train-embeddings only; leave it out, or leave --train-embeddings out",
         ),
-        (
-            f"{RELUFY} --recover full --cross-entropy 1", "--likeliest 64",
-            "without a --cross-entropy only; leave it out, or leave --cross-entropy out",
-        ),
     ],
     ("relufy", "--hidden"): [(RELUFY, "--hidden 1", FULL_ONLY)],
     ("relufy", "--top-logits"): [

@@ -23,7 +23,7 @@ class FullRecovery:
     """Weight of KL(dense teacher || student)."""
     likeliest: int = 6144
     """Compare with the teacher on so many tokens of the vocabulary, which it finds likeliest in the batch; 0: on all.
-    With a cross-entropy, kept logits or trained embeddings, which need all logits, it is on all."""
+    With kept logits or trained embeddings, which need all logits, it is on all."""
     hidden: float = 0.0
     """Weight of the relative squared distance of each layer's hidden states from the teacher's."""
     top_logits: int | None = None

@@ -19,7 +19,7 @@ from ..config.full import FullRecovery
 from ..masked.model_predictors import ModelPredictors
 from ..penalty import FFNThresholds, SparsityPenalty
 from .activations import ActivationMonitor, densities
-from .loss import Losses, Teacher, TopK, distillation, hidden_distance, likeliest_divergence
+from .loss import Losses, Teacher, TopK, distillation, distillation_on_likeliest, hidden_distance
 
 # Shape suffixes: N sequences, S tokens a sequence, T tokens, V vocabulary.
 _STATE = "recovery.json"
@@ -106,7 +106,7 @@ class RecoveryTrainer(Trainer):
         losses = self._distilled(outputs, theirs, inputs)
         loss, hidden = losses.total, list(theirs.hidden_states[1:]) if theirs and self.how.hidden else []
         parts = {"divergence": losses.divergence}
-        if not self.few:
+        if not self.few or self.how.cross_entropy:
             parts["cross_entropy"] = losses.cross_entropy
         if hidden:
             parts["hidden"] = hidden_distance(list(outputs.hidden_states[1:]), hidden)
@@ -122,7 +122,7 @@ class RecoveryTrainer(Trainer):
     def _few(self) -> bool:
         """Whether hidden states do for the loss, and the head is asked for the likeliest tokens alone."""
         how, dense, head = self.how, self.teacher, self.model.get_output_embeddings()
-        wanted = how.likeliest and how.divergence and not how.cross_entropy and not how.train_embeddings
+        wanted = how.likeliest and how.divergence and not how.train_embeddings
         if not wanted or dense is None or self.is_fsdp_enabled:
             return False
         return len(head.weight) > how.likeliest and all(map(plain_head, (self.model, dense)))
@@ -134,20 +134,22 @@ class RecoveryTrainer(Trainer):
 
     def _distilled(self, ours: Any, theirs: Any, inputs: dict[str, torch.Tensor]) -> Losses:
         """The loss by the outputs of the model and, if there is one, its teacher."""
-        label_T = shifted(inputs["labels"]).flatten()
+        label_T, how = shifted(inputs["labels"]).flatten(), self.how
         if self.few:
             known_T = label_T != IGNORED
             student_TD, teacher_TD = (out.hidden_states[-1].flatten(0, 1)[known_T] for out in (ours, theirs))
             models: list[Any] = [self.model, self.teacher]
             student_VD, teacher_VD = (model.get_output_embeddings().weight for model in models)
-            divergence = likeliest_divergence(student_TD, teacher_TD, student_VD, teacher_VD, self.how.likeliest)
-            return Losses(self.how.divergence * divergence, torch.zeros(()), divergence.detach())
+            return distillation_on_likeliest(
+                student_TD, teacher_TD, student_VD, teacher_VD, label_T[known_T], how.likeliest, how.cross_entropy,
+                how.divergence,
+            )  # fmt: skip
         teacher: Teacher = None
         if "top_index" in inputs:
             teacher = TopK(inputs["top_index"].flatten(0, 1), inputs["top_log"].flatten(0, 1))
-        elif theirs is not None and self.how.divergence:
+        elif theirs is not None and how.divergence:
             teacher = theirs.logits.flatten(0, 1)
-        return distillation(ours.logits.flatten(0, 1), teacher, label_T, self.how.cross_entropy, self.how.divergence)
+        return distillation(ours.logits.flatten(0, 1), teacher, label_T, how.cross_entropy, how.divergence)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; after the last of a step the penalty is steered, or the thresholds follow."""

@@ -18,7 +18,7 @@ from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.full import recovery, stage
 from tsconvert.convert.full.activations import ActivationMonitor
 from tsconvert.convert.full.data import full_rows
-from tsconvert.convert.full.loss import TopK, distillation, hidden_distance, likeliest_divergence
+from tsconvert.convert.full.loss import TopK, distillation, distillation_on_likeliest, hidden_distance
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import SparseExperts
@@ -72,25 +72,39 @@ def test_the_losses_gradient_is_autograds(kind: str):
     assert not ours.grad[3].any()
 
 
-@pytest.mark.parametrize("likeliest", [5, 11])
-def test_the_divergence_on_the_likeliest_tokens_has_autograds_gradient(likeliest: int):
+@pytest.mark.parametrize(("likeliest", "share"), [(5, 0.0), (11, 0.0), (2, 0.4), (8, 0.4), (11, 0.4)])
+def test_the_loss_on_the_likeliest_tokens_has_autograds_gradient(likeliest: int, share: float):
     torch.manual_seed(0)
     student, teacher, ours_VD, theirs_VD = (torch.randn(rows, 6) for rows in (7, 7, 11, 11))
     ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
-    found = likeliest_divergence(ours, teacher, ours_VD, theirs_VD, likeliest)
-    (2 * found).backward()
+    label_T = torch.tensor([3, 9, 3, 0, 10, 9, 3])
+    found = distillation_on_likeliest(ours, teacher, ours_VD, theirs_VD, label_T, likeliest, share, 1.3)
+    (2 * found.total).backward()
     goal = teacher @ theirs_VD.T
-    chosen = goal.softmax(-1).sum(0).topk(likeliest).indices
+    mass_V = goal.softmax(-1).sum(0)
+    if share:
+        mass_V[label_T] += 100  # the labels first, and all of them
+        likeliest = max(likeliest, 4)
+    chosen = mass_V.topk(likeliest).indices
     log, log_goal = ((theirs @ ours_VD.T)[:, chosen].log_softmax(-1), goal[:, chosen].log_softmax(-1))
-    expected = functional.kl_div(log, log_goal, reduction="batchmean", log_target=True)
-    (2 * expected).backward()
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    divergence = functional.kl_div(log, log_goal, reduction="batchmean", log_target=True)
+    entropy = torch.zeros(())
+    if share:
+        entropy = functional.nll_loss(log, (label_T[:, None] == chosen).int().argmax(1))
+    (2 * (share * entropy + 1.3 * divergence)).backward()
+    assert found.divergence.item() == pytest.approx(divergence.item(), rel=1e-5)
+    assert found.cross_entropy.item() == pytest.approx(entropy.item(), rel=1e-5)
+    assert found.total.item() == pytest.approx((share * entropy + 1.3 * divergence).item(), rel=1e-5)
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
 
 
-def test_all_but_one_of_the_likeliest_tokens_train_as_the_whole_vocabulary(sparse: Path, dense: Path, tmp_path: Path):
+@pytest.mark.parametrize("entropy", [0.0, 0.5])
+def test_all_but_one_of_the_likeliest_tokens_train_as_the_whole_vocabulary(
+    entropy: float, sparse: Path, dense: Path, tmp_path: Path
+):
+    how = replace(SHORT, cross_entropy=entropy)
     found = [
-        relufy(config(sparse, tmp_path / str(n), teacher=str(dense), full=replace(SHORT, likeliest=n))).full
+        relufy(config(sparse, tmp_path / str(n), teacher=str(dense), full=replace(how, likeliest=n))).full
         for n in (0, 4095)
     ]
     assert found[1].losses[-1][1] == pytest.approx(found[0].losses[-1][1], rel=1e-3)
