@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tsconvert.convert.config import RelufyConfig
+from tsconvert.convert.config.local import LocalRecovery
+from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.verify import expected_tensors
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.evaluate.verify.logits import LogitsResult, compare_logits
@@ -150,6 +153,36 @@ def test_what_rounding_would_hide_is_seen_on_the_decoded_weights(
     found = compared(model("llama"), tmp_path / "m.gguf", whole=True, type_name="Q4_0")
     assert found.difference < 0.25  # no more than a right file of 30 layers
     assert "differ from transformers' by " in found.problem
+
+
+@pytest.fixture(scope="module")
+def thresholded(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("thresholded") / "model"
+    how = LocalRecovery(target_sparsity=0.8)
+    model = str(make_checkpoint("llama", seed=6))
+    relufy(RelufyConfig(model=model, out=out, activation="tswiglu", recover="none", training=how))
+    return out
+
+
+@pytest.mark.parametrize("type_name", ["F32", "Q8_0"])
+def test_neurons_that_cross_their_thresholds_by_a_last_digit_are_no_fault(
+    thresholded: Path, tmp_path: Path, monkeypatch, type_name: str
+):
+    spec = open_checkpoint(thresholded).spec
+    reads(monkeypatch, thresholds=tuple(1.0005 * each for each in spec.thresholds))
+    found = compared(thresholded, tmp_path / "m.gguf", whole=True, type_name=type_name)
+    assert not found.problem
+    assert found.arithmetic["text"] < 1e-5
+    assert 1e-3 < found.arithmetic["text, with its thresholds"] < 0.03
+
+
+@WAYS
+@pytest.mark.parametrize("wrong", ["thresholds", "up_thresholds"])
+def test_other_thresholds_are_found(thresholded: Path, tmp_path: Path, monkeypatch, wrong: str, whole: bool):
+    spec = open_checkpoint(thresholded).spec
+    reads(monkeypatch, **{wrong: tuple(1.3 * each for each in getattr(spec, wrong))})
+    found = compared(thresholded, tmp_path / "m.gguf", whole=whole)
+    assert "(text, with its thresholds)" in found.problem
 
 
 @WAYS
