@@ -119,7 +119,8 @@ def train_whole(
             write_provenance(partial, config, report)
             write_card(partial, config, report, start)
             if predictors is not None:
-                written = predictors.write(state, partial, held_NS, config, found.tokens, start_s)
+                tokens = min(config.full.tokens, found.tokens)  # fewer where the clock ended it
+                written = predictors.write(state, partial, held_NS, config, tokens, start_s)
                 report = replace(report, predictors=written)
     return report
 
