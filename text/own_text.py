@@ -7,7 +7,7 @@ Half of what a model for conversations writes are conversations in its chat temp
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _talk(question: str, answer: str) -> list[dict[str, str]]:
 
 
 def _continued(
-    model: Any, prompts: list[list[int]], count: int, ends: set[int] | None = None, *, greedy: bool = False
+    model: Any, prompts: list[list[int]], count: int, ends: Collection[int] = (), *, greedy: bool = False
 ) -> list[list[int]]:
     """What follows each prompt: ``count`` tokens, or those before the first of ``ends``, drawn where not ``greedy``."""
     longest = max(map(len, prompts))
@@ -157,9 +157,9 @@ def _continued(
         torch.tensor([[0] * (longest - len(ids)) + part for ids, part in zip(prompts, parts, strict=True)])
         for parts in (prompts, [[1] * len(ids) for ids in prompts])
     )
-    until = {"min_new_tokens": count} if ends is None else {"eos_token_id": sorted(ends)}
+    until = {"eos_token_id": sorted(ends)} if ends else {"min_new_tokens": count}
     found = model.generate(
         ids_NS.to(model.device), attention_mask=known_NS.to(model.device), do_sample=not greedy, top_k=0,
         max_new_tokens=count, pad_token_id=0, **until,
     )[:, longest:].tolist()  # fmt: skip
-    return [ids[: next((i for i, token in enumerate(ids) if token in (ends or ())), len(ids))] for ids in found]
+    return [ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))] for ids in found]

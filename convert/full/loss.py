@@ -142,8 +142,9 @@ class _BlendOfLikeliest(torch.autograd.Function):
             theirs_TV = functional.log_softmax(goal_TV.index_select(1, chosen).float(), -1)
             p_TV = theirs_TV.exp()
             sums[1] += theirs_TV.sub_(ours_TV).mul_(p_TV).sum()
-            target_T1 = torch.searchsorted(chosen, label_T[part])[:, None]
-            sums[0] -= ours_TV.gather(1, target_T1).sum() if a else 0.0
+            if a:
+                target_T1 = torch.searchsorted(chosen, label_T[part])[:, None]
+                sums[0] -= ours_TV.gather(1, target_T1).sum()
             grad_TV = ours_TV.exp_().mul_(a + b).sub_(p_TV, alpha=b)
             if a:
                 grad_TV.scatter_add_(1, target_T1, torch.full_like(target_T1, -a, dtype=grad_TV.dtype))

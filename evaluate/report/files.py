@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...common.units import size_text
+from ...model.files.gguf.file import SPARSE
 from ..records.outputs import Record
 from .elements import Element, Figure, Table, series
 from .findings import Findings
 from .plots import Point, percent, stacked_bars, strip
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
-_ENGINES = {"turbosparse": "tsconvert's runner", "bamboo": "PowerInfer", "llama": "llama.cpp", "mistral": "llama.cpp"}
+_ENGINES = {SPARSE: "tsconvert's runner", "bamboo": "PowerInfer", "llama": "llama.cpp", "mistral": "llama.cpp"}
 _MOST_FILES = 6
 _NEGLIGIBLE = 1e-6  # below, it is the rounding of the comparison itself
 

@@ -105,18 +105,19 @@ def _compare(
     rows_T, ahead_NS = torch.from_numpy(rows_NS), torch.arange(length).repeat(len(rows_NS), 1)
     near = reference.logits(rows_T, ahead_NS)
     shipped = _run(source, rows_NS)
+    as_shipped = _difference(shipped, near)
+    bound, far_bound = (_QUANTIZED_BOUND, _QUANTIZED_BOUND) if rounds else (_BOUND, _FAR_BOUND)
     trials = []
     wanted, steady = near, shipped
     if thresholds:
-        found = shipped if plain is source else _run(plain, rows_NS)
-        crossed = _difference(found, near)
+        crossed = as_shipped if plain is source else _difference(_run(plain, rows_NS), near)
         reference.let_all_fire()
         wanted, plain = reference.logits(rows_T, ahead_NS), _all_fire(plain)
         steady = _run(_all_fire(source), rows_NS)
-        bound = _THRESHOLD_BOUND if rounds else max(_BOUND, _CROSSED_SHARE * _difference(wanted, near))
-        trials.append(("text, with its thresholds", crossed, bound))
+        most = _THRESHOLD_BOUND if rounds else max(_BOUND, _CROSSED_SHARE * _difference(wanted, near))
+        trials.append(("text, with its thresholds", crossed, most))
     found = steady if floats or rounds else _run(plain, rows_NS)
-    trials.append(("text", _difference(found, wanted), _QUANTIZED_BOUND if rounds else _BOUND))
+    trials.append(("text", _difference(found, wanted), bound))
     heeded = None
     if reference.window:
         small = min(_SMALL_WINDOW, max(1, length // 3))
@@ -124,24 +125,22 @@ def _compare(
         heeded = reference.window if (windowed != wanted).any() else None
         if heeded and source.spec.sliding_window:
             narrow = replace(plain, spec=replace(plain.spec, sliding_window=small))
-            off = _difference(_run(narrow, rows_NS), windowed)
-            trials.append((f"a window of {small}", off, _QUANTIZED_BOUND if rounds else _BOUND))
+            trials.append((f"a window of {small}", _difference(_run(narrow, rows_NS), windowed), bound))
     if stride > 1:
         ropes = {name: replace(getattr(plain, name), stride=stride) for name in ("rope", "local_rope")}
         off = _difference(_run(replace(plain, **ropes), rows_NS), reference.logits(rows_T, stride * ahead_NS))
-        bound = _QUANTIZED_BOUND if rounds else _FAR_BOUND
-        trials.append((f"positions to {stride * (length - 1)}", off, bound))
+        trials.append((f"positions to {stride * (length - 1)}", off, far_bound))
     if not floats:  # activations are rounded where weights are quantized
         trials.append((_AS_IT_RUNS, _difference(steady, wanted), _QUANTIZED_BOUND))
         if thresholds:
-            trials.append((f"{_AS_IT_RUNS}, with its thresholds", _difference(shipped, near), _THRESHOLD_BOUND))
+            trials.append((f"{_AS_IT_RUNS}, with its thresholds", as_shipped, _THRESHOLD_BOUND))
     wrong = _window_problem(source, heeded) + [
         f"the runner's logits differ from transformers' by {off:.3g}, over {bound:g} ({trial})"
         for trial, off, bound in trials
         if off > bound
     ]
     return LogitsResult(
-        prompts=len(rows_NS), tokens=rows_NS.size, difference=_difference(shipped, near), whole=whole,
+        prompts=len(rows_NS), tokens=rows_NS.size, difference=as_shipped, whole=whole,
         agreement=float((shipped.argmax(axis=-1) == near.argmax(axis=-1)).mean()),
         arithmetic={trial: off for trial, off, _ in trials if not trial.startswith(_AS_IT_RUNS)},
         problem=wrong[0] if wrong else "",
