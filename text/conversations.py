@@ -10,6 +10,7 @@ import numpy as np
 from ..common.errors import TsconvertError, reason, shown
 from ..common.progress import note
 from ..model.checkpoint import Checkpoint
+from .packing import pack
 from .records import readable
 from .tokenizer import load_tokenizer
 from .training_rows import Packed
@@ -43,12 +44,14 @@ def chat_rows(
     encoded = [_encoded(tokenizer, talks[i][1], f"{file}: line {talks[i][0]}") for i in order]
     context = min(context, checkpoint.spec.context)
     held = max(1, len(encoded) // _HELD_SHARE)
-    judge, train = _pack(encoded[:held], context), _pack(encoded[held:], context)
-    if not len(train.rows_NS) or not len(judge.rows_NS):
+    parts = encoded[:held], encoded[held:]
+    packed = [list(pack(part, context, tokenizer.bos_token_id)) for part in parts]
+    if not all(packed):
         raise TsconvertError(
             f"{file}: {len(talks)} conversations, which do not make two rows of {context} tokens; give more or a"
             " shorter --context"
         )
+    judge, train = (Packed(*(np.stack(each) for each in zip(*rows, strict=True))) for rows in packed)
     train = train[: max(1, len(train.rows_NS) // multiple) * multiple]
     for rows, use in ((train, "trained on"), (judge, "kept back to judge by")):
         if not (rows.asked_NS & ~rows.begins_NS).any():  # type: ignore[operator]
@@ -189,13 +192,3 @@ def _content(content: Any, where: str) -> str | None:
             f"{where}: the content {shown(content)} is no text; write it as text or leave the line out"
         )
     return readable(content)
-
-
-def _pack(talks: list[tuple[list[int], list[bool]]], context: int) -> Packed:
-    """Concatenate the conversations and cut them into rows; an incomplete last row is dropped."""
-    ids = [token for talk, _ in talks for token in talk]
-    answers = [flag for _, flags in talks for flag in flags]
-    begins = [place == 0 for talk, _ in talks for place in range(len(talk))]
-    rows = len(ids) // context
-    shaped = [np.asarray(part[: rows * context]).reshape(rows, context) for part in (ids, begins, answers)]
-    return Packed(shaped[0].astype(np.int64), shaped[1].astype(np.bool_), shaped[2].astype(np.bool_))

@@ -15,8 +15,8 @@ from ..model.checkpoint import Checkpoint
 from .sources import Source, mixture, texts
 from .tokenizer import load_tokenizer
 
-Row = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
-"""Tokens [S], and whether a text begins at each."""
+Row = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]
+"""Tokens [S], whether a text begins at each, and whether it is to be foreseen."""
 
 
 def calibration_rows(
@@ -80,7 +80,7 @@ def packed_rows(
     order, so that a few tokens of a large corpus are still spread over all of it.
 
     Args:
-        tokenizer: a transformers tokenizer; its own special tokens begin each piece.
+        tokenizer: a transformers tokenizer; its own special tokens begin each piece, and each row.
         least: rows that there must be.
 
     Returns:
@@ -115,22 +115,38 @@ def _source_rows(
             count += len(ids)
             yield ids
 
-    rows = list(islice(pack(encoded(), context), -(-tokens // context)))
+    rows = list(islice(pack(all_asked(encoded()), context, tokenizer.bos_token_id), -(-tokens // context)))
     if not rows:
         raise TsconvertError(f"--data {source.path}: {count} tokens, which is not one row of {context}; give more text")
-    rows_NS, begins_NS = (np.stack(parts) for parts in zip(*rows, strict=True))
+    rows_NS, begins_NS, _ = (np.stack(parts) for parts in zip(*rows, strict=True))
     return rows_NS, begins_NS
 
 
-def pack(encoded: Iterable[list[int]], context: int) -> Iterator[Row]:
-    """Concatenate tokenized texts and cut them into rows; an incomplete last row is dropped."""
-    ids: list[int] = []
-    begins: list[bool] = []
-    for text in encoded:
-        ids += text
-        begins += [place == 0 for place in range(len(text))]
-        whole = len(ids) // context * context
-        for start in range(0, whole, context):
-            part = slice(start, start + context)
-            yield np.asarray(ids[part], np.int64), np.asarray(begins[part], np.bool_)
-        del ids[:whole], begins[:whole]
+def all_asked(encoded: Iterable[list[int]]) -> Iterator[tuple[list[int], list[bool]]]:
+    """Tokenized texts as `pack` takes them, all of whose tokens are to be foreseen."""
+    return ((ids, [True] * len(ids)) for ids in encoded)
+
+
+def pack(encoded: Iterable[tuple[list[int], list[bool]]], context: int, bos: int | None) -> Iterator[Row]:
+    """Concatenate tokenized texts and cut them into rows; an incomplete last row is dropped.
+
+    Args:
+        encoded: each text's tokens, and whether each is to be foreseen.
+        bos: begins a row that goes on with a text, too, if it began the text: what Gemma 3's first layers do without it
+            is another thing (20 to 40 times as steep in their weights), and llama.cpp and `eval` put it there.
+    """
+    row: tuple[list[int], list[bool], list[bool]] = [], [], []
+    for ids, asked in encoded:
+        done = 0
+        while done < len(ids):
+            if done and ids[0] == bos and not row[0]:
+                row = ids[:1], [True], [False]
+            part = slice(done, done + context - len(row[0]))
+            new = ids[part]
+            row[0].extend(new)
+            row[1].extend(done == 0 and place == 0 for place in range(len(new)))
+            row[2].extend(asked[part])
+            done = part.stop
+            if len(row[0]) == context:
+                yield np.asarray(row[0], np.int64), np.asarray(row[1], np.bool_), np.asarray(row[2], np.bool_)
+                row = [], [], []

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from ..common.errors import TsconvertError
 from ..model.checkpoint import Checkpoint
-from .packing import Row, pack
+from .packing import Row, all_asked, pack
 from .sources import Source, mixture, texts
 from .tokenizer import load_tokenizer
 from .training_rows import Packed, as_inputs
@@ -36,13 +36,14 @@ class StreamedRows(IterableDataset[dict[str, torch.Tensor]]):
         self.sources = [each for source in sources for each in mixture(source)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for number, (row_S, begins_S) in enumerate(self.rows()):
+        for number, (row_S, begins_S, _) in enumerate(self.rows()):
             if number >= self.skip:
                 yield as_inputs(row_S, begins_S)
 
     def rows(self) -> Iterator[Row]:
-        """Endless rows: tokens [S], and whether a text begins at each."""
-        streams = [pack(self._encoded(source, n), self.context) for n, source in enumerate(self.sources)]
+        """Endless rows, as of `pack`."""
+        bos = self.tokenizer.bos_token_id
+        streams = [pack(all_asked(self._encoded(each, n)), self.context, bos) for n, each in enumerate(self.sources)]
         total = sum(source.weight for source in self.sources)
         credit = [0.0] * len(streams)
         while True:  # the one that is furthest behind its share
@@ -71,5 +72,5 @@ def streamed_rows(
     tokenizer, context = load_tokenizer(checkpoint.folder), min(context, checkpoint.spec.context)
     stream = StreamedRows(tokenizer, sources, context, seed, skip=_HELD_ROWS)
     held = [row for row, _ in zip(stream.rows(), range(_HELD_ROWS), strict=False)]
-    rows_NS, begins_NS = (np.stack(parts) for parts in zip(*held, strict=True))
+    rows_NS, begins_NS, _ = (np.stack(parts) for parts in zip(*held, strict=True))
     return stream, Packed(rows_NS, begins_NS)

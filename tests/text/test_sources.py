@@ -12,10 +12,13 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.text import sources
 from tsconvert.text.packing import packed_rows
 from tsconvert.text.sources import Source, mixture, parse_source
+from tsconvert.text.streams import StreamedRows
 
 
 class Bytes:
     """A tokenizer of one token a byte."""
+
+    bos_token_id = None
 
     def __call__(self, text: str) -> "Bytes":
         self.input_ids = list(text.encode())
@@ -33,6 +36,28 @@ def test_weights_share_the_tokens_out(tmp_path: Path):
     rows = packed_rows(Bytes(), sources, tokens=16_000, context=100)[0]
     assert rows.shape == (160, 100)
     assert decode(rows).count("a") == 12_000
+
+
+def test_each_row_begins_as_texts_do(tmp_path: Path):
+    """llama.cpp and `eval` begin their windows so; else Gemma 3's first layers are 20 times as steep."""
+
+    class Begins(Bytes):
+        bos_token_id = 1
+
+        def __call__(self, text: str) -> "Begins":
+            self.input_ids = [1, *text.encode()]
+            return self
+
+    for name, length in (("a", 250), ("b", 20)):
+        (tmp_path / f"{name}.jsonl").write_text((json.dumps({"text": name * length}) + "\n") * 40)
+    sources = [Source(path=str(tmp_path / f"{name}.jsonl")) for name in "ab"]
+    rows, begins = packed_rows(Begins(), sources, tokens=4000, context=100)
+    assert (rows[:, 0] == 1).all()
+    assert (begins == (rows == 1)).all()
+    assert (rows == ord("a")).sum() == 99 * (rows[:, 1] == ord("a")).sum() - (begins[rows[:, 1] == ord("a"), 1:]).sum()
+    for (row, begin, _), _ in zip(StreamedRows(Begins(), sources, 100, seed=1).rows(), range(80), strict=False):
+        assert row[0] == 1
+        assert (begin == (row == 1)).all()
 
 
 @pytest.mark.parametrize("text", [" ".join(f"word{i}" for i in range(20_000)), "\u6f22\u5b57" * 30_000, "x\n" * 9])

@@ -11,6 +11,8 @@ from tsconvert.text.streams import StreamedRows
 class Letters:
     """A tokenizer of bytes."""
 
+    bos_token_id = None
+
     def __call__(self, text: str):
         return type("Encoded", (), {"input_ids": list(text.encode())})
 
