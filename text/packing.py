@@ -139,7 +139,7 @@ def pack(encoded: Iterable[tuple[list[int], list[bool]]], context: int, bos: int
     for ids, asked in encoded:
         done = 0
         while done < len(ids):
-            if done and ids[0] == bos and not row[0]:
+            if done and ids[0] == bos and not row[0] and context > 1:
                 row = ids[:1], [True], [False]
             part = slice(done, done + context - len(row[0]))
             new = ids[part]
