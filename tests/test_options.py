@@ -83,8 +83,8 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("convert", "--predictors"): [
         ("convert --out o --recipe r", "--no-predictors", RECIPE),
         (
-            "convert m --out o --budget 1h --activation tswiglu", "--no-predictors",
-            "without --activation tswiglu only; leave it out, or leave --activation out",
+            "convert m --out o --budget 1h", "--predictors",
+            "to --activation drelu or reglu only; leave it out, or give --activation drelu",
         ),
     ],
     ("convert", "--set"): [

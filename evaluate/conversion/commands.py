@@ -40,16 +40,16 @@ _DATA = "DATA[=WEIGHT]"
     ),
     heading(
         "Conversion",
-        setting(ConvertConfig, "activation", "drelu: most neurons are exactly zero and predictors foresee which,"
-                " also in PowerInfer. tswiglu: SwiGLU with thresholds; much closer to the dense model after the same"
-                " time, and runs in llama.cpp (densely), but its neurons are hard to predict: choose it for quality,"
-                " and for exact mode. reglu: runs in llama.cpp as well.",
-                kind=click.Choice(["drelu", "reglu", "tswiglu"]), rules=_PLANNED),
+        setting(ConvertConfig, "activation", "tswiglu: SwiGLU with thresholds, for exact mode; close to the dense model"
+                " after an hour, and runs in llama.cpp as well (densely). drelu: the paper's; most neurons are exactly"
+                " zero, predictors foresee which, also in PowerInfer, and it runs fastest, but takes far more training"
+                " to be as close. reglu: between the two, and runs in llama.cpp as well.",
+                kind=click.Choice(["tswiglu", "drelu", "reglu"]), rules=_PLANNED),
         setting(ConvertConfig, "target_sparsity", "Share of the neurons to be silent.", rules=_PLANNED),
         setting(ConvertConfig, "type_name", "Type of the GGUF file, as for export-gguf; default: Q8_0 below a billion"
                 " weights, else Q4_0.", "--type", rules=_PLANNED),
-        setting(ConvertConfig, "predictors", "Train predictors along, for predicted mode; never under tswiglu.",
-                "--predictors/--no-predictors", rules=[*_PLANNED, not_with("--activation", "tswiglu")]),
+        setting(ConvertConfig, "predictors", "Train predictors along, for predicted mode; not under tswiglu.",
+                "--predictors/--no-predictors", rules=[*_PLANNED, only_with("--activation", "drelu", "reglu")]),
     ),
     heading(
         "Text",

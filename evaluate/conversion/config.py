@@ -17,8 +17,8 @@ class ConvertConfig:
     """Folder of all outputs."""
     budget_s: float | None = None
     """Seconds that it may take, all stages together."""
-    activation: str = "drelu"
-    """As `RelufyConfig.activation`."""
+    activation: str = "tswiglu"
+    """As `RelufyConfig.activation`. The default is what an hour makes a usable model of (docs/decisions.md)."""
     target_sparsity: float = 0.9
     """Share of the neurons to be silent, 0 to 1."""
     type_name: str | None = None
