@@ -225,7 +225,7 @@ class _Recovery:
         words += ["--target-sparsity", f"{asked.target_sparsity:g}", "--tokens", str(config.tokens)]
         words += [] if asked.activation == "tswiglu" and full else ["--steps", str(config.training.steps)]
         words += ["--full-tokens", str(config.full.tokens), "--time-limit", f"{time_s:.0f}s"] if full else []
-        words += ["--cross-entropy", "1"] if full else []
+        words += ["--cross-entropy", "1"] if asked.activation == "tswiglu" and full else []  # measured there alone
         words += ["--evaluations", str(round(_EXTRA * FullRecovery.evaluations))] if full else []
         words += ["--predictors", PREDICTORS] if asked.foresees else []
         words += _data(asked.data)
