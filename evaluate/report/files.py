@@ -13,7 +13,7 @@ from .findings import Findings
 from .plots import Point, percent, stacked_bars, strip
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
-_ENGINES = {SPARSE: "tsconvert's runner", "bamboo": "PowerInfer", "llama": "llama.cpp", "mistral": "llama.cpp"}
+_ENGINES = {SPARSE: "tsconvert's runner", "bamboo": "PowerInfer"}
 _MOST_FILES = 6
 _NEGLIGIBLE = 1e-6  # below, it is the rounding of the comparison itself
 

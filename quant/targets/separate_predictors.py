@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...common.errors import TsconvertError
-from ...model.files.gguf.file import GgufFile
+from ...model.files.gguf.file import SPARSE, GgufFile
 from ..gguf.shards import GgufPlan
 from ..gguf.values import text
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 SUFFIX = ".predictors.gguf"
-ARCHITECTURE = "turbosparse-predictors"
+ARCHITECTURE = f"{SPARSE}-predictors"
 _PREDICTOR = re.compile(r"(^|\.)fc[12](_exps)?\.[^.]*$")
 _LONGEST_NAME = 200  # characters of a file's
 _KEYS = ("format_version", "source_fingerprint", "predictor.threshold", "predictor.rank")
