@@ -80,6 +80,9 @@ class Generation:
     generation_s: float = 0.0
     """Seconds for all tokens after the first."""
 
+    def __str__(self) -> str:
+        return self.text
+
     def __iter__(self) -> Iterator[Piece]:
         stream, stops = TextStream(self.model.tokenizer, self.prompt), StopStrings(self.stops)
         for token in self._draw():

@@ -71,7 +71,7 @@ def test_an_empty_corpus_and_a_tokenizer_that_does_not_match(dense: Path, make_c
 
 
 def test_a_model_is_tuned_on_conversations(talker: Path, tmp_path: Path):
-    full = replace(SHORT, chat=str(talker / "chat.jsonl"), tokens=4096, evaluations=2, learning_rate=3e-3)
+    full = replace(SHORT, chat=str(talker / "chat.jsonl"), tokens=16_384, evaluations=2, learning_rate=1e-3)
     report = relufy(config(talker, tmp_path / "out", full=full))
     assert report.full.evaluations[-1].perplexity < report.full.evaluations[0].perplexity
 

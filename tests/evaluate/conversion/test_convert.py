@@ -104,6 +104,8 @@ def test_killed_twice_and_gone_on_with_it_leaves_the_same(
     said = capsys.readouterr().err
     assert [stage.name for stage in found.stages if stage.reused] == ["dense", "recover"]
     assert "-- file: tsconvert export-gguf" in said
+    shown = said.split("-- text: tsconvert run ")[1].splitlines()[1:]
+    assert "\n".join(shown).startswith("   " + found.stages[-1].result["text"].splitlines()[0])
     for name in ("sparse/model.safetensors", "sparse.gguf"):
         assert (out / name).read_bytes() == (whole.out / name).read_bytes(), name
     theirs = {stage.name: stage.result for stage in whole.stages}
