@@ -82,7 +82,7 @@ def test_the_runner_gives_the_logits_of_transformers(tmp_path: Path, model: str,
     tsconvert.relufy(RelufyConfig(model=model, out=sparse, recover="none", tokens=2048))
     tsconvert.export_gguf(ExportConfig(model=str(sparse), out=file, type_name=type_name))
     reference = AutoModelForCausalLM.from_pretrained(sparse, trust_remote_code=True, dtype=torch.float32)
-    with tsconvert.load(file, mode="dense") as runner:
+    with tsconvert.load(file, mode="dense", cache_type="F32") as runner:
         tokens = runner.tokenizer.encode(embedded.text("heldout.txt").read_text(encoding="utf-8")[:1500])[:256]
         dense_TV = runner.logits(tokens)
         runner.mode = "exact"

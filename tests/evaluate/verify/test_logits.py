@@ -173,7 +173,7 @@ def test_neurons_that_cross_their_thresholds_by_a_last_digit_are_no_fault(
     found = compared(thresholded, tmp_path / "m.gguf", whole=True, type_name=type_name)
     assert not found.problem
     assert found.arithmetic["text"] < 1e-5
-    assert 1e-3 < found.arithmetic["text, with its thresholds"] < 0.03
+    assert 1e-3 < found.arithmetic["text, with its thresholds"] < 0.05
 
 
 @WAYS
