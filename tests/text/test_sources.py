@@ -9,8 +9,9 @@ import pyarrow
 import pytest
 
 from tsconvert.common.errors import TsconvertError
+from tsconvert.model.checkpoint import open_checkpoint
 from tsconvert.text import sources
-from tsconvert.text.packing import packed_rows
+from tsconvert.text.packing import calibration_rows, packed_rows
 from tsconvert.text.sources import Source, mixture, parse_source
 from tsconvert.text.streams import StreamedRows
 
@@ -58,6 +59,12 @@ def test_each_row_begins_as_texts_do(tmp_path: Path):
     for (row, begin, _), _ in zip(StreamedRows(Begins(), sources, 100, seed=1).rows(), range(80), strict=False):
         assert row[0] == 1
         assert (begin == (row == 1)).all()
+
+
+def test_rows_of_a_real_tokenizer_begin_with_its_bos():
+    rows = calibration_rows(open_checkpoint("tiny-mistral"), (), tokens=2048, context=64)
+    assert rows.shape == (32, 64)
+    assert (rows[:, 0] == 1).all()  # <s>
 
 
 @pytest.mark.parametrize("text", [" ".join(f"word{i}" for i in range(20_000)), "\u6f22\u5b57" * 30_000, "x\n" * 9])
