@@ -43,7 +43,7 @@ _DATA = "DATA[=WEIGHT]"
         setting(ConvertConfig, "activation", "tswiglu: SwiGLU with thresholds, for exact mode; close to the dense model"
                 " after an hour, and runs in llama.cpp as well (densely). drelu: the paper's; most neurons are exactly"
                 " zero, predictors foresee which, also in PowerInfer, and it runs fastest, but takes far more training"
-                " to be as close. reglu: between the two, and runs in llama.cpp as well.",
+                " to be as close. reglu: relu on the gate alone; runs in llama.cpp as well.",
                 kind=click.Choice(["tswiglu", "drelu", "reglu"]), rules=_PLANNED),
         setting(ConvertConfig, "target_sparsity", "Share of the neurons to be silent.", rules=_PLANNED),
         setting(ConvertConfig, "type_name", "Type of the GGUF file, as for export-gguf; default: Q8_0 below a billion"
