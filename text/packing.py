@@ -133,7 +133,7 @@ def pack(encoded: Iterable[tuple[list[int], list[bool]]], context: int, bos: int
     Args:
         encoded: each text's tokens, and whether each is to be foreseen.
         bos: begins a row that goes on with a text, too, if it began the text: what Gemma 3's first layers do without it
-            is another thing (20 to 40 times as steep in their weights), and llama.cpp and `eval` put it there.
+            is another thing (10 to 44 times as steep in their weights), and llama.cpp and `eval` put it there.
     """
     row: tuple[list[int], list[bool], list[bool]] = [], [], []
     for ids, asked in encoded:

@@ -63,15 +63,15 @@ def test_a_rank_beyond_the_ffns_is_refused_before_the_work(make_checkpoint: Make
 
 @pytest.mark.parametrize("family", ["mistral", "mixtral"])
 def test_local_recovery_brings_each_layer_closer_to_the_dense_one(make_checkpoint: Make, tmp_path: Path, family: str):
-    report = relufy(config(make_checkpoint(family), tmp_path / "out", tokens=16_384))
-    assert all(layer.error_after < 0.85 * layer.error_before for layer in report.layers)
+    report = relufy(config(make_checkpoint(family), tmp_path / "out", tokens=32_768))
+    assert all(layer.error_after < 0.8 * layer.error_before for layer in report.layers)
     assert report.energy_kept is not None
     assert report.energy_kept[1] > report.energy_kept[0]
     provenance = json.loads((tmp_path / "out" / "tsconvert.json").read_text())
     assert provenance["report"]["perplexity"] == report.perplexity
     experts = 4 if family == "mixtral" else 1
     seen = [sum(layer.expert_tokens) for layer in report.layers]
-    train_tokens = report.tokens - 8 * 128
+    train_tokens = report.tokens - 16 * 128
     assert all(len(layer.expert_tokens) == experts for layer in report.layers)
     assert seen == [train_tokens * (2 if family == "mixtral" else 1)] * 2
 

@@ -35,14 +35,14 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     """A folder with what one process made and what two made, and what they said."""
     folder = tmp_path_factory.mktemp("distributed")
     how = ["relufy", "tiny-mixtral", "--steps", "8", "--precision", "f32", "--dtype", "F32", *TEXT]
-    how += ["--batch-tokens", "512", "--target-sparsity", "0.85", "--learning-rate", "1e-3"]
+    how += ["--batch-tokens", "512", "--target-sparsity", "0.85", "--learning-rate", "1e-3", "--seed", "1"]
     how += ["--silenced-by", "l1"]  # thresholds are the mean of the processes' quantiles: near, not equal
     return folder, *(tsconvert(p, *how, "--out", str(folder / name)) for p, name in ((ONE, "one"), (TWO, "two")))
 
 
 def test_relufy(converted):
     folder, one, two = converted
-    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-3)  # a token may be at a router's edge
+    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
     assert two["energy_kept"] == pytest.approx(one["energy_kept"], rel=1e-6)
     for ours, theirs in zip(two["layers"], one["layers"], strict=True):
         assert ours["expert_tokens"] == theirs["expert_tokens"]

@@ -159,7 +159,7 @@ def test_what_rounding_would_hide_is_seen_on_the_decoded_weights(
 def thresholded(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("thresholded") / "model"
     how = LocalRecovery(target_sparsity=0.8)
-    model = str(make_checkpoint("llama", seed=6))
+    model = str(make_checkpoint("llama", seed=7))
     relufy(RelufyConfig(model=model, out=out, activation="tswiglu", recover="none", training=how))
     return out
 
@@ -173,7 +173,7 @@ def test_neurons_that_cross_their_thresholds_by_a_last_digit_are_no_fault(
     found = compared(thresholded, tmp_path / "m.gguf", whole=True, type_name=type_name)
     assert not found.problem
     assert found.arithmetic["text"] < 1e-5
-    assert 1e-3 < found.arithmetic["text, with its thresholds"] < 0.05
+    assert 1e-3 < found.arithmetic["text, with its thresholds"] < 0.03
 
 
 @WAYS
@@ -240,9 +240,9 @@ def test_a_model_that_transformers_cannot_load(make_checkpoint: Make, tmp_path: 
     compared(folder, tmp_path / "m.gguf", whole=True)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "64"}))
-    checkpoint = open_checkpoint(make_checkpoint("llama", seed=6))
+    checkpoint = open_checkpoint(make_checkpoint("llama", seed=7))
     checkpoint.folder = folder
-    hf = load_tokenizer(make_checkpoint("llama", seed=6))
+    hf = load_tokenizer(make_checkpoint("llama", seed=7))
     found = compare_logits(GgufFile(tmp_path / "m.gguf"), checkpoint, {}, "llama.cpp", hf)
     assert found.problem.startswith(f"transformers does not load {folder}: ")
 
