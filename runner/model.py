@@ -45,16 +45,14 @@ class Model:
         ...     logits_TV = model.logits([1, 22, 333])
     """
 
-    def __init__(
-        self, source: ModelFile, *, threads: int, mode: str, context: int, cache_type: str, as_llama_cpp: bool = False
-    ) -> None:
+    def __init__(self, source: ModelFile, *, threads: int, mode: str, context: int, cache_type: str) -> None:
         self.source, self.spec, self.context = source, source.spec, context
         self.audit = False
         self.mode = resolve_mode(source, mode)
         try:
             self._engine = Engine(
                 _weights(source, context), threads=threads, context=context, cache_type=cache_type,
-                as_llama_cpp=as_llama_cpp,
+                as_llama_cpp=source.dialect == "llama.cpp",
             )  # fmt: skip
         except MemoryError:
             row = self.spec.kv_heads * ggml.row_bytes(cache_type, self.spec.head_dim)
@@ -217,9 +215,11 @@ def load(
     mode: str = "auto",
     context: int | None = None,
     cache_type: str = "F16",
-    as_llama_cpp: bool = False,
 ) -> Model:
     """Load a GGUF file for running. Weights stay in the mapped file.
+
+    A file that llama.cpp runs is computed as there: inputs of K-quants are rounded with one scale for 256 of them, so
+    that perplexity and text are llama.cpp's. Files of our own have one for 32.
 
     Args:
         path: of tsconvert's `sparse` target, PowerInfer's, or llama.cpp's Llama and Mixtral.
@@ -228,8 +228,6 @@ def load(
             file's predictors name; `auto` the last of these that the file allows.
         context: tokens of the KV cache; None for what the model was trained for, 4096 at most; 0 for all of that.
         cache_type: of keys and values: `F16`; `Q8_0` takes half the memory, `F32` loses nothing.
-        as_llama_cpp: in a file that llama.cpp runs, inputs of K-quants are rounded as coarsely as there: so one finds
-            its perplexity.
 
     Raises:
         TsconvertError: the file is none of these, is damaged, or does not allow the mode.
@@ -249,7 +247,6 @@ def load(
         mode=mode,
         context=room,
         cache_type=cache_type,
-        as_llama_cpp=as_llama_cpp and source.dialect == "llama.cpp",
     )
 
 

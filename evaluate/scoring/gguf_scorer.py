@@ -14,18 +14,15 @@ from .windows import Windows, common_beginning
 
 
 class GgufScorer:
-    """A GGUF file that gives logits. In predicted mode the neurons missed are computed as well, to know the recall.
-
-    A file that llama.cpp runs is judged as it computes, rounding inputs of K-quants more coarsely than `run` does.
-    """
+    """A GGUF file that gives logits. In predicted mode the neurons missed are computed as well, to know the recall."""
 
     def __init__(self, path: Path, mode: str, threads: int | None, context: int | None = None) -> None:
         self._path = path
-        self._model = load(path, mode=mode, threads=threads, as_llama_cpp=True)
+        self._model = load(path, mode=mode, threads=threads)
         room = min(context or 0, self._model.spec.context)
         if room > self._model.context:  # more than a model is given unasked
             self._model.close()
-            self._model = load(path, mode=mode, threads=threads, context=room, as_llama_cpp=True)
+            self._model = load(path, mode=mode, threads=threads, context=room)
         self._model.audit = self._model.mode == "predicted"
         self.mode = self._model.mode
         self.context = self._model.context
