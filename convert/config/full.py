@@ -16,7 +16,7 @@ class FullRecovery:
     micro_tokens: int = 1024
     """Tokens that go through the model together in one process."""
     learning_rate: float | None = None
-    """AdamW's peak rate; a cosine takes it to zero. None: 2e-4 at width 576, where it was measured, as 1/width."""
+    """AdamW's peak rate; a cosine takes it to zero. None: by the size of the weights (convert/learning_rate.py)."""
     cross_entropy: float = 0.0
     """Weight of the cross-entropy with the text."""
     divergence: float = 1.0
@@ -64,7 +64,3 @@ class FullRecovery:
     def steps(self) -> int:
         """Optimizer steps."""
         return max(1, round(self.tokens / self.batch_tokens))
-
-    def peak(self, width: int) -> float:
-        """The learning rate for a model of ``width``."""
-        return 2e-4 * 576 / width if self.learning_rate is None else self.learning_rate

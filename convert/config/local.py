@@ -14,8 +14,7 @@ class LocalRecovery:
     steps: int = 80
     batch_tokens: int = 1024
     learning_rate: float | None = None
-    """AdamW's peak rate; a cosine takes it to zero. None: 6e-3 up to width 576, where it was measured, and falling
-    as 1/width from there (muP, arXiv 2203.03466)."""
+    """AdamW's peak rate; a cosine takes it to zero. None: by the size of the weights (convert/learning_rate.py)."""
     train_attention: bool = True
     """Train the attention's output projection as well."""
     target_sparsity: float | None = None
@@ -55,7 +54,3 @@ class LocalRecovery:
         from ...common.machine.precision import multiplies_bfloat16
 
         return replace(self, autocast=multiplies_bfloat16(device)) if self.autocast is None else self
-
-    def peak(self, width: int) -> float:
-        """The peak learning rate for a model of ``width``."""
-        return 6e-3 * min(1.0, 576 / width) if self.learning_rate is None else self.learning_rate

@@ -28,6 +28,7 @@ from ...text.training_rows import Packed
 from ..card import write_card
 from ..config import RelufyConfig
 from ..config.full import FullRecovery
+from ..learning_rate import FULL_SHARE, learning_rate
 from ..masked.model_predictors import ModelPredictors
 from ..record import begin_journal, write_provenance
 from ..report import FullResult, RelufyReport
@@ -143,9 +144,11 @@ def _train(
         train = train[: max(1, round(how.tokens / config.context))]
         rows = (inputs for inputs, _ in batches(train, 1, config.device))
         logits = teacher_logits(dense, rows, train.rows_NS.shape, how.top_logits, folder)
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
     follows = (how.divergence and logits is None) or how.hidden
     stage = Stage(
-        config=config, how=how, folder=folder, train=train, held=held, logits=logits, peak=how.peak(start.spec.width),
+        config=config, how=how, folder=folder, train=train, held=held, logits=logits,
+        peak=how.learning_rate or learning_rate(FULL_SHARE, trained),
         teacher=dense if follows else None, predictors=predictors,
         ends_s=None if config.time_limit_s is None else start_s + config.time_limit_s,
     )  # fmt: skip

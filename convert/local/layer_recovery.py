@@ -20,6 +20,7 @@ from ...model.layers import Layer
 from ...model.modeling_turbosparse import factors
 from ..config.local import LocalRecovery
 from ..layer_data import LayerData, blocks
+from ..learning_rate import LOCAL_SHARE, learning_rate
 from ..masked.layer_predictors import JointPredictors
 from ..penalty import FFNThresholds, SparsityPenalty
 from ..report import LayerResult
@@ -58,7 +59,7 @@ def recover_layer(
     """
     before, _ = _judge(layer, data)
     parameters = _trainable(layer, how)
-    peak = how.peak(data.x_TD.shape[1])
+    peak = how.learning_rate or learning_rate(LOCAL_SHARE, parameters)
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     goal = how.target_sparsity
     follows = goal and how.silenced_by == "threshold"

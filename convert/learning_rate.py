@@ -1,0 +1,32 @@
+"""The learning rate by a model's weights.
+
+A step of AdamW moves each weight by about the rate r, whatever its size. It changes a product of C inputs by up to r C
+times an input, where the product itself is about rms(weights) sqrt(C) times one. So r is a share of rms / sqrt(C)
+(as spectral norms have it: Yang et al., arXiv 2310.17813). Shares are what was best for SmolLM2; Gemma 3, whose weights
+are a fifth as large, then has a fifth of its rate.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable
+
+import torch
+
+LOCAL_SHARE = 0.77
+FULL_SHARE = 0.0256
+
+
+def learning_rate(share: float, parameters: Iterable[torch.Tensor]) -> float:
+    """The rate at which a step changes the products of the median matrix by up to ``share`` of their size.
+
+    Args:
+        parameters: of any shapes; vectors are passed over.
+    """
+    sizes = [size(each) for each in parameters if each.ndim > 1]
+    return share * statistics.median(sizes)
+
+
+@torch.no_grad()
+def size(matrix: torch.Tensor) -> float:
+    """The root mean square of a matrix [..., rows, C], over sqrt(C)."""
+    return float(matrix.float().square().mean().sqrt()) / math.sqrt(matrix.shape[-1])
