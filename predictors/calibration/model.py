@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...common.progress import progress
+from ...common.progress import note, progress
 from ...model.checkpoint import Checkpoint
 from ...model.sweep import Stream
 from ..cost import Bits
@@ -58,8 +58,8 @@ def calibrate_model(
     """Set the thresholds of a model's predictors, which were trained for threshold 0.
 
     Tried are 0, the thresholds that keep ``target_energy`` in each FFN, and, until predicted mode costs at most
-    ``max_loss``, those that keep more and more. Taken are the fewest neurons within it; where nothing is, what costs
-    least. PowerInfer has no threshold but 0, so others must save something.
+    ``max_loss``, those that keep more and more. Taken are the fewest neurons within it; where nothing is, which is
+    said, what costs least. PowerInfer has no threshold but 0, so others must save something.
 
     Args:
         exact: the model's stream after the last layer.
@@ -83,7 +83,14 @@ def _best(ways: Sequence[Calibrated], max_loss: float) -> Calibrated:
     zero, others = ways[0], [way for way in ways[1:] if way.loss <= max_loss]
     if zero.loss <= max_loss:
         return min((way for way in others if way.density < _LIKE_ZERO * zero.density), default=zero, key=_density)
-    return min(others, default=min(ways, key=lambda way: way.loss), key=_density)
+    if others:
+        return min(others, key=_density)
+    best = min(ways, key=lambda way: way.loss)
+    note(
+        f"predicted mode costs {best.loss:.1%} of the perplexity at its best, more than the {max_loss:.1%} that it may:"
+        " train on more tokens, or give a higher --rank"
+    )
+    return best
 
 
 def _density(way: Calibrated) -> float:
