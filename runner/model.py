@@ -218,8 +218,8 @@ def load(
 ) -> Model:
     """Load a GGUF file for running. Weights stay in the mapped file.
 
-    A file that llama.cpp runs is computed as there: inputs of K-quants are rounded with one scale for 256 of them, so
-    that perplexity and text are llama.cpp's. Files of our own have one for 32.
+    A file that llama.cpp runs is computed as there, with inputs rounded by its rules (kernels/rounded_inputs.py), so
+    that perplexity and text are llama.cpp's. Those of files of our own are rounded more finely.
 
     Args:
         path: of tsconvert's `sparse` target, PowerInfer's, or llama.cpp's Llama and Mixtral.

@@ -205,7 +205,7 @@ def attend_heads(
     if kind.kind != FLOATS:
         x, stride = row_at(params.queries, thread), params.queries.row_bytes // (params.heads // params.kv_heads)
         for h in range(heads):
-            round_input(params, queries + 4 * head_dim * h, head_dim, x + stride * h, 1)
+            round_input(params, queries + 4 * head_dim * h, head_dim, x + stride * h, 1, 0)
     room = total + 32
     slot = first % slots
     run = min(total, slots - slot)

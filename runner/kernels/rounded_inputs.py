@@ -1,7 +1,8 @@
 """Inputs of own products: rounded to bytes, a scale per run of 32, laid out as block_groups.py lays out weights.
 
-llama.cpp rounds what K-quants meet with one scale for 256 (quantize_row_q8_K_ref), which can be asked for: the products
-are then further from those of the float inputs, and a model's perplexity is llama.cpp's.
+llama.cpp rounds what K-quants meet with one scale for 256 (quantize_row_q8_K_ref), and what others meet with a scale
+in half precision (quantize_row_q8_0_ref), which can be asked for: the products are then further from those of the float
+inputs, and a model's numbers are llama.cpp's.
 
 A group of 128 values is 64 signed bytes (the first 16 of each run) and 64 more (the second 16), each value / scale.
 After all groups' bytes come, per group, the four scales and four times -scale x (sum of the run's values / scale) / 4;
@@ -21,7 +22,7 @@ from .memory import store_f32
 from .parameters import Parameters
 from .simd.block_groups import GROUP, RUN, RUNS
 from .simd.block_tiles import FACTOR_BYTES, LANE_BYTES
-from .simd.emit import BYTES, FLOAT, I8, I16, I32, INTS, Emit, emitted
+from .simd.emit import BYTES, FLOAT, HALF, I8, I16, I32, I64, INTS, Emit, emitted
 
 _FLOATS, _INTS = ir.VectorType(FLOAT, RUN), ir.VectorType(I32, RUN)
 _MOST = 127.0
@@ -38,13 +39,14 @@ def _largest_of_run(e: Emit, x: Any) -> Any:
     return e.b.extract_element(vector, ir.Constant(I32, 0))
 
 
-@emitted(types.void, types.int64, types.float32, *[types.int64] * 4)
-def _round_run(e: Emit, x: Any, largest: Any, low: Any, high: Any, scale_at: Any, sum_at: Any) -> None:
+@emitted(types.void, types.int64, types.float32, *[types.int64] * 5)
+def _round_run(e: Emit, x: Any, largest: Any, halved: Any, low: Any, high: Any, scale_at: Any, sum_at: Any) -> None:
     """32 floats at ``x``: bytes to ``low`` and ``high``, the scale and the sum to the other two addresses."""
     b, zero, most = e.b, ir.Constant(FLOAT, 0.0), ir.Constant(FLOAT, _MOST)
     empty = b.fcmp_ordered("==", largest, zero)
     inverse = b.select(empty, zero, b.fdiv(most, largest))
     scale = b.fdiv(largest, most)
+    scale = b.select(b.icmp_signed("!=", halved, ir.Constant(I64, 0)), b.fpext(b.fptrunc(scale, HALF), FLOAT), scale)
     rounded = e.call(f"llvm.rint.v{RUN}f32", _FLOATS, b.fmul(e.load(_FLOATS, x), e.splat(inverse, RUN)))
     whole = b.trunc(b.fptosi(rounded, _INTS), ir.VectorType(I8, RUN))
     e.store(e.pick(whole, range(16)), low)
@@ -70,11 +72,15 @@ def _sum_lanes(e: Emit, group: Any, lanes: Any) -> None:
 
 
 @compiled
-def round_input(params: Parameters, x: int, columns: int, target: int, sharing: int) -> None:  # noqa: ARG001
+def round_input(
+    params: Parameters,  # noqa: ARG001
+    x: int, columns: int, target: int, sharing: int, halved: int,
+) -> None:  # fmt: skip
     """Round ``columns`` floats, a multiple of 32, at address ``x`` into `block_tiles.input_bytes` bytes at ``target``.
 
     Args:
         sharing: runs of 32 that have one scale: 1, or 8 as llama.cpp's Q8_K has it.
+        halved: 1 rounds scales to half precision, as llama.cpp's Q8_0 has them.
     """
     runs = columns // RUN
     groups, largest = (runs + RUNS - 1) // RUNS, np.float32(0)
@@ -87,7 +93,8 @@ def round_input(params: Parameters, x: int, columns: int, target: int, sharing: 
                 largest = np.float32(0)
                 for other in range(run, min(run + sharing, runs)):
                     largest = max(largest, _largest_of_run(x + 4 * RUN * other))
-            _round_run(x + 4 * RUN * run, largest, low, low + GROUP // 2, factors + 4 * k, factors + 4 * (RUNS + k))
+            sum_at = factors + 4 * (RUNS + k)
+            _round_run(x + 4 * RUN * run, largest, halved, low, low + GROUP // 2, factors + 4 * k, sum_at)
         else:
             _zero_run(low, low + GROUP // 2)
             store_f32(factors, k, 0.0)

@@ -21,7 +21,7 @@ from .simd import block_tiles, float_vectors
 from .simd.block_groups import RUN
 
 # What `kind` of a type may be.
-UNKNOWN, FLOATS, OWN, GGML, OWN_AS_Q8_K = range(5)
+UNKNOWN, FLOATS, OWN, GGML, OWN_AS_Q8_0, OWN_AS_Q8_K = range(6)
 _SHARING = 8  # runs of 32 that have one scale in Q8_K
 
 
@@ -39,11 +39,11 @@ def type_record(type_name: str, *, as_llama_cpp: bool = False) -> npt.NDArray[An
     """A record TYPE [], with addresses of this process; the type's kernels are compiled or loaded.
 
     Args:
-        as_llama_cpp: inputs of K-quants are rounded as coarsely as there.
+        as_llama_cpp: inputs of own kernels are rounded as coarsely as there.
     """
     functions, kind, record = ggml.row_functions(type_name), kind_of(type_name), np.zeros((), TYPE)
-    if as_llama_cpp and kind == OWN and ggml.TYPES[type_name].weights == _SHARING * RUN:
-        kind = OWN_AS_Q8_K
+    if as_llama_cpp and kind == OWN:
+        kind = OWN_AS_Q8_K if ggml.TYPES[type_name].weights == _SHARING * RUN else OWN_AS_Q8_0
     if kind != UNKNOWN:
         made = kernels(type_name)
         record[()] = (kind, functions.vec_dot, functions.to_float, functions.from_float, made.products, made.add)
@@ -82,5 +82,6 @@ def prepare_inputs(
                 call_row(wanted, x + 4 * columns * t, target + stride * t, columns)
             else:
                 sharing = _SHARING if kind.kind == OWN_AS_Q8_K else 1
-                round_input(params, x + 4 * columns * t, columns, target + stride * t, sharing)
+                halved = int(kind.kind == OWN_AS_Q8_0)
+                round_input(params, x + 4 * columns * t, columns, target + stride * t, sharing, halved)
     return wanted

@@ -184,18 +184,16 @@ def test_its_quantized_weights_are_those_of_the_sparse_file(reglu: Path, type_na
     assert verify(VerifyConfig(model=str(reglu), file=files["llama.cpp"])).passed
 
 
-def test_k_quants_meet_inputs_as_coarse_as_there(make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path):
-    """Five models, as in some an input lies between two numbers and is rounded the other way; with a scale per 32
-    inputs all of them are some 0.03 apart.
-    """
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "Q4_K_M"])
+def test_inputs_are_rounded_as_there(make_checkpoint: Make, llama_cpp: Callable, tmp_path: Path, type_name: str):
+    """Five models, as in some an input lies between two numbers and is rounded the other way."""
     apart = []
-    for seed in range(5):
+    for seed in (0, 1, 2, 3, 5):
         folder = make_checkpoint("llama", seed=seed, hidden_size=256, intermediate_size=512, head_dim=64)
         out = tmp_path / f"{seed}.gguf"
-        export_unverified(ExportConfig(model=folder, out=out, type_name="Q4_K_M"))
+        export_unverified(ExportConfig(model=folder, out=out, type_name=type_name))
         with load(out, cache_type="F32") as model:
-            logits_V = torch.from_numpy(model.feed([1, 700])).double()
-        found_V = torch.log_softmax(logits_V, -1)
+            found_V = torch.log_softmax(torch.from_numpy(model.feed([1, 700])).double(), -1)
         theirs = llama_cpp(out).logprobs([1, 700])
         apart.append(max(abs(logprob - float(found_V[token])) for token, logprob in theirs.items()))
-    assert sorted(apart)[2] < 1e-4
+    assert sorted(apart)[2] < 2e-5

@@ -33,11 +33,12 @@ def sample(type_name, columns):
     return raw, ggml.dequantize(raw, type_name, (ROWS, columns)).astype(np.float64), inputs
 
 
-def rounded(x_TC, run=32):
-    """The slow twin of rounded_inputs.round_input: bytes with a scale per 32 or, as in Q8_K, per 256."""
+def rounded(x_TC, run=32, *, halved=False):
+    """The slow twin of rounded_inputs.round_input: bytes with a scale per 32 (a half in Q8_0) or per 256 (Q8_K)."""
     runs = x_TC.reshape(len(x_TC), -1, run).astype(np.float64)
     scale = np.abs(runs).max(axis=2, keepdims=True) / 127
     steps = np.divide(runs, scale, out=np.zeros_like(runs), where=scale > 0)
+    scale = scale.astype(np.float16).astype(np.float64) if halved else scale
     return (np.rint(steps) * scale).reshape(x_TC.shape)
 
 
@@ -103,11 +104,11 @@ def test_products_are_those_of_the_decoded_rows_and_the_rounded_input(type_name)
                 np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * scale)
 
 
-@pytest.mark.parametrize(("type_name", "run"), [("Q4_K", 256), ("Q6_K", 256), ("Q5_0", 32), ("F16", 1)])
-def test_k_quants_can_meet_inputs_as_coarse_as_llama_cpp_s(type_name, run):
+@pytest.mark.parametrize(("type_name", "run"), [("Q4_K", 256), ("Q6_K", 256), ("Q5_0", 32), ("Q8_0", 32), ("F16", 1)])
+def test_inputs_can_be_as_coarse_as_llama_cpp_s(type_name, run):
     raw, values_RC, x_TC = sample(type_name, 768)
     ours = Kernel(type_name, raw, 768, as_llama_cpp=True).products(x_TC, None, 0, ROWS)
-    twin = expected(values_RC, x_TC if run == 1 else rounded(x_TC, run), range(ROWS), range(TOKENS))
+    twin = expected(values_RC, x_TC if run == 1 else rounded(x_TC, run, halved=run == 32), range(ROWS), range(TOKENS))
     np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * np.abs(values_RC).max() * np.abs(x_TC).max() * 768)
 
 
