@@ -108,8 +108,8 @@ def _planned(config: RelufyConfig) -> tuple[Checkpoint, Checkpoint, list[Planned
         )
     elif source.spec.activation == "geglu":
         note(
-            f"{config.model}: GeGLU loses far more to {config.activation} than SwiGLU does; --activation tswiglu,"
-            " which keeps it, is the way for such models"
+            f"{config.model}: GeGLU becomes {config.activation}, and training has to make up for it; --activation"
+            " tswiglu, which keeps it, is nearer to the dense model after the same time"
         )
     return source, _teacher(source, config), plan_of(source, config.dtype, up_scaled=config.up_scaled)
 
