@@ -37,6 +37,7 @@ class Clock:
     def beating(self, journal: Path) -> Iterator[None]:
         """Keep the journal's modification time at now."""
         over = threading.Event()
+        journal = journal.absolute()  # stages work in a folder of their own
 
         def beat() -> None:
             while not over.wait(_BEAT_S):

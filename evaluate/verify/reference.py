@@ -50,15 +50,25 @@ class Reference:
             except Exception as error:  # its own kinds for each way in which a folder can be wrong
                 raise TsconvertError(f"transformers does not load {checkpoint.folder}: {reason(error)}") from error
         self.model.eval().requires_grad_(False)
-        for module in self.model.modules() if not thresholds else ():
-            if isinstance(module, modeling_turbosparse.SparseFFN | modeling_turbosparse.SparseExperts):
-                module.threshold, module.up_threshold, module.up_scale = 0.0, 0.0, None
-        self._spec = self._spec if thresholds else replace(self._spec, up_scaled=False)
+        if not thresholds:
+            for module in self._ffns():
+                module.up_scale = None
+            self._spec = replace(self._spec, up_scaled=False)
+            self.let_all_fire()
         if whole:
             self._compare(checkpoint.array)
             self._fill(self.model, list(model_places(self._spec)))
         else:
             self._fill_in_turn()
+
+    def let_all_fire(self) -> None:
+        """Have no thresholds from now on."""
+        for module in self._ffns():
+            module.threshold, module.up_threshold = 0.0, 0.0
+
+    def _ffns(self) -> Iterator[Any]:
+        kinds = modeling_turbosparse.SparseFFN, modeling_turbosparse.SparseExperts
+        return (module for module in self.model.modules() if isinstance(module, kinds))
 
     @property
     def window(self) -> int | None:

@@ -1,6 +1,7 @@
 """Text that the dense teacher writes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def test_the_teacher_writes_its_share_of_the_text_once(dense: Path, tmp_path: Pa
     assert with_own_text(made, dense, file, **HOW) == made
     with_own_text((Source(path="self"),), dense, file, **HOW)
     assert file.stat().st_mtime_ns == before
+
+
+def test_a_model_for_conversations_writes_half_of_them_in_its_template(talker: Path, tmp_path: Path):
+    """The conftest's template: <user>...</s>, <assistant>...</s>."""
+    file = tmp_path / "own.jsonl"
+    with_own_text((Source(path="self"),), talker, file, **HOW)
+    texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    talks = [text for text in texts if text.startswith("<user>")]
+    assert len(talks) >= 32 < len(texts)
+    for text in talks:
+        assert re.fullmatch(r"<user>(.*)</s>\n<assistant>(.*)</s>\n", text, re.DOTALL), text
 
 
 def test_a_sparse_model_does_not_write(sparse: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.full.callbacks import bend
 from tsconvert.convert.relufy import relufy
 from tsconvert.evaluate.check.run import CheckConfig, check
+from tsconvert.evaluate.conversion import clock as clock_module
 from tsconvert.evaluate.conversion.clock import Clock, spent
 from tsconvert.evaluate.conversion.config import ConvertConfig
 from tsconvert.evaluate.conversion.plan import Plan, Step
@@ -220,6 +222,20 @@ def test_the_time_of_a_killed_run_is_known_by_the_journal_s_age(tmp_path: Path):
     assert spent(clock.state(), journal) == pytest.approx(130.0)
     assert Clock(130.0).spent_s >= 130.0
     assert clock.began <= time.time()
+
+
+def test_the_journal_ages_while_stages_work_in_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`--out` is mostly a relative path; a run that was killed would have the time of its stages once more."""
+    monkeypatch.setattr(clock_module, "_BEAT_S", 0.01)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    journal = Path("out/convert.json")
+    journal.write_text("{}")
+    os.utime(journal, (1.0, 1.0))
+    end_s = time.monotonic() + 20
+    with Clock(0.0).beating(journal), chdir("out"):
+        while (tmp_path / journal).stat().st_mtime == 1.0:
+            assert time.monotonic() < end_s
 
 
 @pytest.mark.parametrize(
