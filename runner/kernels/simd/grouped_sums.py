@@ -107,7 +107,7 @@ def _write_shares(e: Emit, four: Any, rows: Any, weights: Any, offset: Any, spar
 
 
 def _scales_of_two(e: Emit, one: Any, other: Any) -> Any:
-    """The float16, as words, of two rows' four blocks: rows alternate."""
+    """The float16, as words, of two rows' blocks: rows alternate."""
     word = _FORM.size_bytes // 2
     return e.pick(one, [lane // ROWS * word + (_WORDS.count if lane % 2 else 0) for lane in range(LANES)], other)
 
@@ -145,7 +145,7 @@ def _interleaved(e: Emit, addresses: Sequence[Any]) -> list[Any]:
     found = []
     for half in (0, 1):
         two = [e.b.bitcast(_unpacked(e, rows[r], rows[r + 1], half), words) for r in (0, 2)]
-        found += [e.b.bitcast(_unpacked(e, *two, part), BYTES) for part in (0, 1)]
+        found += [e.b.bitcast(_unpacked(e, two[0], two[1], part), BYTES) for part in (0, 1)]
     return found
 
 
@@ -186,8 +186,8 @@ def _turned(e: Emit, four: Sequence[Any]) -> list[Any]:
     def parts(one: Any, other: Any, numbers: Sequence[int]) -> Any:
         return e.pick(one, [4 * number + i for number in numbers for i in range(4)], other)
 
-    halves = [[parts(*two, numbers) for two in (four[:2], four[2:])] for numbers in ((0, 1, 4, 5), (2, 3, 6, 7))]
-    return [parts(*half, numbers) for half in halves for numbers in ((0, 2, 4, 6), (1, 3, 5, 7))]
+    halves = [(parts(four[0], four[1], two), parts(four[2], four[3], two)) for two in ((0, 1, 4, 5), (2, 3, 6, 7))]
+    return [parts(one, other, two) for one, other in halves for two in ((0, 2, 4, 6), (1, 3, 5, 7))]
 
 
 class _Asking:
