@@ -45,8 +45,9 @@ def _lines(config: RelufyConfig, report: RelufyReport, model: Checkpoint) -> Ite
         yield f"\nThen thresholds were set (`ffn_thresholds` in config.json): {now}."
     yield "\n## Recipe\n"
     yield f"    {typed()}\n"
+    layers = "the first thresholds" if config.layer_stage.recover == "none" else "local recovery"
     data = ", ".join(f"{source.path} ({source.weight:g})" for source in config.data) or "the embedded English text"
-    yield f"- Text: {data}; {report.tokens:,} tokens for local recovery, {full.tokens:,} for the whole model."
+    yield f"- Text: {data}; {report.tokens:,} tokens for {layers}, {full.tokens:,} for the whole model."
     yield "- Of the whole model: " + ", ".join(f"{name} {value}" for name, value in asdict(config.full).items()) + "."
     yield from _curves(full)
 

@@ -108,7 +108,8 @@ def arguments(config: RelufyConfig, how: FullRecovery, folder: Path) -> Training
     return TrainingArguments(
         output_dir=str(folder), max_steps=max(1, round(how.steps / every)) * every, per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows, gradient_accumulation_steps=steps, lr_scheduler_type="cosine",
-        warmup_steps=max(1, min(_WARMUP, how.steps // 20)), max_grad_norm=1.0, logging_steps=max(1, min(10, every // 5)),
+        warmup_steps=max(1, min(_WARMUP, how.steps // 20)), max_grad_norm=1.0,
+        logging_steps=max(1, min(10, every // 5)),
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="objective", greater_is_better=False, seed=config.seed, data_seed=config.seed,

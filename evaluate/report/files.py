@@ -50,7 +50,8 @@ def _row(found: Findings, file: Record) -> list[str]:
     if verified is None:
         state = "not recorded"
     else:
-        state = "every tensor, key and text right" if verified["passed"] else f"{len(verified['failures'])} failures"
+        wrong = len(verified["failures"])
+        state = "every tensor, key and text right" if verified["passed"] else f"{wrong} failure{'s' * (wrong > 1)}"
     size_bytes = figures["size_bytes"]
     bits = f"{8 * size_bytes / max(1, figures['weights']):.2f}"
     return [found.name(file.path), engine(file), size_text(size_bytes), str(figures["tensor_count"]), bits, state]

@@ -14,8 +14,8 @@ IN_CACHE_BYTES = 64_000_000
 """A file of at most so much lies in a processor's cache or nearly: sparsity has nothing to save there."""
 _SMALL = "This file is so small that it lies in the processor's cache: such a model has nothing to gain from sparsity."
 _MODES = (
-    "Dense mode computes every neuron; exact mode computes up and down only where the gate is positive, with the same"
-    " result; predicted mode computes what the predictors name."
+    "Dense mode computes every neuron; exact mode goes on only with neurons that may still fire once their gates are"
+    " known (their ups, where SwiGLU stayed), with the same result; predicted mode computes what the predictors name."
 )
 
 

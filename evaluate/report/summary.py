@@ -14,6 +14,7 @@ from .firing import layer_density
 from .perplexity import beside_source, dense_perplexity, is_source, score_groups
 from .plots import measured, percent
 from .predictors import layer_means
+from .training import layers_trained
 
 _NAMES = {
     "drelu": "dReLU",
@@ -105,7 +106,7 @@ def sentences(found: Findings) -> Iterator[str]:
         return
     figures, spec = sparse.figures, sparse.figures["spec"]
     experts = f" with {spec['experts']} experts a layer" if spec["experts"] else ""
-    how = _RECOVERED.get(figures["settings"].get("recover", ""), "converted")
+    how = _recovered(figures) or "converted"
     yield (
         f"{_model(found)}, a {spec['family'].capitalize()} model of {_parameters(figures['parameters'])} parameters in"
         f" {spec['layers']} layers{experts}, was turned from SwiGLU into {_NAMES[spec['activation']]} and {how}."
@@ -193,12 +194,20 @@ def chain(found: Findings) -> Iterator[Sequence[Step]]:
     yield from (column for column in (beside, files) if column)
 
 
+def _recovered(figures: dict[str, Any]) -> str:
+    """How a checkpoint was recovered, in words; "" if it is not known."""
+    recover = figures["settings"].get("recover", "")
+    if recover == "full" and not layers_trained(figures):
+        return "recovered as a whole"
+    return _RECOVERED.get(recover, "")
+
+
 def _converted(found: Findings, record: Record) -> Step:
     """One checkpoint that relufy made."""
     figures, settings = record.figures, record.figures["settings"]
     target = settings.get("training", {}).get("target_sparsity")
     tokens = (figures.get("full") or {}).get("tokens") or figures.get("tokens")
-    how = _RECOVERED.get(settings.get("recover", ""), "")
+    how = _recovered(figures)
     facts = [f"{tokens:,} tokens"] if tokens else []
     facts += [f"aimed at {percent(target)} silent"] if target else []
     return Step(

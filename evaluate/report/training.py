@@ -28,7 +28,7 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
             f"First each neuron's sign was chosen, which costs no training: dReLU then keeps {percent(after)} of the"
             f" SwiGLU energy instead of {percent(before)}."
         )
-    if report.get("layers") and settings.get("recover") != "none":
+    if layers_trained(report):
         local = settings.get("training", {})
         target = local.get("target_sparsity")
         steered = f", steered to {percent(target)} silent neurons" if target else ""
@@ -43,6 +43,12 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
             f"The whole model was trained for {full['steps']:,} steps, {full['tokens']:,} tokens of {_data(settings)}"
             f", towards {_goals(settings.get('full') or {})}; step {full['best_step']:,} was the best."
         )
+
+
+def layers_trained(report: dict[str, Any]) -> bool:
+    """Whether layers were trained one by one; thresholds alone leave a layer's error as it is."""
+    layers = report.get("layers") or []
+    return any(layer.get("error_before") != layer.get("error_after") for layer in layers)
 
 
 def _goals(full: dict[str, Any]) -> str:
@@ -77,6 +83,8 @@ def _layers(report: dict[str, Any]) -> Iterator[Figure]:
             legend=LAYERS,
         )  # fmt: skip
     after, before = ([layer[f"error_{when}"] for layer in layers] for when in ("after", "before"))
+    if not layers_trained(report):
+        return
     yield Figure(
         title="Error of each layer, before and after",
         note="On tokens kept from training: the squared distance of the layer's output from the dense model's, over its"

@@ -74,7 +74,7 @@ def read_info(checkpoint: Checkpoint, predictor_report: dict[str, Any]) -> Model
     settings, report = (told.settings, told.report) if told else ({}, {})
     made_from = str(settings.get("model", ""))
     card, base_card = _card(folder), _card(_local_folder(made_from)) if made_from else {}
-    sparse = ("drelu", "sparse") if checkpoint.spec.sparse else ()
+    sparse = (checkpoint.spec.activation, "sparse") if checkpoint.spec.sparse else ()
     tags = ["text-generation", *sparse, *card.get("tags", ())]
     hub_id = not Path(made_from).is_absolute() and made_from.count("/") == 1
     made = [BaseModel(name=made_from if hub_id else Path(made_from).name)] if made_from else []
