@@ -34,16 +34,22 @@ from .memory import (
 )
 from .parameters import SCRATCH_BYTES, TYPE, BlockType, Parameters, numba_type, offset_of
 from .simd import block_tiles, float_vectors
+from .simd.block_groups import GROUP
 from .simd.block_sums import add_rows
 from .simd.block_tiles import tile
 from .simd.emit import FLOAT, I32, I64, Emit, emitted
 from .simd.float_vectors import blend, float_tile
+from .simd.grouped_sums import GROUP_ROWS, add_group, adds_groups, rows_asked
 
 _ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in the scratch addresses and results stand
 _ROW_CHUNK, _TOKENS = 32, 8  # rows that stay in the cache while groups of so many inputs pass
 _AHEAD_BYTES = 18 << 10  # of rows that are asked for before they are needed
 _LISTED = 4  # rows here and there that are asked for before they are needed
 _SHORT, _SHORT_LISTED = 512, 1024  # bytes; shorter rows are multiplied four at a time
+_MANY = 512  # where in the scratch a group's addresses, weights, and room for grouped_sums.py stand
+_MANY_SHARES = _MANY + 8 * GROUP_ROWS
+_MANY_AHEAD = _MANY_SHARES + 4 * GROUP_ROWS
+_MANY_SPARE = _MANY_AHEAD + 8 * 80
 
 
 class Kernels(NamedTuple):
@@ -185,6 +191,8 @@ def _block_products(number: int) -> Any:
 
 
 def _block_add(number: int) -> Any:
+    grouped = adds_groups(number)
+
     def add(
         params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
         weights: int, columns: int, into: int, scratch: int,
@@ -192,18 +200,31 @@ def _block_add(number: int) -> Any:
         rows, shares, nexts, end = scratch + _ROWS, scratch + _OUT, scratch + _AHEAD, first + count
         for i in range(first, min(first + 4, end)):
             _ask(base + _number(listed, i) * stride, stride)
-        i = first
-        while i < end:
-            some = 4 if i + 3 <= end else 1  # three are four, the last of them with nothing
-            _fill(nexts, base, stride, listed, i + 4, last - 1, some)
-            _fill(rows, base, stride, listed, i, end - 1, some)
-            for r in range(some):
-                store_f32(shares, r, load_f32(weights, _number(listed, i + r)) if i + r < end else np.float32(0))
-            if some == 4:
-                add_rows(number, 4, rows, shares, columns, into, nexts)
-            else:
-                add_rows(number, 1, rows, shares, columns, into, nexts)
-            i += some
+        done, whole = first, columns // GROUP * GROUP
+        while grouped and whole and done + 4 <= end:
+            some = min(GROUP_ROWS, end - done)
+            fours = (some + 3) // 4
+            _fill(scratch + _MANY, base, stride, listed, done, end - 1, 4 * fours)
+            _fill(scratch + _MANY_AHEAD, base, stride, listed, done + some, last - 1, rows_asked(4 * fours))
+            for r in range(4 * fours):
+                share = load_f32(weights, _number(listed, done + r)) if r < some else np.float32(0)
+                store_f32(scratch + _MANY_SHARES, r, share)
+            ahead, spare = scratch + _MANY_AHEAD, scratch + _MANY_SPARE
+            add_group(fours, scratch + _MANY, scratch + _MANY_SHARES, columns, into, ahead, spare)
+            done += some
+        for part in range(2):  # the columns that groups leave out, and the rows
+            i, stop, skipped = (first, done, whole) if part == 0 else (done, end, 0)
+            while i < stop and skipped < columns:
+                some = 4 if i + 3 <= stop else 1  # three are four, the last of them with nothing
+                _fill(nexts, base, stride, listed, i + 4, last - 1, some)
+                _fill(rows, base + stride * skipped // columns, stride, listed, i, stop - 1, some)
+                for r in range(some):
+                    store_f32(shares, r, load_f32(weights, _number(listed, i + r)) if i + r < stop else np.float32(0))
+                if some == 4:
+                    add_rows(number, 4, rows, shares, columns - skipped, into + 4 * skipped, nexts)
+                else:
+                    add_rows(number, 1, rows, shares, columns - skipped, into + 4 * skipped, nexts)
+                i += some
 
     return add
 

@@ -56,7 +56,7 @@ def main() -> None:
             if weight_types.kind_of(name) == weight_types.UNKNOWN:
                 continue
             block = ggml.TYPES[name].weights
-            for columns in (1, 16, 77) if name in FLOATS else (block, 3 * block):
+            for columns in (1, 16, 77) if name in FLOATS else (block, 3 * block, 4 * block):
                 sys.stdout.write(f"{name} {columns}\n")
                 sys.stdout.flush()
                 compute(name, columns)

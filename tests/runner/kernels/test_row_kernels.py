@@ -11,10 +11,12 @@ from tsconvert.runner.kernels import step  # noqa: F401  imports every function
 from tsconvert.runner.kernels.compiling import function_table
 from tsconvert.runner.kernels.parameters import SCRATCH_BYTES, new_parameters
 from tsconvert.runner.kernels.simd.block_tiles import KINDS as OWN
+from tsconvert.runner.kernels.simd.grouped_sums import adds_groups
 from tsconvert.runner.kernels.weight_types import input_bytes, prepare_inputs, type_record
 
 FLOATS = ("F32", "F16", "BF16")
 GGML = ("Q4_1", "IQ4_XS")
+GROUPED = [name for number, name in enumerate(OWN) if adds_groups(number)]
 ROWS, TOKENS = 21, 11
 RNG = np.random.default_rng(7)
 FUNCTIONS = function_table()
@@ -145,7 +147,50 @@ def test_sums_are_those_of_the_decoded_rows(type_name):
                 taken = np.arange(ROWS)[first : first + count] if order is None else order[first : first + count]
                 twin_C = x_TC[0] + weights_R[taken].astype(np.float64) @ values_RC[taken]
                 ours_C = kernel.add(weights_R, order, first, count, x_TC[0].copy())
-                np.testing.assert_allclose(ours_C, twin_C, rtol=1e-5, atol=2e-5)
+                # shares of groups are rounded to whole numbers of 1/32512 of the largest
+                unit = np.abs(weights_R).max() * np.abs(values_RC).max() / 32512 if type_name in GROUPED else 0
+                np.testing.assert_allclose(ours_C, twin_C, rtol=1e-5, atol=2e-5 + count * unit / 2)
+
+
+def in_groups(raw, weights_R, into_C):
+    """The slow twin of simd/grouped_sums.py: sums of at least four Q4_0 rows, in groups of 64."""
+    for first in range(0, len(raw), 64):
+        blocks, shares_R = raw[first : first + 64].reshape(-1, len(into_C) // 32, 18), weights_R[first : first + 64]
+        shares_RB = blocks[:, :, :2].copy().view(np.float16)[:, :, 0].astype(np.float32) * shares_R[:, None]
+        largest_B = np.abs(shares_RB).max(axis=0)
+        inverse_B = np.divide(np.float32(32512), largest_B, out=np.zeros_like(largest_B), where=largest_B >= 1e-30)
+        whole_RB = np.rint(shares_RB.astype(np.float64) * inverse_B).astype(np.int64)
+        levels = np.concatenate([blocks[:, :, 2:] & 15, blocks[:, :, 2:] >> 4], axis=2).astype(np.int64) - 8
+        sums_BC = np.einsum("rb,rbc->bc", whole_RB, levels).astype(np.float32)
+        into_C = into_C + (sums_BC.astype(np.float64) * (largest_B * np.float32(1 / 32512))[:, None]).reshape(-1)
+    return into_C
+
+
+@pytest.mark.skipif(not GROUPED, reason="this processor does not permute bytes")
+@pytest.mark.parametrize("rows", [4, 6, 64, 133])
+def test_shares_of_groups_are_rounded_to_16_bits(rows):
+    raw = quantize(RNG.standard_normal((rows, 384)).astype(np.float32), "Q4_0")
+    raw[:, :2], raw[:, 18:20] = 0, np.array([1], np.float16).view(np.uint8)
+    weights_R, x_C = RNG.standard_normal(rows).astype(np.float32) ** 3, RNG.standard_normal(384).astype(np.float32)
+    for weights in (weights_R, np.zeros_like(weights_R), np.where(np.arange(rows) % 3, weights_R, 0)):
+        ours_C = Kernel("Q4_0", raw, 384).add(weights.astype(np.float32), None, 0, rows, x_C.copy())
+        np.testing.assert_allclose(ours_C, in_groups(raw, weights.astype(np.float32), x_C), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_number_is_none_in_the_sum():
+    raw, _, _ = sample("Q4_0", 256)
+    for wrong in (np.nan, np.inf):
+        weights_R = np.ones(ROWS, np.float32)
+        weights_R[5] = wrong
+        assert not np.isfinite(Kernel("Q4_0", raw, 256).add(weights_R, None, 0, ROWS, np.zeros(256, np.float32))).any()
+
+
+@pytest.mark.parametrize("type_name", OWN)
+def test_a_row_alone_is_decoded_exactly(type_name):
+    """Blocks of tokens decode rows so."""
+    raw, values_RC, _ = sample(type_name, 256)
+    ours_C = Kernel(type_name, raw, 256).add(np.ones(ROWS, np.float32), None, 7, 1, np.zeros(256, np.float32))
+    np.testing.assert_allclose(ours_C, values_RC[7], rtol=1e-6, atol=1e-7)
 
 
 class Prepared:
