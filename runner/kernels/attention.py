@@ -22,10 +22,9 @@ from .residual import (
     normalise,
     scale_floats,
 )
-from .rounded_inputs import round_input
 from .row_kernels import call_add, call_products
 from .simd.float_vectors import exp_shifted
-from .weight_types import FLOATS
+from .weight_types import FLOATS, prepare_inputs
 from .work_shares import run_start, share_start
 
 
@@ -204,8 +203,7 @@ def attend_heads(
     x, stride, total = queries, 4 * head_dim, end - first
     if kind.kind != FLOATS:
         x, stride = row_at(params.queries, thread), params.queries.row_bytes // (params.heads // params.kv_heads)
-        for h in range(heads):
-            round_input(params, queries + 4 * head_dim * h, head_dim, x + stride * h, 1, 0)
+        prepare_inputs(params, kind, queries, head_dim, heads, x, stride, 0)
     room = total + 32
     slot = first % slots
     run = min(total, slots - slot)

@@ -52,12 +52,6 @@ def call_yield(e: Emit, function: Any) -> None:
     e.b.call(_function(e, function, I32), [])
 
 
-@emitted(types.void, _int)
-def prefetch(e: Emit, address: Any) -> None:
-    """Ask for the cache line at ``address``."""
-    e.prefetch(address)
-
-
 @emitted(types.void)
 def pause(e: Emit) -> None:
     """Tell the core that this is a spinning loop: x86's pause, ARM's yield, elsewhere nothing."""

@@ -43,9 +43,8 @@ from .simd.grouped_sums import GROUP_ROWS, add_group, adds_groups, rows_asked
 
 _ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in the scratch addresses and results stand
 _ROW_CHUNK, _TOKENS = 32, 8  # rows that stay in the cache while groups of so many inputs pass
-_AHEAD_BYTES = 18 << 10  # of rows that are asked for before they are needed
-_LISTED = 4  # rows here and there that are asked for before they are needed
-_SHORT, _SHORT_LISTED = 512, 1024  # bytes; shorter rows are multiplied four at a time
+_AHEAD_BYTES = 36 << 10  # of rows that are asked for before they are needed
+_LISTED = 8  # rows here and there that are asked for before they are needed
 _MANY = 512  # where in the scratch a group's addresses, weights, and room for grouped_sums.py stand
 _MANY_SHARES = _MANY + 8 * GROUP_ROWS
 _MANY_AHEAD = _MANY_SHARES + 4 * GROUP_ROWS
@@ -109,9 +108,11 @@ def _number(e: Emit, listed: Any, i: Any) -> Any:
 @emitted(types.void, types.int64, types.int64)
 def _ask(e: Emit, address: Any, size: Any) -> None:
     """Ask for the cache lines of so many bytes."""
-    lines = e.b.udiv(e.b.add(size, ir.Constant(I64, 63)), ir.Constant(I64, 64))
+    line_bytes = ir.Constant(I64, 64)
+    start = e.b.mul(e.b.udiv(address, line_bytes), line_bytes)
+    lines = e.b.udiv(e.b.add(e.b.sub(e.b.add(address, size), start), ir.Constant(I64, 63)), line_bytes)
     with e.loop(lines) as line:
-        e.prefetch(e.b.add(address, e.b.mul(line, ir.Constant(I64, 64))))
+        e.prefetch(e.b.add(start, e.b.mul(line, line_bytes)))
 
 
 @emitted(types.void, *[types.int64] * 7)
@@ -148,29 +149,19 @@ def _block_products(number: int) -> Any:
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
     ) -> None:  # fmt: skip
         rows, xs, outs, nexts = scratch + _ROWS, scratch + _INPUTS, scratch + _OUT, scratch + _AHEAD
-        end, ahead = first + count, max(1, _AHEAD_BYTES // stride)
+        end, ahead = first + count, _LISTED if listed else max(4, _AHEAD_BYTES // stride)
         for t in range(tokens if tokens <= 2 else 0):
             token = _number(chosen, t)
             target = out + 4 * token * token_step
             store_i64(xs, 0, x + token * x_stride)
             for i in range(first, min(first + _LISTED, end) if listed else first):
                 _ask(base + load_i32(listed, i) * stride, stride)
-            if stride < (_SHORT_LISTED if listed else _SHORT):
-                for i in range(first, end, 4):
-                    _fill(rows, base, stride, listed, i, end - 1, 4)
-                    _fill(nexts, base, stride, listed, i + (_LISTED if listed else ahead), end - 1, 4)
-                    tile(number, 4, 1, 3, rows, xs, columns, nexts, outs)
-                    for r in range(min(4, end - i)):
-                        store_f32(target, _number(listed, i + r) * row_step, load_f32(outs, r))
-            else:
-                for i in range(first, end):
-                    _fill(rows, base, stride, listed, i, end - 1, 1)
-                    _fill(nexts, base, stride, listed, i + (_LISTED if listed else ahead), end - 1, 1)
-                    if listed:
-                        tile(number, 1, 1, 2, rows, xs, columns, nexts, outs)
-                    else:
-                        tile(number, 1, 1, 3, rows, xs, columns, nexts, outs)
-                    store_f32(target, _number(listed, i) * row_step, load_f32(outs, 0))
+            for i in range(first, end, 4):
+                _fill(rows, base, stride, listed, i, end - 1, 4)
+                _fill(nexts, base, stride, listed, i + ahead, end - 1, 4)
+                tile(number, 4, 1, 1, rows, xs, columns, nexts, outs)
+                for r in range(min(4, end - i)):
+                    store_f32(target, _number(listed, i + r) * row_step, load_f32(outs, r))
         if tokens <= 2:
             return
         for start in range(first, end, _ROW_CHUNK):

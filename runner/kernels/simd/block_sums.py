@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .block_groups import FORMATS, GROUP, RUN, RUNS, Group, Neighbours
-from .block_tiles import KINDS, ask_lines, ask_rest, blocks_at
+from .block_tiles import KINDS, ask_lines, ask_rest, blocks_at, row_bytes
 from .emit import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set
 
 _SIXTEEN = ir.VectorType(I8, 16)
@@ -68,7 +68,7 @@ def _emit_looked_up(
         scales = _scales(e, blocks, shares)
         for run in range(RUNS):
             _look_up_run(e, kind, blocks, scales, run, b.add(target, ir.Constant(I64, 4 * RUN * run)))
-    ask_rest(e, ahead, steps, form.blocks * form.size_bytes)
+    ask_rest(e, ahead, steps, form.blocks * form.size_bytes // 64, row_bytes(e, form, columns))
     offset = b.mul(steps, ir.Constant(I64, form.blocks * form.size_bytes))
     target = b.add(into, b.mul(steps, ir.Constant(I64, 4 * GROUP)))
     with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
@@ -128,7 +128,7 @@ def _emit_groups(
         for number in range(len(expanded[0])):
             for run in range(RUNS):
                 _add_run(e, [groups[number] for groups in expanded], weights, run, target, number * GROUP + run * RUN)
-    ask_rest(e, ahead, steps, form.blocks * form.size_bytes)
+    ask_rest(e, ahead, steps, form.blocks * form.size_bytes // 64, row_bytes(e, form, columns))
     if form.weights < GROUP:
         left = b.udiv(b.urem(columns, ir.Constant(I64, GROUP)), ir.Constant(I64, form.weights))
         offset = b.mul(steps, step_bytes)

@@ -47,7 +47,7 @@ class _Tile:
         zero = self.e.all(FLOATS, 0.0)
         self.sums = [[self.e.variable(zero) for _ in inputs] for _ in rows]
 
-    def run(self, columns: Any, ahead: Sequence[Any], level: int) -> list[list[Any]]:
+    def run(self, columns: Any, ahead: Sequence[Any]) -> list[list[Any]]:
         """The products, one list a row; lines of the rows ``ahead`` are asked for at the same pace."""
         b, step = self.e.b, self.format.step_weights
         groups = b.udiv(b.add(columns, ir.Constant(I64, GROUP - 1)), ir.Constant(I64, GROUP))
@@ -58,9 +58,9 @@ class _Tile:
         size = self.format.blocks * self.format.size_bytes
         with self.e.loop(steps) as index:
             offset = b.mul(index, ir.Constant(I64, size))
-            ask_lines(self.e, ahead, index, size // 64, level)
+            ask_lines(self.e, ahead, index, size // 64)
             self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], index, parts)
-        ask_rest(self.e, ahead, steps, size, level)
+        ask_rest(self.e, ahead, steps, size // 64, row_bytes(self.e, self.format, columns))
         if self.format.weights < GROUP:
             left = b.udiv(b.urem(columns, ir.Constant(I64, step)), ir.Constant(I64, self.format.weights))
             with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
@@ -135,23 +135,29 @@ def _biases(e: Emit, group: Group) -> list[Any]:
     return [e.b.sub(zero, low), e.b.sub(zero, e.dot4(zero, shift, group.high))]
 
 
-def ask_lines(e: Emit, ahead: Sequence[Any], index: Any, lines: int, level: int = 3) -> None:
+def row_bytes(e: Emit, form: Format, columns: Any) -> Any:
+    """Bytes of a row."""
+    return e.b.mul(e.b.udiv(columns, ir.Constant(I64, form.weights)), ir.Constant(I64, form.size_bytes))
+
+
+def ask_lines(e: Emit, ahead: Sequence[Any], index: Any, lines: int) -> None:
     """Ask for a step's lines of coming rows: ``lines`` each, as many as a step's bytes fill."""
     for address in ahead:
         at = e.b.add(address, e.b.mul(index, ir.Constant(I64, 64 * lines)))
         for line in range(lines):
-            e.prefetch(at, 64 * line, level)
+            e.prefetch(at, 64 * line)
 
 
-def ask_rest(e: Emit, ahead: Sequence[Any], steps: Any, size: int, level: int = 3) -> None:
-    """Ask for the lines that are left after ``steps`` steps of ``size`` bytes each."""
-    if ahead and size % 64:
-        done = e.b.mul(steps, ir.Constant(I64, 64 * (size // 64)))
-        left = e.b.sub(e.b.mul(steps, ir.Constant(I64, size)), done)
-        with e.loop(e.b.udiv(e.b.add(left, ir.Constant(I64, 63)), ir.Constant(I64, 64))) as line:
-            at = e.b.add(done, e.b.mul(line, ir.Constant(I64, 64)))
-            for address in ahead:
-                e.prefetch(e.b.add(address, at), 0, level)
+def ask_rest(e: Emit, ahead: Sequence[Any], steps: Any, lines: int, size: Any) -> None:
+    """Ask for what ``steps`` steps of ``lines`` lines leave of rows of ``size`` bytes, which begin within a line."""
+    done = e.b.mul(steps, ir.Constant(I64, 64 * lines))
+    left = e.b.add(e.b.sub(size, done), ir.Constant(I64, 63))
+    with e.loop(e.b.udiv(left, ir.Constant(I64, 64))) as line:
+        at = e.b.add(done, e.b.mul(line, ir.Constant(I64, 64)))
+        for address in ahead:
+            e.prefetch(e.b.add(address, at))
+    for address in ahead:
+        e.prefetch(e.b.add(address, size), -1)
 
 
 def _make(isa: str) -> Any:
@@ -162,8 +168,8 @@ def _make(isa: str) -> Any:
     ) -> Any:  # fmt: skip
         """Products of rows and inputs whose int64 addresses stand at ``rows_at`` and ``inputs_at``, to float32 ``out``.
 
-        ``kind`` (an index of KINDS), the number of rows and of inputs and how to prefetch (0 not, or `Emit.prefetch`'s
-        level) are constants. Results lie input by input, a row behind the other.
+        ``kind`` (an index of KINDS), the number of rows and of inputs and whether to ask for the rows whose addresses
+        stand at ``ahead_at`` (0 or 1) are constants. Results lie input by input, a row behind the other.
         """
         constants = [each.literal_value for each in (kind, rows, inputs, prefetch)]
 
@@ -173,7 +179,7 @@ def _make(isa: str) -> Any:
             made = _Tile(
                 builder, isa, KINDS[number], _addresses(e, args[4], row_count), _addresses(e, args[5], input_count)
             )
-            sums = made.run(args[6], _addresses(e, args[7], row_count) if foresee else [], foresee)
+            sums = made.run(args[6], _addresses(e, args[7], row_count) if foresee else [])
             for r, row in enumerate(sums):
                 for t, value in enumerate(row):
                     e.store(value, args[8], 4 * (t * row_count + r))

@@ -204,7 +204,7 @@ class _Asking:
         e, b = self.e, self.e.b
         line, left = b.load(self.line), b.sub(b.load(self.left), ir.Constant(I64, 1))
         for i in range(_ASKED):
-            e.prefetch(line, 64 * i, 2)
+            e.prefetch(line, 64 * i)
         b.store(b.add(line, ir.Constant(I64, 64 * _ASKED)), self.line)
         b.store(left, self.left)
         with b.if_then(b.icmp_signed("==", left, ir.Constant(I64, 0))):
