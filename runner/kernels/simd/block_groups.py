@@ -12,12 +12,12 @@ from typing import Any
 
 from llvmlite import ir
 
-from .emit import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, Emit
+from .emit import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, INTS, Emit
 
 GROUP = 128
 RUN = 32
 RUNS = 4
-_SIXTEEN, _FOUR = ir.VectorType(I8, 16), ir.VectorType(I8, 4)
+_SIXTEEN, _TWO_HALVES = ir.VectorType(I8, 16), ir.VectorType(HALF, 2)
 _FOUR_FLOATS, _FOUR_INTS = ir.VectorType(FLOAT, 4), ir.VectorType(I32, 4)
 _SPREAD = [lane // 4 for lane in range(16)]
 _LINE, _WORDS = 64, ir.VectorType(I16, 32)
@@ -34,7 +34,7 @@ class Group:
     scale_high: Any
     """None where it is ``scale_low``."""
     offset: int | None
-    """0, or 8 times a power of two; None where bytes are signed."""
+    """0, or 8 times a power of two; None where bytes are signed, and then there is one scale."""
     minimum: Any = None
     """As the scales; None where there is none."""
 
@@ -132,55 +132,47 @@ def _q8_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
     return [Group(_sixteens(e, blocks, 2), _sixteens(e, blocks, 18), _scales(e, blocks), None, None)]
 
 
-def _floats(e: Emit, four_bytes: Any, factor: Any, *, signed: bool = False) -> Any:
-    wide = (e.b.sext if signed else e.b.zext)(four_bytes, _FOUR_INTS)
-    return spread(e, e.b.fmul(e.b.sitofp(wide, _FOUR_FLOATS), factor))
-
-
 def _q4_k(e: Emit, blocks: Sequence[Any]) -> list[Group]:
     """Two float16, twelve bytes of 6-bit scales and minima, 128 bytes: per 64 weights 32 low, 32 high nibbles."""
     (block,) = blocks
-    scale, least = (e.splat(e.b.fpext(e.load(HALF, block, offset), FLOAT), 4) for offset in (0, 2))
-    a, b, c = (e.load(_FOUR, block, offset) for offset in (4, 8, 12))
-    low6, low4, four, six = (e.all(_FOUR, value) for value in (63, 15, 4, 6))
-    top_a, top_b = (e.b.shl(e.b.lshr(bits, six), four) for bits in (a, b))
-    scales = (e.b.and_(a, low6), e.b.or_(e.b.and_(c, low4), top_a))
-    minima = (e.b.and_(b, low6), e.b.or_(e.b.lshr(c, four), top_b))
-    return [_q4_k_group(e, block, part, scales[part], minima[part], (scale, least)) for part in (0, 1)]
+    words, factors = e.load(_FOUR_INTS, block), e.b.fpext(e.load(_TWO_HALVES, block), ir.VectorType(FLOAT, 2))
+    shifts, masks = ir.Constant(_FOUR_INTS, [0, 0, 0, 4]), [0x3F3F3F3F, 0x0F0F0F0F] * 2
+    sixes = e.b.and_(e.b.lshr(e.pick(words, [1, 3, 2, 3]), shifts), ir.Constant(_FOUR_INTS, masks))
+    tops = e.b.lshr(e.pick(words, [1, 1, 2, 2]), e.all(_FOUR_INTS, 2))
+    sixes = e.b.or_(sixes, e.b.and_(tops, ir.Constant(_FOUR_INTS, [0, 0x30303030] * 2)))
+    values = e.b.sitofp(e.b.zext(e.b.bitcast(sixes, _SIXTEEN), INTS), FLOATS)  # eight scales, eight minima
+    values = e.b.fmul(values, e.pick(factors, [0] * 8 + [1] * 8))
+    return [_q4_k_group(e, e.load(BYTES, block, 16 + 64 * part), values, 4 * part) for part in (0, 1)]
 
 
-def _q4_k_group(e: Emit, block: Any, part: int, scales: Any, minima: Any, factors: tuple[Any, Any]) -> Group:
-    quants = e.load(BYTES, block, 16 + 64 * part)
-    fifteen, halves = e.all(BYTES, 15), []
-    shifts = ir.Constant(BYTES, ([0] * 16 + [4] * 16) * 2)
-    for start in (0, 16):
-        lanes = [base + start + i for base in (0, 0, 32, 32) for i in range(16)]
-        halves.append(e.b.and_(e.b.lshr(e.pick(quants, lanes), shifts), fifteen))
-    return Group(halves[0], halves[1], _floats(e, scales, factors[0]), None, 0, _floats(e, minima, factors[1]))
+def _halves(e: Emit, one: Any, other: Any, starts: Sequence[int]) -> list[Any]:
+    """The first and the second 16 bytes of four runs, which begin so in two vectors one behind the other."""
+    return [e.pick(one, [start + half + i for start in starts for i in range(16)], other) for half in (0, 16)]
+
+
+def _q4_k_group(e: Emit, quants: Any, values: Any, first: int) -> Group:
+    low, high = _halves(e, *_nibbles(e, quants), (0, 64, 32, 96))
+    scales, minima = (e.pick(values, [start + lane for lane in _SPREAD]) for start in (first, first + 8))
+    return Group(low, high, scales, None, 0, minima)
 
 
 def _q6_k(e: Emit, blocks: Sequence[Any]) -> list[Group]:
     """128 bytes of low nibbles, 64 of upper pairs of bits, a signed byte of scale per 16 weights, a float16."""
     (block,) = blocks
-    scale = e.splat(e.b.fpext(e.load(HALF, block, 208), FLOAT), 4)
-    return [_q6_k_group(e, block, part, scale) for part in (0, 1)]
+    scale = e.splat(e.b.fpext(e.load(HALF, block, 208), FLOAT))
+    scales = e.b.fmul(e.b.sitofp(e.b.sext(e.load(_SIXTEEN, block, 192), INTS), FLOATS), scale)
+    return [_q6_k_group(e, block, part, scales) for part in (0, 1)]
 
 
-def _q6_k_group(e: Emit, block: Any, part: int, scale: Any) -> Group:
-    nibbles, pairs = e.load(BYTES, block, 64 * part), e.load(ir.VectorType(I8, 32), block, 128 + 32 * part)
-    eight_scales = e.load(ir.VectorType(I8, 8), block, 192 + 8 * part)
-    low_shift = ir.Constant(BYTES, [0] * 32 + [4] * 32)
-    pair_shift = ir.Constant(BYTES, [2 * (i // 16) for i in range(64)])
-    halves, scales = [], []
-    for start in (0, 16):
-        low = e.pick(nibbles, [base + start + i for base in (0, 32, 0, 32) for i in range(16)])
-        high = e.pick(pairs, [start + i for _ in range(RUNS) for i in range(16)])
-        low = e.b.and_(e.b.lshr(low, low_shift), e.all(BYTES, 15))
-        high = e.b.and_(e.b.lshr(high, pair_shift), e.all(BYTES, 3))
-        whole = e.b.or_(low, e.b.shl(high, e.all(BYTES, 4)))
-        halves.append(e.b.sub(whole, e.all(BYTES, 32)))
-        scales.append(_floats(e, e.pick(eight_scales, [start // 16 + 2 * k for k in range(4)]), scale, signed=True))
-    return Group(halves[0], halves[1], scales[0], scales[1], None)
+def _q6_k_group(e: Emit, block: Any, part: int, scales: Any) -> Group:
+    pairs = e.b.bitcast(e.pick(e.load(ir.VectorType(I8, 32), block, 128 + 32 * part), [*range(32)] * 2), _WORDS)
+    up, down = (ir.Constant(_WORDS, [one] * 16 + [other] * 16) for one, other in ((4, 2), (0, 2)))
+    tops = [e.b.bitcast(words, BYTES) for words in (e.b.shl(pairs, up), e.b.lshr(pairs, down))]
+    nibbles = _nibbles(e, e.load(BYTES, block, 64 * part))
+    two = [e.b.or_(each, e.b.and_(top, e.all(BYTES, 48))) for each, top in zip(nibbles, tops, strict=True)]
+    low, high = _halves(e, *two, (0, 32, 64, 96))
+    low_scales, high_scales = (e.pick(scales, [8 * part + 2 * lane + half for lane in _SPREAD]) for half in (0, 1))
+    return Group(low, high, low_scales, high_scales, 32)
 
 
 FORMATS = {

@@ -76,7 +76,7 @@ class _Tile:
                 b.mul(index, ir.Constant(I64, len(expanded[0]))), ir.Constant(I64, number)
             )  # this group's number in the row
             groups = [row[number] for row in expanded]
-            biases = [_biases(self.e, group) for group in groups]
+            biases = [_bias(self.e, group) for group in groups]
             for t, x in enumerate(self.inputs):
                 places = [b.add(x, b.mul(at, ir.Constant(I64, GROUP)))]
                 for part, size in zip(parts, (FACTOR_BYTES, LANE_BYTES), strict=True):
@@ -86,27 +86,27 @@ class _Tile:
     def _meet(
         self, groups: Sequence[Group], biases: Sequence[Any], t: int, quants: Any, factor: Any, lanes: Any
     ) -> None:
-        e, b = self.e, self.e.b
+        e, b, first = self.e, self.e.b, groups[0]
         low, high = e.load(BYTES, quants), e.load(BYTES, quants, GROUP // 2)
         scale = spread(e, e.load(_FOUR, factor))
-        minus_sum = spread(e, e.load(_FOUR, factor, 16)) if groups[0].minimum is not None else None
-        if groups[0].offset is None:
+        minus_sum = spread(e, e.load(_FOUR, factor, 16)) if first.minimum is not None else None
+        start_low = start_high = None
+        if first.offset is None:
             low, high = (b.xor(part, e.all(BYTES, -128)) for part in (low, high))
+        elif first.scale_high is None:
+            start_low = _start(e, first.offset, lanes)
         else:
-            start = _start(e, groups[0].offset, lanes)
+            start_low, start_high = (_start_of_half(e, first.offset, part) for part in (low, high))
         for row, group, bias in zip(self.sums, groups, biases, strict=True):
-            total = b.load(row[t])
-            if group.offset is not None:
-                whole = e.dot4(e.dot4(start, group.low, low), group.high, high)
-                total = e.fma(b.sitofp(whole, FLOATS), b.fmul(group.scale_low, scale), total)
+            total, scales = b.load(row[t]), b.fmul(group.scale_low, scale)
+            if group.offset is None:
+                whole = e.dot4(e.dot4(bias, low, group.low), high, group.high)
             elif group.scale_high is None:
-                whole = e.dot4(e.dot4(bias[0], low, group.low), high, group.high)
-                total = e.fma(b.sitofp(whole, FLOATS), b.fmul(group.scale_low, scale), total)
+                whole = e.dot4(e.dot4(start_low, group.low, low), group.high, high)
             else:
-                for x, part, factor_of, first in (
-                    (low, group.low, group.scale_low, bias[0]), (high, group.high, group.scale_high, bias[1]),
-                ):  # fmt: skip
-                    total = e.fma(b.sitofp(e.dot4(first, x, part), FLOATS), b.fmul(factor_of, scale), total)
+                total = e.fma(b.sitofp(e.dot4(start_low, group.low, low), FLOATS), scales, total)
+                whole, scales = e.dot4(start_high, group.high, high), b.fmul(group.scale_high, scale)
+            total = e.fma(b.sitofp(whole, FLOATS), scales, total)
             if minus_sum is not None:
                 total = e.fma(group.minimum, minus_sum, total)
             b.store(total, row[t])
@@ -124,15 +124,18 @@ def _start(e: Emit, offset: int, lanes: Any) -> Any:
     return e.b.shl(eights, e.all(INTS, (offset // 8).bit_length() - 1)) if offset > 8 else eights
 
 
-def _biases(e: Emit, group: Group) -> list[Any]:
+def _start_of_half(e: Emit, offset: int, part: Any) -> Any:
+    """The same for one half of the input's bytes."""
+    zero = e.all(INTS, 0)
+    return e.b.sub(zero, e.dot4(zero, e.all(BYTES, offset), part))
+
+
+def _bias(e: Emit, group: Group) -> Any:
     """Signed weights meet inputs made unsigned, 128 too large: minus 128 times the weights' sum makes good for it."""
     if group.offset is not None:
-        return []
-    zero, shift = ir.Constant(INTS, [0] * INTS.count), ir.Constant(BYTES, [-128] * BYTES.count)
-    low = e.dot4(zero, shift, group.low)
-    if group.scale_high is None:
-        return [e.b.sub(zero, e.dot4(low, shift, group.high))]
-    return [e.b.sub(zero, low), e.b.sub(zero, e.dot4(zero, shift, group.high))]
+        return None
+    zero, shift = e.all(INTS, 0), e.all(BYTES, -128)
+    return e.b.sub(zero, e.dot4(e.dot4(zero, shift, group.low), shift, group.high))
 
 
 def row_bytes(e: Emit, form: Format, columns: Any) -> Any:
