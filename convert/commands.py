@@ -111,7 +111,8 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
                 rules=[_FULL]),
         setting(FullRecovery, "learning_rate", "Peak learning rate; default: by the size of the model's weights.",
                 "--full-learning-rate", rules=[_FULL]),
-        setting(FullRecovery, "cross_entropy", "Weight of the cross-entropy with the text.", rules=[_FULL]),
+        setting(FullRecovery, "cross_entropy", "Weight of the cross-entropy with the text; beside a teacher on"
+                " the text's first pass only.", rules=[_FULL]),
         setting(FullRecovery, "divergence", "Weight of the divergence KL(teacher || student).", rules=[_FULL]),
         setting(FullRecovery, "likeliest", "Compute the divergence on the N tokens of the vocabulary that the teacher"
                 " finds likeliest in the batch, which is quicker; 0: on all.", kind=COUNT,

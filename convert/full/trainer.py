@@ -106,7 +106,7 @@ class RecoveryTrainer(Trainer):
         losses = self._distilled(outputs, theirs, inputs)
         loss, hidden = losses.total, list(theirs.hidden_states[1:]) if theirs and self.how.hidden else []
         parts = {"divergence": losses.divergence}
-        if not self.few or self.how.cross_entropy:
+        if not self.few or self.text_weight:
             parts["cross_entropy"] = losses.cross_entropy
         if hidden:
             parts["hidden"] = hidden_distance(list(outputs.hidden_states[1:]), hidden)
@@ -118,6 +118,12 @@ class RecoveryTrainer(Trainer):
             loss = loss + own
         self._note(float(loss.detach()), {name: float(value.detach()) for name, value in parts.items()})
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def text_weight(self) -> float:
+        """The text's weight: beside a teacher for its first pass only; what was seen before is learnt by heart."""
+        seen = self.how.divergence and (self.state.epoch or 0) >= 1
+        return 0.0 if seen else self.how.cross_entropy
 
     def _few(self) -> bool:
         """Whether hidden states do for the loss, and the head is asked for the likeliest tokens alone."""
@@ -141,7 +147,7 @@ class RecoveryTrainer(Trainer):
             models: list[Any] = [self.model, self.teacher]
             student_VD, teacher_VD = (model.get_output_embeddings().weight for model in models)
             return distillation_on_likeliest(
-                student_TD, teacher_TD, student_VD, teacher_VD, label_T[known_T], how.likeliest, how.cross_entropy,
+                student_TD, teacher_TD, student_VD, teacher_VD, label_T[known_T], how.likeliest, self.text_weight,
                 how.divergence,
             )  # fmt: skip
         teacher: Teacher = None
@@ -149,7 +155,7 @@ class RecoveryTrainer(Trainer):
             teacher = TopK(inputs["top_index"].flatten(0, 1), inputs["top_log"].flatten(0, 1))
         elif theirs is not None and how.divergence:
             teacher = theirs.logits.flatten(0, 1)
-        return distillation(ours.logits.flatten(0, 1), teacher, label_T, how.cross_entropy, how.divergence)
+        return distillation(ours.logits.flatten(0, 1), teacher, label_T, self.text_weight, how.divergence)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; after the last of a step the penalty is steered, or the thresholds follow."""

@@ -15,7 +15,7 @@ from tsconvert.common.errors import TsconvertError
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.config.full import FullRecovery
 from tsconvert.convert.config.local import LocalRecovery
-from tsconvert.convert.full import recovery, stage
+from tsconvert.convert.full import recovery, stage, trainer
 from tsconvert.convert.full.activations import ActivationMonitor
 from tsconvert.convert.full.data import full_rows
 from tsconvert.convert.full.loss import TopK, distillation, distillation_on_likeliest, hidden_distance
@@ -23,6 +23,7 @@ from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.modeling_turbosparse import SparseExperts
 from tsconvert.model.whole_model import sparse_model
+from tsconvert.text.sources import Source
 from tsconvert.text.training_rows import IGNORED
 
 Make = Callable[..., Path]
@@ -214,6 +215,25 @@ def test_the_whole_model_is_trained_and_written(make_checkpoint: Make, tmp_path:
     model, rows = sparse_model(Checkpoint(out)), full_rows(Checkpoint(out), config(dense, out), SHORT, 1)
     entropy = model(torch.from_numpy(rows[1].rows_NS), labels=torch.from_numpy(rows[1].rows_NS)).loss
     assert entropy.exp().item() == pytest.approx(report.perplexity, rel=1e-4)
+
+
+@pytest.mark.parametrize("divergence", [1.0, 0.0])
+def test_beside_a_teacher_text_counts_on_its_first_pass_only(
+    divergence: float, sparse: Path, dense: Path, tmp_path: Path, monkeypatch
+):
+    weights, real = [], trainer.distillation
+
+    def noted(ours, theirs, label, text, teacher):
+        weights.append(text)
+        return real(ours, theirs, label, text, teacher)
+
+    monkeypatch.setattr(trainer, "distillation", noted)
+    (tmp_path / "text").write_text("Call me Ishmael. Some years ago, never mind how long, I went to sea. " * 60)
+    how = replace(SHORT, cross_entropy=0.5, divergence=divergence, likeliest=0, tokens=2048, micro_tokens=512)
+    data = (Source(path=str(tmp_path / "text")),)
+    relufy(config(sparse, tmp_path / "out", teacher=str(dense), full=how, data=data))
+    trained = [weight for weight in weights if weight != 1]  # what judges has weight 1
+    assert trained == ([0.5, 0.5, 0.0, 0.0] if divergence else [0.5] * 4)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(sparse: Path, dense: Path, tmp_path: Path, monkeypatch):
