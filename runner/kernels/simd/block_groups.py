@@ -169,8 +169,8 @@ def _q6_k_group(e: Emit, block: Any, part: int, scales: Any) -> Group:
     up, down = (ir.Constant(_WORDS, [one] * 16 + [other] * 16) for one, other in ((4, 2), (0, 2)))
     tops = [e.b.bitcast(words, BYTES) for words in (e.b.shl(pairs, up), e.b.lshr(pairs, down))]
     nibbles = _nibbles(e, e.load(BYTES, block, 64 * part))
-    two = [e.b.or_(each, e.b.and_(top, e.all(BYTES, 48))) for each, top in zip(nibbles, tops, strict=True)]
-    low, high = _halves(e, *two, (0, 32, 64, 96))
+    one, other = (e.b.or_(each, e.b.and_(top, e.all(BYTES, 48))) for each, top in zip(nibbles, tops, strict=True))
+    low, high = _halves(e, one, other, (0, 32, 64, 96))
     low_scales, high_scales = (e.pick(scales, [8 * part + 2 * lane + half for lane in _SPREAD]) for half in (0, 1))
     return Group(low, high, low_scales, high_scales, 32)
 
