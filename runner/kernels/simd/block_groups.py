@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .emit import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, INTS, Emit
+from .emit import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, I64, INTS, Emit
 
 GROUP = 128
 RUN = 32
@@ -118,14 +118,19 @@ def _q4_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
 
 def _q5_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
     """The fifth bits are a uint32 of each block: bits 0 to 15 of its first 16 weights, then of the others."""
-    low, high = _nibbles(e, _sixteens(e, blocks, 6))
-    bits = e.join([e.b.bitcast(e.load(I32, block, 2), ir.VectorType(ir.IntType(1), 32)) for block in blocks])
-    zero, sixteen = e.all(BYTES, 0), e.all(BYTES, 16)
-    halves = []
-    for start, nibbles in ((0, low), (16, high)):
-        mask = e.pick(bits, [32 * run + start + i for run in range(RUNS) for i in range(16)])
-        halves.append(e.b.or_(nibbles, e.b.select(mask, sixteen, zero)))
-    return [Group(halves[0], halves[1], _scales(e, blocks), None, 16)]
+    low, high = (
+        e.b.or_(nibbles, e.b.select(_bits(e, blocks, offset), e.all(BYTES, 16), e.all(BYTES, 0)))
+        for nibbles, offset in zip(_nibbles(e, _sixteens(e, blocks, 6)), (2, 4), strict=True)
+    )
+    return [Group(low, high, _scales(e, blocks), None, 16)]
+
+
+def _bits(e: Emit, blocks: Sequence[Any], offset: int) -> Any:
+    """16 bits of each of four blocks."""
+    bits = ir.Constant(I64, 0)
+    for k, block in enumerate(blocks):
+        bits = e.b.or_(bits, e.b.shl(e.b.zext(e.load(I16, block, offset), I64), ir.Constant(I64, 16 * k)))
+    return e.b.bitcast(bits, ir.VectorType(ir.IntType(1), 64))
 
 
 def _q8_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
