@@ -1,0 +1,100 @@
+"""Rows of one input, GB/s a core: from the cache, from memory in line, and from memory here and there (12 % of them).
+
+    python benchmarks/runner_kernels.py Q4_0,Q8_0,Q4_K 576,4096 [--cores 2] [--seconds 2]
+
+One process a core, all at once; the first one's medians are printed, the best rounds in brackets. The kernels are
+called by their addresses, as a step calls them, on 140 MB of rows each, in pages of 2 MB.
+"""
+
+import argparse
+import ctypes
+import mmap
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from tsconvert.model.files.gguf import ggml
+from tsconvert.runner.kernels import step  # noqa: F401  imports every function
+from tsconvert.runner.kernels.parameters import SCRATCH_BYTES, new_parameters
+from tsconvert.runner.kernels.weight_types import type_record
+
+BYTES, CACHED_BYTES, CACHED_TIMES = 140 << 20, 147 << 10, 200
+
+
+def zeros(count: int) -> np.ndarray:
+    """Bytes at the start of a cache line."""
+    place = np.zeros(count + 64, np.uint8)
+    start = -place.ctypes.data % 64
+    return place[start : start + count]
+
+
+def rows() -> np.ndarray:
+    """BYTES of something, in large pages where the system has them."""
+    place = mmap.mmap(-1, BYTES + (2 << 20))
+    place.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(place, np.uint8)
+    raw[:] = np.resize(np.random.default_rng(0).integers(0, 60, 1 << 20, dtype=np.uint8), len(raw))
+    return raw
+
+
+def measure(type_name: str, columns: int, raw: np.ndarray, seconds: float) -> dict[str, list[float]]:
+    """GB/s of each way, round by round."""
+    kind, params, stride = type_record(type_name), new_parameters(), ggml.row_bytes(type_name, columns)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 14)(int(kind["products"]))
+    count, few = BYTES // stride, max(4, CACHED_BYTES // stride)
+    x, out, scratch = zeros(8 * columns + (64 << 10)), zeros(4 * count), zeros(SCRATCH_BYTES + 4 * columns)
+    x[:columns] = 3  # and scales of 0
+    lists = {
+        "cache": np.tile(np.arange(few, dtype=np.int32), CACHED_TIMES),
+        "in line": None,
+        "listed": np.flatnonzero(np.random.default_rng(1).random(count) < 0.12).astype(np.int32),
+    }
+    found: dict[str, list[float]] = {name: [] for name in lists}
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        for name, listed in lists.items():
+            some = count if listed is None else len(listed)
+            start_s = time.perf_counter()
+            call(
+                params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
+                0 if listed is None else listed.ctypes.data, 0, some, columns, x.ctypes.data, 0, 0, 1,
+                out.ctypes.data, 1, 0, scratch.ctypes.data,
+            )  # fmt: skip
+            found[name].append(some * stride / 1e9 / (time.perf_counter() - start_s))
+    return found
+
+
+def main() -> None:
+    """Print a line a type and width."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types")
+    parser.add_argument("columns")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.core is None:
+        command = [sys.executable, __file__, *sys.argv[1:], "--core"]
+        cores = sorted(os.sched_getaffinity(0))[: options.cores]
+        others = [subprocess.Popen([*command, str(core)], stdout=subprocess.DEVNULL) for core in cores[1:]]
+        subprocess.run([*command, str(cores[0])], check=True)
+        for other in others:
+            other.wait()
+        return
+    os.sched_setaffinity(0, {options.core})
+    raw = rows()
+    for type_name in options.types.split(","):
+        for columns in map(int, options.columns.split(",")):
+            if columns % ggml.TYPES[type_name].weights:
+                continue
+            found = measure(type_name, columns, raw, options.seconds)
+            said = [f"{name} {statistics.median(each):.1f} ({max(each):.1f})" for name, each in found.items()]
+            print(f"{type_name:<6} {columns:>6}  {', '.join(said)} GB/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
