@@ -152,7 +152,7 @@ def ask_lines(e: Emit, ahead: Sequence[Any], index: Any, lines: int) -> None:
 
 
 def ask_rest(e: Emit, ahead: Sequence[Any], steps: Any, lines: int, size: Any) -> None:
-    """Ask for what ``steps`` steps of ``lines`` lines leave of rows of ``size`` bytes, which begin within a line."""
+    """Ask for what ``steps`` steps of ``lines`` lines leave of rows of ``size`` bytes, begun within a line or not."""
     done = e.b.mul(steps, ir.Constant(I64, 64 * lines))
     left = e.b.add(e.b.sub(size, done), ir.Constant(I64, 63))
     with e.loop(e.b.udiv(left, ir.Constant(I64, 64))) as line:
