@@ -130,7 +130,7 @@ class _BlendOfLikeliest(torch.autograd.Function):
         ctx.slope_TD = slope_TD = torch.empty_like(student_TD)
         if not parts:
             return sums.sum(), *sums
-        mass_V = torch.stack([goal_TV.float().softmax(-1).sum(0) for goal_TV in goals]).sum(0)
+        mass_V = torch.stack([goal_TV.softmax(-1).float().sum(0) for goal_TV in goals]).sum(0)
         labels = label_T.unique() if a else label_T[:0]
         mass_V[labels] = torch.inf
         chosen = mass_V.topk(min(max(likeliest, len(labels)), len(mass_V))).indices.sort().values
