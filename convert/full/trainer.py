@@ -136,8 +136,9 @@ class RecoveryTrainer(Trainer):
     def _pass(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
         """A forward pass with what the loss needs: logits, or hidden states."""
         asked: dict[str, Any] = {"output_hidden_states": self.how.hidden > 0 or self.few, "use_cache": False}
-        none = {"logits_to_keep": torch.empty(0, dtype=torch.long)} if self.few else {}
-        return model(**forwarded(inputs), **asked, **none)
+        if self.few:
+            asked["logits_to_keep"] = torch.empty(0, dtype=torch.long)  # one a sequence would copy the head's matrix
+        return model(**forwarded(inputs), **asked)
 
     def _distilled(self, ours: Any, theirs: Any, inputs: dict[str, torch.Tensor]) -> Losses:
         """The loss by the outputs of the model and, if there is one, its teacher."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tsconvert.convert.penalty import DensityThreshold, SparsityPenalty, bend, count
+from tsconvert.convert.penalty import DensityThreshold, SparsityPenalty, bend, count, quantile
 
 
 def test_the_threshold_brings_the_density_down_a_ramp():
@@ -38,3 +38,10 @@ def test_firing_costs_the_same_however_strongly():
     penalty = SparsityPenalty(0.9, counts=True)
     assert torch.equal(penalty.price(size_TF), count(size_TF, bend(size_TF)))
     assert torch.equal(SparsityPenalty(0.9).price(size_TF), size_TF)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.88, 1.0])
+def test_a_quantile_is_torchs_own(rows: int, share: float):
+    factor_TF = torch.rand(rows, 3, generator=torch.Generator().manual_seed(rows))
+    assert quantile(factor_TF, share) == float(torch.quantile(factor_TF, share))
