@@ -18,7 +18,7 @@ from .residual import (
     add_to_residual,
     cap_floats,
     clear,
-    mean_square,
+    norm_scale,
     normalise,
     scale_floats,
 )
@@ -109,7 +109,7 @@ def norm_scales(params: Parameters, thread: int) -> None:
         into = row_at(params.qk_scale, t)
         for i in range(2):
             x, count = (row_at(params.query, t), heads) if i == 0 else (row_at(params.key, t), kv_heads)
-            store_f32(into, i, np.float32(1.0 / np.sqrt(mean_square(params, x, count) + params.eps)))
+            store_f32(into, i, norm_scale(params, x, count))
     meet(params, thread)
 
 
@@ -125,7 +125,7 @@ def turn_head(params: Parameters, layer: Layer, x: int, weight: int, scale: floa
     if weight:
         factor = np.float32(scale)
         if factor == 0:
-            factor = np.float32(1.0 / np.sqrt(mean_square(params, x, head_dim) + params.eps))
+            factor = norm_scale(params, x, head_dim)
         for i in range(head_dim):
             store_f32(x, i, load_f32(x, i) * factor * load_f32(weight, i))
     if layer.cos.address:

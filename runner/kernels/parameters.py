@@ -78,7 +78,7 @@ BUFFERS = {
 # The functions that others call: the order of their table.
 _FUNCTION_NAMES = (
     "meet", "aborted", "stay", "step", "share_start", "run_start", "token_start", "clear", "copy_floats", "add_floats",
-    "scale_floats", "cap_floats", "add_bias", "mean_square", "rms_norm", "normalise", "add_row", "add_to_residual",
+    "scale_floats", "cap_floats", "add_bias", "norm_scale", "rms_norm", "normalise", "add_row", "add_to_residual",
     "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply", "multiply_run", "add_listed",
     "rotate", "rotate_halves", "place_rows", "place_in_cache", "norm_scales", "turn_head", "place_heads", "softmax",
     "attend_heads", "attend", "attention", "choose_experts", "route", "choose_tokens", "share_for",

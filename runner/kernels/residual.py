@@ -57,18 +57,22 @@ def add_bias(params: Parameters, thread: int, bias: int, out: int, rows: int) ->
 
 
 @compiled_sum
-def mean_square(params: Parameters, x: int, count: int) -> np.float32:  # noqa: ARG001
-    """The mean of the squares of ``count`` floats."""
-    total = np.float32(0)
+def norm_scale(params: Parameters, x: int, count: int) -> np.float32:
+    """1 / sqrt(mean(x^2) + eps) of ``count`` floats.
+
+    Rounded where llama.cpp's ggml_compute_forward_rms_norm_f32 rounds, whose sum is in double precision too: weights of
+    few bits have inputs half way between two numbers, and the last bit decides which way they are rounded.
+    """
+    total = 0.0
     for i in range(count):
-        total += load_f32(x, i) * load_f32(x, i)
-    return total / np.float32(count)
+        total += np.float64(load_f32(x, i) * load_f32(x, i))
+    return np.float32(1) / np.sqrt(np.float32(total / count) + np.float32(params.eps))
 
 
 @compiled
 def rms_norm(params: Parameters, x: int, weight: int, out: int) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight; all addresses of floats."""
-    scale = np.float32(1.0 / np.sqrt(mean_square(params, x, params.width) + params.eps))
+    scale = norm_scale(params, x, params.width)
     for i in range(params.width):
         store_f32(out, i, load_f32(x, i) * scale * load_f32(weight, i))
 
