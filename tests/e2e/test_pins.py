@@ -2,7 +2,8 @@
 
 pins.json holds SHA-256 of what each command below writes and prints. `everywhere` is of commands without training or
 measuring, whose bytes no machine may change; `this_machine` is of trainings, whose last bits the processor and torch
-decide: a machine that has no pins there skips them.
+decide: a machine that has no pins there skips them, and so does one whose pin of a command was taken out, because a change
+was to change it and was made on another machine.
 
     python tests/e2e/test_pins.py                        # say which pins differ here
     python tests/e2e/test_pins.py --write                # write all pins of this machine
@@ -190,13 +191,15 @@ def test_a_training_gives_what_it_gave_on_this_machine(
     here = of_outputs.machine()
     if here not in pins["this_machine"]:
         pytest.skip(f"there are no pins for this machine, and trainings differ in their last bits: {here}")
+    if name not in pins["this_machine"][here]:
+        pytest.skip(f"the pin was changed on another machine: python tests/e2e/test_pins.py --write {name}")
     assert outputs[name] == pins["this_machine"][here][name]
 
 
 def test_pins_and_commands_have_the_same_names(pins: dict[str, Any]):
     assert list(pins["everywhere"]) == list(EVERYWHERE)
     for names in pins["this_machine"].values():
-        assert list(names) == list(THIS_MACHINE)
+        assert list(names) == [name for name in THIS_MACHINE if name in names]
 
 
 def differences(old: Pin, new: Pin) -> Iterator[str]:
