@@ -17,8 +17,8 @@ from tsconvert import cli
 
 # Every command with its options, in the order of the chain; scripts count on these names.
 SURFACE = {
-    "convert": "--out --budget --recipe --set --resume --dry-run --activation --target-sparsity --type --predictors"
-    " --no-predictors --data --judge --seed",
+    "convert": "--out --budget --recipe --set --resume --dry-run --activation --target-sparsity --up-passes --type"
+    " --predictors --no-predictors --data --judge --seed",
     "relufy": "--out --dtype --max-shard-size --resume --dry-run --activation --align --no-align --recover --teacher"
     " --target-sparsity --shift --data --tokens --context --steps --batch-tokens --learning-rate --attention"
     " --no-attention --min-expert-tokens --full-tokens --full-batch-tokens --micro-tokens --full-learning-rate"

@@ -80,6 +80,13 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("--budget", "1h"), ("--dry-run", ""), ("--activation", "reglu"), ("--target-sparsity", "0.8"),
         ("--type", "Q4_0"), ("--data", "t.txt"), ("--judge", "t.txt"), ("--seed", "1")
     )},
+    ("convert", "--up-passes"): [
+        ("convert --out o --recipe r", "--up-passes 1", RECIPE),
+        (
+            "convert m --out o --budget 1h --activation drelu", "--up-passes 1",
+            "to --activation tswiglu only; leave it out, or give --activation tswiglu",
+        ),
+    ],
     ("convert", "--predictors"): [
         ("convert --out o --recipe r", "--no-predictors", RECIPE),
         (

@@ -70,15 +70,12 @@ class _Blend(torch.autograd.Function):
             known_T = label_T[part] != IGNORED
             target_T1 = label_T[part].clamp_min(0)[:, None]
             sums[0] -= (log_TV.gather(1, target_T1)[:, 0] * known_T).sum()
-            if teacher is None:
-                grad_TV = log_TV.exp_().mul_(a)
-            else:
+            target_TV = None
+            if teacher is not None:
                 target_TV, divergence_T = _target(log_TV, teacher, part)
                 sums[1] += (divergence_T * known_T).sum()
-                grad_TV = log_TV.exp_().mul_(a + b).sub_(target_TV, alpha=b)
             if slope_TV is not None:
-                grad_TV.scatter_add_(1, target_T1, torch.full_like(target_T1, -a, dtype=grad_TV.dtype))
-                slope_TV[part] = grad_TV.mul_((known_T / count)[:, None])
+                slope_TV[part] = _slope(log_TV, target_TV, target_T1, a, b).mul_((known_T / count)[:, None])
         ctx.slope_TV = slope_TV
         entropy, divergence = sums / count
         ctx.mark_non_differentiable(entropy, divergence)
@@ -142,13 +139,10 @@ class _BlendOfLikeliest(torch.autograd.Function):
             theirs_TV = functional.log_softmax(goal_TV.index_select(1, chosen).float(), -1)
             p_TV = theirs_TV.exp()
             sums[1] += theirs_TV.sub_(ours_TV).mul_(p_TV).sum()
-            if a:
-                target_T1 = torch.searchsorted(chosen, label_T[part])[:, None]
+            target_T1 = torch.searchsorted(chosen, label_T[part])[:, None] if a else None
+            if target_T1 is not None:
                 sums[0] -= ours_TV.gather(1, target_T1).sum()
-            grad_TV = ours_TV.exp_().mul_(a + b).sub_(p_TV, alpha=b)
-            if a:
-                grad_TV.scatter_add_(1, target_T1, torch.full_like(target_T1, -a, dtype=grad_TV.dtype))
-            slope_TD[part] = grad_TV.to(few_VD.dtype) @ few_VD
+            slope_TD[part] = _slope(ours_TV, p_TV, target_T1, a, b).to(few_VD.dtype) @ few_VD
         slope_TD.div_(len(student_TD))
         entropy, divergence = sums / len(student_TD)
         ctx.mark_non_differentiable(entropy, divergence)
@@ -158,6 +152,20 @@ class _BlendOfLikeliest(torch.autograd.Function):
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradient that the forward pass made, scaled."""
         return ctx.slope_TD.mul_(slopes[0]), *[None] * 7
+
+
+def _slope(
+    log_TV: torch.Tensor, teacher_TV: torch.Tensor | None, label_T1: torch.Tensor | None, a: float, b: float
+) -> torch.Tensor:
+    """(a + b) softmax(student) - a onehot(label) - b teacher, in the place of the student's log-probabilities."""
+    slope_TV = log_TV.exp_()
+    if teacher_TV is None:
+        slope_TV.mul_(a)
+    else:
+        slope_TV.mul_(a + b).sub_(teacher_TV, alpha=b)
+    if label_T1 is not None:
+        slope_TV.scatter_add_(1, label_T1, torch.full_like(label_T1, -a, dtype=slope_TV.dtype))
+    return slope_TV
 
 
 def _target(log_TV: torch.Tensor, teacher: torch.Tensor | TopK, part: slice) -> tuple[torch.Tensor, torch.Tensor]:

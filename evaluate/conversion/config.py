@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...common.errors import TsconvertError
+from ...convert.config.local import LocalRecovery
 from ...text.sources import Source
 
 
@@ -21,6 +22,8 @@ class ConvertConfig:
     """As `RelufyConfig.activation`. The default is what an hour makes a usable model of (docs/decisions.md)."""
     target_sparsity: float = 0.9
     """Share of the neurons to be silent, 0 to 1."""
+    up_passes: float | None = None
+    """As `LocalRecovery.up_passes`."""
     type_name: str | None = None
     """Of the GGUF file; None: Q8_0 below a billion weights, else Q4_0."""
     data: tuple[Source, ...] = ()
@@ -38,8 +41,7 @@ class ConvertConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_sparsity < 1:
-            raise TsconvertError(f"--target-sparsity {self.target_sparsity:g}: it must lie between 0 and 1")
+        LocalRecovery(target_sparsity=self.target_sparsity, up_passes=self.up_passes)  # says what is wrong with them
         if self.recipe is None and (self.model is None or self.budget_s is None):
             lacks = "MODEL" if self.model is None else "--budget"
             raise TsconvertError(f"{lacks} is missing: give MODEL and --budget, such as 1h, or --recipe FILE")

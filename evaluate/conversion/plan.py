@@ -205,7 +205,9 @@ class _Recovery:
         """A run of relufy; of ``scale`` 0 without training of single layers."""
         asked = self.asked
         steps, local = max(1, round(scale * _LOCAL_STEPS)), round(scale * _LOCAL_TOKENS)
-        training = LocalRecovery(steps=steps, target_sparsity=asked.target_sparsity, autocast=False)
+        training = LocalRecovery(
+            steps=steps, target_sparsity=asked.target_sparsity, up_passes=asked.up_passes, autocast=False
+        )
         joint = JointConfig(out=Path(PREDICTORS)) if asked.foresees else None
         return RelufyConfig(
             model=str(asked.model), out=Path(SPARSE), activation=asked.activation, recover=recover,
@@ -223,6 +225,7 @@ class _Recovery:
         asked, full = self.asked, config.recover == "full"
         words = ["relufy", "{model}", "--out", SPARSE, "--activation", asked.activation, "--recover", config.recover]
         words += ["--target-sparsity", f"{asked.target_sparsity:g}", "--tokens", str(config.tokens)]
+        words += [] if asked.up_passes is None else ["--up-passes", f"{asked.up_passes:g}"]
         words += [] if asked.activation == "tswiglu" and full else ["--steps", str(config.training.steps)]
         words += ["--full-tokens", str(config.full.tokens), "--time-limit", f"{time_s:.0f}s"] if full else []
         words += ["--cross-entropy", "1"] if asked.activation == "tswiglu" and full else []  # measured there alone

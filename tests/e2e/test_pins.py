@@ -2,8 +2,8 @@
 
 pins.json holds SHA-256 of what each command below writes and prints. `everywhere` is of commands without training or
 measuring, whose bytes no machine may change; `this_machine` is of trainings, whose last bits the processor and torch
-decide: a machine that has no pins there skips them, and so does one whose pin of a command was taken out, because a change
-was to change it and was made on another machine.
+decide: a machine that has no pins there skips them, and so does one whose pin of a command was taken out because it was
+to change and another machine was at hand.
 
     python tests/e2e/test_pins.py                        # say which pins differ here
     python tests/e2e/test_pins.py --write                # write all pins of this machine

@@ -78,6 +78,8 @@ def test_thresholds_need_no_layers_trained_and_no_predictors():
     assert recover["--activation"] == "tswiglu"
     assert not {"--steps", "--predictors"} & set(recover)
     assert "predicted" not in [step.name for step in plan.steps]
+    assert "--up-passes" not in recover
+    assert words(planned(SMOL, HOUR, up_passes=1.0), "recover")["--up-passes"] == "1"
     drelu = int(words(planned(SMOL, HOUR, activation="drelu", predictors=False), "recover")["--full-tokens"])
     assert int(recover["--full-tokens"]) > drelu  # no local stage
 
@@ -126,6 +128,13 @@ def test_what_is_missing_is_said():
         ConvertConfig(model="m", out=Path("o"))
     with pytest.raises(TsconvertError, match="MODEL is missing"):
         ConvertConfig(out=Path("o"), budget_s=1.0)
+
+
+def test_shares_that_cannot_be_are_refused_before_anything_is_measured():
+    with pytest.raises(TsconvertError, match=r"--target-sparsity 1\.5: it must lie between 0 and 1"):
+        ConvertConfig(model="m", out=Path("o"), budget_s=1.0, target_sparsity=1.5)
+    with pytest.raises(TsconvertError, match=r"--up-passes 0\.05: it must lie between the share that is to fire"):
+        ConvertConfig(model="m", out=Path("o"), budget_s=1.0, up_passes=0.05)
 
 
 @pytest.mark.parametrize(
