@@ -35,10 +35,13 @@ _TOKENS = 24
 _BOUND, _FAR_BOUND, _QUANTIZED_BOUND = 0.001, 0.01, 0.25
 # With thresholds, which neurons near them fire changes with the smallest difference, and some of the logits with them,
 # though not the perplexity: where a few neurons of 3 million cross theirs by float32's last digit SmolLM2 at 88 % zeros
-# is off by 0.0017 of the spread and Gemma 3 at 80 % by 0.025; SmolLM2 in Q8_0 by 0.49 (30.5 where float32 has 30.9). So
-# all is tried without thresholds; with them the file must be five times nearer than if all neurons fired, and, where
-# its arithmetic rounds, nearer than the logits of another text.
+# is off by 0.0017 of the spread and Gemma 3 at 80 % by 0.025; SmolLM2 in Q8_0 by 0.49 (30.5 where float32 has 30.9).
+# One that crosses in a first layer changes all that comes behind its token, as rounding to 8 bits would: 0.28, and nothing
+# before it. So all is tried without thresholds; with them the file must be five times nearer than if all neurons fired.
+# Where its arithmetic rounds, or some positions agree, which other thresholds leave none of in a model of many neurons,
+# it must be nearer than the logits of another text.
 _CROSSED_SHARE, _THRESHOLD_BOUND = 0.2, 1.0
+_UNCROSSED, _MANY_NEURONS = 0.1, 10_000  # of the positions: those before the first crossing; of all layers
 _FAR = 8192
 _AS_IT_RUNS = "as it runs"
 _SMALL_WINDOW = 8
@@ -110,11 +113,14 @@ def _compare(
     trials = []
     wanted, steady = near, shipped
     if thresholds:
-        crossed = as_shipped if plain is source else _difference(_run(plain, rows_NS), near)
+        fired = shipped if plain is source else _run(plain, rows_NS)
+        crossed, agrees = _difference(fired, near), np.quantile(_by_position(fired, near), _UNCROSSED) <= _BOUND
+        agrees &= source.spec.layers * source.spec.neurons >= _MANY_NEURONS
         reference.let_all_fire()
         wanted, plain = reference.logits(rows_T, ahead_NS), _all_fire(plain)
         steady = _run(_all_fire(source), rows_NS)
-        most = _THRESHOLD_BOUND if rounds else max(_BOUND, _CROSSED_SHARE * _difference(wanted, near))
+        most = max(_BOUND, _CROSSED_SHARE * _difference(wanted, near))
+        most = _THRESHOLD_BOUND if rounds or agrees else most
         trials.append(("text, with its thresholds", crossed, most))
     found = steady if floats or rounds else _run(plain, rows_NS)
     trials.append(("text", _difference(found, wanted), bound))
@@ -180,12 +186,19 @@ def _all_fire(source: ModelFile) -> ModelFile:
 
 def _difference(found_NSV: Floats, wanted_NSV: Floats) -> float:
     """Root mean square of the difference over that of the logits around their mean; the worst prompt's."""
-    off = [
-        float(np.linalg.norm(found_SV - wanted_SV))
-        / max(float(np.linalg.norm(wanted_SV - wanted_SV.mean(axis=1, keepdims=True))), 1e-30)
-        for found_SV, wanted_SV in zip(found_NSV, wanted_NSV, strict=True)
-    ]
+    off = [_relative(found_SV, wanted_SV) for found_SV, wanted_SV in zip(found_NSV, wanted_NSV, strict=True)]
     return max(off) if np.isfinite(off).all() else float("inf")
+
+
+def _by_position(found_NSV: Floats, wanted_NSV: Floats) -> list[float]:
+    """The same of each position alone."""
+    every = (logits_NSV.reshape(-1, 1, logits_NSV.shape[-1]) for logits_NSV in (found_NSV, wanted_NSV))
+    return [_relative(*pair) for pair in zip(*every, strict=True)]
+
+
+def _relative(found_SV: Floats, wanted_SV: Floats) -> float:
+    spread = float(np.linalg.norm(wanted_SV - wanted_SV.mean(axis=1, keepdims=True)))
+    return float(np.linalg.norm(found_SV - wanted_SV)) / max(spread, 1e-30)
 
 
 def _decoded(source: ModelFile) -> ModelFile:

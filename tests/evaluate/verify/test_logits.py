@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tsconvert.convert.config import RelufyConfig
 from tsconvert.convert.config.local import LocalRecovery
 from tsconvert.convert.relufy import relufy
-from tsconvert.evaluate.verify import expected_tensors
+from tsconvert.evaluate.verify import expected_tensors, logits
 from tsconvert.evaluate.verify.compare import VerifyConfig, verify
 from tsconvert.evaluate.verify.logits import LogitsResult, compare_logits
 from tsconvert.evaluate.verify.metadata import dialect_of
@@ -174,6 +174,24 @@ def test_neurons_that_cross_their_thresholds_by_a_last_digit_are_no_fault(
     assert not found.problem
     assert found.arithmetic["text"] < 1e-5
     assert 1e-3 < found.arithmetic["text, with its thresholds"] < 0.03
+
+
+@pytest.mark.parametrize(("crossed", "problem"), [(6, ""), (0, "(text, with its thresholds)")])
+def test_behind_a_crossing_all_may_differ_but_something_comes_before_it(
+    thresholded: Path, tmp_path: Path, monkeypatch, crossed: int, problem: str
+):
+    run = logits._run
+
+    def crosses(source: Any, rows_NS: Any) -> Any:
+        found_NSV = run(source, rows_NS)
+        if source.spec.thresholds:
+            found_NSV[:, crossed:] = run(logits._all_fire(source), rows_NS)[:, crossed:]
+        return found_NSV
+
+    monkeypatch.setattr(logits, "_run", crosses)
+    monkeypatch.setattr(logits, "_MANY_NEURONS", 1)
+    assert problem in (found := compared(thresholded, tmp_path / "m.gguf", whole=True).problem)
+    assert bool(problem) == bool(found)
 
 
 @WAYS
