@@ -33,13 +33,13 @@ _TOKENS = 24
 # (transformers' angles, in float32, are good to a thousandth there); as they run, quantized, at 0.01 to 0.1 (30 layers
 # whose activations are rounded to 8 bits). A wrong rope, activation or matrix lies at 0.1 and more.
 _BOUND, _FAR_BOUND, _QUANTIZED_BOUND = 0.001, 0.01, 0.25
-# With thresholds, which neurons near them fire changes with the smallest difference, and some of the logits with them,
-# though not the perplexity: where a few neurons of 3 million cross theirs by float32's last digit SmolLM2 at 88 % zeros
-# is off by 0.0017 of the spread and Gemma 3 at 80 % by 0.025; SmolLM2 in Q8_0 by 0.49 (30.5 where float32 has 30.9).
-# One that crosses in a first layer changes all that comes behind its token, as rounding to 8 bits would: 0.28, and nothing
-# before it. So all is tried without thresholds; with them the file must be five times nearer than if all neurons fired.
-# Where its arithmetic rounds, or some positions agree, which other thresholds leave none of in a model of many neurons,
-# it must be nearer than the logits of another text.
+# With thresholds, which neurons near them fire changes with the smallest difference, and some of the logits with
+# them, though not the perplexity: where a few neurons of 3 million cross theirs by float32's last digit SmolLM2 at 88
+# % zeros is off by 0.0017 of the spread and Gemma 3 at 80 % by 0.025; SmolLM2 in Q8_0 by 0.49 (30.5 where float32 has
+# 30.9). One that crosses in a first layer changes all that comes behind its token, as rounding to 8 bits would
+# (0.28), not what is before it. So all is tried without thresholds; with them the file must be five times nearer than
+# if all neurons fired. Where its arithmetic rounds, or some positions agree, which other thresholds leave none of in
+# a model of many neurons, it must be nearer than the logits of another text.
 _CROSSED_SHARE, _THRESHOLD_BOUND = 0.2, 1.0
 _UNCROSSED, _MANY_NEURONS = 0.1, 10_000  # of the positions: those before the first crossing; of all layers
 _FAR = 8192
