@@ -119,8 +119,8 @@ def _compare(
         reference.let_all_fire()
         wanted, plain = reference.logits(rows_T, ahead_NS), _all_fire(plain)
         steady = _run(_all_fire(source), rows_NS)
-        most = max(_BOUND, _CROSSED_SHARE * _difference(wanted, near))
-        most = _THRESHOLD_BOUND if rounds or agrees else most
+        nearer = max(_BOUND, _CROSSED_SHARE * _difference(wanted, near))
+        most = _THRESHOLD_BOUND if rounds or agrees else nearer
         trials.append(("text, with its thresholds", crossed, most))
     found = steady if floats or rounds else _run(plain, rows_NS)
     trials.append(("text", _difference(found, wanted), bound))
