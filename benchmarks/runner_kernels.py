@@ -1,4 +1,4 @@
-"""Rows of one input, GB/s a core: from the cache, from memory in line, and from memory here and there (12 % of them).
+"""Products and sums of rows, GB/s a core: from the cache, from memory in line, and here and there (12 % of them).
 
     python benchmarks/runner_kernels.py Q4_0,Q8_0,Q4_K 576,4096 [--cores 2] [--seconds 2]
 
@@ -44,27 +44,36 @@ def rows() -> np.ndarray:
 def measure(type_name: str, columns: int, raw: np.ndarray, seconds: float) -> dict[str, list[float]]:
     """GB/s of each way, round by round."""
     kind, params, stride = type_record(type_name), new_parameters(), ggml.row_bytes(type_name, columns)
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 14)(int(kind["products"]))
+    products = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 14)(int(kind["products"]))
+    add = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 10)(int(kind["add"]))
     count, few = BYTES // stride, max(4, CACHED_BYTES // stride)
     x, out, scratch = zeros(8 * columns + (64 << 10)), zeros(4 * count), zeros(SCRATCH_BYTES + 4 * columns)
     x[:columns] = 3  # and scales of 0
+    weights, into = np.ones(count, np.float32), zeros(4 * columns)
     lists = {
         "cache": np.tile(np.arange(few, dtype=np.int32), CACHED_TIMES),
         "in line": None,
         "listed": np.flatnonzero(np.random.default_rng(1).random(count) < 0.12).astype(np.int32),
     }
-    found: dict[str, list[float]] = {name: [] for name in lists}
+    found: dict[str, list[float]] = {what + name: [] for what in ("", "sums ") for name in lists}
     end_s = time.perf_counter() + seconds
     while time.perf_counter() < end_s:
         for name, listed in lists.items():
             some = count if listed is None else len(listed)
             start_s = time.perf_counter()
-            call(
+            products(
                 params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
                 0 if listed is None else listed.ctypes.data, 0, some, columns, x.ctypes.data, 0, 0, 1,
                 out.ctypes.data, 1, 0, scratch.ctypes.data,
             )  # fmt: skip
-            found[name].append(some * stride / 1e9 / (time.perf_counter() - start_s))
+            middle_s = time.perf_counter()
+            add(
+                params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
+                0 if listed is None else listed.ctypes.data, 0, some, some, weights.ctypes.data, columns,
+                into.ctypes.data, scratch.ctypes.data,
+            )  # fmt: skip
+            found[name].append(some * stride / 1e9 / (middle_s - start_s))
+            found["sums " + name].append(some * stride / 1e9 / (time.perf_counter() - middle_s))
     return found
 
 

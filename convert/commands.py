@@ -81,7 +81,7 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
                 " which has no thresholds, a price on each neuron that fires (count), or on how much it does (l1).",
                 kind=click.Choice(SILENCED_BY), rules=[only_with("--target-sparsity")]),
         setting(LocalRecovery, "up_passes", "With tswiglu: share of the neurons, those whose ups promise the most, that"
-                " may fire; exact mode then reads no other gate rows; default: four times as many as are to fire.",
+                " may fire; exact mode then reads no other gate rows; default: six times as many as are to fire.",
                 rules=[only_with("--activation", "tswiglu")]),
         setting(RelufyConfig, "shift", "At the end set thresholds below which relu gives 0, so that this share of the"
                 " energy is kept, such as 0.995."),

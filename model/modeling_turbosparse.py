@@ -40,8 +40,8 @@ def activate(
         return nn.functional.gelu(gate_TF, approximate="tanh") * up_TF
     if activation in ("tswiglu", "tgeglu"):
         h_TF = activate(gate_TF, up_TF, activation[1:])
-        fires_TF = h_TF.abs() > threshold
-        return h_TF * (fires_TF & (up_sizes(up_TF, up_scale_F) > up_threshold) if up_threshold else fires_TF)
+        h_TF = _kept(h_TF, h_TF.detach().abs(), threshold)
+        return _kept(h_TF, up_sizes(up_TF.detach(), up_scale_F), up_threshold) if up_threshold else h_TF
     relu = nn.functional.threshold if threshold else nn.functional.relu
     limits = (threshold, 0.0) if threshold else ()
     if activation == "drelu":
@@ -59,7 +59,14 @@ def factors(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str) -> torc
 
 def up_sizes(up_TF: torch.Tensor, up_scale_F: torch.Tensor | None) -> torch.Tensor:
     """What an up's threshold is held against under `tswiglu`: its size, times the neuron's scale if there is one."""
-    return up_TF.abs() if up_scale_F is None else up_TF.abs() * up_scale_F
+    return up_TF.abs() if up_scale_F is None else up_TF.abs() * up_scale_F.to(up_TF.dtype)
+
+
+def _kept(h_TF: torch.Tensor, size_TF: torch.Tensor, threshold: float) -> torch.Tensor:
+    """``h_TF`` where the size is above ``threshold``, else 0: in one pass, by the slope of relu (a comparison in
+    bfloat16 and a product with its bits take ten times as long on CPUs)."""
+    kept: torch.Tensor = torch.ops.aten.threshold_backward(h_TF, size_TF, threshold)
+    return kept
 
 
 class SparseFFN(nn.Module):

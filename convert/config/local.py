@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from ...common.errors import TsconvertError
 
 SILENCED_BY = ("threshold", "count", "l1")
+_PASSING = 6  # times as many ups pass as neurons are to fire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class LocalRecovery:
     `count`, on each neuron that fires, or `l1`, on how much it does."""
     up_passes: float | None = None
     """Under `tswiglu`: share of neurons, those whose ups promise the most (|up_j| |down_j| rms(silu(gate_j))), that may
-    fire; other gate rows are not read then. 1: all, and the activations alone decide. None: four times as many as are
+    fire; other gate rows are not read then. 1: all, and the activations alone decide. None: six times as many as are
     to fire."""
     autocast: bool | None = None
     """Matrix products in bfloat16, sums and weights in float32. None: where the device multiplies bfloat16 itself."""
@@ -47,7 +48,7 @@ class LocalRecovery:
     @property
     def ups(self) -> float:
         """The share of neurons whose up lets them fire."""
-        return min(1.0, 4 * (1 - (self.target_sparsity or 0.0))) if self.up_passes is None else self.up_passes
+        return min(1.0, _PASSING * (1 - (self.target_sparsity or 0.0))) if self.up_passes is None else self.up_passes
 
     def on(self, device: str) -> "LocalRecovery":
         """The same with the precision chosen for ``device``."""

@@ -27,13 +27,13 @@ class _Causal(torch.autograd.Function):
         out, kept = torch.empty_like(q), []
         for start in range(0, q.shape[2], _BLOCK):
             end = min(start + _BLOCK, q.shape[2])
-            score = torch.bmm(q[:, :, start:end].flatten(1, 2), k[:, :end].transpose(1, 2)).float().mul_(scale)
+            score = torch.bmm(q[:, :, start:end].flatten(1, 2), k[:, :end].transpose(1, 2)).mul_(scale)
             if mask is None:
-                causal = torch.full((end - start, end - start), float("-inf")).triu_(1)
+                causal = score.new_full((end - start, end - start), float("-inf")).triu_(1)
                 score.view(*q.shape[:2], end - start, end)[..., start:] += causal
             else:
                 score.view(len(mask), -1, end - start, end).add_(mask[:, :, start:end, :end])
-            p = score.softmax(-1).to(q.dtype)
+            p = score.softmax(-1)
             kept.append(p)
             out[:, :, start:end] = torch.bmm(p, v[:, :end]).view(*q.shape[:2], end - start, -1)
         if any(ctx.needs_input_grad):
@@ -48,13 +48,13 @@ class _Causal(torch.autograd.Function):
         slope = slopes[0]
         to_q = torch.empty_like(q)
         to_k, to_v = (torch.zeros_like(part, dtype=torch.float32) for part in (k, v))
-        share = (slope.float() * out.float()).sum(-1, keepdim=True)
+        share = (slope.float() * out.float()).sum(-1, keepdim=True).to(q.dtype)
         for start, p in zip(range(0, q.shape[2], _BLOCK), kept, strict=True):
             end = min(start + _BLOCK, q.shape[2])
             slope_here, share_here, q_here = (part[:, :, start:end].flatten(1, 2) for part in (slope, share, q))
             to_v[:, :end] += torch.bmm(p.transpose(1, 2), slope_here)
             to_p = torch.bmm(slope_here, v[:, :end].transpose(1, 2))
-            to_score = (to_p - share_here).mul_(p).mul_(ctx.scale).to(q.dtype)
+            to_score = (to_p - share_here).mul_(p).mul_(ctx.scale)
             to_q[:, :, start:end] = torch.bmm(to_score, k[:, :end]).view(*q.shape[:2], end - start, -1)
             to_k[:, :end] += torch.bmm(to_score.transpose(1, 2), q_here)
         return to_q, to_k.to(k.dtype), to_v.to(v.dtype), None, None

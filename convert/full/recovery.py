@@ -148,7 +148,7 @@ def _train(
     follows = (how.divergence and logits is None) or how.hidden
     stage = Stage(
         config=config, how=how, folder=folder, train=train, held=held, logits=logits,
-        peak=how.learning_rate or learning_rate(FULL_SHARE, trained),
+        peak=how.learning_rate or learning_rate(FULL_SHARE, trained, start.spec.layers),
         teacher=dense if follows else None, predictors=predictors,
         ends_s=None if config.time_limit_s is None else start_s + config.time_limit_s,
     )  # fmt: skip

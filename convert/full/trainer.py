@@ -87,7 +87,7 @@ class RecoveryTrainer(Trainer):
             groups = [{"params": [p for n, p in named if PREDICTOR not in n], "lr": self.peak}]
             if beside := [p for n, p in named if PREDICTOR in n]:
                 groups.append({"params": beside, "lr": ModelPredictors.rate(self.model.config.hidden_size)})
-            self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.95), weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 

@@ -48,7 +48,7 @@ _DATA = "DATA[=WEIGHT]"
         setting(ConvertConfig, "target_sparsity", "Share of the neurons to be silent.", rules=_PLANNED),
         setting(ConvertConfig, "up_passes", "With tswiglu: share of the neurons, those whose ups promise the most, that"
                 " may fire; exact mode then reads no other gate rows. 1 is closest to the dense model and reads the"
-                " most; default: four times as many as are to fire.",
+                " most; default: six times as many as are to fire.",
                 rules=[*_PLANNED, only_with("--activation", "tswiglu")]),
         setting(ConvertConfig, "type_name", "Type of the GGUF file, as for export-gguf; default: Q8_0 below a billion"
                 " weights, else Q4_0.", "--type", rules=_PLANNED),

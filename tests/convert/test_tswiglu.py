@@ -150,9 +150,12 @@ def passing_ups(folder: Path) -> list[float]:
     return kept
 
 
-def test_a_neuron_fires_by_what_it_adds_and_by_what_its_up_promises(tmp_path: Path):
+@pytest.mark.parametrize(("sparsity", "up_passes", "passes"), [(0.75, 0.48, 0.48), (0.9, None, 0.6)])
+def test_a_neuron_fires_by_what_it_adds_and_by_what_its_up_promises(
+    sparsity: float, up_passes: float | None, passes: float, tmp_path: Path
+):
     """By the dense model's own numbers: |h_j| |down_j|, and |u_j| |down_j| times the usual size of silu(g_j)."""
-    sparse_folder = converted(tmp_path / "sparse", "tiny-mistral", 0.75, 0.48, recover="none", dtype="F32")
+    sparse_folder = converted(tmp_path / "sparse", "tiny-mistral", sparsity, up_passes, recover="none", dtype="F32")
     dense, sparse = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True).eval()
         for folder in (embedded.folder("tiny-mistral"), sparse_folder)
@@ -176,7 +179,7 @@ def test_a_neuron_fires_by_what_it_adds_and_by_what_its_up_promises(tmp_path: Pa
     least, least_up = adds_TF[fired_TF].min(), promises_TF[fired_TF].min()
     both_TF = (adds_TF >= least) & (promises_TF >= least_up)
     assert float((both_TF != fired_TF).float().mean()) < 1e-4
-    assert float((promises_TF >= least_up).float().mean()) == pytest.approx(0.48, abs=0.02)
+    assert float((promises_TF >= least_up).float().mean()) == pytest.approx(passes, abs=0.02)
 
 
 @pytest.mark.parametrize("name", embedded.NAMES)
