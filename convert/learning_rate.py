@@ -18,7 +18,7 @@ FULL_SHARE = 0.14  # of a model of one layer
 
 
 def learning_rate(share: float, parameters: Iterable[torch.Tensor], layers: int = 1) -> float:
-    """The rate at which a step changes the products of the median matrix by up to ``share`` / sqrt(layers) of their size.
+    """The rate at which a step changes products of the median matrix by up to ``share`` / sqrt(layers) of their size.
 
     Args:
         parameters: of any shapes; vectors are passed over.
