@@ -18,8 +18,8 @@ from .parameters import Parameters
 _LINE = 8
 ARRIVALS, ABORT, YIELD, FIRST_THREAD = 0, _LINE, 2 * _LINE, 3 * _LINE
 # Behind each thread's word: twice how often it was called, and one more if it sleeps; how many calls it has answered;
-# whether it must be woken; and how often it looked, at all meetings, whether all were there.
-_CALLS, _ANSWERED, _WAKE, _WAITED = 1, 2, 3, 4
+# and whether it must be woken.
+_CALLS, _ANSWERED, _WAKE = 1, 2, 3
 _SPINS = 2000  # pauses before the core is given away, some 50 microseconds
 _STAY = 6000  # pauses, or times that the core is given away, before a member sleeps
 
@@ -57,7 +57,6 @@ def meet(params: Parameters, thread: int) -> None:
             pause()
         else:
             call_yield(load_i64(sync, YIELD))
-    store_i64(sync, mine + _WAITED, load_i64(sync, mine + _WAITED) + spins)
 
 
 @compiled
@@ -93,11 +92,6 @@ def call_members(params: Parameters) -> int:
             store_i64(mine, _WAKE, 1)
             asleep += 1
     return asleep
-
-
-def waited(sync: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """[N] how often each thread looked whether all were there."""
-    return sync[FIRST_THREAD + _WAITED :: _LINE]
 
 
 def to_wake(sync: npt.NDArray[np.int64], thread: int) -> bool:

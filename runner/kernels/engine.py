@@ -101,8 +101,7 @@ class Engine:
         embedding = self._tensor(weights.tensors["token_embd", None])
         self._kept = layers, functions, weights  # the record holds their addresses only
         self._parameters = new_parameters(
-            functions=functions.ctypes.data, sync=self._team.sync.ctypes.data,
-            edges=self._team.shares.edges.ctypes.data, eps=float(spec.norm_eps),
+            functions=functions.ctypes.data, sync=self._team.sync.ctypes.data, eps=float(spec.norm_eps),
             layers=spec.layers, width=spec.width, neurons=spec.neurons, heads=spec.heads, kv_heads=spec.kv_heads,
             head_dim=spec.head_dim, rotated=weights.rotated, activation=ACTIVATIONS[spec.activation],
             transposed=weights.transposed, normed_predictors=weights.normed_predictors, experts=spec.experts,

@@ -148,7 +148,6 @@ _SCALES = (
 PARAMETERS = _record(
     functions=_I,  # a record FUNCTIONS
     sync=_I,  # barrier.py
-    edges=_I,  # [N + 1] int64: work_shares.py
     eps=np.float64,
     **dict.fromkeys(_SCALES, np.float32),
     **dict.fromkeys(_NUMBERS, _I),

@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from ...common.errors import TsconvertError
 from . import barrier
-from .barrier import call_members, to_wake, waited
+from .barrier import call_members, to_wake
 from .memory import yield_address
-from .work_shares import Shares
 
 Array = npt.NDArray[np.void]
 Job = Callable[[int], Any]
@@ -24,7 +23,6 @@ class Team:
 
     Attributes:
         sync: the words that compiled code meets over (barrier.py).
-        shares: what part of the rows each thread takes.
     """
 
     def __init__(self, threads: int) -> None:
@@ -32,7 +30,6 @@ class Team:
             raise TsconvertError(f"threads is {threads}: it must be 1 to {_MOST_THREADS}")
         self.threads = threads
         self.sync = barrier.new_sync(threads, yield_address())
-        self.shares = Shares(threads)
         self._members = [_Member(number, self.sync) for number in range(1, threads)]
         self._finalizer = weakref.finalize(self, _stop, self._members)
 
@@ -75,7 +72,6 @@ class Team:
         except BaseException:
             self._rest()
             raise
-        self.shares.follow(waited(self.sync))
 
     def _rest(self) -> None:
         """Send all members to sleep, and make ready for anything."""

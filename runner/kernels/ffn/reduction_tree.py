@@ -6,10 +6,9 @@ threads one sum each is left; what is left everywhere is added up in the same tr
 """
 
 from ..compiling import compiled
-from ..memory import load_i64
 from ..parameters import LEAVES, Parameters, row_at
 from ..residual import add_floats, clear
-from ..work_shares import WHOLE, share_start
+from ..work_shares import share_start
 
 _UNIT = 8
 
@@ -17,7 +16,7 @@ _UNIT = 8
 @compiled
 def first_leaf(params: Parameters, thread: int) -> int:
     """The first leaf of a thread; that of the next thread ends its leaves."""
-    return (LEAVES * load_i64(params.edges, thread) + WHOLE // 2) // WHOLE
+    return LEAVES * thread // params.threads
 
 
 @compiled

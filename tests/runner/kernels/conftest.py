@@ -5,7 +5,6 @@ import pytest
 
 from tsconvert.runner.kernels import parameters, step  # noqa: F401  step imports every function
 from tsconvert.runner.kernels.compiling import function_table
-from tsconvert.runner.kernels.work_shares import Shares
 
 
 @pytest.fixture(scope="session")
@@ -14,10 +13,8 @@ def params_of():
     functions, kept = function_table(), []
 
     def make(**fields):
-        shares = Shares(fields.get("threads", 1))
-        fields = {"threads": 1, "edges": shares.edges.ctypes.data} | fields
-        record = parameters.new_parameters(functions=functions.ctypes.data, **fields)
-        kept.append((record, shares, fields))
+        record = parameters.new_parameters(functions=functions.ctypes.data, **{"threads": 1, **fields})
+        kept.append((record, fields))
         return record.ctypes.data
 
     return make
