@@ -261,7 +261,7 @@ def test_a_file_has_the_scales_in_the_order_of_its_neurons(silenced: tuple[str, 
 
 def test_where_all_ups_pass_the_activations_alone_decide(tmp_path: Path):
     for up_passes in (1.0, None):
-        out = converted(tmp_path / f"{up_passes}", "tiny-mistral", 0.8, up_passes, recover="none")
+        out = converted(tmp_path / f"{up_passes}", "tiny-mistral", 0.9, up_passes, recover="none")
         config = json.loads((out / "config.json").read_text())
         assert [value > 0 for value in config.get("ffn_up_thresholds", [0] * 3)] == [up_passes is None] * 3
         weights = load_file(out / "model.safetensors")

@@ -158,7 +158,7 @@ def test_what_rounding_would_hide_is_seen_on_the_decoded_weights(
 @pytest.fixture(scope="module")
 def thresholded(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("thresholded") / "model"
-    how = LocalRecovery(target_sparsity=0.8)
+    how = LocalRecovery(target_sparsity=0.8, up_passes=0.8)
     model = str(make_checkpoint("llama", seed=7))
     relufy(RelufyConfig(model=model, out=out, activation="tswiglu", recover="none", training=how))
     return out
