@@ -21,6 +21,7 @@ from tsconvert.evaluate.verify.config import VerifyConfig
 from tsconvert.model.checkpoint import Checkpoint
 from tsconvert.model.files.gguf.file import GgufFile
 from tsconvert.model.layers import Layer
+from tsconvert.model.modeling_turbosparse import activate
 from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
@@ -73,6 +74,27 @@ def test_without_training_it_stays_near_the_dense_model(silenced: tuple[str, Pat
     assert loss - base < 0.25
     if name == "tiny-mistral":
         assert zeros == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["tswiglu", "tgeglu"])
+@pytest.mark.parametrize("up_threshold", [0.0, 0.7])
+def test_values_and_slopes_are_those_of_the_neurons_that_fire(kind: str, up_threshold: float):
+    """Beside comparisons and a product, in double precision: others add nothing, and learn nothing."""
+    torch.manual_seed(0)
+    scale_F = torch.rand(40, dtype=torch.float64) + 0.5
+    ours, plain = ([torch.randn(30, 40, dtype=torch.float64).requires_grad_(True) for _ in range(2)] for _ in range(2))
+    for mine, other in zip(ours, plain, strict=True):
+        other.data.copy_(mine.data)
+    h_TF = activate(*ours, kind, 0.2, up_threshold, scale_F)
+    curve = torch.nn.functional.silu if kind == "tswiglu" else lambda x: torch.nn.functional.gelu(x, approximate="tanh")
+    wanted_TF = curve(plain[0]) * plain[1]
+    wanted_TF = wanted_TF * (wanted_TF.abs() > 0.2) * (plain[1].abs() * scale_F > up_threshold)
+    torch.testing.assert_close(h_TF, wanted_TF, rtol=0, atol=0)
+    assert 0.2 < float((h_TF == 0).double().mean()) < 0.9
+    for found in (h_TF, wanted_TF):
+        found.square().sum().backward()
+    for mine, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=0)
 
 
 def test_the_scales_leave_the_function_as_it_is(silenced: tuple[str, Path], tmp_path: Path):
