@@ -1,8 +1,8 @@
 """Inputs of own products: rounded to bytes, a scale per run of 32, laid out as block_groups.py lays out weights.
 
 llama.cpp rounds what K-quants meet with one scale for 256 (quantize_row_q8_K_ref), and what others meet with a scale
-in half precision (quantize_row_q8_0_ref), which can be asked for: the products are then further from those of the float
-inputs, and a model's numbers are llama.cpp's.
+in half precision (quantize_row_q8_0_ref), with the sum so as well where a type has minima (quantize_row_q8_1_ref). This
+can be asked for: the products are then further from those of the float inputs, and a model's numbers are llama.cpp's.
 
 A group of 128 values is 64 signed bytes (the first 16 of each run) and 64 more (the second 16), each value / scale.
 After all groups' bytes come, per group, the four scales and four times -scale x (sum of the run's values / scale) / 4;
@@ -45,14 +45,21 @@ def _round_run(e: Emit, x: Any, largest: Any, halved: Any, low: Any, high: Any, 
     b, zero, most = e.b, ir.Constant(FLOAT, 0.0), ir.Constant(FLOAT, _MOST)
     empty = b.fcmp_ordered("==", largest, zero)
     inverse = b.select(empty, zero, b.fdiv(most, largest))
-    scale = b.fdiv(largest, most)
-    scale = b.select(b.icmp_signed("!=", halved, ir.Constant(I64, 0)), b.fpext(b.fptrunc(scale, HALF), FLOAT), scale)
+    whole_scale = b.fdiv(largest, most)
+    scale = _halved(e, whole_scale, b.icmp_signed("!=", halved, ir.Constant(I64, 0)))
     rounded = e.call(f"llvm.rint.v{RUN}f32", _FLOATS, b.fmul(e.load(_FLOATS, x), e.splat(inverse, RUN)))
     whole = b.trunc(b.fptosi(rounded, _INTS), ir.VectorType(I8, RUN))
     e.store(e.pick(whole, range(16)), low)
     e.store(e.pick(whole, range(16, 32)), high)
     e.store(scale, scale_at)
-    e.store(b.fmul(e.total(rounded), b.fmul(scale, ir.Constant(FLOAT, -0.25))), sum_at)
+    summed = b.icmp_signed("==", halved, ir.Constant(I64, 2))
+    total = b.fmul(e.total(rounded), b.select(summed, whole_scale, scale))
+    e.store(b.fmul(_halved(e, total, summed), ir.Constant(FLOAT, -0.25)), sum_at)
+
+
+def _halved(e: Emit, value: Any, whether: Any) -> Any:
+    """A float in half precision, if that is asked for."""
+    return e.b.select(whether, e.b.fpext(e.b.fptrunc(value, HALF), FLOAT), value)
 
 
 @emitted(types.void, types.int64, types.int64)
@@ -80,7 +87,7 @@ def round_input(
 
     Args:
         sharing: runs of 32 that have one scale: 1, or 8 as llama.cpp's Q8_K has it.
-        halved: 1 rounds scales to half precision, as llama.cpp's Q8_0 has them.
+        halved: 1 rounds scales to half precision, as llama.cpp's Q8_0 has them; 2 sums as well, as Q8_1.
     """
     runs = columns // RUN
     groups, largest = (runs + RUNS - 1) // RUNS, np.float32(0)

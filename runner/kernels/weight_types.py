@@ -18,10 +18,10 @@ from .parameters import TYPE, BlockType, Parameters
 from .rounded_inputs import round_input
 from .row_kernels import kernels
 from .simd import block_tiles, float_vectors
-from .simd.block_groups import RUN
+from .simd.block_groups import RUN, WITH_MINIMA
 
 # What `kind` of a type may be.
-UNKNOWN, FLOATS, OWN, GGML, OWN_AS_Q8_0, OWN_AS_Q8_K = range(6)
+UNKNOWN, FLOATS, OWN, GGML, OWN_AS_Q8_0, OWN_AS_Q8_1, OWN_AS_Q8_K = range(7)
 _SHARING = 8  # runs of 32 that have one scale in Q8_K
 
 
@@ -43,7 +43,8 @@ def type_record(type_name: str, *, as_llama_cpp: bool = False) -> npt.NDArray[An
     """
     functions, kind, record = ggml.row_functions(type_name), kind_of(type_name), np.zeros((), TYPE)
     if as_llama_cpp and kind == OWN:
-        kind = OWN_AS_Q8_K if ggml.TYPES[type_name].weights == _SHARING * RUN else OWN_AS_Q8_0
+        small = OWN_AS_Q8_1 if type_name in WITH_MINIMA else OWN_AS_Q8_0
+        kind = OWN_AS_Q8_K if ggml.TYPES[type_name].weights == _SHARING * RUN else small
     if kind != UNKNOWN:
         made = kernels(type_name)
         record[()] = (kind, functions.vec_dot, functions.to_float, functions.from_float, made.products, made.add)
@@ -82,6 +83,6 @@ def prepare_inputs(
                 call_row(wanted, x + 4 * columns * t, target + stride * t, columns)
             else:
                 sharing = _SHARING if kind.kind == OWN_AS_Q8_K else 1
-                halved = int(kind.kind == OWN_AS_Q8_0)
+                halved = int(kind.kind == OWN_AS_Q8_0) + 2 * int(kind.kind == OWN_AS_Q8_1)
                 round_input(params, x + 4 * columns * t, columns, target + stride * t, sharing, halved)
     return wanted

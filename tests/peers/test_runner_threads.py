@@ -11,7 +11,7 @@ from tsconvert.quant.export import ExportConfig, export_unverified
 from tsconvert.runner.model import load
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_0", "Q4_K_M", "Q6_K", "Q4_1", "IQ4_XS")
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q4_0", "Q4_K_M", "Q6_K", "Q4_1", "Q5_K", "IQ4_XS")
 
 
 @pytest.fixture(scope="module")

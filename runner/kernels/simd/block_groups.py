@@ -72,9 +72,9 @@ class Neighbours(list[Any]):
         super().__init__(addresses)
         self.size_bytes = size_bytes
 
-    def first_words(self, e: Emit, times: int) -> Any:
-        """The first two bytes of each of four blocks, so many times each, as float16."""
-        places, low = [k * self.size_bytes for k in range(RUNS)], e.load(_WORDS, self[0])
+    def words(self, e: Emit, times: int, offset: int = 0) -> Any:
+        """Two bytes at an offset, 0 or 2, of each of four blocks, so many times each, as float16."""
+        places, low = [k * self.size_bytes + offset for k in range(RUNS)], e.load(_WORDS, self[0])
         last = min(place for place in (*places, RUNS * self.size_bytes - _LINE) if place > places[-1] - _LINE)
         if places[-1] < _LINE:
             picked = e.pick(low, [place // 2 for place in places for _ in range(times)])
@@ -91,13 +91,13 @@ class Neighbours(list[Any]):
         return e.pick(e.load(BYTES, self[0], first), lanes, e.load(BYTES, self[0], last))
 
 
-def _scales(e: Emit, addresses: Sequence[Any]) -> Any:
-    """The float16 of each of four blocks, spread."""
+def _scales(e: Emit, addresses: Sequence[Any], offset: int = 0) -> Any:
+    """The float16 at an offset, 0 or 2, of each of four blocks, spread."""
     if isinstance(addresses, Neighbours):
-        return e.b.fpext(addresses.first_words(e, 4), FLOATS)
+        return e.b.fpext(addresses.words(e, 4, offset), FLOATS)
     halves = ir.Constant(ir.VectorType(HALF, 4), ir.Undefined)
     for k, address in enumerate(addresses):
-        halves = e.b.insert_element(halves, e.load(HALF, address), ir.Constant(I32, k))
+        halves = e.b.insert_element(halves, e.load(HALF, address, offset), ir.Constant(I32, k))
     return spread(e, e.b.fpext(halves, _FOUR_FLOATS))
 
 
@@ -116,13 +116,29 @@ def _q4_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
     return [Group(*_nibbles(e, _sixteens(e, blocks, 2)), _scales(e, blocks), None, 8)]
 
 
+def _q4_1(e: Emit, blocks: Sequence[Any]) -> list[Group]:
+    return [Group(*_nibbles(e, _sixteens(e, blocks, 4)), _scales(e, blocks), None, 0, _minima(e, blocks))]
+
+
+def _minima(e: Emit, blocks: Sequence[Any]) -> Any:
+    """Of types that add a float16 to what scale and byte give."""
+    return e.b.fneg(_scales(e, blocks, 2))
+
+
 def _q5_0(e: Emit, blocks: Sequence[Any]) -> list[Group]:
-    """The fifth bits are a uint32 of each block: bits 0 to 15 of its first 16 weights, then of the others."""
-    low, high = (
+    return [Group(*_fives(e, blocks, 2), _scales(e, blocks), None, 16)]
+
+
+def _q5_1(e: Emit, blocks: Sequence[Any]) -> list[Group]:
+    return [Group(*_fives(e, blocks, 4), _scales(e, blocks), None, 0, _minima(e, blocks))]
+
+
+def _fives(e: Emit, blocks: Sequence[Any], start: int) -> list[Any]:
+    """Nibbles with their fifth bits, of a uint32 before them: of a block's first 16 weights, then of the others."""
+    return [
         e.b.or_(nibbles, e.b.select(_bits(e, blocks, offset), e.all(BYTES, 16), e.all(BYTES, 0)))
-        for nibbles, offset in zip(_nibbles(e, _sixteens(e, blocks, 6)), (2, 4), strict=True)
-    )
-    return [Group(low, high, _scales(e, blocks), None, 16)]
+        for nibbles, offset in zip(_nibbles(e, _sixteens(e, blocks, start + 4)), (start, start + 2), strict=True)
+    ]
 
 
 def _bits(e: Emit, blocks: Sequence[Any], offset: int) -> Any:
@@ -182,8 +198,11 @@ def _q6_k_group(e: Emit, block: Any, part: int, scales: Any) -> Group:
 
 FORMATS = {
     "Q4_0": Format(32, 2 + 16, _q4_0),
+    "Q4_1": Format(32, 2 + 2 + 16, _q4_1),
     "Q5_0": Format(32, 2 + 4 + 16, _q5_0),
+    "Q5_1": Format(32, 2 + 2 + 4 + 16, _q5_1),
     "Q8_0": Format(32, 2 + 32, _q8_0),
     "Q4_K": Format(256, 2 + 2 + 12 + 128, _q4_k),
     "Q6_K": Format(256, 128 + 64 + 16 + 2, _q6_k),
 }
+WITH_MINIMA = ("Q4_1", "Q5_1")  # of blocks of 32

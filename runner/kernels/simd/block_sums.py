@@ -83,7 +83,7 @@ def _scales(e: Emit, blocks: Sequence[Sequence[Any]], shares: Any) -> Any:
     """Four scales of each row, times the row's weight."""
     together = [row for row in blocks if isinstance(row, Neighbours)]
     if len(together) == len(blocks):
-        halves = e.join([row.first_words(e, 1) for row in together])
+        halves = e.join([row.words(e, 1) for row in together])
         return e.b.fmul(e.b.fpext(halves, shares.type), shares)
     halves = ir.Constant(ir.VectorType(HALF, RUNS * len(blocks)), ir.Undefined)
     for i, address in enumerate(address for row in blocks for address in row):

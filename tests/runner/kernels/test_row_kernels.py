@@ -15,7 +15,7 @@ from tsconvert.runner.kernels.simd.grouped_sums import adds_groups
 from tsconvert.runner.kernels.weight_types import input_bytes, prepare_inputs, type_record
 
 FLOATS = ("F32", "F16", "BF16")
-GGML = ("Q4_1", "IQ4_XS")
+GGML = ("Q5_K", "IQ4_XS")
 GROUPED = [name for number, name in enumerate(OWN) if adds_groups(number)]
 ROWS, TOKENS = 21, 11
 RNG = np.random.default_rng(7)
@@ -114,6 +114,26 @@ def test_inputs_can_be_as_coarse_as_llama_cpp_s(type_name, run):
     np.testing.assert_allclose(ours, twin, rtol=0, atol=3e-7 * np.abs(values_RC).max() * np.abs(x_TC).max() * 768)
 
 
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K"])
+def test_products_can_be_ggml_s_own(type_name):
+    """With inputs as coarse as there, beside ggml's functions for the type."""
+    raw, values_RC, x_TC = sample(type_name, 768)
+    functions = ggml.row_functions(type_name)
+    from_float = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, ctypes.c_int64)(functions.from_float)
+    size_t, pointer = ctypes.c_size_t, ctypes.c_void_p
+    dot = ctypes.CFUNCTYPE(None, ctypes.c_int, pointer, size_t, pointer, size_t, pointer, size_t, ctypes.c_int)
+    theirs_RT, one, input_row = np.zeros((ROWS, TOKENS)), ctypes.c_float(), np.zeros(4 * 768, np.uint8)
+    for t, x_C in enumerate(x_TC):
+        from_float(x_C.ctypes.data, input_row.ctypes.data, 768)
+        for r, row in enumerate(raw):
+            dot(functions.vec_dot)(768, ctypes.addressof(one), 0, row.ctypes.data, 0, input_row.ctypes.data, 0, 1)
+            theirs_RT[r, t] = one.value
+    ours_RT = Kernel(type_name, raw, 768, as_llama_cpp=True).products(x_TC, None, 0, ROWS)
+    np.testing.assert_allclose(
+        ours_RT, theirs_RT, rtol=0, atol=3e-7 * np.abs(values_RC).max() * np.abs(x_TC).max() * 768
+    )
+
+
 @pytest.mark.parametrize("type_name", GGML)
 def test_other_types_go_through_ggml(type_name):
     columns = 256
@@ -169,9 +189,11 @@ def in_groups(raw, weights_R, into_C):
 @pytest.mark.skipif(not GROUPED, reason="this processor does not permute bytes")
 @pytest.mark.parametrize("rows", [4, 6, 64, 133])
 def test_shares_of_groups_are_rounded_to_16_bits(rows):
-    raw = quantize(RNG.standard_normal((rows, 384)).astype(np.float32), "Q4_0")
+    random = np.random.default_rng(rows)  # its own: the bound is for sums of the size that these have
+    raw = quantize(random.standard_normal((rows, 384)).astype(np.float32), "Q4_0")
     raw[:, :2], raw[:, 18:20] = 0, np.array([1], np.float16).view(np.uint8)
-    weights_R, x_C = RNG.standard_normal(rows).astype(np.float32) ** 3, RNG.standard_normal(384).astype(np.float32)
+    weights_R, x_C = (random.standard_normal(count).astype(np.float32) for count in (rows, 384))
+    weights_R **= 3
     for weights in (weights_R, np.zeros_like(weights_R), np.where(np.arange(rows) % 3, weights_R, 0)):
         ours_C = Kernel("Q4_0", raw, 384).add(weights.astype(np.float32), None, 0, rows, x_C.copy())
         np.testing.assert_allclose(ours_C, in_groups(raw, weights.astype(np.float32), x_C), rtol=1e-5, atol=1e-6)
