@@ -133,12 +133,13 @@ def _q5_1(e: Emit, blocks: Sequence[Any]) -> list[Group]:
     return [Group(*_fives(e, blocks, 4), _scales(e, blocks), None, 0, _minima(e, blocks))]
 
 
-def _fives(e: Emit, blocks: Sequence[Any], start: int) -> list[Any]:
+def _fives(e: Emit, blocks: Sequence[Any], start: int) -> tuple[Any, Any]:
     """Nibbles with their fifth bits, of a uint32 before them: of a block's first 16 weights, then of the others."""
-    return [
+    low, high = (
         e.b.or_(nibbles, e.b.select(_bits(e, blocks, offset), e.all(BYTES, 16), e.all(BYTES, 0)))
         for nibbles, offset in zip(_nibbles(e, _sixteens(e, blocks, start + 4)), (start, start + 2), strict=True)
-    ]
+    )
+    return low, high
 
 
 def _bits(e: Emit, blocks: Sequence[Any], offset: int) -> Any:
