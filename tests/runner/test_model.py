@@ -80,7 +80,9 @@ def test_the_number_of_threads_changes_no_bit(tiny, gguf_of, tmp_path, prompt, m
             np.testing.assert_array_equal(other, first)
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "Q5_K", "IQ4_XS"])
+@pytest.mark.parametrize(
+    "dtype", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K", "Q5_K", "IQ4_XS"]
+)
 def test_the_number_of_threads_changes_no_bit_in_any_type(tiny, gguf_of, tmp_path, prompt, dtype):
     path = gguf_of(tiny("mistral", "drelu", hidden_size=256), tmp_path / "m.gguf", "sparse", dtype)
     first, *others = by_threads(path, prompt)

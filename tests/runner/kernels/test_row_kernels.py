@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from tsconvert.model.files.gguf import ggml
+from tsconvert.model.files.gguf import ggml, numpy_row_functions
 from tsconvert.quant.types.encoding import quantize
 from tsconvert.runner.kernels import step  # noqa: F401  imports every function
 from tsconvert.runner.kernels.compiling import function_table
@@ -120,13 +120,12 @@ def test_products_can_be_ggml_s_own(type_name):
     raw, values_RC, x_TC = sample(type_name, 768)
     functions = ggml.row_functions(type_name)
     from_float = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, ctypes.c_int64)(functions.from_float)
-    size_t, pointer = ctypes.c_size_t, ctypes.c_void_p
-    dot = ctypes.CFUNCTYPE(None, ctypes.c_int, pointer, size_t, pointer, size_t, pointer, size_t, ctypes.c_int)
+    dot = ctypes.cast(functions.vec_dot, numpy_row_functions._VEC_DOT)
     theirs_RT, one, input_row = np.zeros((ROWS, TOKENS)), ctypes.c_float(), np.zeros(4 * 768, np.uint8)
     for t, x_C in enumerate(x_TC):
         from_float(x_C.ctypes.data, input_row.ctypes.data, 768)
         for r, row in enumerate(raw):
-            dot(functions.vec_dot)(768, ctypes.addressof(one), 0, row.ctypes.data, 0, input_row.ctypes.data, 0, 1)
+            dot(768, ctypes.byref(one), 0, row.ctypes.data, 0, input_row.ctypes.data, 0, 1)
             theirs_RT[r, t] = one.value
     ours_RT = Kernel(type_name, raw, 768, as_llama_cpp=True).products(x_TC, None, 0, ROWS)
     np.testing.assert_allclose(

@@ -34,7 +34,7 @@ def test_what_is_lacking_is_found_and_ggml_s_library_is_left_alone():
     assert without_avx2("-c", code).stdout == "['AVX2', 'FMA3', 'F16C'] None\n"
 
 
-@pytest.mark.parametrize("type_name", ["Q5_K", "IQ4_NL"])
+@pytest.mark.parametrize("type_name", ["Q4_1", "Q5_K", "IQ4_NL"])
 def test_a_row_times_an_input_is_that_of_the_decoded_row(capsys, monkeypatch, type_name: str):
     monkeypatch.setattr(numpy_row_functions, "lacking", lambda: ["AVX2"])
     rng = np.random.default_rng(0)
