@@ -1,5 +1,6 @@
-"""The rows that full recovery trains on and is judged by: those that local recovery kept from training."""
+"""The rows that full recovery trains on, and those that judge it: what local recovery did not train on, and more."""
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -13,6 +14,8 @@ from ..config import RelufyConfig
 from ..config.full import FullRecovery
 from ..local.sweep import JUDGE_SHARE
 from .teacher_logits import TeacherLogits
+
+_JUDGES = 8  # sequences, if there is text enough; checkpoints that follow each other differ by less than one row tells
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
@@ -35,7 +38,9 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
 
 
 def full_rows(checkpoint: Checkpoint, config: RelufyConfig, how: FullRecovery, multiple: int) -> tuple[Packed, Packed]:
-    """The rows to train on, and those that judge: what the layer sweep kept from training, here not trained on either.
+    """The rows to train on, and those that judge, which neither this nor the layer sweep has trained on.
+
+    They are what the sweep kept from training and, up to _JUDGES of them, a sixteenth of the others.
 
     Args:
         multiple: of rows, in a step; the last few rows that would be less are left out.
@@ -47,9 +52,15 @@ def full_rows(checkpoint: Checkpoint, config: RelufyConfig, how: FullRecovery, m
         checkpoint, config.data, tokens=config.tokens, context=config.context, seed=config.seed
     )
     count = max(1, len(swept_NS) // JUDGE_SHARE)
-    held = Packed(swept_NS[-count:], begins_NS[-count:])
-    wanted = max(config.tokens, how.tokens) + held.rows_NS.size
+    more = min(max(0, _JUDGES - count), max(0, how.tokens - config.tokens) // config.context // JUDGE_SHARE)
+    wanted = max(config.tokens, how.tokens) + (count + more) * config.context
     every = Packed(*documents(checkpoint, config.data, tokens=wanted, context=config.context, seed=config.seed))
+    known = {row_S.tobytes() for row_S in swept_NS}
+    fresh = [i for i, row_S in enumerate(every.rows_NS) if row_S.tobytes() not in known]
+    judges = every[fresh[len(fresh) - min(more, len(fresh) // JUDGE_SHARE) :]]
+    held = Packed(
+        np.concatenate([swept_NS[-count:], judges.rows_NS]), np.concatenate([begins_NS[-count:], judges.begins_NS])
+    )
     known = {row_S.tobytes() for row_S in held.rows_NS}
     train = every[[i for i, row_S in enumerate(every.rows_NS) if row_S.tobytes() not in known]]
     if not len(train.rows_NS):

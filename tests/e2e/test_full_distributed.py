@@ -25,7 +25,9 @@ def command(program: list[str], out: Path) -> list[str]:
     how = ["relufy", str(out.parent / "sparse"), "--teacher", "tiny-mistral", "--out", str(out), "--recover", "full"]
     how += ["--tokens", "8K", "--context", "128", "--precision", "f32", "--target-sparsity", "0.85", "--json"]
     how += ["--silenced-by", "l1"]  # thresholds are the mean of the processes' quantiles: near, not equal
-    how += ["--full-tokens", str(STEPS * 512), "--full-batch-tokens", "512", "--micro-tokens", "256"]
+    # a step is one micro-batch of each process: what the first of them costs is the unit of the price
+    how += ["--full-tokens", str(STEPS * 512), "--full-batch-tokens", "512"]
+    how += ["--micro-tokens", "512" if program is ONE else "256"]
     return [*program, *how, "--evaluations", "4", "--cross-entropy", "1"]  # as when the bounds below were set
 
 

@@ -19,6 +19,7 @@ from tsconvert.convert.full.data import Rows, full_rows, same_tokenizer
 from tsconvert.convert.relufy import relufy
 from tsconvert.model.checkpoint import Checkpoint, open_checkpoint
 from tsconvert.model.whole_model import dense_model
+from tsconvert.text.packing import documents
 from tsconvert.text.sources import Source
 from tsconvert.text.training_rows import IGNORED, Packed
 
@@ -45,10 +46,18 @@ def test_texts_in_a_row_do_not_see_each_other(dense: Path):
 
 def test_what_judges_is_not_trained_on(dense: Path, tmp_path: Path):
     run = config(dense, tmp_path / "out")
-    train, held = full_rows(Checkpoint(dense), run, replace(SHORT, tokens=20_000), 4)
-    assert len(held.rows_NS) == 1
-    assert len(train.rows_NS) % 4 == 0
-    assert not {row.tobytes() for row in train.rows_NS} & {row.tobytes() for row in held.rows_NS}
+    swept_NS, _ = documents(Checkpoint(dense), run.data, tokens=run.tokens, context=run.context, seed=run.seed)
+    for tokens, judges in ((2048, 1), (10_000, 4), (40_000, 8)):
+        train, held = full_rows(Checkpoint(dense), run, replace(SHORT, tokens=tokens), 4)
+        judging, trained, swept = (
+            {row.tobytes() for row in rows_NS} for rows_NS in (held.rows_NS, train.rows_NS, swept_NS[:-1])
+        )
+        assert len(held.rows_NS) == len(judging) == judges
+        assert swept_NS[-1].tobytes() in judging
+        assert len(train.rows_NS) % 4 == 0
+        assert len(train.rows_NS) >= tokens // run.context - 4
+        assert not judging & (trained | swept)
+        assert held.begins_NS.shape == held.rows_NS.shape
 
 
 def test_an_empty_corpus_and_a_tokenizer_that_does_not_match(dense: Path, make_checkpoint: Callable, tmp_path: Path):
