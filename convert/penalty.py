@@ -6,6 +6,7 @@ The density goes down a ramp, from what it is to what was asked for.
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..common import processes
@@ -114,16 +115,8 @@ def _sample(factor_TF: torch.Tensor, seed: int) -> torch.Tensor:
     return flat.float()
 
 
-def _quantile(flat: torch.Tensor, share: float) -> float:
-    """What torch.quantile gives, by selection in place of sorting: a third of the time."""
-    rank = torch.tensor(share) * (len(flat) - 1)
-    below = int(rank)
-    low, high = (flat.kthvalue(min(place + 1, len(flat))).values for place in (below, below + 1))
-    return float(torch.lerp(low, high, (rank - below).to(flat.device)))
-
-
 def _mean_quantile(flat: torch.Tensor, share: float) -> float:
-    own = max(0.0, _quantile(flat, share)) if len(flat) else 0.0
+    own = max(0.0, float(np.quantile(flat.cpu().numpy(), share))) if len(flat) else 0.0
     total, parts = processes.sums(own * len(flat), len(flat))
     return total / max(1.0, parts)
 

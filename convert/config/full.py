@@ -21,7 +21,7 @@ class FullRecovery:
     """Weight of the cross-entropy with the text."""
     divergence: float = 1.0
     """Weight of KL(dense teacher || student)."""
-    likeliest: int = 6144
+    likeliest: int = 8192
     """Compare with the teacher on so many tokens of the vocabulary, which it finds likeliest in the batch; 0: on all.
     With kept logits or trained embeddings, which need all logits, it is on all."""
     hidden: float = 0.0

@@ -68,10 +68,12 @@ def attention(
     del module
     batch, heads, length, width = query.shape
     mask = attention_mask
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    if mask is not None:  # in the scores' type: a sum of two types takes ten times as long
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        mask = mask.to(query.dtype)
     grouped = query.reshape(batch * key.shape[1], heads // key.shape[1], length, width)
     causal: Any = _Causal.apply
     scale = width**-0.5 if scaling is None else scaling

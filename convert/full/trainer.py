@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +137,8 @@ class RecoveryTrainer(Trainer):
     def _pass(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
         """A forward pass with what the loss needs: logits, or hidden states."""
         asked: dict[str, Any] = {"output_hidden_states": self.how.hidden > 0 or self.few, "use_cache": False}
-        if self.few:
-            asked["logits_to_keep"] = torch.empty(0, dtype=torch.long)  # one a sequence would copy the head's matrix
-        return model(**forwarded(inputs), **asked)
+        with _headless(model) if self.few else nullcontext():
+            return model(**forwarded(inputs), **asked)
 
     def _distilled(self, ours: Any, theirs: Any, inputs: dict[str, torch.Tensor]) -> Losses:
         """The loss by the outputs of the model and, if there is one, its teacher."""
@@ -309,6 +309,18 @@ class RecoveryTrainer(Trainer):
         best = Path(self.state.best_model_checkpoint or "") / _STATE
         if best.is_file():
             self.monitor.restore(json.loads(best.read_text(encoding="utf-8"))["meter"])
+
+
+@contextmanager
+def _headless(model: nn.Module) -> Iterator[None]:
+    """The hidden states in the place of logits: a head, even of no token, would have its matrix copied to bfloat16."""
+    inner: Any = getattr(model, "module", model)  # DDP's is the model
+    head = inner.get_output_embeddings()
+    head.forward = lambda hidden_NSD: hidden_NSD
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def whole(checkpoint: Path) -> bool:
