@@ -69,11 +69,13 @@ class ActivationMonitor:
         self._open = False
 
     def penalty(self) -> torch.Tensor:
-        """The price of each layer's activations in units of its first value, mean over layers."""
+        """The price of each layer's activations in units of its first value, mean over layers.
+
+        The unit is the first micro-batch's, which is process 0's however many there are.
+        """
         each = torch.stack([torch.stack(parts).sum() for parts in self.prices if parts])
         if not self._scale:
-            sums = processes.sums(*each.tolist())
-            self._scale = [max(value / processes.world(), 1e-12) for value in sums]
+            self._scale = [max(value, 1e-12) for value in processes.broadcast(each.tolist())]
         return (each / torch.tensor(self._scale, device=each.device)).mean()
 
     @property
