@@ -1,6 +1,7 @@
 """The rows that full recovery trains on, and those that judge it: what local recovery did not train on, and more."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -55,14 +56,12 @@ def full_rows(checkpoint: Checkpoint, config: RelufyConfig, how: FullRecovery, m
     more = min(max(0, _JUDGES - count), max(0, how.tokens - config.tokens) // config.context // JUDGE_SHARE)
     wanted = max(config.tokens, how.tokens) + (count + more) * config.context
     every = Packed(*documents(checkpoint, config.data, tokens=wanted, context=config.context, seed=config.seed))
-    known = {row_S.tobytes() for row_S in swept_NS}
-    fresh = [i for i, row_S in enumerate(every.rows_NS) if row_S.tobytes() not in known]
+    fresh = _others(every, swept_NS)
     judges = every[fresh[len(fresh) - min(more, len(fresh) // JUDGE_SHARE) :]]
     held = Packed(
         np.concatenate([swept_NS[-count:], judges.rows_NS]), np.concatenate([begins_NS[-count:], judges.begins_NS])
     )
-    known = {row_S.tobytes() for row_S in held.rows_NS}
-    train = every[[i for i, row_S in enumerate(every.rows_NS) if row_S.tobytes() not in known]]
+    train = every[_others(every, held.rows_NS)]
     if not len(train.rows_NS):
         raise TsconvertError(
             f"{len(every.rows_NS)} sequences are too few to train on and to judge with; give more --data"
@@ -71,6 +70,12 @@ def full_rows(checkpoint: Checkpoint, config: RelufyConfig, how: FullRecovery, m
     if passes > 1.01:
         note(f"the text has {train.rows_NS.size:,} tokens to train on: it is passed {passes:.1f} times")
     return train[: max(1, len(train.rows_NS) // multiple) * multiple], held
+
+
+def _others(packed: Packed, known_NS: npt.NDArray[np.int64]) -> list[int]:
+    """The places in ``packed`` of the sequences that are not among ``known_NS``."""
+    known = {row_S.tobytes() for row_S in known_NS}
+    return [i for i, row_S in enumerate(packed.rows_NS) if row_S.tobytes() not in known]
 
 
 def same_tokenizer(student: Checkpoint, teacher: Checkpoint) -> None:
