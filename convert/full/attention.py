@@ -25,9 +25,10 @@ class _Causal(torch.autograd.Function):
     ) -> torch.Tensor:
         """Block by block of queries."""
         out, kept = torch.empty_like(q), []
+        q = q * scale
         for start in range(0, q.shape[2], _BLOCK):
             end = min(start + _BLOCK, q.shape[2])
-            score = torch.bmm(q[:, :, start:end].flatten(1, 2), k[:, :end].transpose(1, 2)).mul_(scale)
+            score = torch.bmm(q[:, :, start:end].flatten(1, 2), k[:, :end].transpose(1, 2))
             if mask is None:
                 causal = score.new_full((end - start, end - start), float("-inf")).triu_(1)
                 score.view(*q.shape[:2], end - start, end)[..., start:] += causal
@@ -53,11 +54,10 @@ class _Causal(torch.autograd.Function):
             end = min(start + _BLOCK, q.shape[2])
             slope_here, share_here, q_here = (part[:, :, start:end].flatten(1, 2) for part in (slope, share, q))
             to_v[:, :end] += torch.bmm(p.transpose(1, 2), slope_here)
-            to_p = torch.bmm(slope_here, v[:, :end].transpose(1, 2))
-            to_score = (to_p - share_here).mul_(p).mul_(ctx.scale)
+            to_score = torch.bmm(slope_here, v[:, :end].transpose(1, 2)).sub_(share_here).mul_(p)
             to_q[:, :, start:end] = torch.bmm(to_score, k[:, :end]).view(*q.shape[:2], end - start, -1)
             to_k[:, :end] += torch.bmm(to_score.transpose(1, 2), q_here)
-        return to_q, to_k.to(k.dtype), to_v.to(v.dtype), None, None
+        return to_q.mul_(ctx.scale), to_k.to(k.dtype), to_v.to(v.dtype), None, None
 
 
 def attention(
@@ -70,15 +70,28 @@ def attention(
     mask = attention_mask
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
-    if mask is not None:  # in the scores' type: a sum of two types takes ten times as long
-        if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-        mask = mask.to(query.dtype)
+    if mask is not None:
+        mask = _added(mask, query.dtype)
     grouped = query.reshape(batch * key.shape[1], heads // key.shape[1], length, width)
     causal: Any = _Causal.apply
     scale = width**-0.5 if scaling is None else scaling
     out = causal(grouped, key.reshape(-1, length, width), value.reshape(-1, length, width), scale, mask)
     return out.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+
+
+def _added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``mask`` as it is added to scores, in their type: a sum of two types takes ten times as long."""
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
+    return mask.to(dtype)
+
+
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """transformers' mask interface: once a pass what `attention` would else make in each layer."""
+    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    if mask is None or not torch.is_autocast_enabled("cpu"):
+        return mask
+    return _added(mask, torch.get_autocast_dtype("cpu"))
 
 
 def attend_in_blocks(model: Any, device: str) -> None:
@@ -87,5 +100,5 @@ def attend_in_blocks(model: Any, device: str) -> None:
     plain = not getattr(config, "attention_dropout", 0.0) and not getattr(config, "attn_logit_softcapping", None)
     if torch.device(device).type == "cpu" and plain:
         AttentionInterface.register(_NAME, attention)
-        AttentionMaskInterface.register(_NAME, sdpa_mask)
+        AttentionMaskInterface.register(_NAME, _mask)
         model.set_attn_implementation(_NAME)

@@ -35,6 +35,7 @@ from ..report import FullResult, RelufyReport
 from ..threshold import shift
 from .attention import attend_in_blocks
 from .data import full_rows, same_tokenizer
+from .norms import norm_in_one_type
 from .stage import Stage, batches, perplexity, rows_a_step
 from .teacher_logits import teacher_logits
 
@@ -139,6 +140,7 @@ def _train(
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
     for each in (model, dense):
         attend_in_blocks(each, config.device)
+        norm_in_one_type(each, config.device)
     dense_perplexity, logits = perplexity(dense, held, config.device), None
     if how.top_logits and how.divergence and isinstance(train, Packed):
         train = train[: max(1, round(how.tokens / config.context))]
@@ -182,6 +184,7 @@ def _baseline(stage: Stage, teacher: Checkpoint, out: Path) -> float:
     folder = stage.folder / "baseline"
     dense = _frozen(dense_model(teacher, torch.float32).requires_grad_(True), how)
     attend_in_blocks(dense, stage.config.device)
+    norm_in_one_type(dense, stage.config.device)
     found, trainer = replace(stage, how=how, folder=folder, logits=None, teacher=None, predictors=None).run(dense)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not processes.rank() and not out.exists():
