@@ -52,12 +52,9 @@ def _talks(checkpoint: Checkpoint) -> bool:
 
 
 def documents(
-    checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0, ahead: int = 1
+    checkpoint: Checkpoint, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """The rows of `calibration_rows` [N, S], and whether a text begins at each token [N, S].
-
-    Args:
-        ahead: see `packed_rows`.
 
     Raises:
         TsconvertError: as there, or the tokenizer has tokens that the model does not know.
@@ -65,7 +62,7 @@ def documents(
     tokenizer, spec = load_tokenizer(checkpoint.folder), checkpoint.spec
     sources = sources or (Source(path=str(embedded.text("train.txt"))),)
     how = {"tokens": tokens, "context": min(context, spec.context), "seed": seed}
-    rows_NS, begins_NS = packed_rows(tokenizer, sources, **how, least=2, ahead=ahead)
+    rows_NS, begins_NS = packed_rows(tokenizer, sources, **how, least=2)
     if rows_NS.max() >= spec.vocab:
         raise TsconvertError(
             f"{checkpoint.folder}: the tokenizer gives token {rows_NS.max()} and the model has {spec.vocab} tokens;"
@@ -75,9 +72,8 @@ def documents(
 
 
 def packed_rows(
-    tokenizer: Any, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0, least: int = 1,
-    ahead: int = 1,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:  # fmt: skip
+    tokenizer: Any, sources: Sequence[Source], *, tokens: int, context: int, seed: int = 0, least: int = 1
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """``tokens`` tokens drawn from the sources by weight, packed into rows of ``context``, and where texts begin.
 
     Text files are cut into pieces of about 16 KB at line or word ends; pieces and records are drawn in a seeded random
@@ -86,8 +82,6 @@ def packed_rows(
     Args:
         tokenizer: a transformers tokenizer; its own special tokens begin each piece, and each row.
         least: rows that there must be.
-        ahead: how many times as many rows are read, of which those asked for are drawn: a long text then gives a row
-            here and there, and more texts have a part.
 
     Returns:
         Token ids [N, context] and, for each, whether a text begins with it.
@@ -101,7 +95,7 @@ def packed_rows(
     found = []
     for source in sources:
         share = max(context, round(tokens * source.weight / total_weight))
-        found.append(_source_rows(tokenizer, source, share, context, rng, ahead))
+        found.append(_source_rows(tokenizer, source, share, context, rng))
     rows_NS, begins_NS = (np.concatenate(parts) for parts in zip(*found, strict=True))
     if len(rows_NS) < least:
         raise TsconvertError(f"--tokens {tokens}: {len(rows_NS)} sequence of {context} tokens; ask for at least two")
@@ -110,7 +104,7 @@ def packed_rows(
 
 
 def _source_rows(
-    tokenizer: Any, source: Source, tokens: int, context: int, rng: random.Random, ahead: int
+    tokenizer: Any, source: Source, tokens: int, context: int, rng: random.Random
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     count = 0
 
@@ -121,12 +115,9 @@ def _source_rows(
             count += len(ids)
             yield ids
 
-    wanted = -(-tokens // context)
-    rows = list(islice(pack(all_asked(encoded()), context, tokenizer.bos_token_id), wanted * ahead))
+    rows = list(islice(pack(all_asked(encoded()), context, tokenizer.bos_token_id), -(-tokens // context)))
     if not rows:
         raise TsconvertError(f"--data {source.path}: {count} tokens, which is not one row of {context}; give more text")
-    if len(rows) > wanted:
-        rows = rng.sample(rows, wanted)
     rows_NS, begins_NS, _ = (np.stack(parts) for parts in zip(*rows, strict=True))
     return rows_NS, begins_NS
 

@@ -17,7 +17,6 @@ from ..local.sweep import JUDGE_SHARE
 from .teacher_logits import TeacherLogits
 
 _JUDGES = 8  # sequences, if there is text enough; checkpoints that follow each other differ by less than one row tells
-_AHEAD, _READ = 8, 16_000_000  # times as many rows are read as are trained on, in at most so many tokens
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):
@@ -56,9 +55,7 @@ def full_rows(checkpoint: Checkpoint, config: RelufyConfig, how: FullRecovery, m
     count = max(1, len(swept_NS) // JUDGE_SHARE)
     more = min(max(0, _JUDGES - count), max(0, how.tokens - config.tokens) // config.context // JUDGE_SHARE)
     wanted = max(config.tokens, how.tokens) + (count + more) * config.context
-    ahead = max(1, min(_AHEAD, _READ // wanted))
-    found = documents(checkpoint, config.data, tokens=wanted, context=config.context, seed=config.seed, ahead=ahead)
-    every = Packed(*found)
+    every = Packed(*documents(checkpoint, config.data, tokens=wanted, context=config.context, seed=config.seed))
     fresh = _others(every, swept_NS)
     judges = every[fresh[len(fresh) - min(more, len(fresh) // JUDGE_SHARE) :]]
     held = Packed(

@@ -39,20 +39,6 @@ def test_weights_share_the_tokens_out(tmp_path: Path):
     assert decode(rows).count("a") == 12_000
 
 
-def test_rows_read_ahead_are_of_more_texts(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": chr(65 + n) * 2000}) + "\n" for n in range(40)))
-    source = [Source(path=str(tmp_path / "a.jsonl"))]
-    few, many = (packed_rows(Bytes(), source, tokens=4000, context=100, ahead=ahead)[0] for ahead in (1, 8))
-    assert few.shape == many.shape == (40, 100)
-    assert len(np.unique(few)) == 2
-    assert len(np.unique(many)) > 12  # of 16 that were read
-    assert np.array_equal(many, packed_rows(Bytes(), source, tokens=4000, context=100, ahead=8)[0])
-    whole = packed_rows(Bytes(), source, tokens=80_000, context=100)[0]
-    assert np.array_equal(
-        np.sort(packed_rows(Bytes(), source, tokens=80_000, context=100, ahead=8)[0][:, 0]), np.sort(whole[:, 0])
-    )
-
-
 def test_each_row_begins_as_texts_do(tmp_path: Path):
     """llama.cpp and `eval` begin their windows so; else Gemma 3's first layers are 20 times as steep."""
 
