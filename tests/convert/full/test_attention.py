@@ -49,5 +49,6 @@ def test_a_model_gives_the_same_logits_for_several_texts_in_a_row(window: int | 
     assert model.config._attn_implementation == "tsconvert_blocks"
     assert (before[0] - before[1]).abs().max() > 1  # the second text does not see the first
     for ours, theirs in zip(logits(), before, strict=True):
-        worst = (ours - theirs).abs().amax((0, 2)).quantile(0.9)
-        assert worst < (0.1 if autocast else 1e-5), worst
+        assert autocast or torch.allclose(ours, theirs, atol=1e-5)
+        # bfloat16 of scores rounds otherwise: a few positions are far off, and most would be by a wrong mask
+        assert (ours - theirs).abs().amax((0, 2)).quantile(0.9) < 0.1
