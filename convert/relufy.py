@@ -236,16 +236,19 @@ def _output(
 ) -> Iterator[tuple[Path, CheckpointWriter | None, Journal | None]]:
     """The partial folder, its writer and, of a sweep, its journal; only process 0 has the last two.
 
-    The journal is opened first: a folder that was begun with other settings is refused before a byte of it changes.
+    The journal is opened first: a folder that was begun with other settings is refused before a byte of it changes. No
+    process goes on before OUT is whole: all of them may read it next.
     """
     if processes.rank():
         yield config.out.with_name(config.out.name + PARTIAL), None, None
+        processes.barrier()
         return
     swept = _swept(config)
     with atomic_folder(config.out, resume=config.resume and swept, drop=(JOURNAL, f"*{KEPT}")) as folder:
         journal = begin_journal(folder, config, source) if swept else None
         with CheckpointWriter(folder, plan, config.max_shard_bytes) as writer:
             yield folder, writer, journal
+    processes.barrier()
 
 
 def _swept(config: RelufyConfig) -> bool:

@@ -53,6 +53,14 @@ def test_relufy(converted):
     assert max(distance(before.array(place), after.array(place)) for place in before.places) < 1e-3
 
 
+def test_the_whole_model_after_its_layers(tmp_path: Path):
+    how = ["relufy", "tiny-mistral", "--recover", "full", "--steps", "2", "--precision", "f32", "--dtype", "F32", *TEXT]
+    how += ["--batch-tokens", "512", "--target-sparsity", "0.85", "--silenced-by", "l1", "--evaluations", "1"]
+    how += ["--full-tokens", "1K", "--full-batch-tokens", "512", "--micro-tokens", "256"]
+    one, two = (tsconvert(p, *how, "--out", str(tmp_path / name)) for p, name in ((ONE, "one"), (TWO, "two")))
+    assert two["full"]["perplexity"] == pytest.approx(one["full"]["perplexity"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_profile(converted):
     folder = converted[0]
@@ -88,6 +96,7 @@ import torch.distributed as dist
 from tsconvert.common import processes
 atexit.register(print, "ran at exit")
 dist.init_process_group("gloo")
+dist.barrier()  # one that ends here while the other still connects to it would end that one too
 for _ in range(300):
     dist.group.WORLD.allgather([torch.empty(9) for _ in range(2)], torch.ones(9))
 processes.exit_process(0)
