@@ -1,7 +1,7 @@
 """What a `relufy` run takes in memory, disk and time: the arithmetic of `--dry-run`."""
 
 from ..common.cost import COPY_BYTES_PER_S, LIBRARIES_BYTES, Cost
-from ..common.machine.precision import product_rate
+from ..common.machine.precision import training_rate
 from ..model.spec import ModelSpec
 from ..model.sweep import IN_MEMORY_BYTES, batch_tokens
 from .config import RelufyConfig
@@ -28,7 +28,7 @@ def relufy_cost(
         time_s, rate, scratch = (source_bytes + output_bytes) / COPY_BYTES_PER_S, None, 0
     else:
         memory, scratch = _memory(spec, config)
-        rate = rate or product_rate(config.device, bfloat16=bool(config.training.autocast))
+        rate = rate or training_rate(spec.width, spec.neurons, config.device, bfloat16=bool(config.training.autocast))
         time_s = flops(spec, config) / rate + (source_bytes + output_bytes) / COPY_BYTES_PER_S
     return Cost(
         memory_bytes=sum(memory.values()), memory=memory, disk_bytes=output_bytes, scratch_bytes=scratch,

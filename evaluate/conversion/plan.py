@@ -30,7 +30,7 @@ _START_S = 12.0  # Python's libraries, the tokenizer, and the text through it
 _RUNNER_START_S = 25.0  # the first time on a machine the runner's kernels are compiled
 _STAGE_S = 2.0
 _KEPT = 0.05  # of the budget, for what is reckoned wrong
-_USUAL_WIDTH = 300  # at which training reaches half of what large products do
+_USUAL_WIDTH = 300  # at which evaluation reaches half of what large products do
 _FORESEEN_WIDTH = 200  # at which predictors that are trained along double the cost (SmolLM2: a third more)
 _LOCAL_TOKENS, _LOCAL_STEPS = 32_000, 80  # docs/benchmarks/recovery_research: more brings little before the whole model
 _SCALES = (8.0, 6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.25)
@@ -87,25 +87,26 @@ class Plan:
 
 
 def plan_conversion(
-    asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine, *, talks: bool = False
+    asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine, rate: float, *, talks: bool = False
 ) -> Plan:
     """The stages that bring ``spec`` as far as ``asked.budget_s`` allows.
 
     Args:
         source_bytes: of the checkpoint's weights.
-        machine: this one; ``memory_bytes`` is what is free of it, ``flops`` in the precision that training has.
+        machine: this one; ``memory_bytes`` is what is free of it.
+        rate: floating-point operations a second of training a model of that shape (`training_rate`).
         talks: the model has a chat template.
 
     Raises:
         TsconvertError: time, memory or disk do not suffice for anything useful; says what would.
     """
     assert asked.budget_s is not None
-    found = _fitting(asked, spec, source_bytes, machine, talks=talks)
+    found = _fitting(asked, spec, source_bytes, machine, rate, talks=talks)
     if found is None:
         needed_s = asked.budget_s
         while found is None:
             needed_s = 60 * math.ceil(1.05 * needed_s / 60)
-            found = _fitting(replace(asked, budget_s=needed_s), spec, source_bytes, machine, talks=talks)
+            found = _fitting(replace(asked, budget_s=needed_s), spec, source_bytes, machine, rate, talks=talks)
         others = sum(step.time_s for step in found.steps if step.name != RECOVER)
         raise TsconvertError(
             f"--budget {duration(asked.budget_s)}: too little for anything useful from {asked.model} on this machine:"
@@ -128,14 +129,14 @@ def plan_conversion(
 
 
 def _fitting(
-    asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine, *, talks: bool
+    asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine, rate: float, *, talks: bool
 ) -> Plan | None:  # fmt: skip
     """The plan; None if the time is too short for one."""
     assert asked.budget_s is not None
     measures = _Measures(asked, spec, source_bytes, machine, talks=talks)
     before, after = measures.before(), measures.after()
     left_s = (1 - _KEPT) * asked.budget_s - sum(step.time_s for step in (*before, *after))
-    recovery = _Recovery(asked, spec, source_bytes, machine).within(left_s)
+    recovery = _Recovery(asked, spec, source_bytes, machine, rate).within(left_s)
     if recovery is None:
         return None
     steps = (*before, recovery[0], *after)
@@ -145,9 +146,9 @@ def _fitting(
 class _Recovery:
     """How much of a recovery fits."""
 
-    def __init__(self, asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine) -> None:
+    def __init__(self, asked: ConvertConfig, spec: ModelSpec, source_bytes: int, machine: Machine, rate: float) -> None:
         self.asked, self.spec, self.source_bytes, self.machine = asked, spec, source_bytes, machine
-        self.rate = machine.flops * spec.width / (spec.width + _USUAL_WIDTH)
+        self.rate = rate
         if asked.foresees:
             self.rate /= 1 + _FORESEEN_WIDTH / spec.width
 

@@ -16,12 +16,12 @@ import torch
 from ...common.errors import CheckFailedError, TsconvertError
 from ...common.files import atomic_file, refuse_existing
 from ...common.locks import locked
-from ...common.machine.precision import multiplies_bfloat16, product_rate
+from ...common.machine.precision import multiplies_bfloat16, training_rate
 from ...common.progress import note
 from ...common.units import duration
 from ...model.checkpoint import open_checkpoint
 from ...runner.kernels.bandwidth import measure_bandwidth
-from ..plan.machine import Machine
+from ..plan.machine import Machine, measure_products
 from ..recipe.recipe import Recipe, Stage, read_recipe
 from ..recipe.stages import StageJournal, StageResult, run_stages
 from ..report.config import ReportConfig
@@ -192,13 +192,14 @@ def _planned(config: ConvertConfig) -> Plan:
     note("measuring this machine ...")
     bf16 = multiplies_bfloat16("cpu")
     cores = torch.get_num_threads()
-    flops = max(product_rate("cpu", bfloat16=bf16) for _ in range(_LOOKS))
+    spec = source.spec
+    rate = max(training_rate(spec.width, spec.neurons, "cpu", bfloat16=bf16) for _ in range(_LOOKS))
     machine = Machine(
-        bandwidth=measure_bandwidth(cores), cores=cores, memory_bytes=psutil.virtual_memory().available, flops=flops,
-        disk_bytes_per_s=1e9, disk_free_bytes=_free(config.out),
+        bandwidth=measure_bandwidth(cores), cores=cores, memory_bytes=psutil.virtual_memory().available,
+        flops=measure_products(), disk_bytes_per_s=1e9, disk_free_bytes=_free(config.out),
         measured=("bandwidth", "flops"),
     )  # fmt: skip
-    return plan_conversion(config, source.spec, source.size_bytes, machine, talks=_talks(source.folder))
+    return plan_conversion(config, spec, source.size_bytes, machine, rate, talks=_talks(source.folder))
 
 
 def _free(out: Path) -> int:

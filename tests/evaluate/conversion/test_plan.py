@@ -34,7 +34,8 @@ def machine(flops: float = 400e9, memory: float = 16e9, disk: float = 500e9) -> 
 
 def planned(spec: ModelSpec, budget_s: float, where: Machine | None = None, **asked: object) -> Plan:
     config = ConvertConfig(model="m", out=Path("o"), budget_s=budget_s, **asked)  # type: ignore[arg-type]
-    return plan_conversion(config, spec, 2 * spec.parameters, where or machine())
+    where = where or machine()
+    return plan_conversion(config, spec, 2 * spec.parameters, where, where.flops)
 
 
 def words(plan: Plan, name: str) -> dict[str, str]:
