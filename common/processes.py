@@ -28,6 +28,11 @@ def world() -> int:
     return int(dist.get_world_size()) if _together() else 1
 
 
+def started() -> int:
+    """The number of processes that torchrun started, this one among them, whether or not they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def processes(device: str) -> Iterator[str]:
     """Join the processes that torchrun started, if it started this one.
@@ -38,7 +43,7 @@ def processes(device: str) -> Iterator[str]:
     Yields:
         The device of this process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _together():
+    if started() == 1 or _together():
         yield device
         return
     cuda = torch.device(device).type == "cuda"

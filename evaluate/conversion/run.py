@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from ...common import processes
 from ...common.errors import CheckFailedError, TsconvertError
 from ...common.files import atomic_file, refuse_existing
 from ...common.locks import locked
@@ -82,12 +83,16 @@ def convert(config: ConvertConfig) -> ConvertReport:
     """Convert ``config.model`` within ``config.budget_s``, or as ``config.recipe`` says.
 
     Raises:
-        TsconvertError: bad input, a budget that is too small, or a folder that holds another conversion; finished
-            stages stay for ``resume``.
+        TsconvertError: bad input, a budget that is too small, a folder that holds another conversion, or several
+            processes of torchrun; finished stages stay for ``resume``.
 
     Example:
         >>> convert(ConvertConfig(model="tiny-mistral", out=Path("tiny"), budget_s=600))  # doctest: +SKIP
     """
+    if processes.started() > 1:
+        raise TsconvertError(
+            "convert: is the work of one process on one machine; start it without torchrun, or relufy alone with it"
+        )
     journal = config.out / JOURNAL
     goes_on = config.resume and journal.is_file()
     if not goes_on and not (config.resume and _hardly_begun(config.out)):

@@ -180,6 +180,15 @@ def test_training_ends_by_the_clock_as_sparse_as_was_asked_for(dense: Path, text
     assert again.full is not None
 
 
+def test_several_processes_of_torchrun_are_refused_before_one_of_them_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TsconvertError, match="start it without torchrun, or relufy alone with it"):
+        convert(ConvertConfig(model="tiny-mistral", out=tmp_path / "out", budget_s=600))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_bent_cosine_is_that_of_the_steps_that_there_are():
     import math
 
