@@ -16,16 +16,18 @@ class TorchPredictor:
 
     def __init__(self, predictor: Predictor, device: torch.device) -> None:
         self.fc1_RD, self.fc2_FR = (torch.from_numpy(part).to(device) for part in (predictor.fc1_RD, predictor.fc2_FR))
+        self.linear = predictor.linear
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
         """The logits [T, F] of normed inputs."""
-        return logits(x_TD, self.fc1_RD, self.fc2_FR)
+        return logits(x_TD, self.fc1_RD, self.fc2_FR, linear=self.linear)
 
 
-def logits(x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor) -> torch.Tensor:
-    """fc2 . relu(fc1 . x), [T, F], in float32 whatever precision surrounds it."""
+def logits(x_TD: torch.Tensor, fc1_RD: torch.Tensor, fc2_FR: torch.Tensor, *, linear: bool) -> torch.Tensor:
+    """fc2 . relu(fc1 . x), or without relu, [T, F], in float32 whatever precision surrounds it."""
     with torch.autocast(x_TD.device.type, enabled=False):
-        return (x_TD @ fc1_RD.T).relu_() @ fc2_FR.T
+        hidden_TR = x_TD @ fc1_RD.T
+        return (hidden_TR if linear else hidden_TR.relu_()) @ fc2_FR.T
 
 
 def as_stored(weight: torch.Tensor, type_name: str) -> torch.Tensor:

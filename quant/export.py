@@ -116,7 +116,9 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> _Planned:
     if config.vram_bytes is not None and target != "powerinfer":
         raise TsconvertError(f"--vram splits a model for PowerInfer, and the target is {target}; leave it out")
     inside = checkpoint.has_predictors and target != "llama.cpp"
-    predictors = find_predictors(checkpoint, config.predictors) if config.predictors or inside else None
+    predictors = None
+    if config.predictors or inside:
+        predictors = find_predictors(checkpoint, config.predictors, with_relu=target == "powerinfer")
     if config.predictor_type is not None and predictors is None:
         raise TsconvertError("--predictor-type: the file has no predictors; leave it out, or give --predictors")
     vocabulary = read_vocabulary(checkpoint.folder, spec.vocab, pre=config.pre)

@@ -284,4 +284,5 @@ def _weights(source: ModelFile, context: int) -> Weights:
         spec=spec, tensors=tensors, thresholds=np.ascontiguousarray(source.thresholds), angles=layers,
         rotated=source.rope.dimensions, halves=source.halves, original_context=source.rope.original_context,
         rank=source.rank, transposed=source.transposed, normed_predictors=source.normed_predictors,
+        linear_predictors=source.linear_predictors,
     )  # fmt: skip

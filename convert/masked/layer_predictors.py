@@ -73,7 +73,7 @@ class JointPredictors:
     def mask(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
         """The neurons [T, F] with a logit of at least 0 for normed inputs; the others count as silent."""
         trainer = self._trainers[expert]
-        return (logits(x_TD, trainer.fc1_RD, trainer.fc2_FR) >= 0).to(x_TD.dtype)
+        return (logits(x_TD, trainer.fc1_RD, trainer.fc2_FR, linear=trainer.linear) >= 0).to(x_TD.dtype)
 
     def learn(self, expert: int, x_TD: torch.Tensor) -> None:
         """Take one step on ``x_TD``; the labels are the layer's as it is now."""
@@ -89,7 +89,7 @@ class JointPredictors:
             trainer.check()
             predictor = Predictor(
                 fc1_RD=trainer.fc1_RD.cpu().numpy(), fc2_FR=trainer.fc2_FR.cpu().numpy(),
-                fired_F=ffn.fired().cpu().numpy(),
+                linear=trainer.linear, fired_F=ffn.fired().cpu().numpy(),
             )  # fmt: skip
             candidates.append([(predictor, judge(ffn, predictor, self.joint.bits))])
         CandidateStore(folder).save(layer.index, candidates)

@@ -58,6 +58,7 @@ class FFNPredictors(nn.Module):
         self.fc1 = nn.ParameterList([empty if p is None else torch.from_numpy(p.fc1_RD.copy()) for p in start])
         self.fc2 = nn.ParameterList([empty if p is None else torch.from_numpy(p.fc2_FR.copy()) for p in start])
         self.used = [predictor is not None for predictor in start]
+        self.linear = [predictor is not None and predictor.linear for predictor in start]
         self.lost_goal, self.stored_as = lost_goal(target_energy), stored_as
         self.register_buffer("price_E", torch.full((len(start),), -1.0))
         self.register_buffer("lost_E", torch.full((len(start),), -1.0))
@@ -67,7 +68,8 @@ class FFNPredictors(nn.Module):
     def logits(self, x_TD: torch.Tensor, expert: int) -> torch.Tensor:
         """[T, F], of the weights as they will be stored."""
         fc1_RD, fc2_FR = (_straight(part[expert], self.stored_as) for part in (self.fc1, self.fc2))
-        return nn.functional.linear(nn.functional.linear(x_TD, fc1_RD).relu(), fc2_FR)
+        hidden_TR = nn.functional.linear(x_TD, fc1_RD)
+        return nn.functional.linear(hidden_TR if self.linear[expert] else hidden_TR.relu(), fc2_FR)
 
     def loss(self, z_TF: torch.Tensor, h_TF: torch.Tensor, down_F: torch.Tensor, expert: int) -> torch.Tensor:
         """The predictors' own loss, mean over tokens and neurons; takes note of the energy that is kept.
@@ -170,7 +172,8 @@ class ModelPredictors:
             )
             for part in ("fc1", "fc2")
         )
-        return Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy())
+        linear = self.layers[layer].linear[expert]
+        return Predictor(fc1_RD=fc1_RD.numpy(), fc2_FR=fc2_FR.numpy(), linear=linear)
 
     def write(
         self, state: Mapping[str, torch.Tensor], folder: Path, held_NS: torch.Tensor, config: RelufyConfig,

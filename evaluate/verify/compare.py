@@ -131,7 +131,10 @@ def verify(config: VerifyConfig) -> VerifyReport:
         return report
     if report.dialect == "llama.cpp" and config.predictors is not None:
         raise TsconvertError(f"--predictors: {config.file} is a file for llama.cpp, which has none; leave it out")
-    predictors = find_predictors(checkpoint, config.predictors) if report.dialect != "llama.cpp" else None
+    with_relu = report.dialect == "powerinfer"
+    predictors = (
+        find_predictors(checkpoint, config.predictors, with_relu=with_relu) if report.dialect != "llama.cpp" else None
+    )
     _tensors(report, config, file, checkpoint, orders, factors, predictors)
     _keys_and_texts(report, config, file, checkpoint, predictors)
     report.elapsed_s = round(time.monotonic() - start_s, 3)

@@ -31,7 +31,7 @@ def dialect_of(file: GgufFile) -> str:
     return "sparse" if file.architecture == SPARSE else "llama.cpp"
 
 
-def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
+def expected_keys(checkpoint: Checkpoint, dialect: str, predictors: PredictorSource | None) -> dict[str, Any]:
     """What the keys of the model's shape and arithmetic must be; None: must not be there."""
     spec = checkpoint.spec
     gguf = FAMILIES[spec.family].gguf
@@ -51,7 +51,7 @@ def expected_keys(checkpoint: Checkpoint, dialect: str) -> dict[str, Any]:
         keys["activation"] = spec.activation
         keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
         keys["up_threshold"] = list(spec.up_thresholds) if any(spec.up_thresholds) else None
-        features = used_features(spec) or None
+        features = used_features(spec, linear_predictors=predictors is not None and predictors.linear) or None
         keys |= {
             "format_version": 2 if features else 1,
             "features": features,
@@ -75,7 +75,7 @@ def compare_keys(
 ) -> Iterator[tuple[str, str]]:
     """(key, problem) for each key that is compared; the problem is empty where the key is right."""
     dialect = dialect_of(file)
-    wanted = expected_keys(checkpoint, dialect)
+    wanted = expected_keys(checkpoint, dialect, predictors)
     if dialect == "powerinfer":
         wanted["powerinfer.sparse_threshold"] = 0.0
     if dialect == "sparse" and predictors is not None:

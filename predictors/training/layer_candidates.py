@@ -17,7 +17,7 @@ from ..calibration.ffn import calibrate, judge, left_to_exact
 from ..config import PredictorConfig
 from ..energy import FFN, ffns_of
 from ..folder import load_predictors
-from ..predictor import Array, Predictor
+from ..predictor import Predictor
 from ..report import FFNReport
 from .candidate_store import Candidate, CandidateStore
 from .rank import highest_rank, ranks_to_try, try_ranks
@@ -90,17 +90,13 @@ def train_one(
 ) -> tuple[Predictor, FFNReport]:
     """One predictor of ``ffn``, with its threshold, and what it does on the calibration tokens."""
     generator = torch.Generator().manual_seed(_seed(config.seed, ffn.layer.index, ffn.expert, rank))
-    weights = None if start is None else (_weights(start.fc1_RD, ffn.device), _weights(start.fc2_FR, ffn.device))
-    trainer = PredictorTrainer(ffn, rank, config.target_energy, config.training, generator, weights)
+    trainer = PredictorTrainer(ffn, rank, config.target_energy, config.training, generator, start)
     trainer.train(generator)
-    predictor = Predictor(fc1_RD=trainer.fc1_RD.cpu().numpy(), fc2_FR=trainer.fc2_FR.cpu().numpy())
+    fc1_RD, fc2_FR = (part.cpu().numpy() for part in (trainer.fc1_RD, trainer.fc2_FR))
+    predictor = Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR, linear=trainer.linear)
     threshold = calibrate(ffn, predictor, config.target_energy)
     predictor = replace(predictor, threshold=threshold, fired_F=ffn.fired().cpu().numpy())
     return predictor, judge(ffn, predictor, config.bits)
-
-
-def _weights(array: Array, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(array.copy()).to(device)
 
 
 def _start(folder: Path, spec: ModelSpec) -> Sequence[Sequence[Predictor | None]]:

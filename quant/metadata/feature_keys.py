@@ -10,7 +10,7 @@ _SCALES = {
 }  # fmt: skip
 
 
-def used_features(spec: ModelSpec) -> list[str]:
+def used_features(spec: ModelSpec, *, linear_predictors: bool = False) -> list[str]:
     """The features, by docs/format.md's names, that a reader of our dialect has to know."""
     windowed = spec.sliding_window is not None
     found = {
@@ -29,6 +29,7 @@ def used_features(spec: ModelSpec) -> list[str]:
         "router_softmax": bool(spec.experts) and not spec.router_normalized,
         "up_scale": spec.up_scaled,
         "longrope": (spec.rope_scaling or {}).get("rope_type") == "longrope",
+        "linear_predictors": linear_predictors,
     }
     return [name for name, used in found.items() if used]
 
@@ -68,8 +69,7 @@ def _own_keys(spec: ModelSpec) -> dict[str, Value]:
         keys["attention.temperature_length"] = u32(int((spec.rope_scaling or {})["original_max_position_embeddings"]))
     if spec.experts and not spec.router_normalized:
         keys["expert_weights_norm"] = boolean(False)
-    features = used_features(spec)
-    return {**keys, "features": array("str", features)} if features else keys
+    return keys
 
 
 def _native_keys(spec: ModelSpec, gguf: Gguf) -> dict[str, Value]:

@@ -2,8 +2,8 @@
 
 Those of our folders take the FFN's input after its norm and have calibrated thresholds. PowerInfer's folders and those
 inside a TurboSparse release take the residual before the norm, with threshold 0. RMSNorm is a positive scale per token
-times a weight per channel, and a bias-free ReLU network is positively homogeneous, so moving the weights of the norm in
-or out of fc1 keeps every sign.
+times a weight per channel, and without biases a predictor is positively homogeneous, so moving the weights of the norm
+in or out of fc1 keeps every sign.
 """
 
 from dataclasses import replace
@@ -22,10 +22,14 @@ from .checkpoint_rows import checked
 
 
 class PredictorSource:
-    """The predictors of a checkpoint, one FFN at a time."""
+    """The predictors of a checkpoint, one FFN at a time.
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path | None) -> None:
-        self.checkpoint = checkpoint
+    Args:
+        with_relu: the engine knows ReLU networks alone: linear predictors are given as such, of twice the rank.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path | None, *, with_relu: bool) -> None:
+        self.checkpoint, self._with_relu = checkpoint, with_relu
         self.folder = folder
         self._set: PredictorSet | None = None
         if folder is not None and (folder / "model_0.pt").is_file():
@@ -40,6 +44,7 @@ class PredictorSource:
             if shape != (spec.layers, spec.ffns):
                 raise TsconvertError(f"{self.folder}: the layers and experts are not this model's; train them again")
         self._normed = self._set is not None and self._set.normed
+        kinds: set[bool] = set()
         self.ranks: list[list[int]] = []
         """Per layer and expert; 0 where an FFN has no predictor."""
         self.thresholds: list[list[float]] = []
@@ -47,10 +52,15 @@ class PredictorSource:
         for layer in range(spec.layers):
             self.ranks.append([self._rank(layer, expert) for expert in range(spec.ffns)])
             trained = [self._trained(layer, expert) for expert in range(spec.ffns)]
+            kinds |= {predictor.linear for predictor in trained if predictor is not None}
             found = [predictor.threshold if predictor is not None else 0.0 for predictor in trained]
             self.thresholds.append(
                 [at if rank else float("nan") for at, rank in zip(found, self.ranks[-1], strict=True)]
             )
+        if len(kinds) > 1:
+            raise TsconvertError(f"{self.folder}: some of its predictors are linear and some not; train them again")
+        self.linear = kinds == {True} and not with_relu
+        """No relu is between fc1 and fc2."""
 
     @property
     def report(self) -> dict[str, Any]:
@@ -104,15 +114,16 @@ class PredictorSource:
             raise TsconvertError(
                 f"{self.folder}: the predictor of layer {layer}, expert {expert} holds NaN or infinity; train it again"
             )
-        return predictor
+        return predictor.with_relu() if self._with_relu else predictor
 
     def _rank(self, layer: int, expert: int) -> int:
+        predictor = self._trained(layer, expert)
         if self._set is None:
             fc1, fc2 = self._places(layer, expert)
             if fc1 not in self.checkpoint or fc2 not in self.checkpoint:
                 return 0
             fc1_shape, fc2_shape = self.checkpoint.info(fc1).shape, self.checkpoint.info(fc2).shape
-        elif (predictor := self._trained(layer, expert)) is None:
+        elif predictor is None:
             return 0
         else:
             fc1_shape, fc2_shape = predictor.fc1_RD.shape, predictor.fc2_FR.shape
@@ -123,16 +134,17 @@ class PredictorSource:
                 f"{where}: the predictor of layer {layer}, expert {expert} has shapes {list(fc1_shape)} and"
                 f" {list(fc2_shape)}; this model needs [R, {spec.width}] and [{spec.neurons}, R], train it again"
             )
-        return rank
+        return 2 * rank if self._with_relu and predictor is not None and predictor.linear else rank
 
     def _places(self, layer: int, expert: int) -> list[Place]:
         return [Place(part, layer, expert if self.checkpoint.spec.experts else None) for part in PREDICTOR]
 
 
-def find_predictors(checkpoint: Checkpoint, folder: Path | None) -> PredictorSource | None:
-    """The predictors in ``folder``, or those inside the checkpoint, or None.
+def find_predictors(checkpoint: Checkpoint, folder: Path | None, *, with_relu: bool) -> PredictorSource | None:
+    """The predictors in ``folder``, or those inside the checkpoint, or None; see `PredictorSource`.
 
     Raises:
         TsconvertError: the folder holds another model's, or predictors of other shapes.
     """
-    return PredictorSource(checkpoint, folder) if folder is not None or checkpoint.has_predictors else None
+    found = folder is not None or checkpoint.has_predictors
+    return PredictorSource(checkpoint, folder, with_relu=with_relu) if found else None

@@ -42,13 +42,16 @@ def _own_keys(job: Job) -> dict[str, Value]:
     ffns, predictors = spec.layers * spec.ffns, job.predictors
     thresholds = list(chain(*predictors.thresholds)) if predictors else [float("nan")] * ffns
     ranks = list(chain(*predictors.ranks)) if predictors else [0] * ffns
+    features = used_features(spec, linear_predictors=predictors is not None and predictors.linear)
     keys = {
-        "format_version": u32(2 if used_features(spec) else 1),  # version 1 knows no features
+        "format_version": u32(2 if features else 1),  # version 1 knows no features
         "activation": text(spec.activation),
         "source_fingerprint": text(job.checkpoint.fingerprint),
         "predictor.threshold": array("f32", thresholds),
         "predictor.rank": array("u32", ranks),
     }
+    if features:
+        keys["features"] = array("str", features)
     if any(spec.thresholds):
         keys["activation_threshold"] = array("f32", list(spec.thresholds))
     if any(spec.up_thresholds):

@@ -43,6 +43,8 @@ class ModelFile:
     """The down matrix has one row a neuron, so rows can be left out."""
     normed_predictors: bool
     """Predictors see the FFN's input after its norm."""
+    linear_predictors: bool = False
+    """No relu is between their matrices."""
     tensors: Mapping[tuple[str, int | None], GgufTensor]
     """By role and layer; experts stacked in front."""
     thresholds: npt.NDArray[np.float32]
@@ -124,7 +126,10 @@ def _sparse(file: GgufFile) -> ModelFile:
     for layer in range(spec.layers):
         if np.isfinite(thresholds[layer]).any() and ("fc1", layer) not in tensors:
             raise TsconvertError(f"{file.path}: layer {layer} has a threshold and no predictor; export it again")
-    return _made(keys, dialect, spec, normed_predictors=True, tensors=tensors, thresholds=thresholds)
+    linear = version > 1 and "linear_predictors" in keys.get("features", [])
+    return _made(
+        keys, dialect, spec, normed_predictors=True, linear_predictors=linear, tensors=tensors, thresholds=thresholds
+    )
 
 
 def _powerinfer(file: GgufFile, activation: str) -> ModelFile:

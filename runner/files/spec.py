@@ -19,6 +19,7 @@ from ..rope import Rope
 FEATURES = (
     "geglu", "bias", "qk_norm", "qk_norm_whole", "post_norm", "both_norms", "layer_windows", "partial_rope",
     "local_rope", "layer_rope", "softcap", "temperature", "router_softmax", "up_scale", "longrope",
+    "linear_predictors",
 )  # fmt: skip
 """Of our dialect, by docs/format.md."""
 _FIXED = {"attention.causal": (True,), "nextn_predict_layers": (0,), "expert_group_count": (0, 1)}

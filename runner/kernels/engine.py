@@ -55,6 +55,8 @@ class Weights:
     """Down matrices have a row a neuron."""
     normed_predictors: bool
     """Predictors see the normalised input."""
+    linear_predictors: bool
+    """No relu is between their matrices."""
 
 
 def window_of(spec: ModelSpec, context: int, layer: int) -> int:
@@ -104,7 +106,8 @@ class Engine:
             functions=functions.ctypes.data, sync=self._team.sync.ctypes.data, eps=float(spec.norm_eps),
             layers=spec.layers, width=spec.width, neurons=spec.neurons, heads=spec.heads, kv_heads=spec.kv_heads,
             head_dim=spec.head_dim, rotated=weights.rotated, activation=ACTIVATIONS[spec.activation],
-            transposed=weights.transposed, normed_predictors=weights.normed_predictors, experts=spec.experts,
+            transposed=weights.transposed, normed_predictors=weights.normed_predictors,
+            linear_predictors=weights.linear_predictors, experts=spec.experts,
             experts_per_token=max(1, spec.experts_per_token), router_normalized=spec.router_normalized,
             threads=threads, layer_table=layers.ctypes.data, halves=weights.halves, qk_norm=QK_NORMS[spec.qk_norm],
             head_wise=weights.halves or bool(spec.qk_norm) or spec.attention_temperature != 0,

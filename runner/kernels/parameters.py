@@ -135,7 +135,7 @@ COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)
 # the last line is set anew for each step
 _NUMBERS = (
     "layers", "width", "neurons", "heads", "kv_heads", "head_dim", "rotated", "activation", "transposed",
-    "normed_predictors", "experts", "experts_per_token", "router_normalized", "threads",
+    "normed_predictors", "linear_predictors", "experts", "experts_per_token", "router_normalized", "threads",
     "head_wise",  # queries and keys are finished head by head, after all threads have met: one of the next three
     "halves", "qk_norm", "temperature_length",
     "token_ids", "tokens", "position",

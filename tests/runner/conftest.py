@@ -26,7 +26,7 @@ class Tiny:
     def experts(self) -> int:
         return getattr(self.model.config, "num_local_experts", 0)
 
-    def logits(self, tokens, fcs=None, thresholds=None, pre_norm=False) -> np.ndarray:
+    def logits(self, tokens, fcs=None, thresholds=None, pre_norm=False, linear=False) -> np.ndarray:
         """Logits [T, V]; with ``fcs``, of the neurons that those predictors name."""
         for number, layer in enumerate(self.model.model.layers if self.activation != "swiglu" else ()):
             if self.experts:
@@ -38,18 +38,19 @@ class Tiny:
             else:
                 known = fcs is not None and fcs.get(number) is not None
                 layer.mlp.predictor = (*fcs[number], thresholds[number]) if known else None
-                layer.mlp.pre_norm = pre_norm
+                layer.mlp.pre_norm, layer.mlp.linear = pre_norm, linear
                 layer.mlp.fired, layer.mlp.missed, layer.mlp.predicted = [], [], []
         with torch.no_grad():
             return self.model(torch.tensor([list(tokens)])).logits[0].numpy()
 
 
-def mask_of(predictor, x):
+def mask_of(predictor, x, linear=False):
     """1 where fc2 . relu(fc1 . x) reaches the threshold; (fc1, fc2, threshold) or None, which masks nothing."""
     if predictor is None:
         return 1.0
     fc1, fc2 = (torch.from_numpy(matrix) for matrix in predictor[:2])
-    return (torch.relu(x @ fc1.T) @ fc2.T >= predictor[2]).float()
+    hidden = x @ fc1.T
+    return ((hidden if linear else torch.relu(hidden)) @ fc2.T >= predictor[2]).float()
 
 
 class SparseMLP(torch.nn.Module):
@@ -58,14 +59,14 @@ class SparseMLP(torch.nn.Module):
     def __init__(self, dense, activation, norm):
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = dense.gate_proj, dense.up_proj, dense.down_proj
-        self.activation, self.predictor, self.pre_norm = activation, None, False
+        self.activation, self.predictor, self.pre_norm, self.linear = activation, None, False, False
         self.fired, self.missed, self.predicted = [], [], []
         norm.register_forward_pre_hook(lambda module, args: setattr(self, "residual", args[0]))
 
     def forward(self, x):
         up = self.up_proj(x)
         h = torch.relu(self.gate_proj(x)) * (torch.relu(up) if self.activation == "drelu" else up)
-        mask = mask_of(self.predictor, self.residual if self.pre_norm else x)
+        mask = mask_of(self.predictor, self.residual if self.pre_norm else x, self.linear)
         self.fired.append(float((h * mask != 0).float().mean()))
         self.missed.append(float((h * (1 - mask) != 0).float().mean()))
         self.predicted.append(float(mask.mean()) if self.predictor else 0.0)
@@ -199,7 +200,8 @@ def write_gguf(
     if target == "powerinfer" and thresholds is not None:
         writer.add_float32("powerinfer.sparse_threshold", float(thresholds))
     for key, value in (keys or {}).items():
-        {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32}[type(value)](key, value)
+        add = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, list: writer.add_array}
+        add[type(value)](key, value)
     add_tensors(writer, tiny, target != "llama.cpp", dtype, fcs, skip, through)
     for name, value in (extra or {}).items():
         writer.add_tensor(name, value)

@@ -101,17 +101,22 @@ def test_the_number_of_threads_changes_no_bit_with_experts(tiny, gguf_of, tmp_pa
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kind", [("drelu", "sparse", 1.5), ("reglu", "powerinfer", -0.5)])
+@pytest.mark.parametrize(
+    "kind", [("drelu", "sparse", 1.5), ("reglu", "powerinfer", -0.5), ("reglu", "sparse", 2.5, "linear_predictors")]
+)
 def test_predicted_computes_what_the_predictors_name(
     tiny, gguf_of, tmp_path, prompt, make_predictors, kind, threads, dtype
 ):
-    activation, target, threshold = kind
+    activation, target, threshold, *features = kind
     model = tiny("mistral", activation)
     fcs = make_predictors(model)
     fcs[1] = None
     thresholds = np.array([threshold, np.nan, threshold], np.float32)
-    path = gguf_of(model, tmp_path / "m.gguf", target, dtype, fcs, threshold if target == "powerinfer" else thresholds)
-    twin = model.logits(prompt, fcs, thresholds, pre_norm=target == "powerinfer")
+    version = {"keys": {"turbosparse.features": features}, "overrides": {"format_version": 2}} if features else {}
+    path = gguf_of(
+        model, tmp_path / "m.gguf", target, dtype, fcs, threshold if target == "powerinfer" else thresholds, **version
+    )
+    twin = model.logits(prompt, fcs, thresholds, pre_norm=target == "powerinfer", linear=bool(features))
     with load(path, threads=threads, cache_type="F32") as ours:
         assert ours.mode == "predicted"
         assert error(ours.logits(prompt), twin) < 2e-5

@@ -74,7 +74,10 @@ def count_missed(
 
 @compiled
 def predictor_hidden(params: Parameters, thread: int, layer: Layer) -> int:
-    """relu(fc1 . x) of every chosen expert's predictor; this thread's rows. Returns the form of the normed input."""
+    """relu(fc1 . x), or without relu, of every chosen expert's predictor; this thread's rows.
+
+    Returns the form of the normed input.
+    """
     tensor, normed, prepared = layer.fc1, params.normed_predictors, params.prepared
     x = row_at(params.normed, thread) if normed else row_at(params.x, thread)
     form = ready(params, thread, tensor, x, prepared, 0)
@@ -82,8 +85,9 @@ def predictor_hidden(params: Parameters, thread: int, layer: Layer) -> int:
     for k in range(params.experts_per_token):
         out, expert = row_at(params.hidden, k), load_i64(row_at(params.choice, thread), k)
         multiply_run(params, thread, tensor, expert, x, prepared, thread, 0, 1, out)
-        for r in range(first, end):
-            store_f32(out, r, max(load_f32(out, r), np.float32(0)))
+        if not params.linear_predictors:
+            for r in range(first, end):
+                store_f32(out, r, max(load_f32(out, r), np.float32(0)))
     return form if normed else 0
 
 

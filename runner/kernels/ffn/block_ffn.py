@@ -64,9 +64,10 @@ def predictor_logits(params: Parameters, thread: int, layer: Layer, expert: int,
     form = ready(params, thread, tensor, x, params.prepared, form if normed else 0)
     multiply_run(params, thread, tensor, expert, x, params.prepared, 0, chosen, some, hidden)
     first, end = run_start(params, rank, thread), run_start(params, rank, thread + 1)
-    for t in range(params.tokens):
-        for r in range(first, end):
-            store_f32(hidden, t * rank + r, max(load_f32(hidden, t * rank + r), np.float32(0)))
+    if not params.linear_predictors:
+        for t in range(params.tokens):
+            for r in range(first, end):
+                store_f32(hidden, t * rank + r, max(load_f32(hidden, t * rank + r), np.float32(0)))
     meet(params, thread)
     tensor, out = layer.fc2, params.logits.address
     first, end = run_start(params, params.neurons, thread), run_start(params, params.neurons, thread + 1)
