@@ -59,14 +59,15 @@ def test_the_cost_model_counts_rows():
     assert low_rank_bytes(32, 20, 3, bits) == 3 * 32 + 3 * 20 * 2  # rows of fc2 that no block fits are F16
 
 
-def test_the_gradient_written_out_is_autograds():
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_gradient_written_out_is_autograds(linear: bool):
     generator = torch.Generator().manual_seed(0)
     x, fc1, fc2 = (torch.randn(shape, generator=generator) for shape in ((10, 6), (4, 6), (7, 4)))
     energy = torch.rand(10, 7, generator=generator)
     weight = energy + 0.1
-    *ours, kept = _gradient(x, fc1, fc2, weight, energy, 0.3, 10, False)
+    *ours, kept = _gradient(x, fc1, fc2, weight, energy, 0.3, 10, False, linear)
     fc1, fc2 = fc1.clone().requires_grad_(), fc2.clone().requires_grad_()
-    z = (x @ fc1.T).relu() @ fc2.T
+    z = (x @ fc1.T if linear else (x @ fc1.T).relu()) @ fc2.T
     softplus = torch.nn.functional.softplus
     ((weight * softplus(-z) + 0.3 * softplus(z)).sum() / 10).backward()
     assert torch.allclose(ours[0], fc1.grad, atol=1e-6)

@@ -110,7 +110,7 @@ def test_powerinfers_predictors_of_another_model_are_refused(drelu: Path, tmp_pa
         state = {"fc1.weight": torch.zeros(8, 32), "fc2.weight": torch.zeros(128, 8)}
         torch.save(state, tmp_path / f"model_{layer}.pt")
     with pytest.raises(TsconvertError) as error:
-        PredictorSource(open_checkpoint(drelu), tmp_path)
+        PredictorSource(open_checkpoint(drelu), tmp_path, with_relu=False)
     assert str(error.value) == (
         f"{tmp_path}: the predictor of layer 0, expert 0 has shapes [8, 32] and [128, 8]; this model needs [R, 64] and"
         " [1024, R], train it again"
@@ -119,7 +119,7 @@ def test_powerinfers_predictors_of_another_model_are_refused(drelu: Path, tmp_pa
 
 def test_the_norm_that_predictors_are_moved_behind_has_its_offset(make_family: Make, make_predictors: Make):
     checkpoint = open_checkpoint(make_family("gemma"))
-    source = PredictorSource(checkpoint, make_predictors(checkpoint.folder))
+    source = PredictorSource(checkpoint, make_predictors(checkpoint.folder), with_relu=False)
     x_D = np.random.default_rng(3).normal(size=64).astype(np.float32)
     norm_D = 1 + checkpoint.array(Place("ffn_norm", 1))
     normed, before = source.normed(1, 0), source.before_norm(1, 0)
