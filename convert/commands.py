@@ -67,9 +67,10 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
     ),
     heading(
         "Conversion",
-        setting(RelufyConfig, "activation", "Activation of the sparse model: drelu is relu(gate) * relu(up), reglu is"
-                " relu(gate) * up, tswiglu is the model's own SwiGLU or GeGLU where that is large: closest to the"
-                " dense model, but not for PowerInfer's engine.", kind=click.Choice(["drelu", "reglu", "tswiglu"])),
+        setting(RelufyConfig, "activation", "Activation of the sparse model: drelu is relu(gate) * relu(up); reglu is"
+                " relu(gate) * up: closer to the dense model at the same zeros, and easier to predict; tswiglu is the"
+                " model's own SwiGLU or GeGLU where that is large: closest to the dense model, but not for PowerInfer's"
+                " engine, nor for predictors.", kind=click.Choice(["drelu", "reglu", "tswiglu"])),
         setting(RelufyConfig, "align", "Choose each neuron's sign first, so that dReLU keeps more of what SwiGLU does.",
                 "--align/--no-align"),
         setting(RelufyConfig, "recover", "local trains each layer towards the dense model's; full then trains the"
