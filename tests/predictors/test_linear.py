@@ -71,6 +71,25 @@ def test_the_start_is_the_best_linear_map_of_its_rank(ffn: FFN, rank: int, thres
     assert errors[1] <= 1.01 * errors[0] + 1e-5
 
 
+def test_one_direction_a_million_times_as_large_is_no_obstacle(ffn: FFN):
+    """Massive activations are: the first token's, or one channel's."""
+    ffn.x_TD[:, 7] = 1e3 * (1 + ffn.x_TD[:, 7])
+    ffn.x_TD[:, 8] = ffn.x_TD[:, 7] * (1 + 1e-7)
+    fc1_RD, fc2_FR = closest_linear(ffn, 64)
+    gate_TF = ffn.x_TD[TRAIN:] @ ffn.gate_FD.T
+    assert ((ffn.x_TD[TRAIN:] @ fc1_RD.T @ fc2_FR.T > 0) == (gate_TF > 0)).float().mean() > 0.999
+
+
+def test_inputs_that_are_no_numbers_are_refused(ffn: FFN):
+    ffn.x_TD[3, 5] = torch.nan
+    trainer = PredictorTrainer(ffn, 16, 0.9, Training(steps=2, batch_tokens=64), torch.Generator())
+    with pytest.raises(TsconvertError) as caught:
+        trainer.train(torch.Generator())
+    assert str(caught.value) == (
+        "layer 1, expert 0: the predictor's weights are no numbers after training; lower the learning rate"
+    )
+
+
 def test_a_linear_predictor_names_fewer_neurons_than_a_relu_network(tmp_path: Path):
     """Of the same rank and training, for the same energy of a trained model's FFN at 88 % zeros."""
     relufy(RelufyConfig(model="tiny-mistral", out=tmp_path / "m", activation="reglu", recover="none", align=False))
