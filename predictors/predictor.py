@@ -60,7 +60,7 @@ class Predictor:
             raise TsconvertError(
                 f"a predictor with threshold {self.threshold:g} cannot take the input before the norm; set it to 0"
             )
-        return Predictor(fc1_RD=self.fc1_RD * norm_D[None, :], fc2_FR=self.fc2_FR, linear=self.linear)
+        return replace(self, fc1_RD=self.fc1_RD * norm_D[None, :])
 
     def with_relu(self) -> "Predictor":
         """The same logits by a ReLU network, of twice the rank where this one is linear: h = relu(h) - relu(-h)."""

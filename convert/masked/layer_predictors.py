@@ -8,6 +8,7 @@ is 0 throughout, so that PowerInfer can run them.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,14 +24,15 @@ from ...predictors.calibration.predicted_mode import compare, feed_forward_predi
 from ...predictors.cost import default_rank
 from ...predictors.energy import FFN, ffns_of
 from ...predictors.folder import load_predictors, write_predictors
-from ...predictors.predictor import Predictor
 from ...predictors.report import PredictorReport
-from ...predictors.torch_predictor import logits
 from ...predictors.training.candidate_store import CandidateStore
 from ...predictors.training.trainer import LATE_RATE, PredictorTrainer
 from ..config import RelufyConfig
 from ..config.masked import JointConfig
 from ..layer_data import LayerData
+
+if TYPE_CHECKING:
+    from ...predictors.predictor import Predictor
 
 # Shape suffixes: T tokens, D model width, F neurons, R predictor rank.
 
@@ -72,8 +74,7 @@ class JointPredictors:
     @torch.no_grad()
     def mask(self, expert: int, x_TD: torch.Tensor) -> torch.Tensor:
         """The neurons [T, F] with a logit of at least 0 for normed inputs; the others count as silent."""
-        trainer = self._trainers[expert]
-        return (logits(x_TD, trainer.fc1_RD, trainer.fc2_FR, linear=trainer.linear) >= 0).to(x_TD.dtype)
+        return (self._trainers[expert].logits(x_TD) >= 0).to(x_TD.dtype)
 
     def learn(self, expert: int, x_TD: torch.Tensor) -> None:
         """Take one step on ``x_TD``; the labels are the layer's as it is now."""
@@ -87,10 +88,7 @@ class JointPredictors:
         candidates = []
         for ffn, trainer in zip(_ffns(layer, data), self._trainers, strict=True):
             trainer.check()
-            predictor = Predictor(
-                fc1_RD=trainer.fc1_RD.cpu().numpy(), fc2_FR=trainer.fc2_FR.cpu().numpy(),
-                linear=trainer.linear, fired_F=ffn.fired().cpu().numpy(),
-            )  # fmt: skip
+            predictor = replace(trainer.predictor(), fired_F=ffn.fired().cpu().numpy())
             candidates.append([(predictor, judge(ffn, predictor, self.joint.bits))])
         CandidateStore(folder).save(layer.index, candidates)
         self._layer = [predictor for ((predictor, _),) in candidates]

@@ -49,7 +49,6 @@ class PredictorTrainer:
             self._fc1_RD, self._fc2_FR = closest_linear(ffn, rank)
         else:
             self._fc1_RD, self._fc2_FR = _random(ffn, rank, generator)
-        self._knows = self.trained_before or self.linear
         peak = how.learning_rate * (LATE_RATE if self.trained_before else _LINEAR_RATE if self.linear else 1.0)
         self.peaks = (fc1_rate(peak, ffn.width), peak)
         groups = [{"params": [weight], "lr": 0.0} for weight in (self._fc1_RD, self._fc2_FR)]
@@ -69,6 +68,15 @@ class PredictorTrainer:
         """As it is going to be stored."""
         return as_stored(self._fc2_FR, self.how.stored_as)
 
+    def logits(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """Of the weights as they are going to be stored, [T, F]."""
+        return logits(x_TD, self.fc1_RD, self.fc2_FR, linear=self.linear)
+
+    def predictor(self) -> Predictor:
+        """As it is going to be stored; its threshold is 0."""
+        fc1_RD, fc2_FR = (part.cpu().numpy() for part in (self.fc1_RD, self.fc2_FR))
+        return Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR, linear=self.linear)
+
     def step(self, x_TD: torch.Tensor, batch_tokens: int, rate: float) -> None:
         """Learn from some inputs what the FFN does with them.
 
@@ -83,8 +91,8 @@ class PredictorTrainer:
         mean = processes.sums(float(labels.energy_TF.sum()))[0] / (batch_tokens * self.ffn.neurons)
         self.mean_energy = mean if self.mean_energy is None else 0.9 * self.mean_energy + 0.1 * mean
         weight_TF = loss_weights(labels.energy_TF, self.mean_energy, labels.fires_TF, self.how.floor)
-        if self._knows and not self.steps:
-            z_TF = logits(x_TD.float(), self.fc1_RD, self.fc2_FR, linear=self.linear)
+        if (self.trained_before or self.linear) and not self.steps:
+            z_TF = self.logits(x_TD.float())
             self.price = price_of_trained(z_TF, weight_TF, everywhere=True)
         self._fc1_RD.grad, self._fc2_FR.grad, kept = _gradient(
             x_TD, self.fc1_RD, self.fc2_FR, weight_TF, labels.energy_TF, self.price, batch_tokens,

@@ -59,7 +59,7 @@ class PredictorSource:
             )
         if len(kinds) > 1:
             raise TsconvertError(f"{self.folder}: some of its predictors are linear and some not; train them again")
-        self.linear = kinds == {True} and not with_relu
+        self.linear = kinds == {True}
         """No relu is between fc1 and fc2."""
 
     @property
@@ -97,8 +97,9 @@ class PredictorSource:
         return predictor.fired_F if predictor is not None else None
 
     def _trained(self, layer: int, expert: int) -> Predictor | None:
-        """The predictor in a folder, as it is there."""
-        return self._set.ffns[layer][expert] if self._set is not None else None
+        """The predictor in a folder, as the engine knows it."""
+        predictor = self._set.ffns[layer][expert] if self._set is not None else None
+        return predictor.with_relu() if predictor is not None and self._with_relu else predictor
 
     def _norm(self, layer: int) -> Rows:
         return checked(self.checkpoint, Place("ffn_norm", layer)) + np.float32(self.checkpoint.spec.norm_offset)
@@ -114,16 +115,15 @@ class PredictorSource:
             raise TsconvertError(
                 f"{self.folder}: the predictor of layer {layer}, expert {expert} holds NaN or infinity; train it again"
             )
-        return predictor.with_relu() if self._with_relu else predictor
+        return predictor
 
     def _rank(self, layer: int, expert: int) -> int:
-        predictor = self._trained(layer, expert)
         if self._set is None:
             fc1, fc2 = self._places(layer, expert)
             if fc1 not in self.checkpoint or fc2 not in self.checkpoint:
                 return 0
             fc1_shape, fc2_shape = self.checkpoint.info(fc1).shape, self.checkpoint.info(fc2).shape
-        elif predictor is None:
+        elif (predictor := self._trained(layer, expert)) is None:
             return 0
         else:
             fc1_shape, fc2_shape = predictor.fc1_RD.shape, predictor.fc2_FR.shape
@@ -134,7 +134,7 @@ class PredictorSource:
                 f"{where}: the predictor of layer {layer}, expert {expert} has shapes {list(fc1_shape)} and"
                 f" {list(fc2_shape)}; this model needs [R, {spec.width}] and [{spec.neurons}, R], train it again"
             )
-        return 2 * rank if self._with_relu and predictor is not None and predictor.linear else rank
+        return rank
 
     def _places(self, layer: int, expert: int) -> list[Place]:
         return [Place(part, layer, expert if self.checkpoint.spec.experts else None) for part in PREDICTOR]

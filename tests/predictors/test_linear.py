@@ -105,7 +105,7 @@ def test_a_linear_predictor_names_fewer_neurons_than_a_relu_network(tmp_path: Pa
         generator = torch.Generator().manual_seed(0)
         trainer = PredictorTrainer(ffn, 32, 0.9, how, generator) if activation == "reglu" else _relu_trainer(ffn, how)
         trainer.train(generator)
-        predictor = Predictor(fc1_RD=trainer.fc1_RD.numpy(), fc2_FR=trainer.fc2_FR.numpy(), linear=trainer.linear)
+        predictor = trainer.predictor()
         assert trainer.linear == (activation == "reglu")
         x_TD, labels = ffn.x_TD[TRAIN:], ffn.labels(ffn.x_TD[TRAIN:])
         z_TF = predictor.logits(x_TD.numpy())

@@ -23,20 +23,16 @@ def drelu(make_sparse: Make) -> Path:
 def make_predictors(tmp_path: Path) -> Make:
     """make_predictors(model, ranks, thresholds) writes a predictor folder; rank 0 leaves an FFN without one."""
 
-    def make(
-        model: Path, rank: int | list[list[int]] = 24, threshold: float = 0.0, fingerprint: str = "",
-        linear: tuple[bool, ...] = (False,),
-    ) -> Path:  # fmt: skip
+    def make(model: Path, rank: int | list[list[int]] = 24, threshold: float = 0.0, fingerprint: str = "") -> Path:
         checkpoint = open_checkpoint(model)
         spec, rng = checkpoint.spec, np.random.default_rng(7)
         ranks = rank if isinstance(rank, list) else [[rank] * spec.ffns] * spec.layers
 
-        def one(layer: int, n: int) -> Predictor | None:
+        def one(n: int) -> Predictor | None:
             fc1_RD, fc2_FR = steps(rng, n, spec.width), steps(rng, spec.neurons, n)
-            kind = linear[layer % len(linear)]
-            return Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR, threshold=threshold, linear=kind) if n else None
+            return Predictor(fc1_RD=fc1_RD, fc2_FR=fc2_FR, threshold=threshold) if n else None
 
-        ffns = [[one(layer, n) for n in row] for layer, row in enumerate(ranks)]
+        ffns = [[one(n) for n in row] for row in ranks]
         out = tmp_path / "predictors"
         save_predictors(
             PredictorSet(model_fingerprint=fingerprint or checkpoint.fingerprint, ffns=ffns, report={}), out
