@@ -99,7 +99,7 @@ class RecoveryTrainer(Trainer):
         """The loss of one micro-batch."""
         del num_items_in_batch
         ids_NS = inputs["input_ids"]
-        masked = round(len(ids_NS) * self.predictors.masked_share) if self.predictors else 0
+        masked = self.predictors.to_mask(len(ids_NS)) if self.predictors else 0
         self.monitor.begin(ids_NS.numel(), masked * ids_NS.shape[1], learns=self.predictors is not None)
         outputs = self._pass(model, inputs)
         self.monitor.end()
@@ -290,6 +290,7 @@ class RecoveryTrainer(Trainer):
             state = {
                 "penalty": vars(self.penalty), "thresholds": [thresholds.state() for thresholds in self.thresholds],
                 "meter": self.monitor.state(), "expected": self.expected, "files": _synced(folder),
+                "sequences": self.predictors.sequences if self.predictors else 0,
             }  # fmt: skip
             write_json(folder / _STATE, state)
 
@@ -301,6 +302,8 @@ class RecoveryTrainer(Trainer):
         for thresholds, found in zip(self.thresholds, state.get("thresholds", ()), strict=False):
             thresholds.restore(found)
         self.monitor.restore(state["meter"])
+        if self.predictors:
+            self.predictors.sequences = state.get("sequences", 0)
         self.expect(state.get("expected", self.expected))
 
     def _load_best_model(self) -> None:

@@ -114,7 +114,8 @@ class ModelPredictors:
 
     def __init__(self, folder: Path, joint: JointConfig, *, straight: bool = True) -> None:
         self.joint, self.straight = joint, straight
-        self.masked_share = joint.masked_share
+        self.sequences = 0
+        """Sequences that were asked about, `to_mask`."""
         self.layers = [
             FFNPredictors(list(row), joint.target_energy, joint.training.stored_as)
             for row in load_predictors(folder).ffns
@@ -124,6 +125,15 @@ class ModelPredictors:
     def rate(width: int) -> float:
         """The learning rate of the predictors' weights: a fifth of what they were trained with."""
         return fc1_rate(Training.learning_rate * LATE_RATE, width)
+
+    def to_mask(self, sequences: int) -> int:
+        """How many sequences of the next micro-batch see the mask: of all up to there, the share asked for.
+
+        A micro-batch by itself would not do: nine of ten sequences are two of two.
+        """
+        share, before = self.joint.masked_share, self.sequences
+        self.sequences += sequences
+        return round(share * self.sequences) - round(share * before)
 
     def predict(self, layer: int, expert: int, x_TD: torch.Tensor) -> torch.Tensor | None:
         """The logits [T, F] of normed inputs; None where the FFN has no predictor."""

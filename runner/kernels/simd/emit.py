@@ -5,6 +5,7 @@ narrower. Only the byte product is chosen by instruction set: VNNI (AVX-512 or A
 """
 
 import contextlib
+import functools
 import inspect
 import os
 import platform
@@ -39,6 +40,16 @@ def instruction_set() -> str:
 def permutes_bytes() -> bool:
     """Whether bytes of two vectors are permuted in one instruction (AVX512-VBMI)."""
     return instruction_set() == AVX512 and bool(llvm.get_host_cpu_features().get("avx512vbmi"))
+
+
+@functools.cache
+def prefetch_locality() -> int:
+    """How near coming lines are asked for, as llvm.prefetch has it: 2, into the second cache; on Zen 5 3, the first.
+
+    On their way into the first one there may be fewer at a time: so a core of Zen 4 reads 19 GB/s, and 27 into the
+    second. Zen 5 is faster with the first (docs/benchmarks/runner_2cores_2026-11-29.md).
+    """
+    return 3 if llvm.get_host_cpu_name() == "znver5" else 2
 
 
 def register(function: Any, signature: Any, write: Callable[..., Any]) -> None:
@@ -158,15 +169,12 @@ class Emit:
         return self.b.extract_element(vector, ir.Constant(I32, 0))
 
     def prefetch(self, address: Any, offset: int = 0) -> None:
-        """Ask for the cache line at ``address`` plus bytes, into the second cache.
-
-        Into the first one fewer may be on their way at a time: a core of Zen 4 reads 19 GB/s so, and 27 this way.
-        """
+        """Ask for the cache line at ``address`` plus bytes, into the cache that `prefetch_locality` says."""
         pointer = self._pointer(I8, address, offset)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         name = "llvm.prefetch.p0" if llvm.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
         function = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
-        self.b.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, 2, 1))])
+        self.b.call(function, [pointer, *(ir.Constant(I32, number) for number in (0, prefetch_locality(), 1))])
 
     def dot4(self, total: Any, unsigned: Any, signed: Any) -> Any:
         """total[i] + the sum over its four bytes of unsigned x signed; INTS, BYTES, BYTES. Exact."""

@@ -111,6 +111,17 @@ def test_a_sparse_model_needs_its_predictors(recovered, tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize(("share", "sequences"), [(0.9, 2), (0.9, 1), (0.9, 3), (0.5, 1), (0.25, 2), (1.0, 2)])
+def test_of_small_batches_the_share_is_masked(recovered, share: float, sequences: int):
+    config, _ = recovered
+    folder = config.out.parent / "predictors"
+    predictors = ModelPredictors(folder, JointConfig(out=folder, masked_share=share))
+    found = [predictors.to_mask(sequences) for _ in range(20)]
+    assert sum(found) == round(20 * sequences * share)
+    assert max(found) <= sequences
+    assert max(found) - min(found) <= 1  # spread over the batches
+
+
 def test_what_is_outside_the_mask_costs_more(recovered):
     config, _ = recovered
     model = sparse_model(Checkpoint(config.out))
