@@ -122,6 +122,33 @@ def test_of_small_batches_the_share_is_masked(recovered, share: float, sequences
     assert max(found) - min(found) <= 1  # spread over the batches
 
 
+def test_a_killed_run_masks_the_sequences_that_a_whole_one_masks(tmp_path: Path, monkeypatch):
+    run = RelufyConfig(
+        model="tiny-mistral", out=tmp_path / "whole", recover="full", tokens=2048, context=128,
+        predictors=JointConfig(out=tmp_path / "whole-p", rank=16, training=Training(steps=4)),
+        training=LocalRecovery(steps=4, batch_tokens=256, target_sparsity=0.85),
+        full=FullRecovery(tokens=1024, batch_tokens=256, micro_tokens=128, evaluations=4),
+    )  # fmt: skip
+    masked, last, real = [], 8, ModelPredictors.to_mask
+
+    def noted(self: ModelPredictors, sequences: int) -> int:
+        if len(masked) == last:
+            raise KeyboardInterrupt
+        masked.append(real(self, sequences))
+        return masked[-1]
+
+    monkeypatch.setattr(ModelPredictors, "to_mask", noted)
+    relufy(run)
+    assert masked == [1, 1, 1, 1, 0, 1, 1, 1]
+    masked, last = [], 5
+    killed = replace(run, out=tmp_path / "killed", predictors=replace(run.predictors, out=tmp_path / "killed-p"))
+    with pytest.raises(KeyboardInterrupt):
+        relufy(killed)
+    masked, last = [], 4
+    relufy(replace(killed, resume=True))
+    assert masked == [0, 1, 1, 1]  # its third step was begun before
+
+
 def test_what_is_outside_the_mask_costs_more(recovered):
     config, _ = recovered
     model = sparse_model(Checkpoint(config.out))
