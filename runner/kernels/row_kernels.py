@@ -37,7 +37,7 @@ from .simd import block_tiles, float_vectors
 from .simd.block_groups import GROUP
 from .simd.block_sums import add_rows
 from .simd.block_tiles import tile
-from .simd.emit import FLOAT, I32, I64, Emit, emitted
+from .simd.emit import FLOAT, I32, I64, Emit, emitted, streams_apart
 from .simd.float_vectors import blend, float_tile
 from .simd.grouped_sums import GROUP_ROWS, add_group, adds_groups, rows_asked
 
@@ -144,6 +144,8 @@ def _dot(kind: int, row: int, x: int, n: int) -> Any:
 
 # Numba caches a function by what it closes over, pickled: numbers are the same in every process, functions are not.
 def _block_products(number: int) -> Any:
+    spread = streams_apart()
+
     def products(
         params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, columns: int,  # noqa: ARG001
         x: int, x_stride: int, chosen: int, tokens: int, out: int, row_step: int, token_step: int, scratch: int,
@@ -156,7 +158,16 @@ def _block_products(number: int) -> Any:
             store_i64(xs, 0, x + token * x_stride)
             for i in range(first, min(first + _LISTED, end) if listed else first):
                 _ask(base + load_i32(listed, i) * stride, stride)
-            for i in range(first, end, 4):
+            quarter = 0 if listed or not spread else count // 4
+            for i in range(quarter):
+                coming = min(i + ahead // 4, quarter - 1)
+                for r in range(4):
+                    store_i64(rows, r, base + (first + i + r * quarter) * stride)
+                    store_i64(nexts, r, base + (first + coming + r * quarter) * stride)
+                tile(number, 4, 1, 1, rows, xs, columns, nexts, outs)
+                for r in range(4):
+                    store_f32(target, (first + i + r * quarter) * row_step, load_f32(outs, r))
+            for i in range(first + 4 * quarter, end, 4):
                 _fill(rows, base, stride, listed, i, end - 1, 4)
                 _fill(nexts, base, stride, listed, i + ahead, end - 1, 4)
                 tile(number, 4, 1, 1, rows, xs, columns, nexts, outs)
@@ -182,7 +193,7 @@ def _block_products(number: int) -> Any:
 
 
 def _block_add(number: int) -> Any:
-    grouped = adds_groups(number)
+    grouped, far = adds_groups(number), streams_apart()
 
     def add(
         params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
@@ -201,7 +212,7 @@ def _block_add(number: int) -> Any:
                 share = load_f32(weights, _number(listed, done + r)) if r < some else np.float32(0)
                 store_f32(scratch + _MANY_SHARES, r, share)
             ahead, spare = scratch + _MANY_AHEAD, scratch + _MANY_SPARE
-            add_group(fours, scratch + _MANY, scratch + _MANY_SHARES, columns, into, ahead, spare)
+            add_group(fours, scratch + _MANY, scratch + _MANY_SHARES, columns, into, ahead, far and listed != 0, spare)
             done += some
         for part in range(2):  # the columns that groups leave out, and the rows
             i, stop, skipped = (first, done, whole) if part == 0 else (done, end, 0)

@@ -52,6 +52,13 @@ def prefetch_locality() -> int:
     return 3 if llvm.get_host_cpu_name() == "znver5" else 2
 
 
+@functools.cache
+def streams_apart() -> bool:
+    """Whether four rows that meet an input are a quarter of all rows apart, not neighbours: on Zen 5, which foresees
+    four streams of far pages better than one (docs/benchmarks/runner_2cores_2026-11-29.md)."""
+    return llvm.get_host_cpu_name() == "znver5"
+
+
 def register(function: Any, signature: Any, write: Callable[..., Any]) -> None:
     """Let compiled code call ``function``, of a Numba signature; ``write(context, e, *args)`` writes the LLVM code."""
     names = [inspect.Parameter(f"a{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(len(signature.args))]

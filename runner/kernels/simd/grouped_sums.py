@@ -40,21 +40,24 @@ def adds_groups(number: int) -> bool:
 @register_jitable
 def rows_asked(rows: int) -> int:
     """How many rows to come a group of ``rows`` asks for, at most."""
-    return rows + rows // 8 + 2
+    return rows + rows // 8 + 2 + _ASKED
 
 
-@emitted(types.void, *[types.int64] * 7)
-def add_group(e: Emit, fours: Any, rows: Any, weights: Any, columns: Any, into: Any, ahead: Any, spare: Any) -> None:
+@emitted(types.void, *[types.int64] * 8)
+def add_group(
+    e: Emit, fours: Any, rows: Any, weights: Any, columns: Any, into: Any, ahead: Any, abreast: Any, spare: Any
+) -> None:  # fmt: skip
     """into[i] += sum over rows of weight x row[i], of Q4_0 rows, for ``columns``, of which the last % 128 are left out.
 
     Args:
         fours: rows are four times as many, at most GROUP_ROWS.
         rows, weights: addresses of the rows' int64 addresses and float32 weights.
         ahead: address of the addresses of `rows_asked` rows to come.
+        abreast: 1 if five of them are asked for at a time, a line of each; 0 if one behind the other.
         spare: SPARE_BYTES bytes.
     """
     b, steps, zero = e.b, e.b.udiv(columns, ir.Constant(I64, GROUP)), e.all(INTS, 0)
-    asking, largest = _Asking(e, ahead, steps), e.variable(zero)
+    asking, largest = _Asking(e, ahead, steps, abreast), e.variable(zero)
     with e.loop(fours) as four:
         _write_shares(e, four, rows, weights, ir.Constant(I64, 0), spare, largest)
     with e.loop(steps) as index:
@@ -191,24 +194,31 @@ def _turned(e: Emit, four: Sequence[Any]) -> list[Any]:
 
 
 class _Asking:
-    """Asks for rows to come, one behind the other, a few lines at a time."""
+    """Asks for rows to come, _ASKED lines at a time: of one row, or one line each of as many rows abreast."""
 
-    def __init__(self, e: Emit, ahead: Any, steps: Any) -> None:
-        self.e = e
-        lines = e.b.udiv(e.b.add(e.b.mul(steps, ir.Constant(I64, _STEP)), ir.Constant(I64, 63)), ir.Constant(I64, 64))
-        self.turns = e.b.udiv(e.b.add(lines, ir.Constant(I64, _ASKED - 1)), ir.Constant(I64, _ASKED))
-        self.next, self.line, self.left = e.variable(ahead), e.variable(e.load(I64, ahead)), e.variable(self.turns)
+    def __init__(self, e: Emit, ahead: Any, steps: Any, abreast: Any) -> None:
+        self.e, b = e, e.b
+        far = b.icmp_signed("!=", abreast, ir.Constant(I64, 0))
+        lines = b.udiv(b.add(b.mul(steps, ir.Constant(I64, _STEP)), ir.Constant(I64, 63)), ir.Constant(I64, 64))
+        turns = b.udiv(b.add(lines, ir.Constant(I64, _ASKED - 1)), ir.Constant(I64, _ASKED))
+
+        def either(if_far: Any, otherwise: Any) -> Any:
+            return b.select(
+                far, *(each if isinstance(each, ir.Value) else ir.Constant(I64, each) for each in (if_far, otherwise))
+            )
+
+        self.turns, self.line_bytes = either(lines, turns), either(64, 64 * _ASKED)
+        self.between = [(either(8 * i, 0), either(0, 64 * i)) for i in range(_ASKED)]
+        self.rows_bytes = either(8 * _ASKED, 8)
+        self.next, self.offset, self.left = e.variable(ahead), e.variable(ir.Constant(I64, 0)), e.variable(self.turns)
 
     def some(self) -> None:
         """Ask for the next lines."""
         e, b = self.e, self.e.b
-        line, left = b.load(self.line), b.sub(b.load(self.left), ir.Constant(I64, 1))
-        for i in range(_ASKED):
-            e.prefetch(line, 64 * i)
-        b.store(b.add(line, ir.Constant(I64, 64 * _ASKED)), self.line)
-        b.store(left, self.left)
-        with b.if_then(b.icmp_signed("==", left, ir.Constant(I64, 0))):
-            following = b.add(b.load(self.next), ir.Constant(I64, 8))
-            b.store(following, self.next)
-            b.store(e.load(I64, following), self.line)
-            b.store(self.turns, self.left)
+        rows, offset, left = b.load(self.next), b.load(self.offset), b.sub(b.load(self.left), ir.Constant(I64, 1))
+        for row, line in self.between:
+            e.prefetch(b.add(b.add(e.load(I64, b.add(rows, row)), offset), line))
+        done = b.icmp_signed("==", left, ir.Constant(I64, 0))
+        b.store(b.select(done, ir.Constant(I64, 0), b.add(offset, self.line_bytes)), self.offset)
+        b.store(b.select(done, b.add(rows, self.rows_bytes), rows), self.next)
+        b.store(b.select(done, self.turns, left), self.left)

@@ -7,7 +7,7 @@ import pytest
 
 from tsconvert.model.files.gguf import ggml, numpy_row_functions
 from tsconvert.quant.types.encoding import quantize
-from tsconvert.runner.kernels import step  # noqa: F401  imports every function
+from tsconvert.runner.kernels import row_kernels, step  # noqa: F401  step imports every function
 from tsconvert.runner.kernels.compiling import function_table
 from tsconvert.runner.kernels.parameters import SCRATCH_BYTES, new_parameters
 from tsconvert.runner.kernels.simd.block_tiles import KINDS as OWN
@@ -66,7 +66,7 @@ class Kernel:
         )
         if self.name in FLOATS:
             address, size = x_TC.ctypes.data, 4 * self.columns
-        out_RT = np.full((ROWS, len(x_TC)), 5, np.float32)
+        out_RT = np.full((len(self.raw), len(x_TC)), 5, np.float32)
         self.call(
             "products", self.raw.ctypes.data, self.raw.shape[1], 0 if listed is None else listed.ctypes.data, first,
             count, self.columns, address, size, 0 if chosen is None else chosen.ctypes.data,
@@ -196,6 +196,26 @@ def test_shares_of_groups_are_rounded_to_16_bits(rows):
     for weights in (weights_R, np.zeros_like(weights_R), np.where(np.arange(rows) % 3, weights_R, 0)):
         ours_C = Kernel("Q4_0", raw, 384).add(weights.astype(np.float32), None, 0, rows, x_C.copy())
         np.testing.assert_allclose(ours_C, in_groups(raw, weights.astype(np.float32), x_C), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0", "Q6_K"])
+def test_the_order_in_which_rows_come_from_memory_changes_no_bit(type_name, monkeypatch):
+    random, rows, columns = np.random.default_rng(3), 150, 768
+    raw = quantize(random.standard_normal((rows, columns)).astype(np.float32), type_name)
+    x_TC, weights_R = (random.standard_normal(shape).astype(np.float32) for shape in ((1, columns), rows))
+    listed, found = np.flatnonzero(random.random(rows) < 0.9).astype(np.int32), []
+    for apart in (False, True):
+        monkeypatch.setattr(row_kernels, "streams_apart", lambda apart=apart: apart)
+        row_kernels.kernels.cache_clear()
+        kernel = Kernel(type_name, raw, columns)
+        ways = [(None, 0, rows), (None, 3, 141), (None, 5, 3), (listed, 0, len(listed)), (listed, 2, 71)]
+        found.append([kernel.products(x_TC, *way) for way in ways])
+        found[-1] += [kernel.add(weights_R, *way, np.zeros(columns, np.float32)) for way in ways]
+    monkeypatch.undo()
+    row_kernels.kernels.cache_clear()
+    assert not np.array_equal(found[0][0], found[0][1])
+    for before, after in zip(*found, strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_what_is_no_number_is_none_in_the_sum():
