@@ -3,7 +3,8 @@
     python benchmarks/runner_kernels.py Q4_0,Q8_0,Q4_K 576,4096 [--cores 2] [--seconds 2]
 
 One process a core, all at once; the first one's medians are printed, the best rounds in brackets. The kernels are
-called by their addresses, as a step calls them, on 140 MB of rows each, in pages of 2 MB.
+called by their addresses, as a step calls them, on 140 MB of rows each, in pages of 2 MB; before each measurement 320
+MB of something else are read, or listed rows would still be in the last cache.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from tsconvert.runner.kernels.parameters import SCRATCH_BYTES, new_parameters
 from tsconvert.runner.kernels.weight_types import type_record
 
 BYTES, CACHED_BYTES, CACHED_TIMES = 140 << 20, 147 << 10, 200
+OTHER_BYTES = 320 << 20
 
 
 def zeros(count: int) -> np.ndarray:
@@ -56,24 +58,28 @@ def measure(type_name: str, columns: int, raw: np.ndarray, seconds: float) -> di
         "listed": np.flatnonzero(np.random.default_rng(1).random(count) < 0.12).astype(np.int32),
     }
     found: dict[str, list[float]] = {what + name: [] for what in ("", "sums ") for name in lists}
+    others = np.ones(OTHER_BYTES // 8, np.int64)
     end_s = time.perf_counter() + seconds
     while time.perf_counter() < end_s:
         for name, listed in lists.items():
             some = count if listed is None else len(listed)
+            others[:: 64 // 8].sum()
             start_s = time.perf_counter()
             products(
                 params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
                 0 if listed is None else listed.ctypes.data, 0, some, columns, x.ctypes.data, 0, 0, 1,
                 out.ctypes.data, 1, 0, scratch.ctypes.data,
             )  # fmt: skip
-            middle_s = time.perf_counter()
+            took_s = time.perf_counter() - start_s
+            others[:: 64 // 8].sum()
+            start_s = time.perf_counter()
             add(
                 params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
                 0 if listed is None else listed.ctypes.data, 0, some, some, weights.ctypes.data, columns,
                 into.ctypes.data, scratch.ctypes.data,
             )  # fmt: skip
-            found[name].append(some * stride / 1e9 / (middle_s - start_s))
-            found["sums " + name].append(some * stride / 1e9 / (time.perf_counter() - middle_s))
+            found[name].append(some * stride / 1e9 / took_s)
+            found["sums " + name].append(some * stride / 1e9 / (time.perf_counter() - start_s))
     return found
 
 
