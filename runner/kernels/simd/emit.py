@@ -43,20 +43,24 @@ def permutes_bytes() -> bool:
 
 
 @functools.cache
+def _zen5() -> bool:
+    return llvm.get_host_cpu_name() == "znver5"
+
+
 def prefetch_locality() -> int:
     """How near coming lines are asked for, as llvm.prefetch has it: 2, into the second cache; on Zen 5 3, the first.
 
     On their way into the first one there may be fewer at a time: so a core of Zen 4 reads 19 GB/s, and 27 into the
     second. Zen 5 is faster with the first (docs/benchmarks/runner_2cores_2026-11-29.md).
     """
-    return 3 if llvm.get_host_cpu_name() == "znver5" else 2
+    return 3 if _zen5() else 2
 
 
-@functools.cache
 def streams_apart() -> bool:
-    """Whether four rows that meet an input are a quarter of all rows apart, not neighbours: on Zen 5, which foresees
-    four streams of far pages better than one (docs/benchmarks/runner_2cores_2026-11-29.md)."""
-    return llvm.get_host_cpu_name() == "znver5"
+    """Whether four rows that meet an input are a quarter of all rows apart, not neighbours, and sums of listed rows ask
+    for several abreast: on Zen 5, which foresees four streams of far pages better than one
+    (docs/benchmarks/runner_2cores_2026-11-29.md)."""
+    return _zen5()
 
 
 def register(function: Any, signature: Any, write: Callable[..., Any]) -> None:
