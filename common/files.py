@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -85,6 +85,13 @@ def refuse_existing(out: Path) -> None:
         raise TsconvertError(f"{out}: exists already; choose another --out or remove it first")
 
 
+def refuse_unfinished(*folders: Path) -> None:
+    """Refuse to begin anew where an earlier run left work, if in any folder: it may have cost days, too."""
+    if folders:
+        named, verb, them = ", ".join(map(str, folders)), *(("holds", "it") if len(folders) == 1 else ("hold", "them"))
+        raise TsconvertError(f"{named}: {verb} an unfinished run; go on with --resume, or remove {them} to start again")
+
+
 def check_disk(out: Path, need_bytes: int) -> None:
     """Stop before work starts when the disk that holds ``out`` lacks the room."""
     folder = out.absolute()
@@ -116,24 +123,28 @@ def reserve(stream: IO[bytes], size_bytes: int) -> None:
 
 
 @contextmanager
-def atomic_folder(out: Path, *, resume: bool = False, drop: Sequence[str] = ()) -> Iterator[Path]:
+def atomic_folder(
+    out: Path, *, resume: bool = False, unfinished: Callable[[Path], bool] | None = None, drop: Sequence[str] = ()
+) -> Iterator[Path]:
     """A folder that gets its name only when everything in it is written.
 
     Args:
         resume: keep what an earlier run left in the partial folder.
+        unfinished: whether a partial folder holds work that ``resume`` would go on from: without it that is refused.
         drop: patterns of files that are only there to resume from; removed in this order at the very end.
 
     Yields:
         `OUT.partial`, emptied unless ``resume``. It stays after an error, for `--resume`.
 
     Raises:
-        TsconvertError: ``out`` exists, or another process is writing it.
+        TsconvertError: ``out`` exists, or another process is writing it, or an earlier run's work would be lost.
     """
     refuse_existing(out)
     partial = out.with_name(out.name + PARTIAL)
     with locked(partial, out, folder=True):
         refuse_existing(out)  # its writer may have finished meanwhile
         if not resume:
+            refuse_unfinished(*[partial] * (unfinished is not None and unfinished(partial)))
             empty(partial)
         with naming(out):
             yield partial

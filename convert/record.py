@@ -57,5 +57,5 @@ def read_report(folder: Path) -> RelufyReport:
         energies, layers = found["energy_kept"], tuple(LayerResult(**fields) for fields in found["layers"])
         report = RelufyReport(**found | {"out": folder, "layers": layers, "shift": None, "full": None})
     except (OSError, ValueError, KeyError, TypeError):
-        raise TsconvertError(f"{folder / PROVENANCE}: missing or damaged; start again without --resume") from None
+        raise TsconvertError(f"{folder / PROVENANCE}: missing or damaged; remove {folder} and start again") from None
     return replace(report, energy_kept=(energies[0], energies[1]) if energies else None)

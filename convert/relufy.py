@@ -21,7 +21,7 @@ from ..common.files import PARTIAL, atomic_folder, check_disk, refuse_existing
 from ..common.progress import note, progress
 from ..model.checkpoint import Checkpoint, open_checkpoint
 from ..model.files.dtypes import from_float32, to_float32
-from ..model.files.journal import JOURNAL, KEPT, Journal
+from ..model.files.journal import JOURNAL, KEPT, Journal, unfinished
 from ..model.files.writer import CheckpointWriter, PlannedTensor
 from ..model.sparse_checkpoint import Thresholds, plan_of, sparse_config, write_companions
 from ..model.spec import THRESHOLDED, with_own_gate
@@ -244,7 +244,8 @@ def _output(
         processes.barrier()
         return
     swept = _swept(config)
-    with atomic_folder(config.out, resume=config.resume and swept, drop=(JOURNAL, f"*{KEPT}")) as folder:
+    resume, drop = config.resume and swept, (JOURNAL, f"*{KEPT}")
+    with atomic_folder(config.out, resume=resume, unfinished=unfinished, drop=drop) as folder:
         journal = begin_journal(folder, config, source) if swept else None
         with CheckpointWriter(folder, plan, config.max_shard_bytes) as writer:
             yield folder, writer, journal

@@ -11,7 +11,7 @@ from ..common import processes
 from ..common.files import PARTIAL, atomic_folder, refuse_existing
 from ..common.progress import note
 from ..model.checkpoint import Checkpoint, open_checkpoint
-from ..model.files.journal import JOURNAL, KEPT, Journal
+from ..model.files.journal import JOURNAL, KEPT, Journal, unfinished
 from ..model.sweep import sweep
 from ..text.packing import calibration_rows
 from ..text.sequences import Sequences
@@ -75,7 +75,8 @@ def _output(config: PredictorConfig) -> Iterator[Path]:
     elif processes.rank():
         yield config.out.with_name(config.out.name + PARTIAL)
     else:
-        with atomic_folder(config.out, resume=config.resume, drop=(f"*{KEPT}", JOURNAL)) as partial:
+        drop = (f"*{KEPT}", JOURNAL)
+        with atomic_folder(config.out, resume=config.resume, unfinished=unfinished, drop=drop) as partial:
             yield partial
 
 

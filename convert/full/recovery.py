@@ -17,10 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from ...common import processes
 from ...common.errors import TsconvertError
-from ...common.files import atomic_folder, check_disk, empty, refuse_existing
+from ...common.files import PARTIAL, atomic_folder, check_disk, empty, refuse_existing, refuse_unfinished
 from ...common.locks import locked
 from ...common.progress import note
 from ...model.checkpoint import Checkpoint, open_checkpoint
+from ...model.files.journal import unfinished
 from ...model.whole_model import dense_model, sparse_model, write_model
 from ...text.conversations import chat_rows
 from ...text.streams import StreamedRows, streamed_rows
@@ -57,9 +58,16 @@ def baseline_folder(config: RelufyConfig) -> Path:
     return config.out.with_name(config.out.name + ".baseline")
 
 
+def _with_work(local: Path, full: Path) -> list[Path]:
+    """Which of the stages' folders hold what a run would go on from."""
+    partial = local.with_name(local.name + PARTIAL)
+    held = {local: local.exists(), partial: unfinished(partial), full: any(full.glob("checkpoint-*"))}
+    return [folder for folder, holds in held.items() if holds]
+
+
 @contextmanager
 def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
-    """The folders of both stages, for this run alone; without ``resume`` what an earlier one left there goes.
+    """The folders of both stages, for this run alone; without ``resume`` it is refused to lose an earlier one's.
 
     Process 0 opens the second stage's journal at once: a run with other settings must not go on from the first stage.
     When the run succeeds the folders are removed.
@@ -75,6 +83,7 @@ def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
             if config.full.baseline and not config.resume:
                 refuse_existing(baseline_folder(config))
             if not config.resume:
+                refuse_unfinished(*_with_work(local, full))
                 for folder in made:
                     if folder != full:
                         shutil.rmtree(folder, ignore_errors=True)

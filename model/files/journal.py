@@ -15,6 +15,13 @@ KEPT = ".kept"
 """The ending of other files in the partial folder that a run resumes from."""
 
 
+def unfinished(folder: Path) -> bool:
+    """Whether a partial folder holds a finished layer, or something else that a run would go on from."""
+    journal = folder / JOURNAL
+    layers = journal.is_file() and journal.read_bytes().count(b"\n") > 1  # behind the head
+    return layers or any(folder.glob(f"*{KEPT}"))
+
+
 class Journal:
     """Finished layers and the result of each; on the disk before the next layer begins.
 

@@ -105,6 +105,12 @@ def test_a_resumed_run_ends_in_the_same_bytes(make_checkpoint: Make, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         relufy(config(folder, tmp_path / "resumed"))
     assert not (tmp_path / "resumed").exists()
+    partial = tmp_path / "resumed.partial"
+    with pytest.raises(TsconvertError) as caught:
+        relufy(config(folder, tmp_path / "resumed", seed=3))
+    assert str(caught.value) == (
+        f"{partial}: holds an unfinished run; go on with --resume, or remove it to start again"
+    )
     trained = []
     monkeypatch.setattr(sweep, "recover_layer", lambda layer, *r: trained.append(layer.index) or real(layer, *r))
     relufy(config(folder, tmp_path / "resumed", resume=True))

@@ -245,6 +245,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     assert str(error.value) == (
         f"{tmp_path / 'again.partial'}: was begun with other settings or another model; remove it or repeat those"
     )
+    with pytest.raises(TsconvertError) as error:
+        train_predictors(config)
+    assert str(error.value) == (
+        f"{tmp_path / 'again.partial'}: holds an unfinished run; go on with --resume, or remove it to start again"
+    )
     made: list[int] = []
     train = layer_candidates.train_one
     monkeypatch.setattr(

@@ -252,6 +252,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(sparse: Path, dense: Path, tmp
         relufy(killed)
     assert not (tmp_path / "killed").exists()
     monkeypatch.setattr(stage, "Progress", real)
+    with pytest.raises(TsconvertError) as caught:
+        relufy(killed)
+    unfinished = tmp_path / "killed.full"
+    assert str(caught.value) == (
+        f"{unfinished}: holds an unfinished run; go on with --resume, or remove it to start again"
+    )
     resumed = relufy(replace(killed, resume=True))
     assert resumed.full.losses == whole.full.losses
     files = [folder / "model.safetensors" for folder in (tmp_path / "whole", tmp_path / "killed")]
