@@ -257,6 +257,32 @@ def test_an_interrupt_before_the_command_line_is_imported(tmp_path: Path):
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+INTERRUPTED_DESTRUCTOR = """
+import runpy, signal, sys, threading
+
+class Dies:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            Dies()  # Python drops what this raises
+            threading.Event().wait(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("tsconvert", run_name="__main__")
+"""
+
+
+def test_an_interrupt_within_a_destructor_is_not_lost(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_DESTRUCTOR], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_the_script_that_is_installed_is_python_m_tsconvert():
     assert [script.value for script in entry_points(group="console_scripts", name="tsconvert")] == [
         "tsconvert.__main__:main"
