@@ -20,7 +20,7 @@ from .block_tiles import KINDS
 from .emit import BYTES, FLOAT, FLOATS, HALF, I8, I16, I32, I64, INTS, LANES, Emit, emitted, permutes_bytes
 
 ROWS = 4  # that meet in a lane
-GROUP_ROWS = 64  # at most; their sums stay within 32 bits
+GROUP_ROWS = 16  # at most: with those that are asked for meanwhile they stay in the first cache
 _FORM = FORMATS["Q4_0"]
 _STEP = _FORM.blocks * _FORM.size_bytes  # bytes of 128 columns
 _FOUR, _WORDS = ir.VectorType(FLOAT, ROWS), ir.VectorType(I16, 32)
