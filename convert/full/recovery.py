@@ -145,11 +145,9 @@ def _train(
     same_tokenizer(start, teacher)
     train, held = _rows(start, config, how)
     disable_progress_bar()
-    model = _frozen(sparse_model(start), how)
+    model = _sped_up(_frozen(sparse_model(start), how), config.device)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
-    for each in (model, dense):
-        attend_in_blocks(each, config.device)
-        norm_in_one_type(each, config.device)
+    _sped_up(dense, config.device)
     dense_perplexity, logits = perplexity(dense, held, config.device), None
     if how.top_logits and how.divergence and isinstance(train, Packed):
         train = train[: max(1, round(how.tokens / config.context))]
@@ -192,14 +190,20 @@ def _baseline(stage: Stage, teacher: Checkpoint, out: Path) -> float:
     how = replace(stage.how, cross_entropy=1.0, divergence=0.0, hidden=0.0, target_sparsity=None)
     folder = stage.folder / "baseline"
     dense = _frozen(dense_model(teacher, torch.float32).requires_grad_(True), how)
-    attend_in_blocks(dense, stage.config.device)
-    norm_in_one_type(dense, stage.config.device)
+    _sped_up(dense, stage.config.device)
     found, trainer = replace(stage, how=how, folder=folder, logits=None, teacher=None, predictors=None).run(dense)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not processes.rank() and not out.exists():
         with processes.alone(), atomic_folder(out) as partial:
             write_model(state, teacher, partial, None, stage.config.max_shard_bytes)
     return found.perplexity
+
+
+def _sped_up(model: Any, device: str) -> Any:
+    """``model`` with what is faster on ``device``."""
+    attend_in_blocks(model, device)
+    norm_in_one_type(model, device)
+    return model
 
 
 def _frozen(model: Any, how: FullRecovery) -> Any:
