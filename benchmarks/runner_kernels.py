@@ -1,20 +1,21 @@
 """Products and sums of rows, GB/s a core: from the cache, from memory in line, and here and there (12 % of them).
 
-    python benchmarks/runner_kernels.py Q4_0,Q8_0,Q4_K 576,4096 [--cores 2] [--seconds 2]
+    python benchmarks/runner_kernels.py Q4_0,Q8_0,Q4_K 576,4096 [--cores 2] [--rounds 9]
 
-One process a core, all at once; the first one's medians are printed, the best rounds in brackets. The kernels are
-called by their addresses, as a step calls them, on 140 MB of rows each, in pages of 2 MB; before each measurement 320
-MB of something else are read, or listed rows would still be in the last cache.
+One process a core; before each measurement every one reads 320 MB of something else, or listed rows would still be in
+the last cache, and then all begin at once, or one would be measured beside the other's reading. The first one's medians
+are printed, the best rounds in brackets. The kernels are called by their addresses, as a step calls them, on 140 MB of
+rows each, in pages of 2 MB.
 """
 
 import argparse
 import ctypes
 import mmap
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
+from threading import Barrier
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def rows() -> np.ndarray:
     return raw
 
 
-def measure(type_name: str, columns: int, raw: np.ndarray, seconds: float) -> dict[str, list[float]]:
+def measure(type_name: str, columns: int, raw: np.ndarray, rounds: int, ready: Barrier) -> dict[str, list[float]]:
     """GB/s of each way, round by round."""
     kind, params, stride = type_record(type_name), new_parameters(), ggml.row_bytes(type_name, columns)
     products = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 14)(int(kind["products"]))
@@ -59,11 +60,11 @@ def measure(type_name: str, columns: int, raw: np.ndarray, seconds: float) -> di
     }
     found: dict[str, list[float]] = {what + name: [] for what in ("", "sums ") for name in lists}
     others = np.ones(OTHER_BYTES // 8, np.int64)
-    end_s = time.perf_counter() + seconds
-    while time.perf_counter() < end_s:
+    for _ in range(rounds):
         for name, listed in lists.items():
             some = count if listed is None else len(listed)
             others[:: 64 // 8].sum()
+            ready.wait()
             start_s = time.perf_counter()
             products(
                 params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
@@ -72,6 +73,7 @@ def measure(type_name: str, columns: int, raw: np.ndarray, seconds: float) -> di
             )  # fmt: skip
             took_s = time.perf_counter() - start_s
             others[:: 64 // 8].sum()
+            ready.wait()
             start_s = time.perf_counter()
             add(
                 params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
@@ -83,32 +85,35 @@ def measure(type_name: str, columns: int, raw: np.ndarray, seconds: float) -> di
     return found
 
 
-def main() -> None:
-    """Print a line a type and width."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types")
-    parser.add_argument("columns")
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.core is None:
-        command = [sys.executable, __file__, *sys.argv[1:], "--core"]
-        cores = sorted(os.sched_getaffinity(0))[: options.cores]
-        others = [subprocess.Popen([*command, str(core)], stdout=subprocess.DEVNULL) for core in cores[1:]]
-        subprocess.run([*command, str(cores[0])], check=True)
-        for other in others:
-            other.wait()
-        return
-    os.sched_setaffinity(0, {options.core})
+def work(core: int, speaks: bool, options: argparse.Namespace, ready: Barrier) -> None:
+    """Measure on one core, with the others; print a line a type and width."""
+    os.sched_setaffinity(0, {core})
     raw = rows()
     for type_name in options.types.split(","):
         for columns in map(int, options.columns.split(",")):
             if columns % ggml.TYPES[type_name].weights:
                 continue
-            found = measure(type_name, columns, raw, options.seconds)
+            found = measure(type_name, columns, raw, options.rounds, ready)
             said = [f"{name} {statistics.median(each):.1f} ({max(each):.1f})" for name, each in found.items()]
-            print(f"{type_name:<6} {columns:>6}  {', '.join(said)} GB/s", flush=True)
+            if speaks:
+                print(f"{type_name:<6} {columns:>6}  {', '.join(said)} GB/s", flush=True)
+
+
+def main() -> None:
+    """Start a process a core."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types")
+    parser.add_argument("columns")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    cores, context = sorted(os.sched_getaffinity(0))[: options.cores], multiprocessing.get_context("spawn")
+    ready = context.Barrier(len(cores))
+    processes = [context.Process(target=work, args=(core, core == cores[0], options, ready)) for core in cores]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
 
 
 if __name__ == "__main__":
