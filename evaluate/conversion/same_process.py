@@ -21,7 +21,7 @@ import click
 
 from ...common import command_line
 from ...common.errors import CheckFailedError, TsconvertError
-from ...common.files import PARTIAL, write_json
+from ...common.files import write_json
 from ...common.progress import note
 from ...convert.commands import relufy
 from ...predictors.commands import predictors
@@ -33,7 +33,7 @@ from ..commands import evaluate, export_gguf
 from ..inspect.commands import inspect
 from ..plan.commands import plan
 from ..recipe.recipe import Stage
-from ..recipe.stages import StageResult
+from ..recipe.stages import GOES_ON, StageResult, left_unfinished
 from ..records.outputs import read_record
 from ..verify.commands import verify
 
@@ -43,8 +43,6 @@ COMMANDS: dict[str, click.Command] = {
         relufy, profile, predictors, imatrix, export_gguf, quantize, run, bench, evaluate, verify, inspect, plan
     )
 }  # fmt: skip
-_GOES_ON = ("relufy", "predictors")
-_BEGUN = (PARTIAL, ".local", ".full")
 _OUTPUTS = ("--out", "--save-logits")
 
 
@@ -90,10 +88,8 @@ class SameProcess:
         if "--time-limit" in words and self.limit is not None:
             at = words.index("--time-limit") + 1
             words[at] = f"{max(1.0, self.limit(stage)):.0f}s"
-        if begun and words[0] in _GOES_ON and "--resume" not in words:
-            outs = [Path(words[at + 1]) for at, word in enumerate(words[:-1]) if word == "--out"]
-            if any(out.with_name(out.name + ending).exists() for out in outs for ending in _BEGUN):
-                words.append("--resume")
+        if begun and "--resume" not in words and left_unfinished(words, Path()):
+            words.append("--resume")
         return words
 
 
@@ -106,7 +102,7 @@ def _finished(words: list[str]) -> dict[str, Any] | None:
         out = Path(words[at + 1])
         if word not in _OUTPUTS or not out.exists():
             continue
-        if words[0] in _GOES_ON:
+        if words[0] in GOES_ON:
             figures = read_record(out).figures
             return {key: value for key, value in figures.items() if key not in ("spec", "settings", "command")}
         for path in (out, out.with_name(out.name + ".json"), out.with_name(out.name + ".md")):

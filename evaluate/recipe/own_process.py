@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,12 +12,13 @@ from typing import Any
 from ...common.files import write_json
 from ...common.progress import note
 from .recipe import Stage
-from .stages import StageResult
+from .stages import StageResult, left_unfinished
 
 
 def run_in_process(stage: Stage, out: Path, *, begun: bool = False) -> StageResult:
     """Run ``stage`` in the folder ``out``; one that an earlier run began starts anew, for its time is a figure."""
-    del begun
+    for left in left_unfinished(stage.arguments, out) if begun else []:
+        shutil.rmtree(left)
     note(f"-- {stage.name}: {stage}")
     command = [sys.executable, "-P", "-m", "tsconvert", *stage.arguments]
     command += [] if "--json" in stage.arguments else ["--json"]

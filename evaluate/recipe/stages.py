@@ -1,13 +1,19 @@
 """The stages of a recipe, one after the other, with a journal, so that a run that was ended goes on."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from ...common.errors import TsconvertError
-from ...common.files import write_json
+from ...common.files import PARTIAL, write_json
 from .recipe import Recipe, Stage
+
+GOES_ON = ("relufy", "predictors")
+"""Commands that an ended run can be gone on from."""
+_UNFINISHED = (PARTIAL, ".local", f".local{PARTIAL}", ".full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,13 @@ class StageJournal:
     def write(self, results: list[StageResult], more: dict[str, Any] | None = None) -> None:
         """Keep what is known so far."""
         write_json(self.path, self.head | {"stages": [result.to_json() for result in results]} | (more or {}))
+
+
+def left_unfinished(words: Sequence[str], folder: Path) -> list[Path]:
+    """The folders, for `--resume`, of a stage's command that was ended while it ran in ``folder``."""
+    outs = [folder / out for word, out in pairwise(words) if word in ("--out", "--predictors")]
+    each = [out.with_name(out.name + ending) for out in outs for ending in _UNFINISHED]
+    return [path for path in each if path.is_dir()] if words[0] in GOES_ON else []
 
 
 def run_stages(recipe: Recipe, journal: StageJournal, run: Runner, *, resume: bool) -> list[StageResult]:

@@ -256,6 +256,19 @@ def test_stages_run_in_the_folder_and_are_taken_over_when_it_is_resumed(dense: P
     assert json.loads((tmp_path / "run" / "check.json").read_text())["passed"]
 
 
+def test_a_stage_that_was_killed_is_run_anew(dense: Path, tmp_path: Path):
+    given, run, head = {"model": str(dense)}, tmp_path / "run", STAGES.replace("{name}", "x")
+    checked(tmp_path, "", head=head, variables=given)
+    (run / "sparse").rename(run / "sparse.partial")
+    (run / "sparse.partial" / "journal.jsonl").write_text('{}\n{"layer": 0}\n', encoding="utf-8")
+    for name in ("sparse.json", "export.json", "x.gguf", "x.gguf.md"):
+        (run / name).unlink()
+    again = checked(tmp_path, "", head=head, variables=given, resume=True)
+    assert failures(again) == []
+    assert [stage.reused for stage in again.stages] == [False, False]
+    assert not (run / "sparse.partial").exists()
+
+
 def test_a_stage_that_cannot_work_ends_the_check_with_its_own_sentence(tmp_path: Path):
     report = checked(tmp_path, "", head=STAGES.replace("{name}", "x"), variables={"model": "/nowhere"})
     (line,) = report.failed
