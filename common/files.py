@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NoReturn
 
 from .errors import TsconvertError
 from .locks import locked
@@ -85,11 +85,11 @@ def refuse_existing(out: Path) -> None:
         raise TsconvertError(f"{out}: exists already; choose another --out or remove it first")
 
 
-def refuse_unfinished(*folders: Path) -> None:
-    """Refuse to begin anew where an earlier run left work, if in any folder: it may have cost days, too."""
-    if folders:
-        named, verb, them = ", ".join(map(str, folders)), *(("holds", "it") if len(folders) == 1 else ("hold", "them"))
-        raise TsconvertError(f"{named}: {verb} an unfinished run; go on with --resume, or remove {them} to start again")
+def refuse_unfinished(*folders: Path) -> NoReturn:
+    """Refuse to begin anew over what an earlier run left in ``folders``: it may have cost days, too."""
+    holds, it = ("holds", "it") if len(folders) == 1 else ("hold", "them")
+    named = ", ".join(map(str, folders))
+    raise TsconvertError(f"{named}: {holds} an unfinished run; go on with --resume, or remove {it} to start again")
 
 
 def check_disk(out: Path, need_bytes: int) -> None:
@@ -144,7 +144,8 @@ def atomic_folder(
     with locked(partial, out, folder=True):
         refuse_existing(out)  # its writer may have finished meanwhile
         if not resume:
-            refuse_unfinished(*[partial] * (unfinished is not None and unfinished(partial)))
+            if unfinished is not None and unfinished(partial):
+                refuse_unfinished(partial)
             empty(partial)
         with naming(out):
             yield partial

@@ -83,7 +83,8 @@ def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
             if config.full.baseline and not config.resume:
                 refuse_existing(baseline_folder(config))
             if not config.resume:
-                refuse_unfinished(*_with_work(local, full))
+                if held := _with_work(local, full):
+                    refuse_unfinished(*held)
                 for folder in made:
                     if folder != full:
                         shutil.rmtree(folder, ignore_errors=True)
