@@ -11,8 +11,8 @@ _AGAIN_S = 0.05
 
 def main() -> None:
     """Run the command line; Ctrl-C before it can say so itself is said here."""
-    _heed_interrupts()
     try:
+        _heed_interrupts()
         from .cli import main as command_line
 
         command_line()

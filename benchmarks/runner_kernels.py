@@ -60,21 +60,23 @@ def measure(type_name: str, columns: int, raw: np.ndarray, rounds: int, ready: B
     }
     found: dict[str, list[float]] = {what + name: [] for what in ("", "sums ") for name in lists}
     others = np.ones(OTHER_BYTES // 8, np.int64)
+
+    def begin() -> float:
+        others[:: 64 // 8].sum()
+        ready.wait()
+        return time.perf_counter()
+
     for _ in range(rounds):
         for name, listed in lists.items():
             some = count if listed is None else len(listed)
-            others[:: 64 // 8].sum()
-            ready.wait()
-            start_s = time.perf_counter()
+            start_s = begin()
             products(
                 params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
                 0 if listed is None else listed.ctypes.data, 0, some, columns, x.ctypes.data, 0, 0, 1,
                 out.ctypes.data, 1, 0, scratch.ctypes.data,
             )  # fmt: skip
             took_s = time.perf_counter() - start_s
-            others[:: 64 // 8].sum()
-            ready.wait()
-            start_s = time.perf_counter()
+            start_s = begin()
             add(
                 params.ctypes.data, kind.ctypes.data, raw.ctypes.data, stride,
                 0 if listed is None else listed.ctypes.data, 0, some, some, weights.ctypes.data, columns,
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     cores, context = sorted(os.sched_getaffinity(0))[: options.cores], multiprocessing.get_context("spawn")
-    ready = context.Barrier(len(cores))
+    ready = context.Barrier(len(cores), timeout=60)  # one that died is not waited for
     processes = [context.Process(target=work, args=(core, core == cores[0], options, ready)) for core in cores]
     for process in processes:
         process.start()

@@ -237,27 +237,6 @@ def test_python_m_tsconvert_is_the_command(tmp_path: Path):
 
 
 INTERRUPTED_IMPORT = """
-import runpy, signal, sys
-
-class Interrupts:
-    def find_spec(self, name, path=None, target=None):
-        if name == "click":
-            signal.raise_signal(signal.SIGINT)
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.meta_path.insert(0, Interrupts())
-runpy.run_module("tsconvert", run_name="__main__")
-"""
-
-
-def test_an_interrupt_before_the_command_line_is_imported(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
-
-
-INTERRUPTED_DESTRUCTOR = """
 import runpy, signal, sys, threading
 
 class Dies:
@@ -267,8 +246,7 @@ class Dies:
 class Interrupts:
     def find_spec(self, name, path=None, target=None):
         if name == "click":
-            Dies()  # Python drops what this raises
-            threading.Event().wait(60)
+            {interrupt}
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupts())
@@ -276,10 +254,14 @@ runpy.run_module("tsconvert", run_name="__main__")
 """
 
 
-def test_an_interrupt_within_a_destructor_is_not_lost(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_DESTRUCTOR], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+@pytest.mark.parametrize(
+    "interrupt",
+    ["signal.raise_signal(signal.SIGINT)", "Dies(); threading.Event().wait(60)"],
+    ids=["at once", "in a destructor, where Python drops it"],
+)
+def test_an_interrupt_before_the_command_line_is_imported(tmp_path: Path, interrupt: str):
+    program = INTERRUPTED_IMPORT.format(interrupt=interrupt)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 

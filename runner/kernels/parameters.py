@@ -27,7 +27,7 @@ LEAVES = 32  # of the tree that a token's neurons are summed in (reduction_tree.
 SUMS, DEPTH = 10, 6  # that a thread may hold at once: at most two nodes a size; and one a size
 LINE = 16  # int32 in a cache line
 PANEL_ROWS, PANEL_COLUMNS = 64, 256  # of transposed down rows decoded at once for a block
-SCRATCH_BYTES = 3584  # of a thread, before the floats of a decoded row (row_kernels.py)
+SCRATCH_BYTES = 1280  # of a thread, before the floats of a decoded row (row_kernels.py)
 
 DENSE, EXACT, PREDICTED = range(3)
 MODES = {"dense": DENSE, "exact": EXACT, "predicted": PREDICTED}

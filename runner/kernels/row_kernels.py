@@ -48,7 +48,7 @@ _LISTED = 8  # rows here and there that are asked for before they are needed
 _MANY = 512  # where in the scratch a group's addresses, weights, and room for grouped_sums.py stand
 _MANY_SHARES = _MANY + 8 * GROUP_ROWS
 _MANY_AHEAD = _MANY_SHARES + 4 * GROUP_ROWS
-_MANY_SPARE = _MANY_AHEAD + 8 * 80  # room for rows_asked(GROUP_ROWS) addresses, up to the end of a cache line
+_MANY_SPARE = _MANY_AHEAD + 8 * 32  # room for rows_asked(GROUP_ROWS) addresses, up to the end of a cache line
 
 
 class Kernels(NamedTuple):
