@@ -35,8 +35,8 @@ from .memory import (
 from .parameters import SCRATCH_BYTES, TYPE, BlockType, Parameters, numba_type, offset_of
 from .simd import block_tiles, float_vectors
 from .simd.block_groups import GROUP
-from .simd.block_sums import add_rows
-from .simd.block_tiles import tile
+from .simd.block_sums import add_rows, adds_abreast
+from .simd.block_tiles import ABREAST, tile
 from .simd.emit import FLOAT, I32, I64, Emit, emitted, streams_apart
 from .simd.float_vectors import blend, float_tile
 from .simd.grouped_sums import GROUP_ROWS, add_group, adds_groups, rows_asked
@@ -167,7 +167,15 @@ def _block_products(number: int) -> Any:
                 tile(number, 4, 1, 1, rows, xs, columns, nexts, outs)
                 for r in range(4):
                     store_f32(target, (first + i + r * quarter) * row_step, load_f32(outs, r))
-            for i in range(first + 4 * quarter, end, 4):
+            done = first + 4 * quarter
+            while spread and listed and done + ABREAST <= end:
+                _fill(rows, base, stride, listed, done, end - 1, ABREAST)
+                _fill(nexts, base, stride, listed, done + ABREAST, end - 1, ABREAST)
+                tile(number, ABREAST, 1, 2, rows, xs, columns, nexts, outs)
+                for r in range(ABREAST):
+                    store_f32(target, load_i32(listed, done + r) * row_step, load_f32(outs, r))
+                done += ABREAST
+            for i in range(done, end, 4):
                 _fill(rows, base, stride, listed, i, end - 1, 4)
                 _fill(nexts, base, stride, listed, i + ahead, end - 1, 4)
                 tile(number, 4, 1, 1, rows, xs, columns, nexts, outs)
@@ -193,14 +201,14 @@ def _block_products(number: int) -> Any:
 
 
 def _block_add(number: int) -> Any:
-    grouped, far = adds_groups(number), streams_apart()
+    grouped, far, eight = adds_groups(number), streams_apart(), adds_abreast(number)
 
     def add(
         params: Parameters, kind: BlockType, base: int, stride: int, listed: int, first: int, count: int, last: int,  # noqa: ARG001
         weights: int, columns: int, into: int, scratch: int,
     ) -> None:  # fmt: skip
         rows, shares, nexts, end = scratch + _ROWS, scratch + _OUT, scratch + _AHEAD, first + count
-        for i in range(first, min(first + 4, end)):
+        for i in range(first, min(first + (ABREAST if eight and listed else 4), end)):
             _ask(base + _number(listed, i) * stride, stride)
         done, whole = first, columns // GROUP * GROUP
         while grouped and whole and done + 4 <= end:
@@ -216,6 +224,13 @@ def _block_add(number: int) -> Any:
             done += some
         for part in range(2):  # the columns that groups leave out, and the rows
             i, stop, skipped = (first, done, whole) if part == 0 else (done, end, 0)
+            while eight and listed and i + ABREAST <= stop and skipped < columns:
+                _fill(nexts, base + stride * skipped // columns, stride, listed, i + ABREAST, last - 1, ABREAST)
+                _fill(rows, base + stride * skipped // columns, stride, listed, i, stop - 1, ABREAST)
+                for r in range(ABREAST):
+                    store_f32(shares, r, load_f32(weights, _number(listed, i + r)))
+                add_rows(number, ABREAST, rows, shares, columns - skipped, into + 4 * skipped, nexts)
+                i += ABREAST
             while i < stop and skipped < columns:
                 some = 4 if i + 3 <= stop else 1  # three are four, the last of them with nothing
                 _fill(nexts, base, stride, listed, i + 4, last - 1, some)

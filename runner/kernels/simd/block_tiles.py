@@ -16,6 +16,7 @@ from .block_groups import FORMATS, GROUP, RUNS, Format, Group, Neighbours, sprea
 from .emit import BYTES, FLOAT, FLOATS, I16, I64, INTS, Emit, instruction_set
 
 KINDS = tuple(FORMATS)
+ABREAST = 8  # listed rows that meet an input at once, while the same columns of the next are asked for
 FACTOR_BYTES = 8 * 4  # of a group: four scales of the input, four sums
 LANE_BYTES = 16 * 2  # of a group: -8 times the sum of the bytes that meet in a lane
 _FOUR, _LANES = ir.VectorType(FLOAT, RUNS), ir.VectorType(I16, 16)
@@ -47,8 +48,8 @@ class _Tile:
         zero = self.e.all(FLOATS, 0.0)
         self.sums = [[self.e.variable(zero) for _ in inputs] for _ in rows]
 
-    def run(self, columns: Any, ahead: Sequence[Any]) -> list[list[Any]]:
-        """The products, one list a row; lines of the rows ``ahead`` are asked for at the same pace."""
+    def run(self, columns: Any, ahead: Sequence[Any], abreast: bool = False) -> list[list[Any]]:
+        """The products, one list a row; lines of the rows ``ahead`` are asked for at the same pace, or ``abreast``."""
         b, step = self.e.b, self.format.step_weights
         groups = b.udiv(b.add(columns, ir.Constant(I64, GROUP - 1)), ir.Constant(I64, GROUP))
         factors = b.mul(groups, ir.Constant(I64, GROUP))
@@ -58,9 +59,13 @@ class _Tile:
         size = self.format.blocks * self.format.size_bytes
         with self.e.loop(steps) as index:
             offset = b.mul(index, ir.Constant(I64, size))
-            ask_lines(self.e, ahead, index, size // 64)
+            if abreast:
+                ask_abreast(self.e, ahead, offset, size)
+            else:
+                ask_lines(self.e, ahead, index, size // 64)
             self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], index, parts)
-        ask_rest(self.e, ahead, steps, size // 64, row_bytes(self.e, self.format, columns))
+        asked = b.mul(steps, ir.Constant(I64, size if abreast else size // 64 * 64))
+        ask_rest(self.e, ahead, asked, row_bytes(self.e, self.format, columns))
         if self.format.weights < GROUP:
             left = b.udiv(b.urem(columns, ir.Constant(I64, step)), ir.Constant(I64, self.format.weights))
             with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
@@ -151,12 +156,19 @@ def ask_lines(e: Emit, ahead: Sequence[Any], index: Any, lines: int) -> None:
             e.prefetch(at, 64 * line)
 
 
-def ask_rest(e: Emit, ahead: Sequence[Any], steps: Any, lines: int, size: Any) -> None:
-    """Ask for what ``steps`` steps of ``lines`` lines leave of rows of ``size`` bytes, begun within a line or not."""
-    done = e.b.mul(steps, ir.Constant(I64, 64 * lines))
-    left = e.b.add(e.b.sub(size, done), ir.Constant(I64, 63))
+def ask_abreast(e: Emit, ahead: Sequence[Any], offset: Any, size: int) -> None:
+    """Ask for the bytes of coming rows that a step reads of its own."""
+    for address in ahead:
+        at = e.b.add(address, offset)
+        for byte in (*range(0, size - 1, 64), size - 1):
+            e.prefetch(at, byte)
+
+
+def ask_rest(e: Emit, ahead: Sequence[Any], asked: Any, size: Any) -> None:
+    """Ask for what is left behind the ``asked`` bytes of rows of ``size`` bytes, begun within a line or not."""
+    left = e.b.add(e.b.sub(size, asked), ir.Constant(I64, 63))
     with e.loop(e.b.udiv(left, ir.Constant(I64, 64))) as line:
-        at = e.b.add(done, e.b.mul(line, ir.Constant(I64, 64)))
+        at = e.b.add(asked, e.b.mul(line, ir.Constant(I64, 64)))
         for address in ahead:
             e.prefetch(e.b.add(address, at))
     for address in ahead:
@@ -172,7 +184,8 @@ def _make(isa: str) -> Any:
         """Products of rows and inputs whose int64 addresses stand at ``rows_at`` and ``inputs_at``, to float32 ``out``.
 
         ``kind`` (an index of KINDS), the number of rows and of inputs and whether to ask for the rows whose addresses
-        stand at ``ahead_at`` (0 or 1) are constants. Results lie input by input, a row behind the other.
+        stand at ``ahead_at`` are constants: 0 no, 1 each at its own pace, 2 the bytes that a step reads of its own.
+        Results lie input by input, a row behind the other.
         """
         constants = [each.literal_value for each in (kind, rows, inputs, prefetch)]
 
@@ -182,7 +195,7 @@ def _make(isa: str) -> Any:
             made = _Tile(
                 builder, isa, KINDS[number], _addresses(e, args[4], row_count), _addresses(e, args[5], input_count)
             )
-            sums = made.run(args[6], _addresses(e, args[7], row_count) if foresee else [])
+            sums = made.run(args[6], _addresses(e, args[7], row_count) if foresee else [], foresee == 2)
             for r, row in enumerate(sums):
                 for t, value in enumerate(row):
                     e.store(value, args[8], 4 * (t * row_count + r))

@@ -40,7 +40,7 @@ def adds_groups(number: int) -> bool:
 @register_jitable
 def rows_asked(rows: int) -> int:
     """How many rows to come a group of ``rows`` asks for, at most."""
-    return rows + rows // 8 + 2 + _ASKED
+    return rows + rows // 8 + 2
 
 
 @emitted(types.void, *[types.int64] * 8)
@@ -53,7 +53,7 @@ def add_group(
         fours: rows are four times as many, at most GROUP_ROWS.
         rows, weights: addresses of the rows' int64 addresses and float32 weights.
         ahead: address of the addresses of `rows_asked` rows to come.
-        abreast: 1 if five of them are asked for at a time, a line of each; 0 if one behind the other.
+        abreast: 1 if the bytes are asked for that are added up of the rows before them, 0 if row behind row is.
         spare: SPARE_BYTES bytes.
     """
     b, steps, zero = e.b, e.b.udiv(columns, ir.Constant(I64, GROUP)), e.all(INTS, 0)
@@ -79,7 +79,7 @@ def add_group(
                 low = b.and_(whole, e.all(BYTES, 15))
                 for place, level, digit in zip(sums[quarter], (low, low, whole, whole), digits * 2, strict=True):
                     b.store(e.dot4(b.load(place), level, digit), place)
-            asking.some()
+            asking.some(four, offset)
         extra = e.splat(b.mul(b.trunc(fours, I32), ir.Constant(I32, _ROUND_BITS)))
         whole = _over_rows(e, b.sub(b.load(total), extra), b.add)
         target = b.add(into, b.mul(index, ir.Constant(I64, 4 * GROUP)))
@@ -194,31 +194,33 @@ def _turned(e: Emit, four: Sequence[Any]) -> list[Any]:
 
 
 class _Asking:
-    """Asks for rows to come, _ASKED lines at a time: of one row, or one line each of as many rows abreast."""
+    """Asks for rows to come: _ASKED lines at a time, row behind row, or the bytes that are added up of those before."""
 
     def __init__(self, e: Emit, ahead: Any, steps: Any, abreast: Any) -> None:
-        self.e, b = e, e.b
-        far = b.icmp_signed("!=", abreast, ir.Constant(I64, 0))
+        self.e, self.ahead, b = e, ahead, e.b
+        self.abreast = b.icmp_signed("!=", abreast, ir.Constant(I64, 0))
         lines = b.udiv(b.add(b.mul(steps, ir.Constant(I64, _STEP)), ir.Constant(I64, 63)), ir.Constant(I64, 64))
-        turns = b.udiv(b.add(lines, ir.Constant(I64, _ASKED - 1)), ir.Constant(I64, _ASKED))
+        self.turns = b.udiv(b.add(lines, ir.Constant(I64, _ASKED - 1)), ir.Constant(I64, _ASKED))
+        self.row, self.offset, self.left = e.variable(ahead), e.variable(ir.Constant(I64, 0)), e.variable(self.turns)
 
-        def either(if_far: Any, otherwise: Any) -> Any:
-            return b.select(
-                far, *(each if isinstance(each, ir.Value) else ir.Constant(I64, each) for each in (if_far, otherwise))
-            )
-
-        self.turns, self.line_bytes = either(lines, turns), either(64, 64 * _ASKED)
-        self.between = [(either(8 * i, 0), either(0, 64 * i)) for i in range(_ASKED)]
-        self.rows_bytes = either(8 * _ASKED, 8)
-        self.next, self.offset, self.left = e.variable(ahead), e.variable(ir.Constant(I64, 0)), e.variable(self.turns)
-
-    def some(self) -> None:
-        """Ask for the next lines."""
+    def some(self, four: Any, offset: Any) -> None:
+        """Ask for the next lines, or for a step's bytes of a four."""
         e, b = self.e, self.e.b
-        rows, offset, left = b.load(self.next), b.load(self.offset), b.sub(b.load(self.left), ir.Constant(I64, 1))
-        for row, line in self.between:
-            e.prefetch(b.add(b.add(e.load(I64, b.add(rows, row)), offset), line))
+        with b.if_else(self.abreast) as (abreast, in_turn):
+            with abreast:
+                for address in _four_rows(e, self.ahead, four, offset):
+                    e.prefetch(address)
+                    e.prefetch(address, _STEP - 1)
+            with in_turn:
+                self._next_lines()
+
+    def _next_lines(self) -> None:
+        e, b = self.e, self.e.b
+        row, offset, left = b.load(self.row), b.load(self.offset), b.sub(b.load(self.left), ir.Constant(I64, 1))
+        start = b.add(e.load(I64, row), offset)
+        for line in range(_ASKED):
+            e.prefetch(start, 64 * line)
         done = b.icmp_signed("==", left, ir.Constant(I64, 0))
-        b.store(b.select(done, ir.Constant(I64, 0), b.add(offset, self.line_bytes)), self.offset)
-        b.store(b.select(done, b.add(rows, self.rows_bytes), rows), self.next)
+        b.store(b.select(done, ir.Constant(I64, 0), b.add(offset, ir.Constant(I64, 64 * _ASKED))), self.offset)
+        b.store(b.select(done, b.add(row, ir.Constant(I64, 8)), row), self.row)
         b.store(b.select(done, self.turns, left), self.left)
