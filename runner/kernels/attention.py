@@ -25,7 +25,7 @@ from .residual import (
 from .row_kernels import call_add, call_products
 from .simd.float_vectors import exp_shifted
 from .weight_types import FLOATS, prepare_inputs
-from .work_shares import run_start, share_start
+from .work_shares import UNIT, run_start, share_start
 
 
 @compiled
@@ -35,8 +35,9 @@ def rotate(params: Parameters, x: int, cos: int, sin: int, first: int, end: int)
     Of a head the first `rotated` dimensions turn; at ``cos`` and ``sin`` stand half as many numbers.
     """
     head_dim, rotated = params.head_dim, params.rotated
+    within = first % head_dim - 2
     for r in range(first, end, 2):
-        within = r % head_dim
+        within = within + 2 if within + 2 < head_dim else 0
         if within < rotated:
             a, b, c, s = load_f32(x, r), load_f32(x, r + 1), load_f32(cos, within // 2), load_f32(sin, within // 2)
             store_f32(x, r, a * c - b * s)
@@ -62,12 +63,13 @@ def place_rows(params: Parameters, layer: Layer, x: int, first: int, end: int, s
     head_dim, size = params.head_dim, params.cache_row
     head_bytes = layer.slots * size
     if params.cache_type.kind == FLOATS:
-        for r in range(first, end):
-            place = slot + r // head_dim * head_bytes
-            if size == 2 * head_dim:
-                store_f16(place, r % head_dim, load_f32(x, r))
-            else:
-                store_f32(place, r % head_dim, load_f32(x, r))
+        for head in range(first // head_dim, (end + head_dim - 1) // head_dim):
+            start, place = head * head_dim, slot + head * head_bytes
+            for r in range(max(first, start), min(end, start + head_dim)):
+                if size == 2 * head_dim:
+                    store_f16(place, r - start, load_f32(x, r))
+                else:
+                    store_f32(place, r - start, load_f32(x, r))
     else:
         run_bytes = size * 32 // head_dim
         for r in range(first, end, 32):
@@ -230,13 +232,26 @@ def attend_heads(
 
 
 @compiled
+def heads_are_own(params: Parameters) -> int:
+    """Whether (1 or 0) each thread has written all rows of some heads, and of the keys and values that they share."""
+    kv_heads, threads = params.kv_heads, params.threads
+    if params.tokens > 1 or params.head_wise or kv_heads % threads:
+        return 0
+    return 1 if kv_heads // threads * params.head_dim % UNIT == 0 else 0
+
+
+@compiled
 def attend(params: Parameters, thread: int, layer: Layer) -> None:
-    """Each thread takes tokens' heads in turn: those that share keys together, if that leaves no thread idle."""
-    heads, head_dim, kv_heads = params.heads, params.head_dim, params.kv_heads
+    """Each thread takes tokens' heads, those that share keys together, if that leaves no thread idle: its own, if the
+    threads have not met, or all in turn."""
+    heads, head_dim, kv_heads, own = params.heads, params.head_dim, params.kv_heads, heads_are_own(params)
     group = heads // kv_heads
     some = group if params.tokens > 1 or kv_heads % params.threads == 0 else 1
     units = heads // some
-    for unit in range(thread, units * params.tokens, params.threads):
+    first, end, step = thread, units * params.tokens, params.threads
+    if own:
+        first, end, step = units * thread // params.threads, units * (thread + 1) // params.threads, 1
+    for unit in range(first, end, step):
         t, head = unit // units, unit % units * some
         p = params.position + t
         start, place = head // group * layer.slots * params.cache_row, 4 * head * head_dim
@@ -266,7 +281,8 @@ def attention(params: Parameters, thread: int, layer: Layer) -> None:
         place_heads(params, thread, layer)
     else:
         place_in_cache(params, thread, layer)
-    meet(params, thread)
+    if not heads_are_own(params):
+        meet(params, thread)
     attend(params, thread, layer)
     meet(params, thread)
     x = params.attended.address

@@ -81,7 +81,7 @@ _FUNCTION_NAMES = (
     "scale_floats", "cap_floats", "add_bias", "norm_scale", "rms_norm", "normalise", "add_row", "add_to_residual",
     "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply", "multiply_run", "add_listed",
     "rotate", "rotate_halves", "place_rows", "place_in_cache", "norm_scales", "turn_head", "place_heads", "softmax",
-    "attend_heads", "attend", "attention", "choose_experts", "route", "choose_tokens", "share_for",
+    "attend_heads", "heads_are_own", "attend", "attention", "choose_experts", "route", "choose_tokens", "share_for",
     "add_neuron_bias", "add_token_bias", "shift_gates", "shift_token_gates", "shift_ups", "activate", "activate_run",
     "has_predictor", "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden",
     "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves",

@@ -161,10 +161,10 @@ def _block_products(number: int) -> Any:
                 _ask(base + load_i32(listed, i) * stride, stride)
             quarter = 0 if listed or not spread else count // 4
             for i in range(quarter):
-                coming = min(i + ahead_apart, quarter - 1)
                 for r in range(4):
-                    store_i64(rows, r, base + (first + i + r * quarter) * stride)
-                    store_i64(nexts, r, base + (first + coming + r * quarter) * stride)
+                    row = base + (first + i + r * quarter) * stride
+                    store_i64(rows, r, row)
+                    store_i64(nexts, r, row + 2304)
                 tile(number, 4, 1, 2, rows, xs, columns, nexts, outs)
                 for r in range(4):
                     store_f32(target, (first + i + r * quarter) * row_step, load_f32(outs, r))
