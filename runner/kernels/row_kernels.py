@@ -43,7 +43,8 @@ from .simd.grouped_sums import GROUP_ROWS, add_group, adds_groups, rows_asked
 
 _ROWS, _INPUTS, _AHEAD, _OUT = 0, 64, 128, 192  # where in the scratch addresses and results stand
 _ROW_CHUNK, _TOKENS = 32, 8  # rows that stay in the cache while groups of so many inputs pass
-_AHEAD_BYTES = 36 << 10  # of rows that are asked for before they are needed; from four places at once a quarter
+_AHEAD_BYTES = 36 << 10  # of rows that are asked for before they are needed
+_AHEAD_APART_BYTES = 2304  # the same, of each of four places
 _LISTED = 8  # rows here and there that are asked for before they are needed
 _MANY = 512  # where in the scratch a group's addresses, weights, and room for grouped_sums.py stand
 _MANY_SHARES = _MANY + 8 * GROUP_ROWS
@@ -152,7 +153,6 @@ def _block_products(number: int) -> Any:
     ) -> None:  # fmt: skip
         rows, xs, outs, nexts = scratch + _ROWS, scratch + _INPUTS, scratch + _OUT, scratch + _AHEAD
         end, ahead = first + count, _LISTED if listed else max(4, _AHEAD_BYTES // stride)
-        ahead_apart = max(1, _AHEAD_BYTES // (16 * stride))
         for t in range(tokens if tokens <= 2 else 0):
             token = _number(chosen, t)
             target = out + 4 * token * token_step
@@ -164,7 +164,7 @@ def _block_products(number: int) -> Any:
                 for r in range(4):
                     row = base + (first + i + r * quarter) * stride
                     store_i64(rows, r, row)
-                    store_i64(nexts, r, row + 2304)
+                    store_i64(nexts, r, row + _AHEAD_APART_BYTES)
                 tile(number, 4, 1, 2, rows, xs, columns, nexts, outs)
                 for r in range(4):
                     store_f32(target, (first + i + r * quarter) * row_step, load_f32(outs, r))
