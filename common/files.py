@@ -13,6 +13,9 @@ from .errors import TsconvertError
 from .locks import locked
 
 PARTIAL = ".partial"
+FIRST_STAGE, SECOND_STAGE = ".local", ".full"
+UNFINISHED = (PARTIAL, FIRST_STAGE, FIRST_STAGE + PARTIAL, SECOND_STAGE)
+"""Endings of what a run writes beside its output until it has finished."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _PIECE_BYTES = 1 << 24
 

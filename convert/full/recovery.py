@@ -17,7 +17,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from ...common import processes
 from ...common.errors import TsconvertError
-from ...common.files import PARTIAL, atomic_folder, check_disk, empty, refuse_existing, refuse_unfinished
+from ...common.files import (
+    FIRST_STAGE,
+    PARTIAL,
+    SECOND_STAGE,
+    atomic_folder,
+    check_disk,
+    empty,
+    refuse_existing,
+    refuse_unfinished,
+)
 from ...common.locks import locked
 from ...common.progress import note
 from ...model.checkpoint import Checkpoint, open_checkpoint
@@ -72,9 +81,9 @@ def stage_folders(config: RelufyConfig) -> Iterator[StageFolders]:
     Process 0 opens the second stage's journal at once: a run with other settings must not go on from the first stage.
     When the run succeeds the folders are removed.
     """
-    local, full = (config.out.with_name(config.out.name + suffix) for suffix in (".local", ".full"))
+    local, full = (config.out.with_name(config.out.name + suffix) for suffix in (FIRST_STAGE, SECOND_STAGE))
     joint = config.predictors
-    predictors = None if joint is None else joint.out.with_name(joint.out.name + ".local")
+    predictors = None if joint is None else joint.out.with_name(joint.out.name + FIRST_STAGE)
     made = [local, full] if predictors is None else [local, full, predictors]
     with ExitStack() as mine:
         if not processes.rank():

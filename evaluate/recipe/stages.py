@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...common.errors import TsconvertError
-from ...common.files import PARTIAL, write_json
+from ...common.files import UNFINISHED, write_json
 from .recipe import Recipe, Stage
 
 GOES_ON = ("relufy", "predictors")
 """Commands that an ended run can be gone on from."""
-_UNFINISHED = (PARTIAL, ".local", f".local{PARTIAL}", ".full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ class StageJournal:
 def left_unfinished(words: Sequence[str], folder: Path) -> list[Path]:
     """The folders, for `--resume`, of a stage's command that was ended while it ran in ``folder``."""
     outs = [folder / out for word, out in pairwise(words) if word in ("--out", "--predictors")]
-    each = [out.with_name(out.name + ending) for out in outs for ending in _UNFINISHED]
+    each = [out.with_name(out.name + ending) for out in outs for ending in UNFINISHED]
     return [path for path in each if path.is_dir()] if words[0] in GOES_ON else []
 
 
