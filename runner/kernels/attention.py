@@ -242,15 +242,16 @@ def heads_are_own(params: Parameters) -> int:
 
 @compiled
 def attend(params: Parameters, thread: int, layer: Layer) -> None:
-    """Each thread takes tokens' heads, those that share keys together, if that leaves no thread idle: its own, if the
-    threads have not met, or all in turn."""
-    heads, head_dim, kv_heads, own = params.heads, params.head_dim, params.kv_heads, heads_are_own(params)
+    """Each thread takes heads, those that share keys together, if that leaves no thread idle: of one token a run of
+    them, its own if there are such; of several tokens in turn."""
+    heads, head_dim, kv_heads = params.heads, params.head_dim, params.kv_heads
     group = heads // kv_heads
     some = group if params.tokens > 1 or kv_heads % params.threads == 0 else 1
     units = heads // some
     first, end, step = thread, units * params.tokens, params.threads
-    if own:
-        first, end, step = units * thread // params.threads, units * (thread + 1) // params.threads, 1
+    if params.tokens == 1:
+        first, step = share_start(params, units, thread, params.threads, 1), 1
+        end = share_start(params, units, thread + 1, params.threads, 1)
     for unit in range(first, end, step):
         t, head = unit // units, unit % units * some
         p = params.position + t

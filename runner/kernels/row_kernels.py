@@ -225,20 +225,18 @@ def _block_add(number: int) -> Any:
             done += some
         for part in range(2):  # the columns that groups leave out, and the rows
             i, stop, skipped = (first, done, whole) if part == 0 else (done, end, 0)
-            while eight and listed and i + ABREAST <= stop and skipped < columns:
-                _fill(nexts, base + stride * skipped // columns, stride, listed, i + ABREAST, last - 1, ABREAST)
-                _fill(rows, base + stride * skipped // columns, stride, listed, i, stop - 1, ABREAST)
-                for r in range(ABREAST):
-                    store_f32(shares, r, load_f32(weights, _number(listed, i + r)))
-                add_rows(number, ABREAST, rows, shares, columns - skipped, into + 4 * skipped, nexts)
-                i += ABREAST
+            start = base + stride * skipped // columns
             while i < stop and skipped < columns:
                 some = 4 if i + 3 <= stop else 1  # three are four, the last of them with nothing
-                _fill(nexts, base, stride, listed, i + 4, last - 1, some)
-                _fill(rows, base + stride * skipped // columns, stride, listed, i, stop - 1, some)
+                if eight and listed and i + ABREAST <= stop:
+                    some = ABREAST
+                _fill(nexts, start, stride, listed, i + max(some, 4), last - 1, some)
+                _fill(rows, start, stride, listed, i, stop - 1, some)
                 for r in range(some):
                     store_f32(shares, r, load_f32(weights, _number(listed, i + r)) if i + r < stop else np.float32(0))
-                if some == 4:
+                if eight and some == ABREAST:
+                    add_rows(number, ABREAST, rows, shares, columns - skipped, into + 4 * skipped, nexts)
+                elif some == 4:
                     add_rows(number, 4, rows, shares, columns - skipped, into + 4 * skipped, nexts)
                 else:
                     add_rows(number, 1, rows, shares, columns - skipped, into + 4 * skipped, nexts)

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .block_groups import FORMATS, GROUP, RUN, RUNS, Group, Neighbours
-from .block_tiles import ABREAST, KINDS, ask_abreast, ask_lines, ask_rest, blocks_at, row_bytes
+from .block_tiles import ABREAST, KINDS, ask_rest, ask_step, blocks_at, row_bytes
 from .emit import AVX512, FLOAT, FLOATS, HALF, I8, I32, I64, INTS, Emit, instruction_set, streams_apart
 
 _SIXTEEN = ir.VectorType(I8, 16)
@@ -70,17 +70,13 @@ def _emit_looked_up(
     step_bytes, abreast = form.blocks * form.size_bytes, len(rows) == ABREAST
     with e.loop(steps) as index:
         offset = b.mul(index, ir.Constant(I64, step_bytes))
-        if abreast:
-            ask_abreast(e, ahead, offset, step_bytes)
-        else:
-            ask_lines(e, ahead, index, step_bytes // 64)
+        ask_step(e, ahead, index, step_bytes, abreast)
         target = b.add(into, b.mul(index, ir.Constant(I64, 4 * GROUP)))
         blocks = [blocks_at(e, form, row, offset) for row in rows]
         scales = _scales(e, blocks, shares)
         for run in range(RUNS):
             _look_up_run(e, kind, blocks, scales, run, b.add(target, ir.Constant(I64, 4 * RUN * run)))
-    asked = b.mul(steps, ir.Constant(I64, step_bytes if abreast else step_bytes // 64 * 64))
-    ask_rest(e, ahead, asked, row_bytes(e, form, columns))
+    ask_rest(e, ahead, steps, step_bytes, row_bytes(e, form, columns), abreast)
     offset = b.mul(steps, ir.Constant(I64, step_bytes))
     target = b.add(into, b.mul(steps, ir.Constant(I64, 4 * GROUP)))
     with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
@@ -131,20 +127,19 @@ def _emit_groups(
 ) -> None:
     b, form = e.b, FORMATS[kind]
     steps = b.udiv(columns, ir.Constant(I64, form.step_weights))
-    step_bytes = ir.Constant(I64, form.blocks * form.size_bytes)
+    step_bytes = form.blocks * form.size_bytes
     with e.loop(steps) as index:
-        offset = b.mul(index, step_bytes)
-        ask_lines(e, ahead, index, form.blocks * form.size_bytes // 64)
+        offset = b.mul(index, ir.Constant(I64, step_bytes))
+        ask_step(e, ahead, index, step_bytes, False)
         target = b.add(into, b.mul(index, ir.Constant(I64, 4 * form.step_weights)))
         expanded = [form.expand(e, blocks_at(e, form, row, offset)) for row in rows]
         for number in range(len(expanded[0])):
             for run in range(RUNS):
                 _add_run(e, [groups[number] for groups in expanded], weights, run, target, number * GROUP + run * RUN)
-    asked = b.mul(steps, ir.Constant(I64, form.blocks * form.size_bytes // 64 * 64))
-    ask_rest(e, ahead, asked, row_bytes(e, form, columns))
+    ask_rest(e, ahead, steps, step_bytes, row_bytes(e, form, columns), False)
     if form.weights < GROUP:
         left = b.udiv(b.urem(columns, ir.Constant(I64, GROUP)), ir.Constant(I64, form.weights))
-        offset = b.mul(steps, step_bytes)
+        offset = b.mul(steps, ir.Constant(I64, step_bytes))
         target = b.add(into, b.mul(steps, ir.Constant(I64, 4 * GROUP)))
         with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
             expanded = [form.expand(e, blocks_at(e, form, row, offset, left)) for row in rows]

@@ -59,13 +59,9 @@ class _Tile:
         size = self.format.blocks * self.format.size_bytes
         with self.e.loop(steps) as index:
             offset = b.mul(index, ir.Constant(I64, size))
-            if abreast:
-                ask_abreast(self.e, ahead, offset, size)
-            else:
-                ask_lines(self.e, ahead, index, size // 64)
+            ask_step(self.e, ahead, index, size, abreast)
             self._step([blocks_at(self.e, self.format, row, offset) for row in self.rows], index, parts)
-        asked = b.mul(steps, ir.Constant(I64, size if abreast else size // 64 * 64))
-        ask_rest(self.e, ahead, asked, row_bytes(self.e, self.format, columns))
+        ask_rest(self.e, ahead, steps, size, row_bytes(self.e, self.format, columns), abreast)
         if self.format.weights < GROUP:
             left = b.udiv(b.urem(columns, ir.Constant(I64, step)), ir.Constant(I64, self.format.weights))
             with b.if_then(b.icmp_unsigned("!=", left, ir.Constant(I64, 0))):
@@ -148,24 +144,23 @@ def row_bytes(e: Emit, form: Format, columns: Any) -> Any:
     return e.b.mul(e.b.udiv(columns, ir.Constant(I64, form.weights)), ir.Constant(I64, form.size_bytes))
 
 
-def ask_lines(e: Emit, ahead: Sequence[Any], index: Any, lines: int) -> None:
-    """Ask for a step's lines of coming rows: ``lines`` each, as many as a step's bytes fill."""
-    for address in ahead:
-        at = e.b.add(address, e.b.mul(index, ir.Constant(I64, 64 * lines)))
-        for line in range(lines):
-            e.prefetch(at, 64 * line)
+def _asked(step_bytes: int, abreast: bool) -> int:
+    """Bytes of a coming row that a step asks for: its own, or as many whole lines as they fill."""
+    return step_bytes if abreast else step_bytes // 64 * 64
 
 
-def ask_abreast(e: Emit, ahead: Sequence[Any], offset: Any, size: int) -> None:
-    """Ask for the bytes of coming rows that a step reads of its own."""
+def ask_step(e: Emit, ahead: Sequence[Any], index: Any, step_bytes: int, abreast: bool) -> None:
+    """Ask for a step's share of each coming row: ``abreast`` the bytes that it reads of its own, else whole lines."""
+    size = _asked(step_bytes, abreast)
     for address in ahead:
-        at = e.b.add(address, offset)
-        for byte in (*range(0, size - 1, 64), size - 1):
+        at = e.b.add(address, e.b.mul(index, ir.Constant(I64, size)))
+        for byte in (*range(0, size - 1, 64), *[size - 1] * abreast):
             e.prefetch(at, byte)
 
 
-def ask_rest(e: Emit, ahead: Sequence[Any], asked: Any, size: Any) -> None:
-    """Ask for what is left behind the ``asked`` bytes of rows of ``size`` bytes, begun within a line or not."""
+def ask_rest(e: Emit, ahead: Sequence[Any], steps: Any, step_bytes: int, size: Any, abreast: bool) -> None:
+    """Ask for what ``steps`` steps leave of rows of ``size`` bytes, begun within a line or not."""
+    asked = e.b.mul(steps, ir.Constant(I64, _asked(step_bytes, abreast)))
     left = e.b.add(e.b.sub(size, asked), ir.Constant(I64, 63))
     with e.loop(e.b.udiv(left, ir.Constant(I64, 64))) as line:
         at = e.b.add(asked, e.b.mul(line, ir.Constant(I64, 64)))
