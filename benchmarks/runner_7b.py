@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ def main() -> None:
     )  # fmt: skip
     name = f"r7x{options.experts}" if options.experts else "r7"
     files = {"sparse": options.scratch / f"{name}-sparse.gguf"}
+    if options.attention_share is not None:
+        files["by inputs"] = options.scratch / f"{name}-by-inputs.gguf"
     if options.llama_bench:
         files["llama.cpp"] = options.scratch / f"{name}-llama.gguf"
     if options.powerinfer:
@@ -88,7 +91,9 @@ def main() -> None:
     try:
         for target, file in files.items():
             if not (options.keep and file.exists()):
-                write_planted(file, target, shape)
+                share = options.attention_share if target == "by inputs" else None
+                kind = "sparse" if target == "by inputs" else target
+                write_planted(file, kind, replace(shape, attention_share=share))
         if options.write_only:
             return
         _report(options, _measure(options, files))
@@ -106,6 +111,8 @@ def _measure(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, l
 
     threads = options.threads
     models = {"ours": load(files["sparse"], threads=threads, context=1024)} if options.modes else {}
+    if "by inputs" in files:
+        models["ours by inputs"] = load(files["by inputs"], threads=threads, context=1024)
     if options.same_file:
         models["ours on llama.cpp's file"] = load(files["llama.cpp"], threads=threads, context=1024)
     for turn in range(options.rounds + 1):
@@ -113,7 +120,8 @@ def _measure(options: argparse.Namespace, files: dict[str, Path]) -> dict[str, l
             found.clear()
         for name, model in models.items():
             note("bandwidth", measure_bandwidth(threads) / 1e9)
-            for mode in options.modes if name == "ours" else ("dense",):
+            modes = {"ours": options.modes, "ours by inputs": ("dense", "predicted")}
+            for mode in modes.get(name, ("dense",)):
                 note(f"{name}, {mode}", 1 / decode(model, mode, options.tokens))
                 note(f"{name}, {mode}: bytes", weight_bytes(model.source, model.density, mode))
                 note(f"{name}, {mode}: fired", float(model.density.fired.mean()))
@@ -174,6 +182,9 @@ def _options() -> argparse.Namespace:
         "rounds": 5,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument(
+        "--attention-share", type=float, help="also a file whose predicted mode keeps this share of attention's outputs"
+    )
     parser.add_argument("--keep", action="store_true", help="use files that are there, and leave them")
     parser.add_argument("--write-only", action="store_true")
     return parser.parse_args()

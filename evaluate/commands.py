@@ -80,6 +80,9 @@ def _is_gguf(model: str | None) -> bool:
                 " trained for, F16 for PowerInfer.", rules=[_SPARSE]),
         setting(ExportConfig, "separate_predictors", "Write the predictors into a second file, FILE.predictors.gguf.",
                 rules=[not_with("--target", "llama.cpp", "powerinfer")]),
+        setting(ExportConfig, "attention_share", "Store attention's output matrix by its inputs; predicted mode reads"
+                " this share of it, for the largest inputs of each token, such as 0.5.",
+                rules=[not_with("--target", "llama.cpp", "powerinfer")]),
         setting(ExportConfig, "profile", "Profile that says how often neurons fire; default: what the predictors'"
                 " training counted.", rules=[_SPARSE, _COUNTED]),
         setting(ExportConfig, "order", "Store the neurons that fire most first.", "--order/--no-order",

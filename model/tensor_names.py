@@ -17,7 +17,7 @@ GGUF_NAMES = {
     "attn_q": "blk.{L}.attn_q.weight",
     "attn_k": "blk.{L}.attn_k.weight",
     "attn_v": "blk.{L}.attn_v.weight",
-    "attn_output": "blk.{L}.attn_output.weight",
+    "attn_output": "blk.{L}.attn_output{X}.weight",
     "attn_q_norm": "blk.{L}.attn_q_norm.weight",
     "attn_k_norm": "blk.{L}.attn_k_norm.weight",
     "attn_post_norm": "blk.{L}.post_attention_norm.weight",
@@ -70,7 +70,7 @@ def hf_whole(spec: ModelSpec, place: Place) -> str | None:
 
 
 def gguf_name(place: Place, *, suffix: str = "") -> str:
-    """The GGUF name of the tensor at ``place``; the experts of a layer share one. ``suffix`` as in `ffn_down_t`."""
+    """The GGUF name of the tensor at ``place``; the experts of a layer share one; ``suffix`` is `_t` if transposed."""
     template = GGUF_NAMES[place.role]
     stacked = suffix + ("_exps" if place.expert is not None else "")
     if suffix and "{X}" not in template:

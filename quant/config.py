@@ -72,6 +72,9 @@ class ExportConfig(TypesConfig):
     """Put them into a file of their own, for engines that refuse tensors which they do not know."""
     profile: Path | None = None
     """How often neurons fire; None takes what the predictors' training counted, if they are given."""
+    attention_share: float | None = None
+    """Store attention's output matrix with a row an input, of which predicted mode reads this share: those of each
+    token's largest inputs. None: the matrix as it is."""
     order: bool = True
     """Put neurons that fire often first, where a profile or predictors say which do."""
     vram_bytes: int | None = None
@@ -90,6 +93,8 @@ class ExportConfig(TypesConfig):
     def __post_init__(self) -> None:
         if self.target is not None and self.target not in TARGETS:
             raise TsconvertError(f"target is {self.target!r}: it must be one of {', '.join(TARGETS)}")
+        if self.attention_share is not None and not 0 < self.attention_share <= 1:
+            raise TsconvertError(f"attention share is {self.attention_share:g}: it must be above 0 and at most 1")
         if self.target == "powerinfer" and (self.by_size or self.recipe is not None):
             raise TsconvertError("--target powerinfer: its files have one type for all matrices; give --type instead")
 

@@ -115,6 +115,11 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> _Planned:
     target = config.target or ("sparse" if spec.sparse else "llama.cpp")
     if config.vram_bytes is not None and target != "powerinfer":
         raise TsconvertError(f"--vram splits a model for PowerInfer, and the target is {target}; leave it out")
+    if config.attention_share is not None and (target != "sparse" or not spec.sparse):
+        raise TsconvertError(
+            "--attention-share is for sparse models in files for our own runner: the model is"
+            f" {spec.activation} and the target {target}; leave it out"
+        )
     inside = checkpoint.has_predictors and target != "llama.cpp"
     predictors = None
     if config.predictors or inside:
@@ -141,6 +146,7 @@ def _plan(config: ExportConfig, checkpoint: Checkpoint) -> _Planned:
         out=config.out, checkpoint=checkpoint, predictors=predictors, vocabulary=vocabulary, types=types,
         name=config.name or checkpoint.folder.resolve().name, info=info, counts=counts,
         orders=neuron_order.firing_order(counts) if config.order else {}, vram_bytes=config.vram_bytes,
+        attention_share=config.attention_share,
     )  # fmt: skip
     plan = _PLANS[target](job)
     if config.split_max_bytes is not None and plan.magic != GGUF_MAGIC:

@@ -29,12 +29,15 @@ class Density:
     """Neurons that the predictor named; 0 where none ran."""
     missed: Shares
     """Neurons that fired without being predicted; 0 unless the model's ``audit`` was on."""
+    attended: Shares
+    """Of attention's outputs, those whose rows of `attn_output_t` were read; 0 where the matrix is not transposed."""
 
     @classmethod
     def of(cls, counts: npt.NDArray[Any], tokens: int, spec: ModelSpec) -> "Density":
         """From the kernels' counters (records COUNTS [N, L]) over ``tokens`` tokens."""
         whole = max(1, tokens) * spec.neurons * max(1, spec.experts_per_token)
         shares = {name: counts[name].sum(axis=0) / whole for name in counts.dtype.names or ()}
+        shares["attended"] *= whole / (max(1, tokens) * spec.heads * spec.head_dim)
         if spec.activation in THRESHOLDED:  # the kernels look at up first
             shares["gate"], shares["up"] = shares["up"], shares["gate"]
         return cls(tokens=tokens, **shares)
@@ -94,6 +97,8 @@ def weight_bytes(source: ModelFile, density: Density, mode: str) -> float:
             total += tensor.size_bytes if spec.tied else 0
         elif role in _SPARSE_ROLES and layer is not None:
             total += tensor.size_bytes * used * float(getattr(density, _SPARSE_ROLES[role])[layer])
+        elif role == "attn_output" and source.attention_share is not None and layer is not None:
+            total += tensor.size_bytes * float(density.attended[layer])
         elif role in PREDICTOR:
             total += tensor.size_bytes * used if mode == "predicted" else 0
         else:

@@ -253,7 +253,7 @@ def load(
 def resolve_mode(source: ModelFile, mode: str) -> str:
     """The mode that ``mode`` means for a file: `auto` is settled, the impossible refused."""
     if mode == "auto":
-        if source.has_predictors:
+        if source.approximates:
             return "predicted"
         return "exact" if source.spec.sparse and source.transposed else "dense"
     if mode not in MODES:
@@ -264,7 +264,7 @@ def resolve_mode(source: ModelFile, mode: str) -> str:
             f"{path}: a {_NAMES[source.spec.activation]} model, none of whose neurons is ever zero; run it with"
             " --sparsity dense, or make it sparse with `tsconvert relufy` first"
         )
-    if mode == "predicted" and not source.has_predictors:
+    if mode == "predicted" and not source.approximates:
         apart = source.file.metadata.get(f"{source.file.architecture}.predictor.file")
         if apart:
             raise TsconvertError(f"{path}: the file's predictors are in {apart}; put that beside it")
@@ -283,6 +283,7 @@ def _weights(source: ModelFile, context: int) -> Weights:
     return Weights(
         spec=spec, tensors=tensors, thresholds=np.ascontiguousarray(source.thresholds), angles=layers,
         rotated=source.rope.dimensions, halves=source.halves, original_context=source.rope.original_context,
-        rank=source.rank, transposed=source.transposed, normed_predictors=source.normed_predictors,
+        rank=source.rank, transposed=source.transposed, attention_share=source.attention_share,
+        normed_predictors=source.normed_predictors,
         linear_predictors=source.linear_predictors,
     )  # fmt: skip

@@ -34,8 +34,8 @@ SURFACE = {
     "export-gguf": "--out --target --modelfile --split-max-size --verify --no-verify --dry-run --type --pure"
     " --tensor-type --output-tensor-type --token-embedding-type --imatrix --target-size --target-bits"
     " --target-bytes-a-token --data"
-    " --density --candidate --recipe --predictors --predictor-type --separate-predictors --profile --order --no-order"
-    " --vram --name --metadata --pre -t --threads",
+    " --density --candidate --recipe --predictors --predictor-type --separate-predictors --attention-share --profile"
+    " --order --no-order --vram --name --metadata --pre -t --threads",
     "quantize": "--out --split-max-size --dry-run --type --pure --tensor-type --output-tensor-type"
     " --token-embedding-type --imatrix --allow-requantize --target-size --target-bits --target-bytes-a-token --data"
     " --density --candidate --recipe -t --threads",

@@ -213,6 +213,13 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         )
         for target in ("llama.cpp", "powerinfer")
     ],
+    ("export-gguf", "--attention-share"): [
+        (
+            f"{EXPORT} --target {target}", "--attention-share 0.5",
+            "without --target llama.cpp or powerinfer only; leave it out, or leave --target out",
+        )
+        for target in ("llama.cpp", "powerinfer")
+    ],
     ("export-gguf", "--profile"): [
         (f"{EXPORT} --target llama.cpp", "--profile p", LLAMA),
         (

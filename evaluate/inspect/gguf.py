@@ -61,7 +61,7 @@ def _shape(model: ModelFile) -> dict[str, Any]:
     spec = model.spec
     thresholds = [float(value) for value in model.thresholds.ravel() if math.isfinite(value)]
     ffns = spec.layers * spec.ffns
-    modes = ["dense"] + ["exact"] * (spec.sparse and model.transposed) + ["predicted"] * model.has_predictors
+    modes = ["dense"] + ["exact"] * (spec.sparse and model.transposed) + ["predicted"] * model.approximates
     spread = f", thresholds {min(thresholds):.3g} to {max(thresholds):.3g}" if thresholds else ""
     return {
         "activation": spec.activation,

@@ -18,7 +18,7 @@ from ...quant.targets.neuron_order import read_orders
 from ...quant.targets.predictor_source import PredictorSource, find_predictors
 from ...text.tokenizer import load_tokenizer
 from .config import VerifyConfig
-from .expected_tensors import Orders, expected_tensors, factors_of
+from .expected_tensors import Orders, expected_tensors, factors_of, turned_roles
 from .logits import LogitsResult, compare_logits
 from .metadata import ACTIVATIONS, compare_keys, compare_tokens, dialect_of
 from .tensors import TensorResult, compare_predictors, compare_tensor
@@ -150,7 +150,7 @@ def _tensors(
     importances = config.importances or any(key.startswith(_IMPORTANCE) for key in file.metadata)
 
     def results() -> Iterator[TensorResult]:
-        for expected in expected_tensors(checkpoint.spec, report.dialect, factors):
+        for expected in expected_tensors(checkpoint.spec, report.dialect, factors, turned_roles(file, report.dialect)):
             yield compare_tensor(file, expected, checkpoint, orders, importances=importances)
         if predictors is not None:
             yield from compare_predictors(beside, predictors, orders, normed=report.dialect == "sparse")

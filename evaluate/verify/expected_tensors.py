@@ -4,7 +4,7 @@ Written apart from the exporter (quant/targets/checkpoint_rows.py, neuron_order.
 that a mistake there is found here. Shape suffixes: D model width, F neurons, R rows, C columns, S head size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from ...model.checkpoint import Checkpoint
 from ...model.families import FAMILIES
 from ...model.families.family import Gguf
 from ...model.files.dtypes import to_float32
-from ...model.files.gguf.file import GgufFile
+from ...model.files.gguf.file import SPARSE, GgufFile
 from ...model.spec import ModelSpec
 from ...model.tensor_names import FFN, UP_SCALE, Place, ffn_places, gguf_name, shape_of
 from ...quant.targets.engine_form import engine_form
@@ -73,8 +73,21 @@ def factors_of(file: GgufFile) -> dict[str, float]:
     return {role: 2.0**exponent for role, exponent in exponents.items()}
 
 
-def expected_tensors(spec: ModelSpec, dialect: str, factors: Mapping[str, float] | None = None) -> Iterator[Expected]:
-    """What a file of a dialect (`llama.cpp`, `powerinfer`, `sparse`) holds of a model, predictors left out."""
+def turned_roles(file: GgufFile, dialect: str) -> list[str]:
+    """The roles whose matrices a file of a dialect has transposed."""
+    by_inputs = f"{SPARSE}.attention.output_share" in file.metadata
+    return ["ffn_down"] * (dialect != "llama.cpp") + ["attn_output"] * (dialect == "sparse" and by_inputs)
+
+
+def expected_tensors(
+    spec: ModelSpec, dialect: str, factors: Mapping[str, float] | None = None, turned: Collection[str] = ()
+) -> Iterator[Expected]:
+    """What a file of a dialect (`llama.cpp`, `powerinfer`, `sparse`) holds of a model, predictors left out.
+
+    Args:
+        factors: what `factors_of` gives.
+        turned: what `turned_roles` gives.
+    """
     gguf = {"llama.cpp": FAMILIES[spec.family].gguf, "powerinfer": Gguf(architecture="llama")}.get(dialect)
     form = engine_form(spec, gguf, dialect)
 
@@ -110,7 +123,7 @@ def expected_tensors(spec: ModelSpec, dialect: str, factors: Mapping[str, float]
             whole = next((roles for roles in form.fused.values() if role in roles), None)
             if whole is None:
                 places = ffn_places(spec, layer, role) if role in FFN else [Place(role, layer)]
-                yield expected(places, transposed=role == "ffn_down" and dialect != "llama.cpp")
+                yield expected(places, transposed=role in turned)
             elif role == whole[0]:
                 yield expected([Place(each, layer) for each in whole])
     yield expected([Place("output_norm")])
@@ -138,7 +151,7 @@ class SourceRows:
             self._index = order
         if expected.transposed:
             whole_FD = checkpoint.array(part.place).T
-            self._whole = whole_FD if order is None else whole_FD[order]
+            self._whole = whole_FD if order is None or role not in FFN else whole_FD[order]
         elif role == "ffn_down" and order is not None:
             self._whole = checkpoint.array(part.place)[:, order]
         elif role == UP_SCALE:

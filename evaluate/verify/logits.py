@@ -20,7 +20,7 @@ from ...model.files.gguf.file import GgufFile, GgufTensor
 from ...model.tensor_names import FFN, UP_SCALE, Place, shape_of
 from ...runner.files.model_file import ModelFile, open_model
 from ...runner.model import Model
-from .expected_tensors import Expected, Floats, Orders, Part, expected_tensors, factors_of, rope_order
+from .expected_tensors import Expected, Floats, Orders, Part, expected_tensors, factors_of, rope_order, turned_roles
 from .type_bounds import FLOAT_TYPES
 
 PROMPTS = (
@@ -218,7 +218,7 @@ class DecodedWeights:
     def __init__(self, source: Checkpoint, file: GgufFile, orders: Orders, dialect: str) -> None:
         self._spec, self._file, self._orders = source.spec, file, orders
         self._at: dict[Place, tuple[Expected, int]] = {}
-        for expected in expected_tensors(self._spec, dialect, factors_of(file)):
+        for expected in expected_tensors(self._spec, dialect, factors_of(file), turned_roles(file, dialect)):
             for number, part in enumerate(expected.parts):
                 self._at.setdefault(part.place, (expected, number))
 

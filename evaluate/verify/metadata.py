@@ -14,6 +14,7 @@ from ...model.spec import THRESHOLDED
 from ...quant.metadata.feature_keys import used_features
 from ...quant.targets import separate_predictors
 from ...quant.targets.predictor_source import PredictorSource
+from .expected_tensors import turned_roles
 
 ACTIVATIONS = {
     "sparse": EVERY_ACTIVATION,
@@ -31,8 +32,14 @@ def dialect_of(file: GgufFile) -> str:
     return "sparse" if file.architecture == SPARSE else "llama.cpp"
 
 
-def expected_keys(checkpoint: Checkpoint, dialect: str, predictors: PredictorSource | None) -> dict[str, Any]:
-    """What the keys of the model's shape and arithmetic must be; None: must not be there."""
+def expected_keys(
+    checkpoint: Checkpoint, dialect: str, predictors: PredictorSource | None, *, attention_share: bool = False
+) -> dict[str, Any]:
+    """What the keys of the model's shape and arithmetic must be; None: must not be there.
+
+    Args:
+        attention_share: predicted mode keeps a share of attention's outputs.
+    """
     spec = checkpoint.spec
     gguf = FAMILIES[spec.family].gguf
     architecture = {
@@ -51,10 +58,12 @@ def expected_keys(checkpoint: Checkpoint, dialect: str, predictors: PredictorSou
         keys["activation"] = spec.activation
         keys["activation_threshold"] = list(spec.thresholds) if any(spec.thresholds) else None
         keys["up_threshold"] = list(spec.up_thresholds) if any(spec.up_thresholds) else None
-        features = used_features(spec, linear_predictors=predictors is not None and predictors.linear) or None
+        features = used_features(
+            spec, linear_predictors=predictors is not None and predictors.linear, attention_share=attention_share
+        )
         keys |= {
             "format_version": 2 if features else 1,
-            "features": features,
+            "features": features or None,
             "source_fingerprint": checkpoint.fingerprint,
         }
     if windows:
@@ -75,7 +84,8 @@ def compare_keys(
 ) -> Iterator[tuple[str, str]]:
     """(key, problem) for each key that is compared; the problem is empty where the key is right."""
     dialect = dialect_of(file)
-    wanted = expected_keys(checkpoint, dialect, predictors)
+    by_inputs = "attn_output" in turned_roles(file, dialect)
+    wanted = expected_keys(checkpoint, dialect, predictors, attention_share=by_inputs)
     if dialect == "powerinfer":
         wanted["powerinfer.sparse_threshold"] = 0.0
     if dialect == "sparse" and predictors is not None:

@@ -10,7 +10,7 @@ _SCALES = {
 }  # fmt: skip
 
 
-def used_features(spec: ModelSpec, *, linear_predictors: bool = False) -> list[str]:
+def used_features(spec: ModelSpec, *, linear_predictors: bool = False, attention_share: bool = False) -> list[str]:
     """The features, by docs/format.md's names, that a reader of our dialect has to know."""
     windowed = spec.sliding_window is not None
     found = {
@@ -30,6 +30,7 @@ def used_features(spec: ModelSpec, *, linear_predictors: bool = False) -> list[s
         "up_scale": spec.up_scaled,
         "longrope": (spec.rope_scaling or {}).get("rope_type") == "longrope",
         "linear_predictors": linear_predictors,
+        "attention_share": attention_share,
     }
     return [name for name, used in found.items() if used]
 

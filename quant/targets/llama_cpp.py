@@ -51,6 +51,6 @@ def plan(job: Job) -> Plan:
     table = TensorTable(job, form, exponents)
     table.embedding()
     for layer in range(spec.layers):
-        table.layer(layer, transpose_down=False)
+        table.layer(layer)
     table.head()
     return Plan(target="llama.cpp", architecture=architecture, metadata=metadata, tensors=table.tensors, notes=notes)

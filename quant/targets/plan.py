@@ -3,7 +3,7 @@
 Shape suffixes: D model width, F neurons, R predictor rank, C columns.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class Job:
     """The order in which each FFN's neurons are stored; empty: the checkpoint's."""
     counts: Counts = field(default_factory=dict)
     """How often each FFN's neurons fire, in the checkpoint's order, if that is known."""
+    attention_share: float | None = None
+    """The share of attention's outputs that predicted mode keeps; None: all of them, their matrix as it is."""
     vram_bytes: int | None = None
     """The memory of the GPU that PowerInfer is to use."""
 
@@ -98,11 +100,11 @@ class TensorTable:
         self.tensors += [TensorPlan.of(name, values) for name, values in divisors.items()]
         self.place(Place("token_embd"))
 
-    def layer(self, layer: int, *, transpose_down: bool) -> None:
-        """Attention and FFN of a layer; the down matrix transposed, as `ffn_down_t`, or as it is."""
+    def layer(self, layer: int, *, turned: Collection[str] = ()) -> None:
+        """Attention and FFN of a layer; matrices of the roles ``turned`` transposed, as `ffn_down_t`."""
         for role in self.form.roles:
-            if role == "ffn_down" and transpose_down:
-                self.ffn_down_t(layer)
+            if role in turned:
+                self.transposed(role, layer)
             else:
                 self.place(Place(role, layer))
 
@@ -134,13 +136,13 @@ class TensorTable:
         type_name = "F32" if plain else self.job.types.matrix(name, shape[-1])
         self.add(name, (*stack, *shape), type_name, rows)
 
-    def ffn_down_t(self, layer: int) -> None:
-        """down, of all experts, with one row a neuron."""
-        places = ffn_places(self.job.spec, layer, "ffn_down")
+    def transposed(self, role: str, layer: int) -> None:
+        """A matrix, of all experts, with one row an input: of down, a neuron."""
+        places = ffn_places(self.job.spec, layer, role) if role in FFN else [Place(role, layer)]
         shape = shape_of(self.job.spec, places[0])[::-1]
         name = gguf_name(places[0], suffix="_t")
-        stack = (len(places),) if self.job.spec.experts else ()
-        rows = self.rows(Place("ffn_down", layer), transpose=True)
+        stack = (len(places),) if self.job.spec.experts and role in FFN else ()
+        rows = self.rows(Place(role, layer), transpose=True)
         self.add(name, (*stack, *shape), self.job.types.matrix(name, shape[-1]), rows)
 
     def rows(self, place: Place, *, transpose: bool = False) -> list[MatrixRows]:
@@ -161,7 +163,7 @@ class TensorTable:
             places = ffn_places(spec, place.layer or 0, role)
             found = [rows_of(checkpoint, each, orders.get((each.layer or 0, each.expert or 0))) for each in places]
         else:
-            found = [plain(checkpoint, place, order)]
+            found = [transposed(checkpoint, place) if transpose else plain(checkpoint, place, order)]
         return found if factor == 1 else [scaled(rows, factor) for rows in found]
 
     def _up_scale(self, place: Place) -> npt.NDArray[np.float32]:

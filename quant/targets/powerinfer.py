@@ -53,7 +53,7 @@ def plan(job: Job) -> Plan:
     table = TensorTable(job, engine_form(spec, _PLAIN, f"{job.checkpoint.folder}: PowerInfer"))
     table.embedding()
     for layer in range(spec.layers):
-        table.layer(layer, transpose_down=True)
+        table.layer(layer, turned=["ffn_down"])
         table.predictors(layer, predictors.ranks[layer], predictors.before_norm)
     table.head()
     if spec.tied:

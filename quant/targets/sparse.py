@@ -3,7 +3,7 @@
 from itertools import chain
 
 from ...model.files.gguf.file import SPARSE
-from ..gguf.values import Value, array, text, u32
+from ..gguf.values import Value, array, f32, text, u32
 from ..metadata import rope
 from ..metadata.feature_keys import feature_keys, used_features
 from ..metadata.model_keys import later_shape_keys, shape_keys
@@ -22,8 +22,9 @@ def plan(job: Job) -> Plan:
     metadata |= job.vocabulary.metadata(huggingface=True)
     table = TensorTable(job, engine_form(spec, None, SPARSE))
     table.embedding()
+    turned = ["ffn_down"] if job.attention_share is None else ["ffn_down", "attn_output"]
     for layer in range(spec.layers):
-        table.layer(layer, transpose_down=True)
+        table.layer(layer, turned=turned)
         if job.predictors is not None and any(job.predictors.ranks[layer]):
             table.predictors(layer, job.predictors.ranks[layer], job.predictors.normed)
     table.head()
@@ -42,7 +43,11 @@ def _own_keys(job: Job) -> dict[str, Value]:
     ffns, predictors = spec.layers * spec.ffns, job.predictors
     thresholds = list(chain(*predictors.thresholds)) if predictors else [float("nan")] * ffns
     ranks = list(chain(*predictors.ranks)) if predictors else [0] * ffns
-    features = used_features(spec, linear_predictors=predictors is not None and predictors.linear)
+    features = used_features(
+        spec,
+        linear_predictors=predictors is not None and predictors.linear,
+        attention_share=job.attention_share is not None,
+    )
     keys = {
         "format_version": u32(2 if features else 1),  # version 1 knows no features
         "activation": text(spec.activation),
@@ -52,6 +57,8 @@ def _own_keys(job: Job) -> dict[str, Value]:
     }
     if features:
         keys["features"] = array("str", features)
+    if job.attention_share is not None:
+        keys["attention.output_share"] = f32(job.attention_share)
     if any(spec.thresholds):
         keys["activation_threshold"] = array("f32", list(spec.thresholds))
     if any(spec.up_thresholds):

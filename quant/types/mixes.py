@@ -74,7 +74,7 @@ def kind_of(name: str) -> str:
     if name in ("output.weight", "token_embd.weight"):
         return name.removesuffix(".weight")
     for kind in ("attn_qkv", "attn_kv_b", "attn_v", "attn_k", "attn_q", "attn_output"):
-        if f"{kind}.weight" in name:
+        if f"{kind}.weight" in name or f"{kind}_t.weight" in name:
             return "attn_v" if kind in ("attn_qkv", "attn_kv_b") else kind
     return next((kind for kind in ("ffn_up", "ffn_gate", "ffn_down") if kind in name), "other")
 

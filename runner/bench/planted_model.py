@@ -55,6 +55,8 @@ class Shape:
     """Share of the neurons whose gate is positive."""
     firing: float = 0.10
     predicted: float = 0.12
+    attention_share: float | None = None
+    """Of attention's outputs, that predicted mode keeps; None: all of them."""
 
     @property
     def layer_bytes(self) -> int:
@@ -81,13 +83,15 @@ def write_planted(path: Path, target: str, shape: Shape, seed: int = 0) -> Path:
 def _tensors(target: str, s: Shape) -> Iterator[TensorPlan]:
     kind, D, F, R = s.type_name, s.width, s.neurons, s.rank
     heads_D, kv_D = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    by_inputs = target == "sparse" and s.attention_share is not None
     mixed = kind == "Q4_K" and target == "llama.cpp"  # Q4_K_M: half of attn_v and ffn_down, and the head, in Q6_K
 
     def plan(role: str, layer: int | None, shape: tuple[int, ...], type_name: str = kind) -> TensorPlan:
         expert = 0 if s.experts and role in (*FFN, *PREDICTOR) else None
-        down_t = role == "ffn_down" and target != "llama.cpp"
+        turned = role == "ffn_down" and target != "llama.cpp"
+        turned |= role == "attn_output" and by_inputs
         return TensorPlan(
-            name=gguf_name(Place(role, layer, expert), suffix="_t" if down_t else ""), type_name=type_name,
+            name=gguf_name(Place(role, layer, expert), suffix="_t" if turned else ""), type_name=type_name,
             shape=shape if expert is None else (s.experts, *shape), source=list,
         )  # fmt: skip
 
@@ -98,7 +102,7 @@ def _tensors(target: str, s: Shape) -> Iterator[TensorPlan]:
         yield plan("attn_q", layer, (heads_D, D))
         yield plan("attn_k", layer, (kv_D, D))
         yield plan("attn_v", layer, (kv_D, D), more)
-        yield plan("attn_output", layer, (D, heads_D))
+        yield plan("attn_output", layer, (heads_D, D) if by_inputs else (D, heads_D))
         yield plan("ffn_norm", layer, (D,), "F32")
         if s.experts:
             yield plan("router", layer, (s.experts, D), "F32")
@@ -131,6 +135,9 @@ def _metadata(target: str, s: Shape) -> dict[str, Value]:
         keys |= {
             "predictor.threshold": array("f32", [0.0] * ffns), "predictor.rank": array("u32", [s.rank] * ffns),
         }  # fmt: skip
+        if s.attention_share is not None:
+            keys |= {"format_version": u32(2), "features": array("str", ["attention_share"])}
+            keys |= {"attention.output_share": f32(s.attention_share)}
     found = {"general.architecture": text(architecture), "general.name": text("random")}
     found |= {f"{architecture}.{name}": value for name, value in keys.items()}
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]

@@ -41,6 +41,8 @@ class ModelFile:
     """Rope turns rows of a head half of what turns apart, not neighbours."""
     transposed: bool
     """The down matrix has one row a neuron, so rows can be left out."""
+    attention_share: float | None = None
+    """The share of attention's outputs, each token's largest, that predicted mode keeps; None: all of them."""
     normed_predictors: bool
     """Predictors see the FFN's input after its norm."""
     linear_predictors: bool = False
@@ -59,6 +61,11 @@ class ModelFile:
     def has_predictors(self) -> bool:
         """Some FFN has a predictor."""
         return bool(np.isfinite(self.thresholds).any())
+
+    @property
+    def approximates(self) -> bool:
+        """Predicted mode leaves something out: what predictors do not name, or small outputs of attention."""
+        return self.has_predictors or self.attention_share is not None
 
     @property
     def rank(self) -> int:
@@ -98,7 +105,7 @@ def _made(keys: Keys, dialect: Dialect, spec: ModelSpec, **more: Any) -> ModelFi
     rope, local_rope = read_ropes(keys, spec, dialect)
     return ModelFile(
         file=keys.file, dialect=dialect.name, spec=spec, rope=rope, local_rope=local_rope, halves=dialect.halves,
-        transposed=dialect.transposed, **more,
+        transposed=dialect.transposed, attention_share=dialect.attention_share, **more,
     )  # fmt: skip
 
 
@@ -111,8 +118,13 @@ def _sparse(file: GgufFile) -> ModelFile:
             f"{file.path}: sparse format {shown(version)}, this tsconvert reads"
             f" {' and '.join(map(str, FORMAT_VERSIONS))}; export it again"
         )
-    dialect = Dialect(name="sparse", transposed=True)
+    dialect = Dialect(name="sparse", transposed=True, attention_share=_attention_share(keys, version))
     spec = read_spec(keys, dialect, str(keys.get("activation", "drelu")))
+    if dialect.attention_share is not None and not spec.sparse:
+        raise TsconvertError(
+            f"{file.path}: feature attention_share of a {spec.activation} model, which has no predicted mode; export it"
+            " again"
+        )
     tensors = read_tensors(file, spec, dialect, apart)
     thresholds = np.full((spec.layers, spec.ffns), np.nan, np.float32)
     given = (apart or file).metadata.get(f"{SPARSE}.predictor.threshold", [])
@@ -130,6 +142,19 @@ def _sparse(file: GgufFile) -> ModelFile:
     return _made(
         keys, dialect, spec, normed_predictors=True, linear_predictors=linear, tensors=tensors, thresholds=thresholds
     )
+
+
+def _attention_share(keys: Keys, version: int) -> float | None:
+    features = keys.get("features", [])
+    if version == 1 or not isinstance(features, list) or "attention_share" not in features:
+        return None
+    share = keys.number("attention.output_share")
+    if not 0 < share <= 1:
+        raise TsconvertError(
+            f"{keys.file.path}: {SPARSE}.attention.output_share is {share:g}, it must be above 0 and at most 1;"
+            " export it again"
+        )
+    return share
 
 
 def _powerinfer(file: GgufFile, activation: str) -> ModelFile:

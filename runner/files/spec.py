@@ -19,7 +19,7 @@ from ..rope import Rope
 FEATURES = (
     "geglu", "bias", "qk_norm", "qk_norm_whole", "post_norm", "both_norms", "layer_windows", "partial_rope",
     "local_rope", "layer_rope", "softcap", "temperature", "router_softmax", "up_scale", "longrope",
-    "linear_predictors",
+    "linear_predictors", "attention_share",
 )  # fmt: skip
 """Of our dialect, by docs/format.md."""
 _FIXED = {"attention.causal": (True,), "nextn_predict_layers": (0,), "expert_group_count": (0, 1)}
@@ -36,6 +36,8 @@ class Dialect:
     """`sparse`, `powerinfer` or `llama.cpp`."""
     transposed: bool = False
     """The down matrix has one row a neuron."""
+    attention_share: float | None = None
+    """Attention's output matrix has one row an input, and predicted mode keeps this share of them; None: it has not."""
     family: Family | None = None
     """Of llama.cpp's architectures."""
 
@@ -43,6 +45,11 @@ class Dialect:
     def halves(self) -> bool:
         """Rope turns rows of a head half of what turns apart, not neighbours."""
         return self.family is not None and self.family.gguf.pairs == "half"
+
+    def suffix(self, role: str) -> str:
+        """What a role's name has behind it where its matrix is transposed."""
+        turned = self.transposed if role == "ffn_down" else role == "attn_output" and self.attention_share is not None
+        return "_t" if turned else ""
 
     def has(self, feature: str) -> bool:
         """Whether llama.cpp's architecture reads the keys of a feature (a field of ModelSpec)."""

@@ -79,8 +79,7 @@ def _name(role: str, layer: int | None, spec: ModelSpec, dialect: Dialect) -> st
     if whole is not None or role in names:
         return (whole[0] if whole else names[role]).format(L=layer)
     stacked = spec.experts and role in (*FFN, *PREDICTOR)
-    suffix = "_t" if dialect.transposed and role == "ffn_down" else ""
-    return gguf_name(Place(role, layer, 0 if stacked else None), suffix=suffix)
+    return gguf_name(Place(role, layer, 0 if stacked else None), suffix=dialect.suffix(role))
 
 
 def _rows_of(file: GgufFile, tensor: GgufTensor, role: str, spec: ModelSpec, dialect: Dialect) -> GgufTensor:
@@ -103,7 +102,7 @@ def _check_shape(file: GgufFile, tensor: GgufTensor, role: str, spec: ModelSpec,
         shape: tuple[int, ...] = (rank, spec.width) if role == "fc1" else (spec.neurons, rank)
     else:
         shape = shape_of(spec, Place(role, 0))
-        shape = shape[::-1] if role == "ffn_down" and dialect.transposed else shape
+        shape = shape[::-1] if dialect.suffix(role) else shape
     if spec.experts and role in (*FFN, *PREDICTOR):
         shape = (spec.experts, *shape)
     if tensor.shape != shape:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .attention_output import output_of_block, output_of_token
 from .barrier import meet
 from .compiling import compiled
 from .matrix_products import multiply_run, ready
@@ -286,6 +287,12 @@ def attention(params: Parameters, thread: int, layer: Layer) -> None:
         meet(params, thread)
     attend(params, thread, layer)
     meet(params, thread)
+    if params.kept_inputs:
+        if tokens == 1:
+            output_of_token(params, thread, layer)
+        else:
+            output_of_block(params, thread, layer)
+        return
     x = params.attended.address
     ready(params, thread, layer.attn_output, x, prepared, 0)
     multiply_run(params, thread, layer.attn_output, 0, x, prepared, row, 0, tokens, params.added.address)

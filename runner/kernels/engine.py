@@ -1,5 +1,6 @@
 """A model's weights, buffers and threads, ready for steps: the only door to the compiled code."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class Weights:
     """The largest of a predictor, 0 without."""
     transposed: bool
     """Down matrices have a row a neuron."""
+    attention_share: float | None
+    """The share of attention's outputs that predicted mode keeps, their matrix being transposed; None: it is not."""
     normed_predictors: bool
     """Predictors see the normalised input."""
     linear_predictors: bool
@@ -67,6 +70,11 @@ def window_of(spec: ModelSpec, context: int, layer: int) -> int:
 def slots_of(spec: ModelSpec, context: int, layer: int) -> int:
     """Positions that the cache of a layer holds."""
     return min(context, window_of(spec, context, layer) + BLOCK)
+
+
+def kept_inputs(spec: ModelSpec, share: float | None) -> int:
+    """Of how many of its inputs attention's output is made at least, in predicted mode; 0 where no share is given."""
+    return 0 if share is None else max(1, math.ceil(share * spec.heads * spec.head_dim))
 
 
 def _own_shifts(threshold: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> Array:
@@ -106,7 +114,8 @@ class Engine:
             functions=functions.ctypes.data, sync=self._team.sync.ctypes.data, eps=float(spec.norm_eps),
             layers=spec.layers, width=spec.width, neurons=spec.neurons, heads=spec.heads, kv_heads=spec.kv_heads,
             head_dim=spec.head_dim, rotated=weights.rotated, activation=ACTIVATIONS[spec.activation],
-            transposed=weights.transposed, normed_predictors=weights.normed_predictors,
+            transposed=weights.transposed,
+            kept_inputs=kept_inputs(spec, weights.attention_share), normed_predictors=weights.normed_predictors,
             linear_predictors=weights.linear_predictors, experts=spec.experts,
             experts_per_token=max(1, spec.experts_per_token), router_normalized=spec.router_normalized,
             threads=threads, layer_table=layers.ctypes.data, halves=weights.halves, qk_norm=QK_NORMS[spec.qk_norm],

@@ -26,7 +26,7 @@ BLOCK = 128
 LEAVES = 32  # of the tree that a token's neurons are summed in (reduction_tree.py); a power of two
 SUMS, DEPTH = 10, 6  # that a thread may hold at once: at most two nodes a size; and one a size
 LINE = 16  # int32 in a cache line
-PANEL_ROWS, PANEL_COLUMNS = 64, 256  # of transposed down rows decoded at once for a block
+PANEL_ROWS, PANEL_COLUMNS = 64, 256  # of transposed rows decoded at once for a block
 SCRATCH_BYTES = 1280  # of a thread, before the floats of a decoded row (row_kernels.py)
 
 DENSE, EXACT, PREDICTED = range(3)
@@ -48,6 +48,7 @@ BUFFERS = {
     "value": ("float32", "T", "kv"),
     "qk_scale": ("float32", "T", "two"),  # of a token's queries and of its keys, where all heads have one norm
     "attended": ("float32", "T", "heads"),
+    "largest": ("int32", "N", "heads"),  # of what one token attended to, the inputs that its output is made of
     "added": ("float32", "T", "D"),  # what attention or FFN add to the residual
     "other": ("float32", "T", "D"),  # what one of several experts adds
     "keys": ("uint8", "L", "cache_bytes"),  # [kv heads, S, bytes]
@@ -67,7 +68,7 @@ BUFFERS = {
     "router_logits": ("float32", "N", "E"),
     "partial": ("float32", "N", "sums D"),  # a thread's sums of leaves
     "whole": ("float32", "N", "depth D"),  # all threads'
-    "panel": ("float32", "N", "panel_rows panel_columns"),  # decoded down rows
+    "panel": ("float32", "N", "panel_rows panel_columns"),  # decoded rows of a transposed matrix
     "firing": ("int32", "N", "T panel_rows"),  # which of them a token needs,
     "firing_shares": ("float32", "N", "T panel_rows"),  # with what weights,
     "firing_counts": ("int32", "N", "T"),  # and how many
@@ -81,13 +82,15 @@ _FUNCTION_NAMES = (
     "scale_floats", "cap_floats", "add_bias", "norm_scale", "rms_norm", "normalise", "add_row", "add_to_residual",
     "read_row", "embed", "round_input", "prepare_inputs", "ready", "multiply", "multiply_run", "add_listed",
     "rotate", "rotate_halves", "place_rows", "place_in_cache", "norm_scales", "turn_head", "place_heads", "softmax",
-    "attend_heads", "heads_are_own", "attend", "attention", "choose_experts", "route", "choose_tokens", "share_for",
+    "attend_heads", "heads_are_own", "attend", "least_kept", "list_largest", "keep_largest", "leaves_out",
+    "output_of_token", "output_of_block", "attention", "choose_experts", "route", "choose_tokens", "share_for",
     "add_neuron_bias", "add_token_bias", "shift_gates", "shift_token_gates", "shift_ups", "activate", "activate_run",
     "has_predictor", "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden",
     "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves",
     "token_activations", "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits",
     "predicted_gates", "open_ups", "drop_missed", "activate_tokens", "block_activations", "list_firing", "decode_part",
-    "add_panel", "sum_down_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn", "head",
+    "add_panel", "column_start", "sum_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn",
+    "head",
 )  # fmt: skip
 
 
@@ -130,14 +133,16 @@ LAYER = _record(
     least=np.float32,  # with thresholds: up to which an activation's size counts as zero
     **dict.fromkeys(MATRICES, TENSOR),
 )
-COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I)
-"""Rows read of each matrix, neurons that were not zero, that were predicted, and that fired without being predicted."""
+COUNTS = _record(gate=_I, up=_I, down=_I, fired=_I, predicted=_I, missed=_I, attended=_I)
+"""Rows read of each matrix (`attended`: of attn_output_t), neurons that were not zero, that were predicted, and that
+fired without being predicted."""
 # the last line is set anew for each step
 _NUMBERS = (
     "layers", "width", "neurons", "heads", "kv_heads", "head_dim", "rotated", "activation", "transposed",
     "normed_predictors", "linear_predictors", "experts", "experts_per_token", "router_normalized", "threads",
     "head_wise",  # queries and keys are finished head by head, after all threads have met: one of the next three
     "halves", "qk_norm", "temperature_length",
+    "kept_inputs",  # of attn_output_t, that a token of predicted mode keeps at least; 0: the matrix is not transposed
     "token_ids", "tokens", "position",
     "mode", "audit", "logits_out", "outputs",
 )  # fmt: skip

@@ -202,7 +202,8 @@ def write_gguf(
     for key, value in (keys or {}).items():
         add = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, list: writer.add_array}
         add[type(value)](key, value)
-    add_tensors(writer, tiny, target != "llama.cpp", dtype, fcs, skip, through)
+    by_inputs = "turbosparse.attention.output_share" in (keys or {})
+    add_tensors(writer, tiny, target != "llama.cpp", by_inputs, dtype, fcs, skip, through)
     for name, value in (extra or {}).items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()
@@ -215,7 +216,7 @@ def write_gguf(
     return path
 
 
-def add_tensors(writer, tiny, transposed, dtype, fcs, skip, through):
+def add_tensors(writer, tiny, transposed, by_inputs, dtype, fcs, skip, through):
     from tsconvert.model.files.gguf import ggml
     from tsconvert.quant.types.encoding import quantize
 
@@ -227,7 +228,10 @@ def add_tensors(writer, tiny, transposed, dtype, fcs, skip, through):
     if not tiny.model.config.tie_word_embeddings:
         tensors["output"] = number(tiny.model.lm_head.weight)
     for layer in range(LAYERS):
-        tensors |= {f"blk.{layer}.{name}": value for name, value in layer_tensors(tiny, layer, transposed).items()}
+        found = layer_tensors(tiny, layer, transposed)
+        if by_inputs:
+            found["attn_output_t"] = found.pop("attn_output").T
+        tensors |= {f"blk.{layer}.{name}": value for name, value in found.items()}
         if fcs and fcs.get(layer) is not None:
             suffix = "_exps" if tiny.experts else ""
             tensors[f"blk.{layer}.fc1{suffix}"], tensors[f"blk.{layer}.fc2{suffix}"] = fcs[layer]

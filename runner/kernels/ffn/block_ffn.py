@@ -1,7 +1,6 @@
 """The FFN of a block of tokens with a transposed down matrix: gates and ups by neuron, then sums by column.
 
-A neuron's row is multiplied with the tokens for which it may fire only. The down product is sparse too: some rows are
-decoded into a panel that stays in the cache, and each token adds those whose neuron fired for it.
+A neuron's row is multiplied with the tokens for which it may fire only. The down product is sparse too (panel_sums.py).
 """
 
 import numpy as np
@@ -10,26 +9,13 @@ from ..barrier import meet
 from ..compiling import compiled
 from ..matrix_products import multiply, multiply_run, ready
 from ..memory import load_f32, load_i32, store_f32, store_i32
-from ..parameters import (
-    BLOCK,
-    DENSE,
-    PANEL_COLUMNS,
-    PANEL_ROWS,
-    BlockType,
-    Layer,
-    Parameters,
-    counts_at,
-    row_at,
-)
+from ..panel_sums import column_start, sum_rows
+from ..parameters import BLOCK, DENSE, Layer, Parameters, counts_at, row_at
 from ..residual import add_floats, add_to_residual, clear
-from ..row_kernels import call_add
-from ..simd.float_vectors import blend
-from ..work_shares import UNIT, run_start, share_start
+from ..work_shares import run_start
 from .activations import activation_of, add_token_bias, is_open, shift_token_gates, shift_ups, smooth
 from .active_neurons import has_predictor
 from .routing import choose_tokens, share_for
-
-_ONE = 100  # where a weight of 1 stands in a thread's scratch, in floats
 
 
 @compiled
@@ -197,83 +183,9 @@ def block_activations(params: Parameters, thread: int, layer: Layer, expert: int
 
 
 @compiled
-def list_firing(params: Parameters, thread: int, some: int, start: int, rows: int) -> int:
-    """For each chosen token, which of ``rows`` neurons from ``start`` on fire, how much, and how many; a bit a row."""
-    chosen, h = row_at(params.chosen_tokens, thread), params.gate.address + 4 * BLOCK * start
-    lists, shares = row_at(params.firing, thread), row_at(params.firing_shares, thread)
-    lengths, used = row_at(params.firing_counts, thread), 0
-    for i in range(some):
-        store_i32(lengths, i, 0)
-    for r in range(rows):
-        fires = False
-        for i in range(some):
-            value, length = load_f32(h, BLOCK * r + load_i32(chosen, i)), load_i32(lengths, i)
-            store_i32(lists, PANEL_ROWS * i + length, r)
-            store_f32(shares, PANEL_ROWS * i + length, value)
-            store_i32(lengths, i, length + (value != 0))
-            fires |= value != 0
-        used |= fires << r
-    return used
-
-
-@compiled
-def decode_part(params: Parameters, kind: BlockType, row: int, width: int, target: int, scratch: int) -> None:
-    """``width`` weights from address ``row`` on as float32 at ``target``."""
-    clear(params, target, width)
-    store_f32(scratch, _ONE, 1.0)
-    call_add(params, kind, row, 0, 0, 0, 1, 1, scratch + 4 * _ONE, width, target, scratch)
-
-
-@compiled
-def add_panel(params: Parameters, panel: int, listed: int, shares: int, length: int, out: int, width: int) -> None:  # noqa: ARG001
-    """out += sum of share x panel row over listed rows."""
-    if width == PANEL_COLUMNS:
-        for c in range(0, PANEL_COLUMNS, 128):
-            blend(0, 8, panel + 4 * c, 4 * PANEL_COLUMNS, listed, shares, length, out + 4 * c)
-        return
-    whole = width // 32 * 32
-    for c in range(0, whole, 32):
-        blend(0, 2, panel + 4 * c, 4 * PANEL_COLUMNS, listed, shares, length, out + 4 * c)
-    for i in range(length if whole < width else 0):
-        row = panel + 4 * PANEL_COLUMNS * load_i32(listed, i)
-        for c in range(whole, width):
-            store_f32(out, c, load_f32(out, c) + load_f32(shares, i) * load_f32(row, c))
-
-
-@compiled
-def sum_down_rows(params: Parameters, thread: int, layer: Layer, expert: int, some: int, first: int, end: int) -> None:
-    """added += activations x down rows, for the columns from ``first`` to ``end``."""
-    tensor, size = layer.ffn_down, layer.ffn_down.row_bytes
-    base, panel, scratch = (
-        tensor.address + expert * tensor.expert_bytes,
-        row_at(params.panel, thread),
-        row_at(params.scratch, thread),
-    )
-    chosen, lists = row_at(params.chosen_tokens, thread), row_at(params.firing, thread)
-    shares, lengths = row_at(params.firing_shares, thread), row_at(params.firing_counts, thread)
-    for start in range(0, params.neurons, PANEL_ROWS):
-        rows = min(PANEL_ROWS, params.neurons - start)
-        used = list_firing(params, thread, some, start, rows)
-        for c in range(first, end, PANEL_COLUMNS):
-            width = min(PANEL_COLUMNS, end - c)
-            for r in range(rows):
-                if used >> r & 1:
-                    row = base + (start + r) * size + size * c // params.width
-                    decode_part(params, tensor.type, row, width, panel + 4 * PANEL_COLUMNS * r, scratch)
-            for i in range(some):
-                place, out = 4 * PANEL_ROWS * i, row_at(params.added, load_i32(chosen, i)) + 4 * c
-                add_panel(params, panel, lists + place, shares + place, load_i32(lengths, i), out, width)
-
-
-@compiled
 def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
     """x += FFN(normed) of a block of tokens; under audit all neurons are looked at."""
-    width, form = params.width, 0
-    unit = PANEL_COLUMNS if width % PANEL_COLUMNS == 0 else UNIT
-    first, end = (
-        share_start(params, width, thread, params.threads, unit),
-        share_start(params, width, thread + 1, params.threads, unit),
-    )
+    form, first, end = 0, column_start(params, thread), column_start(params, thread + 1)
     for t in range(params.tokens):
         clear(params, row_at(params.added, t) + 4 * first, end - first)
         if layer.ffn_down_bias:
@@ -283,6 +195,6 @@ def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
         if some:
             form = block_activations(params, thread, layer, expert, some, form)
             meet(params, thread)
-            sum_down_rows(params, thread, layer, expert, some, first, end)
+            sum_rows(params, thread, layer.ffn_down, expert, some, params.gate.address, BLOCK, 1)
             meet(params, thread)
     add_to_residual(params, thread, layer.ffn_post_norm)

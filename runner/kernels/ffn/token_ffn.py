@@ -9,10 +9,10 @@ from ..compiling import compiled
 from ..matrix_products import add_listed, multiply, ready
 from ..memory import load_f32, load_i32, load_i64, store_i32
 from ..parameters import DENSE, LEAVES, LINE, PREDICTED, Layer, Parameters, counts_at, row_at
+from ..reduction_tree import first_leaf, join_all, join_sums, leaf_start, sum_at
 from ..residual import add_floats, add_row, clear
 from .activations import activate, add_neuron_bias, shift_gates, shift_ups
 from .active_neurons import find_neurons, has_predictor, keep_firing, keep_open, predictor_hidden
-from .reduction_tree import first_leaf, join_all, join_sums, leaf_start, sum_at
 
 _NO_NEURON = 2**31 - 1
 

@@ -3,6 +3,7 @@
 The same register blocking as block_tiles.py. Rows are widened to float32 and meet float32 inputs.
 """
 
+import functools
 from typing import Any
 
 from llvmlite import ir
@@ -60,6 +61,19 @@ def float_tile(
         return context.get_dummy_value()
 
     return types.void(kind, rows, inputs, *[types.int64] * 4), codegen
+
+
+@emitted(types.int64, *[types.int64] * 3)
+def count_large(e: Emit, x: Any, steps: Any, least: Any) -> Any:
+    """How many of 64 x ``steps`` floats are, by size, at least the float whose bits ``least`` are; at most 2^24."""
+    b, size, bound = e.b, e.all(INTS, 2**31 - 1), e.splat(e.b.trunc(least, I32))
+    found = [e.variable(e.all(FLOATS, 0.0)) for _ in range(4)]  # sums that need not wait for each other
+    with e.loop(steps) as index:
+        at = b.add(x, b.mul(index, ir.Constant(I64, 4 * 4 * LANES)))
+        for part, place in enumerate(found):
+            large = b.icmp_signed(">=", b.and_(e.load(INTS, at, 4 * LANES * part), size), bound)
+            b.store(b.fadd(b.load(place), b.select(large, e.all(FLOATS, 1.0), e.all(FLOATS, 0.0))), place)
+    return b.fptosi(e.total(functools.reduce(b.fadd, map(b.load, found))), I64)
 
 
 @intrinsic(prefer_literal=True)

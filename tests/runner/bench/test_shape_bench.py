@@ -31,12 +31,14 @@ def config(tmp_path: Path, content: dict) -> str:
 
 
 @pytest.mark.parametrize("type_name", ["Q4_0", "Q8_0"])
-@pytest.mark.parametrize("experts", [0, 4])
-def test_as_many_fire_and_are_predicted_as_were_planted(tmp_path: Path, type_name: str, experts: int):
+@pytest.mark.parametrize(("experts", "share"), [(0, None), (4, None), (4, 0.5)])
+def test_as_many_fire_and_are_predicted_as_were_planted(
+    tmp_path: Path, type_name: str, experts: int, share: float | None
+):
     shape = Shape(
         layers=2, width=256, neurons=1024, heads=4, kv_heads=2, head_dim=64, vocab=512, experts=experts, rank=32,
         experts_per_token=2 if experts else 0, type_name=type_name, predictor_type=type_name, gate_open=0.3,
-        firing=0.1, predicted=0.15,
+        firing=0.1, predicted=0.15, attention_share=share,
     )  # fmt: skip
     file = write_planted(tmp_path / "planted.gguf", "sparse", shape)
     with load(file, threads=1, mode="predicted", context=64) as model:
@@ -46,6 +48,7 @@ def test_as_many_fire_and_are_predicted_as_were_planted(tmp_path: Path, type_nam
     assert found.fired.mean() == pytest.approx(0.1, abs=0.02)
     assert found.predicted.mean() == pytest.approx(0.15, abs=0.02)
     assert found.missed.mean() < 0.01
+    assert found.attended.mean() == pytest.approx(share or 0, abs=0.02)
 
 
 @pytest.mark.parametrize("content", [CONFIG, MOE])

@@ -5,10 +5,10 @@ neighbouring leaves. It sums each by itself and adds two sums as soon as it has 
 threads one sum each is left; what is left everywhere is added up in the same tree. Slow twin: tests/runner.
 """
 
-from ..compiling import compiled
-from ..parameters import LEAVES, Parameters, row_at
-from ..residual import add_floats, clear
-from ..work_shares import share_start
+from .compiling import compiled
+from .parameters import LEAVES, Parameters, row_at
+from .residual import add_floats, clear
+from .work_shares import share_start
 
 _UNIT = 8
 

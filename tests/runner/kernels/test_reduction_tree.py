@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tsconvert.runner.kernels.ffn import reduction_tree as tree
+from tsconvert.runner.kernels import reduction_tree as tree
 from tsconvert.runner.kernels.ffn.token_ffn import end_leaves, take_share
 from tsconvert.runner.kernels.parameters import DEPTH, LEAVES, LINE, SUMS
 
