@@ -134,6 +134,8 @@ _COMPARED = Rule(lambda given: given["divergence"] > 0, "with a --divergence abo
                 rules=[_FULL]),
         setting(FullRecovery, "checkpointing", "Compute activations again instead of keeping them; saves memory.",
                 rules=[_FULL]),
+        setting(FullRecovery, "attention_share", "Train the model to do with this share of attention's outputs, the"
+                " largest of each token, such as 0.5; give export-gguf the same.", rules=[_FULL]),
         setting(FullRecovery, "train_embeddings", "Train the embeddings and the output head as well.", rules=[_FULL]),
         setting(FullRecovery, "report_to", "A logging backend of transformers, such as tensorboard. Repeatable.",
                 rules=[_FULL]),

@@ -18,6 +18,7 @@ from .report import LayerResult, RelufyReport
 FORMAT_VERSION = 1
 _EARLIER_SETTINGS = {
     "full.penalty": "steered", "full.penalty_peak": 1.0, "training.silenced_by": "l1", "training.up_passes": None,
+    "full.attention_share": None,
 }  # fmt: skip
 _LATER_SETTINGS = ("full.likeliest", "time_limit_s")
 

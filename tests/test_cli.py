@@ -24,7 +24,7 @@ SURFACE = {
     " --no-attention --min-expert-tokens --full-tokens --full-batch-tokens --micro-tokens --full-learning-rate"
     " --cross-entropy --divergence --hidden --top-logits --chat --stream --baseline --evaluations --patience"
     " --checkpointing --train-embeddings --report-to --predictors --from-predictors --masked-share --rank"
-    " --silenced-by --up-passes --likeliest --time-limit"
+    " --attention-share --silenced-by --up-passes --likeliest --time-limit"
     " --target-energy --stored-as --precision --device --seed",
     "profile": "--out --powerinfer-dir --data --tokens --context --device --seed",
     "predictors": "--out --estimate --resume --dry-run --data --tokens --context --rank --target-energy --max-loss"

@@ -154,6 +154,7 @@ REFUSED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("relufy", "--evaluations"): [(RELUFY, "--evaluations 2", FULL_ONLY)],
     ("relufy", "--patience"): [(RELUFY, "--patience 2", FULL_ONLY)],
     ("relufy", "--checkpointing"): [(RELUFY, "--checkpointing", FULL_ONLY)],
+    ("relufy", "--attention-share"): [(RELUFY, "--attention-share 0.5", FULL_ONLY)],
     ("relufy", "--train-embeddings"): [(RELUFY, "--train-embeddings", FULL_ONLY)],
     ("relufy", "--report-to"): [(RELUFY, "--report-to tensorboard", FULL_ONLY)],
     ("relufy", "--predictors"): [(f"{RELUFY} --recover none", "--predictors p", RECOVERED)],

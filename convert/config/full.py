@@ -30,6 +30,9 @@ class FullRecovery:
     """Compute so many of the teacher's largest logits first and keep them on disk; None: all, while training."""
     target_sparsity: float | None = None
     """Share of neurons to be silent, 0 to 1. None: local recovery's."""
+    attention_share: float | None = None
+    """Of what each token attends to, only the largest numbers reach the output matrix, this share of them: what a GGUF
+    file's predicted mode reads that is exported with the same share. None: all of them."""
     train_embeddings: bool = False
     evaluations: int = 10
     """How often the held-out text is evaluated and a checkpoint kept, evenly over the training."""
@@ -57,6 +60,8 @@ class FullRecovery:
             raise TsconvertError(
                 "cross_entropy, divergence and hidden are all 0: there is nothing to learn from; give one a weight"
             )
+        if self.attention_share is not None and not 0 < self.attention_share <= 1:
+            raise TsconvertError(f"attention_share is {self.attention_share:g}: it must be above 0 and at most 1")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise TsconvertError(f"learning_rate is {self.learning_rate}: it must be above 0")
 

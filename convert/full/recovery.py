@@ -43,7 +43,7 @@ from ..masked.model_predictors import ModelPredictors
 from ..record import begin_journal, write_provenance
 from ..report import FullResult, RelufyReport
 from ..threshold import shift
-from .attention import attend_in_blocks
+from .attention import attend_in_blocks, keep_largest_outputs
 from .data import full_rows, same_tokenizer
 from .norms import norm_in_one_type
 from .stage import Stage, batches, perplexity, rows_a_step
@@ -156,6 +156,8 @@ def _train(
     train, held = _rows(start, config, how)
     disable_progress_bar()
     model = _sped_up(_frozen(sparse_model(start), how), config.device)
+    if how.attention_share is not None:
+        keep_largest_outputs(model, start.spec, how.attention_share)
     dense = dense_model(teacher, torch.bfloat16 if config.training.autocast else torch.float32).to(config.device)
     _sped_up(dense, config.device)
     dense_perplexity, logits = perplexity(dense, held, config.device), None

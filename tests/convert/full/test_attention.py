@@ -1,10 +1,16 @@
 """Attention in blocks gives what torch's own gives, forward and back."""
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from tsconvert.convert.full.attention import attend_in_blocks, attention
+from tsconvert.convert.full.attention import attend_in_blocks, attention, keep_largest_outputs
+from tsconvert.model.checkpoint import open_checkpoint
+from tsconvert.model.whole_model import sparse_model
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -52,3 +58,26 @@ def test_a_model_gives_the_same_logits_for_several_texts_in_a_row(window: int | 
         assert autocast or torch.allclose(ours, theirs, atol=1e-5)
         # bfloat16 of scores rounds otherwise: a few positions are far off, and most would be by a wrong mask
         assert (ours - theirs).abs().amax((0, 2)).quantile(0.9) < 0.1
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_only_the_largest_outputs_are_kept_and_learned_through(make_sparse: Callable[..., Path], family: str):
+    """Against the outputs sorted one by one; a number that is left out gets no gradient."""
+    checkpoint = open_checkpoint(make_sparse(family))
+    model, ids, seen = sparse_model(checkpoint), torch.randint(checkpoint.spec.vocab, (2, 9)), []
+    outputs = [layer.self_attn.o_proj for layer in model.model.layers]
+    for each in outputs:  # these see what attention puts out
+        each.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]) or inputs[0].retain_grad())
+    keep_largest_outputs(model, checkpoint.spec, 0.3)
+    kept = []
+    for each in outputs:  # and these what is left of it
+        each.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach()))
+    model(ids).logits.square().sum().backward()
+    assert len(seen) == len(kept) == checkpoint.spec.layers
+    for whole, left in zip(seen, kept, strict=True):
+        for number, row in enumerate(whole.detach().flatten(0, 1).tolist()):
+            places = sorted(range(len(row)), key=lambda i: -abs(row[i]))[: math.ceil(0.3 * len(row))]
+            wanted = torch.zeros(len(row))
+            wanted[places] = torch.tensor(row)[places]
+            assert torch.equal(left.flatten(0, 1)[number], wanted)
+        assert torch.equal(whole.grad == 0, left == 0)
