@@ -225,7 +225,8 @@ def load(
         path: of tsconvert's `sparse` target, PowerInfer's, or llama.cpp's Llama and Mixtral.
         threads: how many run a step; None for the cores that the process may use.
         mode: `dense` computes every neuron; `exact` only those whose gate is positive; `predicted` those that the
-            file's predictors name; `auto` the last of these that the file allows.
+            file's predictors name, and of attention's outputs the largest, if the file has a share for them; `auto` the
+            last of these that the file allows.
         context: tokens of the KV cache; None for what the model was trained for, 4096 at most; 0 for all of that.
         cache_type: of keys and values: `F16`; `Q8_0` takes half the memory, `F32` loses nothing.
 

@@ -254,9 +254,10 @@ def with_importance(
         importance_EC = known(tensor.name, tensor.shape) if quantized else None
         if importance_EC is None and quantized:
             if wants_importance(mix, tensor.name, tensor.type_name):
+                by_inputs = "attn_output_t" in tensor.name
                 raise TsconvertError(
-                    f"{matrix.path}: holds nothing on {tensor.name}, and {tensor.type_name} needs importances; make the"
-                    " matrix from this model"
+                    f"{matrix.path}: holds nothing on {tensor.name}, and {tensor.type_name} needs importances; "
+                    + ("leave --attention-share out" if by_inputs else "make the matrix from this model")
                 )
             missing += [tensor.name] if kind_of(tensor.name) not in ("token_embd", "output") else []
         found.append(replace(tensor, importance_EC=importance_EC))

@@ -158,8 +158,9 @@ class _Sweeps:
         for (name, expert), weight_RC in weights.items():
             columns_C, rows_R = sums.of(name, expert, weight_RC.shape)
             parts = {name: (columns_C, rows_R, weight_RC)}
-            if self.spec.sparse and "ffn_down" in name:
-                parts[name.replace("ffn_down", "ffn_down_t")] = rows_R, columns_C, weight_RC.T
+            for kind in ("ffn_down", "attn_output") if self.spec.sparse else ():  # as a sparse file may have them
+                if kind in name:
+                    parts[name.replace(kind, f"{kind}_t")] = rows_R, columns_C, weight_RC.T
             for each, (slope_C, by_row_R, matrix_RC) in parts.items():
                 square_R = matrix_RC.float().square().mean(1).double().cpu()
                 square = (by_row_R * square_R).sum() / by_row_R.sum().clamp_min(1e-300)

@@ -97,6 +97,7 @@ def test_every_matrix_has_slopes_and_a_killed_run_gives_the_same(
         assert (whole[name] >= 0).all()
         assert whole[name].any()
     assert (f"blk.0.ffn_down_t{suffix}.weight" in whole) == checkpoint.spec.sparse
+    assert ("blk.0.attn_output_t.weight" in whole) == checkpoint.spec.sparse
     with pytest.raises(TsconvertError) as caught:
         measure_slopes(checkpoint, rows_NS.flip(0), tmp_path / "died")
     assert str(caught.value) == (

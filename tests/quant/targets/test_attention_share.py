@@ -16,6 +16,9 @@ from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.quant.imatrix.collect import imatrix
+from tsconvert.quant.imatrix.config import ImatrixConfig
+from tsconvert.quant.imatrix.file import load_imatrix
 from tsconvert.quant.types.encoding import quantize
 
 Make = Callable[..., Path]
@@ -100,3 +103,18 @@ def test_its_modes_are_told(drelu: Path, tmp_path: Path, capsys: pytest.CaptureF
     exported(drelu, tmp_path / "m.gguf", attention_share=0.5)
     cli.main(["inspect", str(tmp_path / "m.gguf"), "--json"])
     assert json.loads(capsys.readouterr().out)["facts"]["modes"] == "dense, exact, predicted"
+
+
+def test_types_by_a_size_and_types_that_need_importances(drelu: Path, tmp_path: Path):
+    file = exported(drelu, tmp_path / "m.gguf", attention_share=0.5, target_bits=5.0)
+    assert file.tensors["blk.0.attn_output_t.weight"].type_name != "F32"
+    assert load_imatrix(tmp_path / "m.imatrix.gguf").slopes["blk.0.attn_output_t.weight"].shape == (1, 64)
+
+
+def test_types_that_need_importances_have_none_for_it(make_sparse: Make, tmp_path: Path):
+    model = make_sparse(hidden_size=256, intermediate_size=256)
+    imatrix(ImatrixConfig(model=str(model), out=tmp_path / "i.gguf", tokens=256, context=128))
+    with pytest.raises(TsconvertError) as caught:
+        exported(model, tmp_path / "m.gguf", type_name="IQ2_XXS", attention_share=0.5, imatrix=tmp_path / "i.gguf")
+    assert str(caught.value).startswith(f"{tmp_path / 'i.gguf'}: holds nothing on blk.0.attn_output_t.weight, and ")
+    assert str(caught.value).endswith(" needs importances; leave --attention-share out")
