@@ -187,7 +187,13 @@ def _by_size(
             known = load_profile(config.profile, checkpoint.fingerprint).density
         read = spec.experts_per_token / spec.experts if spec.experts else 1.0
         silent = spec.sparse and plan.target == "sparse"
-        shares = read_shares(plan.tensors, sparse=silent, density=config.density or known, experts_read=read)
+        shares = read_shares(
+            plan.tensors,
+            sparse=silent,
+            density=config.density or known,
+            experts_read=read,
+            attention_share=config.attention_share or 1.0,
+        )
     recipe = chosen_types(
         config, plan.tensors, matrices, types, matrix, header_bytes=len(header(plan.metadata, plan.tensors)),
         engine=plan.target, shares=shares,

@@ -192,7 +192,8 @@ def _by_size(
         used, experts = (file.metadata.get(f"{file.architecture}.expert_{key}", 1) for key in ("used_count", "count"))
         read = float(str(used)) / float(str(experts))
         silent = sparse and file.metadata.get(f"{SPARSE}.activation") != "swiglu"
-        shares = read_shares(plans, sparse=silent, density=config.density, experts_read=read)
+        kept = float(str(file.metadata.get(f"{SPARSE}.attention.output_share", 1)))
+        shares = read_shares(plans, sparse=silent, density=config.density, experts_read=read, attention_share=kept)
     stored = {name: file.tensors[name].type_name for name in matrices}
     return chosen_types(
         config, plans, matrices, types, matrix, header_bytes=len(header(metadata, plans)),

@@ -8,7 +8,12 @@ from ..targets.separate_predictors import is_predictor
 
 
 def read_shares(
-    tensors: Sequence[TensorPlan], *, sparse: bool, density: float | None, experts_read: float
+    tensors: Sequence[TensorPlan],
+    *,
+    sparse: bool,
+    density: float | None,
+    experts_read: float,
+    attention_share: float = 1.0,
 ) -> dict[str, float]:
     """Tensor -> share, where it is not 1.
 
@@ -16,6 +21,7 @@ def read_shares(
         sparse: neurons that are silent are not read: in exact mode up and down, with predictors the gate too.
         density: the share of the neurons that are read.
         experts_read: the share of the experts that a token goes to.
+        attention_share: the share of `attn_output_t` that predicted mode reads.
 
     Raises:
         TsconvertError: the density is not known.
@@ -33,6 +39,8 @@ def read_shares(
             share = 1 / tensor.shape[0]
         elif name.endswith("ffn_order"):
             share = 0.0
+        elif "attn_output_t" in name:
+            share = attention_share
         elif sparse and not is_predictor(name) and "_norm" not in name and any(part in name for part in rows_read):
             share *= density or 0.0
         found[name] = share

@@ -16,9 +16,11 @@ from tsconvert.model.tensor_names import Place
 from tsconvert.predictors.profile.config import ProfileConfig
 from tsconvert.predictors.profile.profile import profile
 from tsconvert.quant.export import ExportConfig, export_unverified
+from tsconvert.quant.gguf.tensor_plan import TensorPlan
 from tsconvert.quant.imatrix.collect import imatrix
 from tsconvert.quant.imatrix.config import ImatrixConfig
 from tsconvert.quant.imatrix.file import load_imatrix
+from tsconvert.quant.sizing.reading import read_shares
 from tsconvert.quant.types.encoding import quantize
 
 Make = Callable[..., Path]
@@ -118,3 +120,12 @@ def test_types_that_need_importances_have_none_for_it(make_sparse: Make, tmp_pat
         exported(model, tmp_path / "m.gguf", type_name="IQ2_XXS", attention_share=0.5, imatrix=tmp_path / "i.gguf")
     assert str(caught.value).startswith(f"{tmp_path / 'i.gguf'}: holds nothing on blk.0.attn_output_t.weight, and ")
     assert str(caught.value).endswith(" needs importances; leave --attention-share out")
+
+
+def test_a_size_a_token_counts_the_rows_that_are_read():
+    tensors = [
+        TensorPlan(name=f"blk.0.{name}.weight", shape=(64, 64), type_name="Q8_0", source=list)
+        for name in ("attn_q", "attn_output_t", "ffn_gate", "ffn_up")
+    ]
+    shares = read_shares(tensors, sparse=True, density=0.1, experts_read=1, attention_share=0.5)
+    assert list(shares.values()) == [1, 0.5, 1, 0.1]
