@@ -48,7 +48,8 @@ def _lines(config: RelufyConfig, report: RelufyReport, model: Checkpoint) -> Ite
     layers = "the first thresholds" if config.layer_stage.recover == "none" else "local recovery"
     data = ", ".join(f"{source.path} ({source.weight:g})" for source in config.data) or "the embedded English text"
     yield f"- Text: {data}; {report.tokens:,} tokens for {layers}, {full.tokens:,} for the whole model."
-    yield "- Of the whole model: " + ", ".join(f"{name} {value}" for name, value in asdict(config.full).items()) + "."
+    settings = {name: value for name, value in asdict(config.full).items() if name not in config.full.unused}
+    yield "- Of the whole model: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."
     yield from _curves(full)
 
 

@@ -37,11 +37,14 @@ def begin_journal(folder: Path, config: RelufyConfig, source: Checkpoint) -> Jou
 
 def write_provenance(folder: Path, config: RelufyConfig, report: RelufyReport) -> None:
     """Write the settings and the report beside the weights."""
+    settings = asdict(config, dict_factory=plain)
+    for name in config.full.unused:
+        del settings["full"][name]
     content: dict[str, Any] = {
         "format": "tsconvert relufy",
         "format_version": FORMAT_VERSION,
         "command": typed(),
-        "settings": asdict(config, dict_factory=plain),
+        "settings": settings,
         "report": report.to_json(),
     }
     write_json(folder / PROVENANCE, content)

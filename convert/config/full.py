@@ -66,6 +66,11 @@ class FullRecovery:
             raise TsconvertError(f"learning_rate is {self.learning_rate}: it must be above 0")
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """Settings that say nothing. What a run writes leaves them out, as it was before there were any such."""
+        return ("attention_share",) if self.attention_share is None else ()
+
+    @property
     def steps(self) -> int:
         """Optimizer steps."""
         return max(1, round(self.tokens / self.batch_tokens))
