@@ -80,7 +80,7 @@ def turned_roles(file: GgufFile, dialect: str) -> list[str]:
 
 
 def expected_tensors(
-    spec: ModelSpec, dialect: str, factors: Mapping[str, float] | None = None, turned: Collection[str] = ()
+    spec: ModelSpec, dialect: str, factors: Mapping[str, float], turned: Collection[str]
 ) -> Iterator[Expected]:
     """What a file of a dialect (`llama.cpp`, `powerinfer`, `sparse`) holds of a model, predictors left out.
 
@@ -92,7 +92,7 @@ def expected_tensors(
     form = engine_form(spec, gguf, dialect)
 
     def part(place: Place, rows: int) -> Part:
-        factor = form.factors.get(place.role, 1.0) * (factors or {}).get(place.role, 1.0)
+        factor = form.factors.get(place.role, 1.0) * factors.get(place.role, 1.0)
         heads = {"attn_q": spec.heads, "attn_k": spec.kv_heads}.get(place.role[:6], 0) if form.permuted else 0
         if place.role.endswith("_norm"):
             heads = min(heads, 1) if spec.qk_norm == "head" else heads

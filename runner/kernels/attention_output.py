@@ -8,10 +8,10 @@ from .barrier import meet
 from .compiling import compiled
 from .matrix_products import add_listed
 from .memory import load_i32, store_f32, store_i32
-from .panel_sums import column_start, sum_rows
+from .panel_sums import begin_sums, sum_rows
 from .parameters import DENSE, PREDICTED, Layer, Parameters, counts_at, row_at
-from .reduction_tree import first_leaf, join_all, join_sums, leaf_start, sum_at
-from .residual import add_floats, add_row, add_to_residual, clear
+from .reduction_tree import add_sums, first_leaf, join_sums, leaf_start, sum_at
+from .residual import add_to_residual, clear
 from .simd.float_vectors import count_large
 from .work_shares import token_start
 
@@ -76,12 +76,7 @@ def output_of_token(params: Parameters, thread: int, layer: Layer) -> None:
         clear(params, into, params.width)
         add_listed(params, thread, layer.attn_output, 0, listed, start, stop - start, last, x, into)
         held, start = join_sums(params, thread, leaf, held + 1), stop
-    meet(params, thread)
-    whole = row_at(params.whole, thread)
-    join_all(params, thread)
-    if layer.attn_output_bias:
-        add_floats(params, layer.attn_output_bias, whole, params.width)
-    add_row(params, whole, thread, layer.attn_post_norm)
+    add_sums(params, thread, layer.attn_output_bias, layer.attn_post_norm)
     if params.mode == DENSE:  # where the FFN's sums come before the threads meet again
         meet(params, thread)
 
@@ -98,12 +93,9 @@ def output_of_block(params: Parameters, thread: int, layer: Layer) -> None:
         meet(params, thread)
     else:
         counts.attended += (end - first) * inputs
-    first, end = column_start(params, thread), column_start(params, thread + 1)
     for t in range(params.tokens):
         store_i32(chosen, t, t)
-        clear(params, row_at(params.added, t) + 4 * first, end - first)
-        if layer.attn_output_bias:
-            add_floats(params, layer.attn_output_bias + 4 * first, row_at(params.added, t) + 4 * first, end - first)
+    begin_sums(params, thread, layer.attn_output_bias)
     sum_rows(params, thread, layer.attn_output, 0, params.tokens, params.attended.address, 1, inputs)
     meet(params, thread)
     add_to_residual(params, thread, layer.attn_post_norm)

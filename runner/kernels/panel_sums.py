@@ -6,7 +6,7 @@ Some rows are decoded into a panel that stays in the cache, and each token adds 
 from .compiling import compiled
 from .memory import load_f32, load_i32, store_f32, store_i32
 from .parameters import PANEL_COLUMNS, PANEL_ROWS, BlockType, Parameters, Tensor, row_at
-from .residual import clear
+from .residual import add_floats, clear
 from .row_kernels import call_add
 from .simd.float_vectors import blend
 from .work_shares import UNIT, share_start
@@ -67,6 +67,17 @@ def column_start(params: Parameters, thread: int) -> int:
     """The first of the columns that a thread sums; that of the next thread ends them."""
     unit = PANEL_COLUMNS if params.width % PANEL_COLUMNS == 0 else UNIT
     return share_start(params, params.width, thread, params.threads, unit)
+
+
+@compiled
+def begin_sums(params: Parameters, thread: int, bias: int) -> None:
+    """added = a bias, if there is one, else zeros; of all tokens, for this thread's columns."""
+    first, end = column_start(params, thread), column_start(params, thread + 1)
+    for t in range(params.tokens):
+        into = row_at(params.added, t) + 4 * first
+        clear(params, into, end - first)
+        if bias:
+            add_floats(params, bias + 4 * first, into, end - first)
 
 
 @compiled

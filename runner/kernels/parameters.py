@@ -86,11 +86,11 @@ _FUNCTION_NAMES = (
     "output_of_token", "output_of_block", "attention", "choose_experts", "route", "choose_tokens", "share_for",
     "add_neuron_bias", "add_token_bias", "shift_gates", "shift_token_gates", "shift_ups", "activate", "activate_run",
     "has_predictor", "list_predicted", "list_open", "keep_open", "keep_firing", "count_missed", "predictor_hidden",
-    "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "take_share", "end_leaves",
-    "token_activations", "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits",
+    "find_neurons", "first_leaf", "leaf_start", "sum_at", "join_sums", "join_all", "add_sums", "take_share",
+    "end_leaves", "token_activations", "sum_leaves", "ffn_of_token", "chosen_above", "chosen_open", "predictor_logits",
     "predicted_gates", "open_ups", "drop_missed", "activate_tokens", "block_activations", "list_firing", "decode_part",
-    "add_panel", "column_start", "sum_rows", "ffn_of_block", "down_product", "expert_by_matrix", "ffn_by_matrix", "ffn",
-    "head",
+    "add_panel", "column_start", "begin_sums", "sum_rows", "ffn_of_block", "down_product", "expert_by_matrix",
+    "ffn_by_matrix", "ffn", "head",
 )  # fmt: skip
 
 

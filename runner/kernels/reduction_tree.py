@@ -5,9 +5,10 @@ neighbouring leaves. It sums each by itself and adds two sums as soon as it has 
 threads one sum each is left; what is left everywhere is added up in the same tree. Slow twin: tests/runner.
 """
 
+from .barrier import meet
 from .compiling import compiled
 from .parameters import LEAVES, Parameters, row_at
-from .residual import add_floats, clear
+from .residual import add_floats, add_row, clear
 from .work_shares import share_start
 
 _UNIT = 8
@@ -62,3 +63,14 @@ def join_all(params: Parameters, thread: int) -> None:
                 last = whole + 4 * width * held
                 add_floats(params, last, last - 4 * width, width)
                 size *= 2
+
+
+@compiled
+def add_sums(params: Parameters, thread: int, bias: int, weight: int) -> None:
+    """x += all threads' sums and a bias, if there is one, after a norm with ``weight`` if there is one."""
+    meet(params, thread)
+    whole = row_at(params.whole, thread)
+    join_all(params, thread)
+    if bias:
+        add_floats(params, bias, whole, params.width)
+    add_row(params, whole, thread, weight)

@@ -9,9 +9,9 @@ from ..barrier import meet
 from ..compiling import compiled
 from ..matrix_products import multiply, multiply_run, ready
 from ..memory import load_f32, load_i32, store_f32, store_i32
-from ..panel_sums import column_start, sum_rows
+from ..panel_sums import begin_sums, sum_rows
 from ..parameters import BLOCK, DENSE, Layer, Parameters, counts_at, row_at
-from ..residual import add_floats, add_to_residual, clear
+from ..residual import add_to_residual, clear
 from ..work_shares import run_start
 from .activations import activation_of, add_token_bias, is_open, shift_token_gates, shift_ups, smooth
 from .active_neurons import has_predictor
@@ -185,11 +185,8 @@ def block_activations(params: Parameters, thread: int, layer: Layer, expert: int
 @compiled
 def ffn_of_block(params: Parameters, thread: int, layer: Layer) -> None:
     """x += FFN(normed) of a block of tokens; under audit all neurons are looked at."""
-    form, first, end = 0, column_start(params, thread), column_start(params, thread + 1)
-    for t in range(params.tokens):
-        clear(params, row_at(params.added, t) + 4 * first, end - first)
-        if layer.ffn_down_bias:
-            add_floats(params, layer.ffn_down_bias + 4 * first, row_at(params.added, t) + 4 * first, end - first)
+    form = 0
+    begin_sums(params, thread, layer.ffn_down_bias)
     for expert in range(max(1, params.experts)):
         some = choose_tokens(params, thread, expert)
         if some:

@@ -9,8 +9,8 @@ from ..compiling import compiled
 from ..matrix_products import add_listed, multiply, ready
 from ..memory import load_f32, load_i32, load_i64, store_i32
 from ..parameters import DENSE, LEAVES, LINE, PREDICTED, Layer, Parameters, counts_at, row_at
-from ..reduction_tree import first_leaf, join_all, join_sums, leaf_start, sum_at
-from ..residual import add_floats, add_row, clear
+from ..reduction_tree import add_sums, first_leaf, join_sums, leaf_start, sum_at
+from ..residual import clear
 from .activations import activate, add_neuron_bias, shift_gates, shift_ups
 from .active_neurons import find_neurons, has_predictor, keep_firing, keep_open, predictor_hidden
 
@@ -125,9 +125,4 @@ def ffn_of_token(params: Parameters, thread: int, layer: Layer) -> None:
     for k in range(params.experts_per_token):
         form = token_activations(params, thread, layer, k, form)
     sum_leaves(params, thread, layer)
-    meet(params, thread)
-    whole = row_at(params.whole, thread)
-    join_all(params, thread)
-    if layer.ffn_down_bias:
-        add_floats(params, layer.ffn_down_bias, whole, params.width)
-    add_row(params, whole, thread, layer.ffn_post_norm)
+    add_sums(params, thread, layer.ffn_down_bias, layer.ffn_post_norm)
